@@ -1,0 +1,93 @@
+"""Fixtures shared by the tests: a tiny model, and Meta's reference numbers under our names."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conversion.key_mapping import from_meta
+from ijepa import IJepaConfig, IJepaForPretraining
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def reference_json(name):
+    return json.loads((FIXTURES / name).read_text())
+
+
+def reference_tensors(name):
+    return load_file(FIXTURES / name)
+
+
+def config_of_reference(reference):
+    """Our configuration for the `config` entry of a reference file."""
+    return IJepaConfig(
+        hidden_size=reference["embed_dim"],
+        num_hidden_layers=reference["depth"],
+        num_attention_heads=reference["num_heads"],
+        intermediate_size=int(reference["embed_dim"] * reference["mlp_ratio"]),
+        image_size=reference["image_size"],
+        patch_size=reference["patch_size"],
+        predictor_hidden_size=reference["predictor_embed_dim"],
+        predictor_num_hidden_layers=reference["predictor_depth"],
+        predictor_num_attention_heads=reference["predictor_num_heads"],
+        layer_norm_eps=reference["layer_norm_eps"],
+    )
+
+
+def weights_of_reference(tensors, prefix="", networks=("encoder", "predictor", "target_encoder")):
+    """Weights stored as `<prefix><network>.<Meta's key>` under our names."""
+    weights = {}
+    for network in networks:
+        start = f"{prefix}{network}."
+        found = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        weights.update(from_meta(network, found))
+    return weights
+
+
+def masks_of_reference(tensors, prefix=""):
+    """Context (B, C, N_ctx) and target indices (B, M, N_tgt) of a reference file."""
+    stacks = []
+    for kind in ("context_mask", "target_mask"):
+        names = sorted(key for key in tensors if key.startswith(f"{prefix}{kind}."))
+        stacks.append(torch.stack([tensors[name].long() for name in names], dim=1))
+    return stacks
+
+
+@pytest.fixture
+def tolerances():
+    return reference_json("MANIFEST.json")["tolerances"]
+
+
+@pytest.fixture
+def tiny_config():
+    return IJepaConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        predictor_hidden_size=16,
+        predictor_num_hidden_layers=2,
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_config):
+    torch.manual_seed(0)
+    return IJepaForPretraining(tiny_config)
+
+
+@pytest.fixture
+def tiny_batch():
+    """Two images of 4 x 4 patches, one context of 5 patches, two target blocks of 3."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "pixel_values": torch.randn(2, 3, 32, 32, generator=generator),
+        "context_indices": torch.tensor([[[0, 1, 4, 5, 8]], [[2, 3, 6, 7, 11]]]),
+        "target_indices": torch.tensor([[[9, 10, 13], [12, 14, 15]], [[0, 4, 8], [12, 13, 14]]]),
+    }
