@@ -1,0 +1,901 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Images in: opening data sets, decoding files, crops, the order of a pretraining run, and what to do with bad files.
+
+Shape legend:
+    B images, C channels (1 or 3), H rows, W columns. A decoded image is a uint8 array (H, W, C) in 0..255, a sample's
+    `pixel_values` a uint8 tensor (C, H, W). `size` is one number for a square or (height, width), in pixels.
+
+Nothing here keeps a state that a resumed run would have to restore: the order of the images is a pure function of
+(seed, epoch) and every crop of (seed, epoch, index); neither the number of workers nor an interruption changes them.
+Normalisation happens on the device, on uint8 batches, which are a quarter of the bytes of float ones.
+"""
+
+import glob
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers import BitImageProcessorPil
+
+
+IMAGE_EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+SHARD_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
+LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label")
+
+EVALUATION_RESIZE_RATIO = 256 / 224  # shorter side over crop, the usual ImageNet protocol
+MAX_SUBSTITUTES = 100  # unreadable images in a row that a sample may skip before the run stops
+
+# First number of a random stream's key, so that no two uses share a stream.
+_ORDER_STREAM, _CROP_STREAM = 0, 1
+
+_EXIF_ORIENTATION = 0x0112
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+# Bad images
+
+
+class BadImageError(ValueError):
+    """An image that cannot be read, or too many of them. The message holds the file's name and the reason."""
+
+    def __init__(self, name, reason=None):
+        # One argument must be enough: a DataLoader re-raises a worker's error as type(error)(message).
+        super().__init__(name if reason is None else f"{name}: {reason}")
+        self.reason = reason
+
+
+class BadImageLog:
+    """The bad images of a run, each counted and written once, in the main process.
+
+    Args:
+        path: a JSON-lines file with one `{"index", "name", "reason"}` per bad image. An existing file is read back, so
+            that a resumed run goes on counting where it was.
+        limit: how many bad images are tolerated: an int is a count, a float in [0, 1) a fraction of the data set.
+        dataset: the data set of `load_image_dataset`, in which the indices point.
+        num_channels: as in `PretrainingImages`.
+        writes: False in all processes but the main one, which count along, and so stop along, but do not write.
+
+    Raises:
+        BadImageError: as soon as more than `limit` different images are bad, also when the file read back says so.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        limit: int | float,
+        dataset: datasets.Dataset,
+        num_channels: int = 3,
+        writes: bool = True,
+    ):
+        if limit < 0 or (isinstance(limit, float) and limit >= 1):
+            raise ValueError(f"limit must be a count or a fraction in [0, 1) of the data set, got {limit!r}")
+        self.path = Path(path)
+        self.limit = int(limit * len(dataset)) if isinstance(limit, float) else limit
+        self.dataset = dataset
+        self.num_channels = num_channels
+        self.writes = writes
+        self.indices = self._read_back()
+        self._check()
+
+    def add(self, indices: Iterable[int]) -> int:
+        """Counts and writes the indices not met before; returns the number of different bad images so far."""
+        new_indices = sorted(set(indices) - self.indices)
+        if new_indices:
+            if self.writes:
+                records = [{"index": index, **self._describe(index)} for index in new_indices]
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write("".join(json.dumps(record) + "\n" for record in records))
+            self.indices.update(new_indices)
+            self._check()
+        return len(self.indices)
+
+    def _read_back(self) -> set[int]:
+        if not self.path.exists():
+            return set()
+        text = self.path.read_text(encoding="utf-8")
+        whole_lines = text[: text.rfind("\n") + 1]
+        if (
+            whole_lines != text and self.writes
+        ):  # a killed run may leave half a line, to which the next record must not be glued
+            self.path.write_text(whole_lines, encoding="utf-8")
+        return {json.loads(line)["index"] for line in whole_lines.splitlines()}
+
+    def _describe(self, index: int) -> dict[str, str]:
+        """The reason comes from reading the file once more: a worker hands over numbers only."""
+        name = image_name(self.dataset, index)
+        try:
+            _read_image(self.dataset[index]["image"], index, self.num_channels)
+        except BadImageError as error:
+            return {"name": name, "reason": error.reason}
+        return {"name": name, "reason": "could not be read at first, but later it could: is the storage reliable?"}
+
+    def _check(self):
+        if len(self.indices) > self.limit:
+            raise BadImageError(
+                f"{len(self.indices)} of {len(self.dataset)} images cannot be read, more than the limit of "
+                f"{self.limit}; {self.path} lists them"
+            )
+
+
+def bad_indices(batch: dict[str, torch.Tensor], num_images: int) -> list[int]:
+    """The bad images met in a collated batch of `PretrainingImages`, from its `index` (B,) and `num_bad` (B,)."""
+    pairs = zip(batch["index"].tolist(), batch["num_bad"].tolist(), strict=True)
+    return sorted({(index + skipped) % num_images for index, num_bad in pairs for skipped in range(num_bad)})
+
+
+# Opening data sets
+
+
+def load_image_dataset(
+    source: str | os.PathLike,
+    *,
+    split: str = "train",
+    config_name: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> datasets.Dataset:
+    """Opens images for random access.
+
+    Args:
+        source: one of
+            - "digits": the 1,797 real 8x8 scans of scikit-learn, in their published order: "train" is the first 1,297,
+              "test" the last 500. Every digit has 46 to 51 of the test scans.
+            - a folder of images, with any depth of sub-folders. Split folders (train, validation or val or valid,
+              test) are optional, and so are class folders: if every image of a split lies in a sub-folder, and there
+              are at least two, the first level names the class. File names never decide a split. Files with other
+              extensions than IMAGE_EXTENSIONS, hidden files and metadata files are not read.
+            - a folder, file or glob of .parquet, of .tar (WebDataset) or of .arrow files, or a `save_to_disk` folder.
+              In a folder of shards the split is the word train, validation, val, valid or test in the path, if any.
+            - otherwise the name of a data set on the Hub.
+        split: "val" and "valid" mean "validation". Files without a split are "train".
+        config_name: the configuration of a Hub data set; nothing else has one.
+        image_column, label_column: needed only where the right one is not obvious.
+        cache_dir: where `datasets` keeps the Arrow files that it makes of Parquet files, tar shards and Hub data sets.
+
+    Returns:
+        A data set with the columns "image" (encoded bytes or a path, not decoded) and, if there are labels, "label"
+        (`ClassLabel`; the same ids in every split; ints keep their value).
+
+    Raises:
+        ValueError: if the source, the split or a column is absent or ambiguous.
+    """
+    splits = _open_splits(os.fspath(source), config_name, cache_dir)
+    names = [SPLIT_NAMES.get(str(name).lower(), str(name)) for name in splits]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{str(source)!r} has two splits of the same meaning: {', '.join(map(repr, splits))}")
+    splits = dict(zip(names, splits.values(), strict=True))
+    split = SPLIT_NAMES.get(split.lower(), split)
+    if split not in splits:
+        raise ValueError(f"{str(source)!r} has no split {split!r}; it has {', '.join(map(repr, sorted(splits)))}")
+    return _with_standard_columns(splits, split, image_column, label_column)
+
+
+def image_name(dataset: datasets.Dataset, index: int) -> str:
+    """The file name or path of an image, for messages; its number where the source keeps no names."""
+    return _value_name(dataset[index]["image"]) or f"image {index}"
+
+
+def _open_splits(source: str, config_name: str | None, cache_dir) -> dict[str, datasets.Dataset]:
+    path = Path(source).expanduser()
+    is_local = source == "digits" or path.exists() or glob.has_magic(source) or _looks_like_a_path(source)
+    if is_local and config_name is not None:
+        raise ValueError(f"config_name is for Hub data sets only, got {config_name!r} for {source!r}")
+    if source == "digits":
+        return _open_digits()
+    if path.is_dir():
+        return _open_folder(path, cache_dir)
+    if path.is_file():
+        return _open_files(source, [path], cache_dir)
+    if glob.has_magic(source):
+        return _open_files(source, sorted(map(Path, glob.glob(str(path), recursive=True))), cache_dir)
+    if is_local:
+        raise ValueError(f"{source!r} is neither a file nor a folder on this machine")
+    problem = f"{source!r} is neither a file nor a folder on this machine, and it cannot be loaded from the Hub"
+    return _load_with_datasets(problem, path=source, name=config_name, cache_dir=cache_dir)
+
+
+def _looks_like_a_path(source: str) -> bool:
+    extensions = (*IMAGE_EXTENSIONS, *SHARD_BUILDERS)
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source or source.endswith(extensions)
+
+
+def _load_with_datasets(problem: str, **arguments) -> dict[str, datasets.Dataset]:
+    try:
+        return dict(datasets.load_dataset(**arguments))
+    except Exception as error:  # `datasets` wraps what went wrong in errors of many classes
+        reason = error.__cause__ or error
+        raise ValueError(f"{problem}: {type(reason).__name__}: {reason}") from error
+
+
+def _open_digits() -> dict[str, datasets.Dataset]:
+    from sklearn.datasets import load_digits  # only needed here
+
+    digits = load_digits()
+    scans = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), published as 0..16
+    images = [{"bytes": _png(scan), "path": f"digits/{number:04}.png"} for number, scan in enumerate(scans)]
+    features = _features([str(name) for name in digits.target_names])
+    parts = {"train": slice(0, 1297), "test": slice(1297, 1797)}
+    return {
+        split: datasets.Dataset.from_dict({"image": images[part], "label": digits.target[part]}, features=features)
+        for split, part in parts.items()
+    }
+
+
+def _png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def _features(class_names: Sequence[str] = ()) -> datasets.Features:
+    label = {"label": datasets.ClassLabel(names=list(class_names))} if class_names else {}
+    return datasets.Features({"image": datasets.Image(decode=False), **label})
+
+
+def _open_folder(folder: Path, cache_dir) -> dict[str, datasets.Dataset]:
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        saved = datasets.load_from_disk(str(folder))
+        return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    kind, files = _files_of_one_kind(str(folder), _visible_files(folder, (os.path.realpath(folder),)))
+    if kind == "image":
+        return _open_image_folder(folder, [file.relative_to(folder) for file in files])
+    return _open_shards(str(folder), kind, _shards_by_split(folder, files), cache_dir)
+
+
+def _open_files(source: str, files: list[Path], cache_dir) -> dict[str, datasets.Dataset]:
+    """Files that the caller named one by one, or by a glob, are one split whatever they are called."""
+    kind, files = _files_of_one_kind(source, files)
+    if kind == "image":
+        return {"train": _image_paths(files)}
+    return _open_shards(source, kind, {"train": files}, cache_dir)
+
+
+def _visible_files(folder: Path, parents: tuple[str, ...]) -> Iterator[Path]:
+    """Files at any depth, sorted, through links to folders but not in circles."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield folder / entry.name
+        elif (real_path := os.path.realpath(entry.path)) not in parents:
+            yield from _visible_files(folder / entry.name, (*parents, real_path))
+
+
+def _files_of_one_kind(source: str, files: Iterable[Path]) -> tuple[str, list[Path]]:
+    by_kind = {}
+    for file in files:
+        extension = file.suffix.lower()
+        kind = "image" if extension in IMAGE_EXTENSIONS else extension
+        if kind == "image" or kind in SHARD_BUILDERS:
+            by_kind.setdefault(kind, []).append(file)
+    if not by_kind:
+        raise ValueError(f"{source!r} holds no images ({', '.join(IMAGE_EXTENSIONS)}) and no .parquet, .tar or .arrow")
+    if len(by_kind) > 1:
+        raise ValueError(
+            f"{source!r} holds several kinds of data ({', '.join(by_kind)}); name one with a glob, such as "
+            f"{os.path.join(source, '**', '*.parquet')!r}"
+        )
+    return by_kind.popitem()
+
+
+def _shards_by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    by_split = {}
+    for file in files:
+        words = "".join(c if c.isalnum() else " " for c in str(file.relative_to(folder)).lower()).split()
+        found = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+        by_split.setdefault(found.pop() if len(found) == 1 else None, []).append(file)
+    if None in by_split and len(by_split) > 1:
+        raise ValueError(
+            f"{str(folder)!r}: the split of {by_split[None][0].name!r} is unclear; name files with a glob"
+        )
+    return by_split if None not in by_split else {"train": by_split[None]}
+
+
+def _open_shards(source: str, kind: str, files: dict[str, list[Path]], cache_dir) -> dict[str, datasets.Dataset]:
+    data_files = {split: [glob.escape(str(file.absolute())) for file in paths] for split, paths in files.items()}
+    problem = f"the {kind} files of {source!r} cannot be read"
+    return _load_with_datasets(problem, path=SHARD_BUILDERS[kind], data_files=data_files, cache_dir=cache_dir)
+
+
+def _open_image_folder(folder: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
+    """Lists the files itself, because the `imagefolder` builder takes splits from file names (`test_1.jpg`)."""
+    depth = int(_has_split_folders(str(folder), files))
+    by_split = {}
+    for file in files:
+        by_split.setdefault(file.parts[0] if depth else "train", []).append(file)
+    classes = {
+        split: [file.parts[depth] for file in paths if len(file.parts) > depth + 1]
+        for split, paths in by_split.items()
+    }
+    labelled = {split for split, labels in classes.items() if len(labels) == len(by_split[split])}
+    class_names = sorted({label for split in labelled for label in classes[split]})
+    opened = {}
+    for split, paths in by_split.items():
+        has_labels = split in labelled and len(class_names) > 1
+        labels, names = (classes[split], class_names) if has_labels else ((), ())
+        opened[split] = _image_paths([folder / file for file in paths], labels, names)
+    return opened
+
+
+def _has_split_folders(source: str, files: list[Path]) -> bool:
+    tops = {file.parts[0] if len(file.parts) > 1 else "" for file in files}
+    split_folders = {top for top in tops if top.lower() in SPLIT_NAMES}
+    if split_folders and split_folders != tops:
+        others = sorted(tops - split_folders)
+        raise ValueError(
+            f"{source!r} has split folders {sorted(split_folders)} beside other images (in {others[:5]}); keep only "
+            f"split folders, or, if these are classes, move them all into a folder {os.path.join(source, 'train')!r}"
+        )
+    return bool(split_folders)
+
+
+def _image_paths(files: list[Path], labels: Sequence[str] = (), class_names: Sequence[str] = ()) -> datasets.Dataset:
+    columns = {"image": [str(file.absolute()) for file in files]}
+    if class_names:
+        ids = {name: number for number, name in enumerate(class_names)}
+        columns["label"] = [ids[label] for label in labels]
+    return datasets.Dataset.from_dict(columns, features=_features(class_names))
+
+
+def _with_standard_columns(
+    splits: dict[str, datasets.Dataset], split: str, image_column: str | None, label_column: str | None
+) -> datasets.Dataset:
+    dataset = splits[split].with_format(None)
+    image_column = _find_image_column(dataset, image_column)
+    label_column = _find_label_column(dataset, label_column)
+    images = dataset.select_columns([image_column]).rename_columns({image_column: "image"})
+    images = images.cast_column("image", datasets.Image(decode=False))
+    if label_column is None:
+        return images
+    # Labels are cast on their own: casting them inside the table would rewrite all images on disk.
+    labels = dataset.select_columns([label_column]).rename_columns({label_column: "label"})
+    if not isinstance(labels.features["label"], datasets.ClassLabel):
+        columns = [table.unique(label_column) for table in splits.values() if label_column in table.column_names]
+        labels = labels.cast_column("label", _class_label(label_column, set().union(*columns) - {None}))
+    return datasets.concatenate_datasets([images, labels], axis=1)
+
+
+def _class_label(column: str, values: set) -> datasets.ClassLabel:
+    """One class list for all splits, from all splits. -1 means unlabelled, as everywhere in `datasets`."""
+    if any(isinstance(value, str) for value in values):
+        return datasets.ClassLabel(names=sorted(values))
+    if min(values, default=0) < -1:
+        raise ValueError(f"the class ids in column {column!r} must be -1 or more, got {min(values)}")
+    return datasets.ClassLabel(names=[str(number) for number in range(max(values, default=0) + 1)])
+
+
+def _find_image_column(dataset: datasets.Dataset, asked: str | None) -> str:
+    features = dataset.features
+    if asked is not None:
+        if asked not in features or not (_may_hold_images(features[asked]) or _is_value(features[asked], "string")):
+            raise ValueError(f"{asked!r} is no column of images; the columns are {_columns(dataset)}")
+        return asked
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    found = found or [name for name in features if _may_hold_images(features[name]) and _holds_images(dataset, name)]
+    if len(found) != 1:
+        problem = f"several image columns {found}" if found else "no image column"
+        raise ValueError(f"{problem}; choose one with image_column. The columns are {_columns(dataset)}")
+    return found[0]
+
+
+def _may_hold_images(feature) -> bool:
+    is_file = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    return isinstance(feature, datasets.Image) or is_file or _is_value(feature, "binary")
+
+
+def _holds_images(dataset: datasets.Dataset, column: str) -> bool:
+    """True if one of the first ten values starts like an image; only file headers are read."""
+    for value in dataset.select_columns([column])[:10][column]:
+        try:
+            Image.open(io.BytesIO(_encoded(value if isinstance(value, dict) else {"bytes": value, "path": None})))
+            return True
+        except Exception:  # whatever PIL says: this value is no image
+            continue
+    return False
+
+
+def _find_label_column(dataset: datasets.Dataset, asked: str | None) -> str | None:
+    features = dataset.features
+    if asked is not None:
+        if asked not in features or not _may_hold_labels(features[asked]):
+            raise ValueError(f"{asked!r} is no column of class ids or names; the columns are {_columns(dataset)}")
+        return asked
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    found = found or [name for name in LABEL_NAMES if name in features and _may_hold_labels(features[name])]
+    if len(found) > 1:  # CIFAR-100: coarse_label and fine_label
+        found = [name for name in found if name in LABEL_NAMES] or found
+    if len(found) > 1:
+        raise ValueError(f"several label columns {found}; choose one with label_column")
+    return found[0] if found else None
+
+
+def _may_hold_labels(feature) -> bool:
+    return isinstance(feature, datasets.ClassLabel) or _is_value(feature, "int", "uint", "string")
+
+
+def _is_value(feature, *kinds: str) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype.removeprefix("large_").startswith(kinds)
+
+
+def _columns(dataset: datasets.Dataset) -> str:
+    return ", ".join(f"{name} ({getattr(feature, 'dtype', 'nested')})" for name, feature in dataset.features.items())
+
+
+# Decoding
+
+
+def decode_image(value, num_channels: int = 3, name: str | None = None) -> np.ndarray:
+    """Decodes an image to uint8 (H, W, C), upright as its EXIF orientation says.
+
+    Transparent pixels are laid on white, 16-bit values are scaled (65535 becomes 255), of an animation the first frame
+    is taken, palettes and CMYK become RGB, and one channel is the luma of ITU-R 601. Colour profiles are ignored.
+
+    Args:
+        value: `{"bytes": ..., "path": ...}` as in a column `Image(decode=False)`, or a PIL image.
+        num_channels: 1 or 3.
+        name: what messages call the image; its path by default.
+
+    Raises:
+        BadImageError: if the image cannot be decoded to its last pixel; nothing is filled in.
+    """
+    return _as_array(_decode(value, num_channels, name))
+
+
+def _decode(value, num_channels: int, name: str | None = None) -> Image.Image:
+    if num_channels not in (1, 3):
+        raise ValueError(f"num_channels must be 1 or 3, got {num_channels!r}")
+    try:
+        image = value if isinstance(value, Image.Image) else Image.open(io.BytesIO(_encoded(value)))
+        image.load()
+        return _with_channels(_upright(image), num_channels)
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, EOFError, struct.error and more
+        raise BadImageError(name or _value_name(value) or "an image without a name", _reason(error)) from error
+
+
+def _read_image(value, index: int, num_channels: int) -> Image.Image:
+    return _decode(value, num_channels, _value_name(value) or f"image {index}")
+
+
+def _value_name(value) -> str | None:
+    return value.get("path") if isinstance(value, dict) else getattr(value, "filename", None)
+
+
+def _encoded(value: dict | None) -> bytes:
+    if value is None or (value.get("bytes") is None and value.get("path") is None):
+        raise ValueError("there is neither a path nor bytes")
+    encoded = value["bytes"] if value.get("bytes") is not None else Path(value["path"]).read_bytes()
+    if not encoded:
+        raise ValueError("the file is empty")
+    return encoded
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its own message is the address of a buffer
+        return "this is no image that PIL knows"
+    return f"{type(error).__name__}: {error}"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # The test comes first because exif_transpose copies images that are upright already.
+    return image if image.getexif().get(_EXIF_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+
+
+def _with_channels(image: Image.Image, num_channels: int) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT_MODES:
+        image = _eight_bit(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; store 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # the only mode without a way to L
+    mode = "L" if num_channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """PIL's own convert("L") cuts 16-bit values at 255, which makes nearly all of them white."""
+    pixels = np.asarray(image)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(
+            f"integer pixels from {pixels.min()} to {pixels.max()}; only 8 and 16 bits have a known range"
+        )
+    return Image.fromarray(np.rint(pixels / 257).astype(np.uint8))
+
+
+def _as_array(image: Image.Image | np.ndarray) -> np.ndarray:
+    array = np.array(image) if isinstance(image, Image.Image) else image
+    return array if array.ndim == 3 else array[:, :, None]  # (H, W, C)
+
+
+# Transforms
+
+
+def random_resized_crop(
+    image: Image.Image | np.ndarray,
+    size: int | tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: np.random.Generator,
+    *,
+    horizontal_flip: bool = False,
+    interpolation: str = "bilinear",
+) -> torch.Tensor:
+    """The only augmentation of I-JEPA (appendix A.1): a random part of the image, resized with antialiasing.
+
+    Args:
+        image: uint8 (H, W, C), or a PIL image of mode L or RGB.
+        size: of the result. For a size that is not square, `ratio` is relative to the result's width / height, so
+            that the stretching of the content stays within `ratio`.
+        scale: smallest and largest part of the image's area.
+        ratio: smallest and largest width / height of the crop, log-uniform in between.
+        generator: where all randomness comes from.
+        horizontal_flip: mirror half of the results. Off in the paper; the crops are the same with and without.
+        interpolation: "bilinear" (as published) or "bicubic".
+
+    Returns:
+        uint8 (C, height, width).
+    """
+    array = _as_array(image)
+    height, width = _height_and_width(size)
+    top, left, crop_height, crop_width = sample_crop(*array.shape[:2], width / height, scale, ratio, generator)
+    crop = torch.from_numpy(array[top : top + crop_height, left : left + crop_width]).permute(2, 0, 1)[None]
+    # On uint8 this gives PIL's result up to one grey level in about a quarter of the time.
+    resized = torch.nn.functional.interpolate(crop, (height, width), mode=interpolation, antialias=True)[0]
+    if horizontal_flip and generator.random() < 0.5:
+        resized = resized.flip(-1)
+    return resized.contiguous()
+
+
+def sample_crop(
+    height: int,
+    width: int,
+    target_ratio: float,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """Draws (top, left, height, width) of a crop; after ten draws that do not fit, the centre as large as fits."""
+    # Only Generator.random() is used: its stream has never changed between NumPy versions, unlike integers().
+    for _ in range(10):
+        area, shape, vertical, horizontal = generator.random(4)
+        crop_area = height * width * (scale[0] + area * (scale[1] - scale[0]))
+        crop_ratio = target_ratio * ratio[0] * (ratio[1] / ratio[0]) ** shape
+        crop_height, crop_width = round(math.sqrt(crop_area / crop_ratio)), round(math.sqrt(crop_area * crop_ratio))
+        if 0 < crop_height <= height and 0 < crop_width <= width:
+            top, left = int(vertical * (height - crop_height + 1)), int(horizontal * (width - crop_width + 1))
+            return top, left, crop_height, crop_width
+    crop_ratio = min(max(width / height, target_ratio * ratio[0]), target_ratio * ratio[1])
+    crop_height = max(1, min(height, round(width / crop_ratio)))
+    crop_width = max(1, min(width, round(height * crop_ratio)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def resize_center_crop(
+    image: Image.Image | np.ndarray, size: int | tuple[int, int], resize_ratio: float = EVALUATION_RESIZE_RATIO
+) -> torch.Tensor:
+    """The evaluation view, equal to what `build_image_processor` computes: bicubic resize, centre crop.
+
+    For a square size the shorter side becomes resize_ratio x size. For another size the whole image becomes
+    resize_ratio x (height, width), which keeps the shape of the content only where the image has about the shape of
+    `size`: stock image processors know no third way.
+
+    Args:
+        image: uint8 (H, W, C), or a PIL image of mode L or RGB.
+        size: of the result.
+        resize_ratio: 1 or more; 1 keeps small images whole (CIFAR and digits).
+
+    Returns:
+        uint8 (C, height, width).
+    """
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0])
+    height, width = _height_and_width(size)
+    resized_height, resized_width = _resized_size(image.height, image.width, size, resize_ratio)
+    image = image.resize((resized_width, resized_height), Image.Resampling.BICUBIC)
+    top, left = (resized_height - height) // 2, (resized_width - width) // 2
+    image = image.crop((left, top, left + width, top + height))
+    return torch.from_numpy(_as_array(image)).permute(2, 0, 1).contiguous()
+
+
+def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"size must be positive, got {size!r}")
+    return height, width
+
+
+def _evaluation_box(size: int | tuple[int, int], resize_ratio: float) -> tuple[int, int]:
+    if resize_ratio < 1:
+        raise ValueError(f"resize_ratio must be 1 or more, got {resize_ratio!r}: the crop would leave the image")
+    height, width = _height_and_width(size)
+    return round(resize_ratio * height), round(resize_ratio * width)
+
+
+def _resized_size(height: int, width: int, size: int | tuple[int, int], resize_ratio: float) -> tuple[int, int]:
+    box_height, box_width = _evaluation_box(size, resize_ratio)
+    if box_height != box_width:
+        return box_height, box_width
+    # Rounded down like `transformers` does, so that both give the same pixels.
+    if height <= width:
+        return box_height, int(box_height * width / height)
+    return int(box_height * height / width), box_height
+
+
+def default_image_statistics(num_channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of pixels in 0..1: ImageNet's, as published; for one channel, of their luma."""
+    statistics = {3: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), 1: ([0.459], [0.226])}
+    if num_channels not in statistics:
+        raise ValueError(f"num_channels must be 1 or 3, got {num_channels!r}")
+    return statistics[num_channels]
+
+
+def normalize_pixel_values(
+    pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]
+) -> torch.Tensor:
+    """(uint8 / 255 - mean) / std as float32, on the tensor's device.
+
+    Args:
+        pixel_values: uint8 (..., C, H, W).
+        image_mean, image_std: one number per channel, for pixels in 0..1.
+    """
+    if pixel_values.dtype != torch.uint8:
+        raise TypeError(f"pixel_values must be uint8 in 0..255, got {pixel_values.dtype}: normalised already?")
+    if not len(image_mean) == len(image_std) == pixel_values.shape[-3]:
+        raise ValueError(f"mean {image_mean} and std {image_std} do not fit {pixel_values.shape[-3]} channels")
+    mean = 255 * torch.tensor(image_mean, device=pixel_values.device).view(-1, 1, 1)  # (C, 1, 1)
+    std = 255 * torch.tensor(image_std, device=pixel_values.device).view(-1, 1, 1)
+    return (pixel_values.float() - mean) / std
+
+
+def build_image_processor(
+    image_size: int | tuple[int, int],
+    num_channels: int = 3,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    resize_ratio: float = EVALUATION_RESIZE_RATIO,
+) -> BitImageProcessorPil:
+    """A stock image processor that does what `resize_center_crop` and `normalize_pixel_values` do.
+
+    `save_pretrained` writes a `preprocessor_config.json` without the word PIL, and `AutoImageProcessor` opens it with
+    or without torchvision. transformers 5.17 without torchvision hides AutoImageProcessor, whatever the file says:
+    there, `BitImageProcessorPil.from_pretrained` opens it. BiT's is the class whose fields are these steps (DINOv2
+    uses it too); `ViTImageProcessor` has no centre crop of its own.
+
+    The stock class differs from `decode_image` in three points. It does not rotate by EXIF if it gets a PIL image. For
+    num_channels 3 it clips 16-bit images. For num_channels 1 it takes PIL images of mode L or arrays (H, W, 1) or
+    (1, H, W), and raises a ValueError about the mean for colour, because it can convert to RGB but not to grey; do
+    `image.convert("L")` first.
+    """
+    mean, std = default_image_statistics(num_channels)
+    height, width = _height_and_width(image_size)
+    box_height, box_width = _evaluation_box(image_size, resize_ratio)
+    is_square = box_height == box_width
+    return BitImageProcessorPil(
+        size={"shortest_edge": box_height} if is_square else {"height": box_height, "width": box_width},
+        crop_size={"height": height, "width": width},
+        resample=Image.Resampling.BICUBIC,
+        do_convert_rgb=num_channels == 3,
+        image_mean=list(mean if image_mean is None else image_mean),
+        image_std=list(std if image_std is None else image_std),
+    )
+
+
+# Samples
+
+
+class PretrainingImages(torch.utils.data.Dataset):
+    """Random crops for pretraining, addressed by the keys of `PretrainingBatchSampler`.
+
+    An image that cannot be read is replaced by the next one that can, so that all batches keep their size; `num_bad`
+    says how many were skipped. The bad images of a sample are `index`, `index` + 1, ..., `index` + `num_bad` - 1,
+    modulo the size of the data set (see `bad_indices`).
+
+    Args:
+        dataset: of `load_image_dataset`.
+        image_size: of the samples.
+        num_channels: 1 or 3.
+        crop_scale, crop_ratio, horizontal_flip, interpolation: as in `random_resized_crop`; the published recipe by
+            default.
+        seed: of the crops, which are a pure function of (seed, epoch, index).
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        image_size: int | tuple[int, int],
+        *,
+        num_channels: int = 3,
+        crop_scale: tuple[float, float] = (0.3, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        horizontal_flip: bool = False,
+        interpolation: str = "bilinear",
+        seed: int = 0,
+    ):
+        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale must be a range inside (0, 1], got {crop_scale!r}")
+        if not 0 < crop_ratio[0] <= crop_ratio[1]:
+            raise ValueError(f"crop_ratio must be a range of positive numbers, got {crop_ratio!r}")
+        if interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {interpolation!r}")
+        default_image_statistics(num_channels)  # raises for other numbers of channels
+        self.dataset = dataset
+        self.image_size = _height_and_width(image_size)
+        self.num_channels = num_channels
+        self.crop_scale = crop_scale
+        self.crop_ratio = crop_ratio
+        self.horizontal_flip = horizontal_flip
+        self.interpolation = interpolation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int, int, int]) -> dict[str, torch.Tensor | int]:
+        """key (step, slot_block, epoch, index) -> `pixel_values` uint8 (C, H, W) and the ints `step`, `slot_block`,
+        `index`, `num_bad`."""
+        step, slot_block, epoch, index = key
+        image, num_bad = self._first_readable(index)
+        # The requested index seeds the crop of a substitute too: the image is seen again under its own index.
+        pixel_values = random_resized_crop(
+            image,
+            self.image_size,
+            self.crop_scale,
+            self.crop_ratio,
+            np.random.Generator(_random_stream(self.seed, _CROP_STREAM, epoch, index)),
+            horizontal_flip=self.horizontal_flip,
+            interpolation=self.interpolation,
+        )
+        return {
+            "pixel_values": pixel_values,
+            "step": step,
+            "slot_block": slot_block,
+            "index": index,
+            "num_bad": num_bad,
+        }
+
+    def _first_readable(self, index: int) -> tuple[Image.Image, int]:
+        for num_bad in range(min(MAX_SUBSTITUTES, len(self))):
+            try:
+                substitute = (index + num_bad) % len(self)
+                return _read_image(self.dataset[substitute]["image"], substitute, self.num_channels), num_bad
+            except BadImageError as error:
+                last = error
+        raise BadImageError(
+            f"{num_bad + 1} images in a row from image {index} on cannot be read; the last one is {last}"
+        )
+
+
+class EvaluationImages(torch.utils.data.Dataset):
+    """Evaluation views: `pixel_values` uint8 (C, H, W) of `resize_center_crop` and, if there are labels, `labels`.
+
+    A file that cannot be read raises a BadImageError with its name: leaving it out, or putting another in its place,
+    would change the published number without a word.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        image_size: int | tuple[int, int],
+        num_channels: int = 3,
+        resize_ratio: float = EVALUATION_RESIZE_RATIO,
+    ):
+        default_image_statistics(num_channels)  # raises for other numbers of channels
+        self.dataset = dataset
+        self.image_size = _height_and_width(image_size)
+        self.num_channels = num_channels
+        self.resize_ratio = resize_ratio
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
+        row = self.dataset[index]
+        image = _read_image(row["image"], index, self.num_channels)
+        labels = {"labels": row["label"]} if "label" in row else {}
+        return {"pixel_values": resize_center_crop(image, self.image_size, self.resize_ratio), **labels}
+
+
+# Order
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of an epoch, int64 (num_images,): the stable sorting order of raw Philox words.
+
+    NumPy guarantees the words of a bit generator for ever, but not `Generator.permutation`.
+    """
+    return np.argsort(_random_stream(seed, _ORDER_STREAM, epoch).random_raw(num_images), kind="stable")
+
+
+def _random_stream(seed: int, *key: int) -> np.random.Philox:
+    return np.random.Philox(np.random.SeedSequence(seed, spawn_key=key))
+
+
+class PretrainingBatchSampler(torch.utils.data.Sampler):
+    """Which images a rank sees in which step, as a pure function of its arguments. Do not let Accelerate prepare it.
+
+    An optimizer step takes one global batch of batch_size x accumulation_steps x world_size images, which falls into
+    equal slot blocks. In micro-step k, rank r takes the slot block k x world_size + r. An epoch is one permutation of
+    the images, of which the last incomplete global batch is dropped.
+
+    Args:
+        num_images: in the data set.
+        batch_size: images per rank and micro-step.
+        total_steps: the optimizer step after the last one.
+        seed: of the order.
+        start_step: the optimizer step to go on with after an interruption.
+
+    Yields:
+        Lists of `batch_size` keys (step, slot_block, epoch, index), `accumulation_steps` lists per optimizer step.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        total_steps: int,
+        seed: int,
+        start_step: int = 0,
+        accumulation_steps: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if min(batch_size, accumulation_steps, world_size) < 1 or not 0 <= rank < world_size:
+            raise ValueError(
+                f"batch_size, accumulation_steps and world_size must be positive and rank below world_size, got "
+                f"{batch_size}, {accumulation_steps}, {world_size} and rank {rank}"
+            )
+        if not 0 <= start_step <= total_steps:
+            raise ValueError(f"start_step must be in 0..total_steps, got {start_step} of {total_steps}")
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.total_steps = total_steps
+        self.seed = seed
+        self.start_step = start_step
+        self.accumulation_steps = accumulation_steps
+        self.rank = rank
+        self.world_size = world_size
+        if num_images < self.global_batch_size:
+            raise ValueError(f"{num_images} images do not fill one global batch of {self.global_batch_size}")
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.batch_size * self.accumulation_steps * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_images // self.global_batch_size
+
+    def __len__(self) -> int:
+        return (self.total_steps - self.start_step) * self.accumulation_steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int, int]]]:
+        current_epoch = None
+        for step in range(self.start_step, self.total_steps):
+            epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+            if epoch != current_epoch:
+                current_epoch, order = epoch, epoch_order(self.num_images, self.seed, epoch)
+            for micro_step in range(self.accumulation_steps):
+                slot_block = micro_step * self.world_size + self.rank
+                first = step_in_epoch * self.global_batch_size + slot_block * self.batch_size
+                indices = order[first : first + self.batch_size].tolist()
+                yield [(step, slot_block, epoch, index) for index in indices]

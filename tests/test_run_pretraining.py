@@ -1,0 +1,377 @@
+"""Promises of the training script: it learns nothing wrong from interruption, accumulation, workers or bad files, and
+what it leaves behind is a model."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import yaml
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+from safetensors.torch import load_file
+
+import run_pretraining
+from ijepa import IJepaForPretraining
+from ijepa.checkpointing import damage
+from ijepa.probing import CollapseMonitor
+from ijepa.recipe import ModelArguments, parse_arguments
+
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+TINY = {
+    "data": "digits",
+    "num_channels": 1,
+    "image_size": 16,
+    "patch_size": 4,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "predictor_hidden_size": 8,
+    "predictor_num_hidden_layers": 1,
+    "min_patches": 2,
+    "batch_size": 8,
+    "per_device_batch_size": 8,
+    "max_steps": 6,
+    "warmup_steps": 2,
+    "num_workers": 0,
+    "logging_steps": 2,
+    "save_steps": 3,
+    "mixed_precision": "no",
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def words(output_dir, **changes):
+    """Command-line words of a tiny run; a value of None leaves the flag out."""
+    values = {**TINY, "output_dir": output_dir, **changes}
+    result = []
+    for key, value in values.items():
+        if value is not None:
+            result += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    return result
+
+
+def pretrain(output_dir, **changes):
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    run_pretraining.main(words(output_dir, **changes))
+    return load_file(Path(output_dir) / "model.safetensors")
+
+
+def rows(output_dir):
+    return [json.loads(line) for line in (Path(output_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_speed(metrics):
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in metrics]
+
+
+def assert_equal_weights(ours, others):
+    assert set(ours) == set(others)
+    for name in ours:
+        assert torch.equal(ours[name], others[name]), name
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Kills the run, as a signal would, in the middle of the step after `steps`."""
+
+    def arrange(steps):
+        original, calls = run_pretraining.optimizer_step, []
+
+        def optimizer_step(*args, **kwargs):
+            calls.append(1)
+            if len(calls) > steps:
+                raise KeyboardInterrupt
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(run_pretraining, "optimizer_step", optimizer_step)
+
+    yield arrange
+
+
+# Interruption
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, stop_after, monkeypatch, num_workers):
+    """Mid-epoch, with workers, random crops, stochastic depth and a moving average; weights, optimizer and metrics."""
+    changes = {"drop_path_rate": 0.3, "num_workers": num_workers, "logging_steps": 1, "keep_checkpoints": 5}
+    whole = pretrain(tmp_path / "whole", **changes)
+    with monkeypatch.context():
+        stop_after(5)  # two steps after the checkpoint of step 3
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tmp_path / "cut", **changes)
+        monkeypatch.undo()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert len(rows(tmp_path / "cut")) == 5
+    resumed = pretrain(tmp_path / "cut", resume="true", **changes)
+    assert_equal_weights(resumed, whole)
+    assert without_speed(rows(tmp_path / "cut")) == without_speed(rows(tmp_path / "whole"))
+    optimizers = [torch.load(tmp_path / name / "checkpoints/step-00000006/optimizer.bin") for name in ("whole", "cut")]
+    for ours, others in zip(*(optimizer["state"].values() for optimizer in optimizers), strict=True):
+        assert all(torch.equal(ours[key], others[key]) for key in ours)
+
+
+def test_a_run_continues_from_the_newest_whole_checkpoint(tmp_path, capsys):
+    whole = pretrain(tmp_path / "run", keep_checkpoints=5)
+    weights = tmp_path / "run/checkpoints/step-00000006/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "model.safetensors has" in damage(weights.parent)
+    again = pretrain(tmp_path / "run", resume="true")
+    assert_equal_weights(again, whole)
+    output = capsys.readouterr().out
+    assert "step-00000006 is damaged (model.safetensors" in output and "at step 3" in output
+
+
+def test_checkpoints_appear_whole_and_only_the_newest_are_kept(tmp_path, monkeypatch):
+    pretrain(tmp_path / "run", save_steps=1, keep_checkpoints=2)
+    names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert names == ["step-00000005", "step-00000006"]
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(transformers.BitImageProcessorPil, "save_pretrained", fail)
+    with pytest.raises(OSError, match="No space"):
+        pretrain(tmp_path / "full")
+    assert not list((tmp_path / "full/checkpoints").glob("step-*"))
+
+
+def test_resume_refuses_another_recipe_and_a_new_run_refuses_an_old_directory(tmp_path, capsys):
+    pretrain(tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for changes, message in (
+        ({"resume": "true", "learning_rate": 0.5}, "learning_rate was 0.001, is 0.5"),
+        ({}, "already holds a run"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            pretrain(tmp_path / "run", **changes)
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_resume_without_a_checkpoint_starts_the_run(tmp_path):
+    """One command serves the first start and every requeue."""
+    assert_equal_weights(pretrain(tmp_path / "a", resume="true"), pretrain(tmp_path / "b"))
+
+
+# The same run, whatever the machine
+
+
+def test_accumulation_equals_the_large_batch(tmp_path):
+    """With fixed token counts every image has the same masks however the batch is cut, and the loss has no term that
+    crosses images. SGD-sized differences only: AdamW magnifies rounding where gradients are tiny."""
+    changes = {"num_context_tokens": 4, "max_steps": 4, "adam_epsilon": 1e-3}
+    large = pretrain(tmp_path / "large", **changes)
+    small = pretrain(tmp_path / "small", per_device_batch_size=2, **changes)
+    for name in large:
+        torch.testing.assert_close(small[name], large[name], atol=2e-6, rtol=0)
+    for ours, others in zip(rows(tmp_path / "small"), rows(tmp_path / "large"), strict=True):
+        assert ours["loss"] == pytest.approx(others["loss"], abs=1e-5)
+        assert (ours["step"], ours["momentum"]) == (others["step"], others["momentum"])
+
+
+def test_number_of_workers_changes_nothing(tmp_path):
+    assert_equal_weights(pretrain(tmp_path / "none"), pretrain(tmp_path / "two", num_workers=2))
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_at_the_same_global_batch(tmp_path):
+    """Data-parallel training of half the batch each, through the real launcher."""
+    changes = {"num_context_tokens": 4, "adam_epsilon": 1e-3}
+    single = pretrain(tmp_path / "single", **changes)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "run_pretraining.py", *words(tmp_path / "double", per_device_batch_size=4, **changes)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "4 per pass x 2 processes x 1 accumulation steps" in result.stdout
+    double = load_file(tmp_path / "double/model.safetensors")
+    for name in single:
+        torch.testing.assert_close(double[name], single[name], atol=2e-6, rtol=0)
+
+
+def test_bfloat16_keeps_float32_weights_that_move(tmp_path):
+    weights = pretrain(tmp_path / "run", mixed_precision="bf16", max_grad_norm=1.0)
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    changed = [name for name in weights if name.startswith("ijepa.layers")]
+    assert any(not torch.equal(weights[name], weights[name.replace("ijepa", "context_encoder")]) for name in changed)
+
+
+# What a run leaves behind
+
+
+def test_the_output_directory_is_a_model(tmp_path):
+    weights = pretrain(tmp_path / "run", validation_split="test", eval_steps=3)
+    directory = tmp_path / "run"
+    encoder = transformers.AutoModel.from_pretrained(directory)
+    assert torch.equal(encoder.layernorm.weight, weights["ijepa.layernorm.weight"])
+    assert_equal_weights(IJepaForPretraining.from_pretrained(directory).state_dict(), weights)
+    checkpoint = IJepaForPretraining.from_pretrained(directory / "checkpoints/step-00000006")
+    assert_equal_weights(checkpoint.state_dict(), weights)
+    processor = json.loads((directory / "preprocessor_config.json").read_text())
+    assert processor["image_mean"] == [0.459] and processor["crop_size"] == {"height": 16, "width": 16}
+    with Image.open(directory / "curves.png") as picture:
+        assert min(picture.size) > 500
+    card = (directory / "README.md").read_text()
+    assert "library_name: transformers" in card and "I-JEPA target encoder" in card and "batch_size: 8" in card
+    assert not list(directory.glob(".tmp-*"))
+    repeated = parse_arguments(["--recipe", str(directory / "recipe.yaml")])
+    assert repeated == parse_arguments(words(directory, validation_split="test", eval_steps=3))
+
+
+def test_metrics_say_what_was_promised(tmp_path):
+    pretrain(tmp_path / "run", validation_split="test", eval_steps=4)
+    metrics = rows(tmp_path / "run")
+    assert [row["step"] for row in metrics] == [2, 4, 6]
+    promised = {"loss", "learning_rate", "weight_decay", "momentum", "grad_norm", "target_std", "effective_rank"}
+    promised |= {"context_tokens", "target_tokens", "images_per_second", "epoch", "bad_images"}
+    for row in metrics:
+        assert promised <= set(row) and all(np.isfinite(row[key]) for key in promised)
+    assert ["knn_accuracy" in row for row in metrics] == ["random_knn_accuracy" in row for row in metrics]
+    assert ["knn_accuracy" in row for row in metrics] == [False, True, True]
+    assert metrics[0]["momentum"] == pytest.approx(0.996 + 0.004 / 6)
+
+
+def test_a_collapse_is_said_aloud(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run_pretraining, "CollapseMonitor", lambda: CollapseMonitor(warmup_updates=0))
+    pretrain(tmp_path / "run", image_mean=[0.0], image_std=[1e6])  # every image looks the same
+    assert "collapsing" in capsys.readouterr().out
+    assert rows(tmp_path / "run")[-1]["collapsing"] is True
+
+
+def test_trackers_get_the_metrics(tmp_path):
+    pytest.importorskip("tensorboard")
+    pretrain(tmp_path / "run", trackers="tensorboard")
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_push_to_hub_uploads_the_model_and_no_checkpoints(tmp_path, monkeypatch):
+    calls = {}
+    repository = type("Repository", (), {"repo_id": "lab/tiny"})
+    monkeypatch.setattr(
+        run_pretraining, "create_repo", lambda name, **options: calls.update(name=name, **options) or repository
+    )
+    monkeypatch.setattr(run_pretraining, "upload_folder", lambda **options: calls.update(options))
+    pretrain(tmp_path / "run", push_to_hub="true", hub_model_id="lab/tiny")
+    assert (calls["name"], calls["private"], calls["repo_id"]) == ("lab/tiny", True, "lab/tiny")
+    assert calls["folder_path"] == tmp_path / "run" and "checkpoints/*" in calls["ignore_patterns"]
+
+
+# Users' own data and weights
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A flat folder of colour JPEGs of several sizes, without labels; names that look like splits."""
+    folder, generator = tmp_path / "photographs", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(24):
+        size = (int(generator.integers(20, 60)), int(generator.integers(20, 60)), 3)
+        pixels = generator.integers(0, 255, size, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{('test', 'train', 'photo')[number % 3]}_{number}.jpg")
+    return folder
+
+
+def test_a_flat_folder_of_jpegs_trains_without_labels_and_bad_files_are_counted(tmp_path, photographs, capsys):
+    (photographs / "broken.jpg").write_bytes(b"this is no photograph")
+    pretrain(tmp_path / "run", data=photographs, num_channels=3, max_bad_images=1)
+    assert "25 images" in capsys.readouterr().out
+    (record,) = [json.loads(line) for line in (tmp_path / "run/bad_images.jsonl").read_text().splitlines()]
+    assert record["name"].endswith("broken.jpg") and rows(tmp_path / "run")[-1]["bad_images"] == 1
+
+
+def test_too_many_bad_files_stop_the_run(tmp_path, photographs, capsys):
+    for number in range(3):
+        (photographs / f"broken_{number}.jpg").write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        pretrain(tmp_path / "run", data=photographs, num_channels=3, max_bad_images=1)
+    assert stop.value.code == 1 and "cannot be read, more than the limit of 1" in capsys.readouterr().err
+
+
+def test_init_from_takes_weights_only_and_schedules_start_afresh(tmp_path):
+    first = pretrain(tmp_path / "first")
+    standing_still = {"learning_rate": 0.0, "start_learning_rate": 0.0, "momentum": 1.0, "warmup_steps": 1}
+    architecture = {entry.name: None for entry in dataclasses.fields(ModelArguments)}
+    changes = {**architecture, **standing_still, "init_from": tmp_path / "first", "max_steps": 1}
+    pretrain(tmp_path / "second", **changes)
+    assert_equal_weights(load_file(tmp_path / "second/model.safetensors"), first)
+    assert [row["step"] for row in rows(tmp_path / "second")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "no/such/folder"}, "no/such/folder"),
+        ({"batch_size": 12}, "batch_size 12 is not a multiple of per_device_batch_size 8"),
+        ({"batch_size": 4096}, "1297 images do not fill one batch"),
+        ({"warmup_steps": 7}, "warmup_steps 7"),
+        ({"target_scale": [0.9, 0.9]}, "target_scale"),
+        ({"validation_split": "holiday"}, "holiday"),
+        ({"epochs": 3}, "epochs 3.0 and max_steps 6"),
+        ({"hidden_size": 18}, "hidden_size.*18"),
+        ({"max_steps": "many"}, "max_steps.*many"),
+        ({"mixed_precision": "int4"}, "int4"),
+        ({"push_to_hub": "true"}, "hub_model_id"),
+        ({"init_from": "x"}, "cannot be set beside it"),
+        ({"learning_speed": 3}, "learning_speed"),
+    ],
+)
+def test_mistakes_are_one_sentence_with_the_value_and_leave_nothing_behind(tmp_path, capsys, changes, message):
+    with pytest.raises(SystemExit) as stop:
+        pretrain(tmp_path / "run", **changes)
+    assert stop.value.code == 2
+    assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+    assert not (tmp_path / "run").exists()
+
+
+# Recipes
+
+
+def test_recipes_are_read_with_flags_over_them_and_unknown_keys_are_errors(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**TINY, "output_dir": "here", "learning_rate": "3e-4", "allow_overlap": True}))
+    arguments = parse_arguments(["--recipe", str(recipe), "--seed", "7"])
+    assert (arguments.learning_rate, arguments.seed, arguments.allow_overlap) == (3e-4, 7, True)
+    recipe.write_text(yaml.safe_dump({**TINY, "output_dir": "here", "momentun": 0.9}))
+    with pytest.raises(SystemExit):
+        parse_arguments(["--recipe", str(recipe)])
+    assert "unknown keys: momentun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_complete_and_says_its_cost_and_command(recipe):
+    arguments = parse_arguments(["--recipe", str(recipe), "--output_dir", "somewhere", "--data", "digits"])
+    run_pretraining.MultiBlockMasking(
+        run_pretraining.IJepaConfig(**arguments.model_fields()).grid_size, **arguments.mask_fields()
+    )
+    header = recipe.read_text().split("\n\n")[0]
+    assert all(line.startswith("#") for line in header.splitlines())
+    for word in ("Reproduces:", "Cost:", "Command:", "Expected:"):
+        assert word in header, word
+
+
+def test_help_is_grouped():
+    result = subprocess.run(
+        [sys.executable, "run_pretraining.py", "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    for group in ("data:", "model:", "masks:", "optimization:", "output:"):
+        assert f"\n{group}" in result.stdout
