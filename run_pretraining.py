@@ -13,14 +13,17 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import matplotlib  # noqa: F401 (draws the curves of each save: better missed now than then)
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object, set_seed
 from huggingface_hub import create_repo, upload_folder
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
@@ -75,26 +78,28 @@ class Probe:
         dataset = open_split(self.arguments, split)
         if "label" not in dataset.column_names:
             raise ValueError(f"validation_split asks for a k-NN, but the {split!r} split has no labels.")
+        labelled = (torch.as_tensor(dataset["label"][:]) >= 0).nonzero().flatten()  # -1 means unlabelled
+        order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(0))
+        chosen = labelled[order[: self.arguments.max_probe_images]].sort().values
+        if len(chosen) == 0:
+            raise ValueError(f"validation_split asks for a k-NN, but no image of the {split!r} split has a label.")
         images = EvaluationImages(
             dataset, config.image_height_and_width, config.num_channels, self.arguments.eval_resize_ratio
         )
-        if len(images) > self.arguments.max_probe_images:
-            chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-            images = Subset(images, sorted(chosen[: self.arguments.max_probe_images].tolist()))
         return DataLoader(
-            images,
+            Subset(images, chosen.tolist()),
             batch_size=self.arguments.per_device_batch_size,
             num_workers=self.arguments.num_workers,
             generator=torch.Generator(),  # or the loader draws from the generator that training uses
         )
 
     def features_of(self, encoder: IJepaModel | None):
-        """Standardised features and labels of both splits; of the raw pixels when there is no encoder."""
+        """Standardised features and labels of both splits; raw pixels when there is no encoder."""
 
         def embed(pixel_values):
             pixel_values = normalize_pixel_values(pixel_values, self.processor.image_mean, self.processor.image_std)
-            if encoder is None:
-                return pixel_values.flatten(1)
+            if encoder is None:  # shrunk to 32 x 32 where they are larger, or ImageNet's pixels fill the memory
+                return adaptive_avg_pool2d(pixel_values, [min(side, 32) for side in pixel_values.shape[2:]]).flatten(1)
             with self.accelerator.autocast():
                 return encoder(pixel_values).pooler_output
 
@@ -107,20 +112,21 @@ class Probe:
         return train, train_labels, test, test_labels
 
     def knn(self, encoder: IJepaModel | None) -> float:
-        features = self.features_of(encoder)
-        return knn_accuracy(*features, k=min(self.arguments.knn_neighbors, len(features[0])))
+        return self.row("", encoder, shots=())[self.knn_name]
 
-    def row(self, name: str, encoder: IJepaModel | None) -> dict:
-        """One row of the final table."""
+    @property
+    def knn_name(self) -> str:
+        return f"{min(self.arguments.knn_neighbors, len(self.loaders[0].dataset))}-NN"
+
+    def row(self, name: str, encoder: IJepaModel | None, shots: tuple[int, ...] = (5,)) -> dict:
+        """One row of the final table; few-shot accuracy only where every class has enough images."""
         features = self.features_of(encoder)
-        few_shot = few_shot_accuracy(*features, shots=5, num_draws=5)
-        neighbors = min(self.arguments.knn_neighbors, len(features[0]))
-        return {
-            "features": name,
-            f"{neighbors}-NN": knn_accuracy(*features, k=neighbors),
-            "5-shot": few_shot.mean,
-            "5-shot std": few_shot.std,
-        }
+        row = {"features": name, self.knn_name: knn_accuracy(*features, k=int(self.knn_name.removesuffix("-NN")))}
+        for count in shots:
+            if features[1].unique(return_counts=True)[1].min() >= count:
+                result = few_shot_accuracy(*features, shots=count, num_draws=5)
+                row.update({f"{count}-shot": result.mean, f"{count}-shot std": result.std})
+        return row
 
 
 @dataclass
@@ -369,6 +375,13 @@ class Window:
         self.losses, self.bad_indices, self.tokens, self.grad_norm = [], set(), None, None
         self.images, self.started = 0, time.perf_counter()
 
+    @contextmanager
+    def paused(self):
+        """Evaluating and saving are not training time."""
+        began = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - began
+
     def add(self, batch: dict, output) -> None:
         self.losses.append(output.loss.detach())
         self.bad_indices.update(bad_indices(batch, len(self.run.loader.dataset)))
@@ -422,6 +435,7 @@ def optimizer_step(run: Run, batches: Iterator[dict], window: Window, measure_gr
 
 def train(run: Run) -> None:
     arguments, total_steps = run.arguments, run.schedules.total_steps
+    run.model.train()  # from_pretrained leaves a model in evaluation mode
     batches, window = iter(run.loader), Window(run)
     progress = tqdm(
         total=total_steps,
@@ -440,11 +454,12 @@ def train(run: Run) -> None:
         if logs:
             row = window.row(step)
             if evaluates:
-                row.update(run.baseline, knn_accuracy=run.probe.knn(run.networks.ijepa))
-                window.clear()  # evaluation time is not training time
+                with window.paused():
+                    row.update(run.baseline, knn_accuracy=run.probe.knn(run.networks.ijepa))
             record(run, row, progress)
         if last or done % arguments.save_steps == 0:
-            save(run, done)
+            with window.paused():
+                save(run, done)
     progress.close()
 
 

@@ -81,18 +81,31 @@ def from_meta(network: str, state_dict: dict[str, torch.Tensor]) -> dict[str, to
 
 
 def to_meta(network: str, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of `from_meta`: one network of our state dict (keys with its prefix) under Meta's names."""
+    """The inverse of `from_meta`: one network of our state dict (keys with its prefix) under Meta's names.
+
+    Only queries, keys and values are copied; the other tensors are handed through.
+
+    Raises:
+        ValueError: if a key is not in the table, or a query, key or value lacks the other two.
+    """
     prefix, table = NETWORKS[network], {}
     for meta_name, our_names in names_of(network).items():
-        for position, our_name in enumerate(our_names if isinstance(our_names, tuple) else (our_names,)):
-            table[our_name] = (meta_name, position)
-    parts: dict[str, dict[int, torch.Tensor]] = {}
+        our_names = our_names if isinstance(our_names, tuple) else (our_names,)
+        for position, our_name in enumerate(our_names):
+            table[our_name] = (meta_name, position, len(our_names))
+    parts: dict[str, list[torch.Tensor | None]] = {}
     for key, tensor in state_dict.items():
         if not key.startswith(prefix):
             continue
         name, number, kind = _take_apart(key.removeprefix(prefix))
         if name not in table:
             raise ValueError(f"{key!r} is not a key of this package's I-JEPA {network}.")
-        meta_name, position = table[name]
-        parts.setdefault(meta_name.replace("N", number) + kind, {})[position] = tensor
-    return {key: torch.cat([pieces[i] for i in sorted(pieces)]) for key, pieces in parts.items()}
+        meta_name, position, count = table[name]
+        parts.setdefault(meta_name.replace("N", number) + kind, [None] * count)[position] = tensor
+    return {key: _stacked(network, key, pieces) for key, pieces in parts.items()}
+
+
+def _stacked(network: str, key: str, pieces: list[torch.Tensor | None]) -> torch.Tensor:
+    if any(piece is None for piece in pieces):
+        raise ValueError(f"Queries, keys and values for {key!r} of the {network} are not all there.")
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

@@ -42,6 +42,16 @@ EARLY_HUB_NAMES = {
     r"(?<!attention\.)output\.dense": "mlp.fc2",
 }
 
+# What `config.json` says when a directory carries this code (`register_for_auto_class`, then `save_pretrained`).
+# Transformers itself would name only the saved class there, and no configuration.
+AUTO_MAP = {
+    "AutoConfig": "configuration_ijepa.IJepaConfig",
+    "AutoModel": "modeling_ijepa.IJepaModel",
+    "AutoModelForPreTraining": "modeling_ijepa.IJepaForPretraining",
+    "AutoModelForImageClassification": "modeling_ijepa.IJepaForImageClassification",
+    "AutoBackbone": "modeling_ijepa.IJepaBackbone",
+}
+
 
 def sincos_position_embeddings(width: int, grid_size: tuple[int, int]) -> torch.Tensor:
     """Fixed 2-D sine-cosine position embeddings, float32 of shape (1, N, width).
@@ -62,7 +72,10 @@ def resize_position_embeddings(
     position_embeddings: torch.Tensor, grid_size: tuple[int, int], new_grid_size: tuple[int, int]
 ) -> torch.Tensor:
     """Bicubic interpolation of a (1, N, width) table from one grid of patches to another, in float32."""
-    if tuple(grid_size) == tuple(new_grid_size):
+    # In a program exported for any resolution the new size is symbolic: comparing it would tie the program to the
+    # answer for the example's size. Interpolating to the same size changes nothing.
+    is_symbolic = any(isinstance(side, torch.SymInt) for side in new_grid_size)
+    if not is_symbolic and tuple(grid_size) == tuple(new_grid_size):
         return position_embeddings
     table = position_embeddings.float().reshape(1, *grid_size, -1).permute(0, 3, 1, 2)
     table = nn.functional.interpolate(table, size=new_grid_size, mode="bicubic", align_corners=False)
@@ -364,8 +377,19 @@ class IJepaPreTrainedModel(PreTrainedModel):
             )
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
-        """As in Transformers; weights are saved under their own names even when loaded from early Hub names."""
+        """As in Transformers; weights are saved under their own names even when loaded from early Hub names.
+
+        After `register_for_auto_class` the directory carries this code and opens with `trust_remote_code=True` in
+        every Auto class of `AUTO_MAP`, whichever class was saved.
+        """
+        self._set_auto_map()
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
+    def _set_auto_map(self):
+        if self.is_remote_code():
+            self.config.auto_map = {**AUTO_MAP}
+        elif any("--" not in name for name in (getattr(self.config, "auto_map", None) or {}).values()):
+            del self.config.auto_map  # read from a directory that carries the code; the new one will not
 
 
 class IJepaModel(IJepaPreTrainedModel):

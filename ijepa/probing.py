@@ -309,8 +309,8 @@ class CollapseMonitor:
 
     What it reports is a pure function of the floors and of the features it was fed, so a run that resumes from
     `state_dict` reports what an uninterrupted run would. `update` stays on the features' device and waits for nothing;
-    `report` copies to the CPU and takes about a second for 1024 images of width 1280 on two cores. In a distributed run feed it the
-    gathered features.
+    `report` copies to the CPU and takes about a second for 1024 images of width 1280 on two cores. In a distributed
+    run every process judges its own images.
 
     Args:
         size: how many images to keep; memory is size × D floats.

@@ -1,0 +1,18 @@
+# The same verbs that .ci/run calls. PYTHON may name another interpreter.
+PYTHON ?= .venv/bin/python
+
+.PHONY: style quality test benchmark
+
+style:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+quality:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+test:
+	$(PYTHON) -m pytest
+
+benchmark:
+	$(PYTHON) benchmarks/masking.py

@@ -1,0 +1,43 @@
+"""Package metadata. The scripts (run_*.py), recipes and conversion tools are used from a clone of the repository."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "ijepa" / "__init__.py").read_text(), re.MULTILINE).group(1)
+
+# matplotlib draws the curves that every pretraining run leaves beside its model.
+TRAIN = ["matplotlib"]
+TEST = [*TRAIN, "pytest", "ruff", "tensorboard"]
+
+setup(
+    name="ijepa-transformers",
+    version=VERSION,
+    description="I-JEPA for Transformers: feature extraction, pretraining from one CPU to a cluster, fine-tuning",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=["ijepa"],
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.8",
+        "transformers>=5.17",
+        "accelerate>=1.15",
+        "datasets>=5.0",
+        "evaluate>=0.4",
+        "safetensors",
+        "pillow",
+        "scikit-learn",
+        "numpy",
+        "pyyaml",
+    ],
+    extras_require={"train": TRAIN, "vision": ["torchvision"], "tracking": ["tensorboard"], "test": TEST},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
