@@ -9,6 +9,7 @@ The same command runs on a CPU, a GPU or many; `python run_pretraining.py --help
 """
 
 import dataclasses
+import gc
 import json
 import sys
 import time
@@ -445,8 +446,10 @@ def train(run: Run) -> None:
     )
     for step in range(run.first_step, total_steps):
         done, last = step + 1, step + 1 == total_steps
+        saves = last or done % arguments.save_steps == 0
         evaluates = run.probe is not None and (last or (arguments.eval_steps and done % arguments.eval_steps == 0))
-        logs = last or evaluates or done % arguments.logging_steps == 0
+        # A row at every checkpoint: nothing that a resumed run would need is left in the window.
+        logs = saves or evaluates or done % arguments.logging_steps == 0
         run.schedules.apply(run.optimizer, step)
         optimizer_step(run, batches, window, measure_gradient=logs)
         run.networks.update_target_encoder(run.schedules.momentum(step))
@@ -457,7 +460,7 @@ def train(run: Run) -> None:
                 with window.paused():
                     row.update(run.baseline, knn_accuracy=run.probe.knn(run.networks.ijepa))
             record(run, row, progress)
-        if last or done % arguments.save_steps == 0:
+        if saves:
             with window.paused():
                 save(run, done)
     progress.close()
@@ -466,7 +469,7 @@ def train(run: Run) -> None:
 def record(run: Run, row: dict, progress: tqdm) -> None:
     """A row of metrics to metrics.jsonl, the trackers and the terminal; a collapse is said aloud."""
     run.metrics.append(row)
-    run.accelerator.log({key: value for key, value in row.items() if key not in ("reason",)}, step=row["step"])
+    run.accelerator.log({key: value for key, value in row.items() if key != "reason"}, step=row["step"])
     if not run.accelerator.is_main_process:
         return
     with open(run.output_dir / "metrics.jsonl", "a") as file:
@@ -590,7 +593,15 @@ def finish(run: Run) -> None:
     run.accelerator.print(f"\nmodel  {run.output_dir}\ncurves {run.output_dir / 'curves.png'}")
     if run.arguments.push_to_hub and run.accelerator.is_main_process:
         push_to_hub(run)
-    run.accelerator.end_training()
+
+
+def close(run: Run) -> None:
+    """Frees the networks before the process group, or gloo workers abort at exit now and then."""
+    accelerator = run.accelerator
+    run.model = run.optimizer = None
+    accelerator.free_memory()
+    gc.collect()
+    accelerator.end_training()
 
 
 def push_to_hub(run: Run) -> None:
@@ -600,7 +611,7 @@ def push_to_hub(run: Run) -> None:
     run.accelerator.print(f"pushed {repository.repo_id}")
 
 
-def main(words: list[str] | None = None) -> Run:
+def main(words: list[str] | None = None) -> None:
     disable_progress_bar()  # of Transformers' loading and saving, which takes no time beside training
     arguments = parse_arguments(sys.argv[1:] if words is None else words)
     try:
@@ -615,7 +626,7 @@ def main(words: list[str] | None = None) -> Run:
         print(f"run_pretraining.py: error: {error}", file=sys.stderr)
         sys.exit(1)
     finish(run)
-    return run
+    close(run)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,9 @@ BODY = """\
 # {name}
 
 An I-JEPA encoder ([arXiv 2301.08243](https://arxiv.org/abs/2301.08243)) pretrained without labels by
-[ijepa-transformers](https://pypi.org/project/ijepa-transformers/). The directory holds three networks: the target
-encoder (`ijepa`, the moving average the paper evaluates, and what `AutoModel` opens), the context encoder and the
-predictor (for `IJepaForPretraining`, to continue pretraining). There is no class token: an image's feature is the mean
-over its patch tokens.
+ijepa-transformers. The directory holds three networks: the target encoder (`ijepa`, the moving average the paper
+evaluates, and what `AutoModel` opens), the context encoder and the predictor (for `IJepaForPretraining`, to continue
+pretraining). There is no class token: an image's feature is the mean over its patch tokens.
 
 {usage}
 

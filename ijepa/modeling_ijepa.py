@@ -365,15 +365,16 @@ class IJepaPreTrainedModel(PreTrainedModel):
             output_loading_info=True,
             **kwargs,
         )
-        model._finish_loading(pretrained_model_name_or_path, set(loading_info["missing_keys"]))
+        mismatched = {key for key, *_ in loading_info["mismatched_keys"]}  # only with ignore_mismatched_sizes
+        model._finish_loading(pretrained_model_name_or_path, set(loading_info["missing_keys"]) | mismatched)
         return (model, loading_info) if output_loading_info else model
 
     def _finish_loading(self, name, missing_keys: set[str]):
         missing_keys = sorted(key for key in missing_keys if not key.startswith("classifier."))
         if missing_keys:
             raise ValueError(
-                f"{name} lacks {len(missing_keys)} of the weights {type(self).__name__} needs, for example"
-                f" {missing_keys[0]!r}; loading it would leave part of the encoder random."
+                f"{name} lacks {len(missing_keys)} of the weights {type(self).__name__} needs, or has them in another"
+                f" shape, for example {missing_keys[0]!r}; loading it would leave part of the encoder random."
             )
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):

@@ -105,10 +105,10 @@ def _draw_panel(axes, panel: Panel, metrics: Sequence[Mapping[str, float]]) -> N
     baseline = _series(metrics, BASELINE_KEY)[1] if BASELINE_OF in drawn else []
     if len(baseline):
         axes.axhline(baseline[-1], color="#555555", linestyle="--", linewidth=1.5, label="random encoder")
-    if panel.from_zero:
-        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+    if panel.from_zero:  # two lines leave no free corner, so their legend gets room above them
+        axes.set_ylim(0, (1.5 if len(drawn) > 1 else 1.1) * axes.get_ylim()[1])
     if len(drawn) > 1 or len(baseline):
-        axes.legend(fontsize=11, framealpha=0.8)
+        axes.legend(fontsize=11, framealpha=0.8, loc="upper right" if len(drawn) > 1 else "best")
     _label(axes, panel)
 
 

@@ -115,7 +115,7 @@ def stop_after(monkeypatch):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, stop_after, monkeypatch, num_workers):
     """Mid-epoch, with workers, random crops, stochastic depth and a moving average; weights, optimizer and metrics."""
-    changes = {"drop_path_rate": 0.3, "num_workers": num_workers, "logging_steps": 1, "keep_checkpoints": 5}
+    changes = {"drop_path_rate": 0.3, "num_workers": num_workers, "logging_steps": 2, "keep_checkpoints": 5}
     whole = pretrain(tmp_path / "whole", **changes)
     with monkeypatch.context():
         stop_after(5)  # two steps after the checkpoint of step 3
@@ -123,7 +123,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, stop_a
             pretrain(tmp_path / "cut", **changes)
         monkeypatch.undo()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert len(rows(tmp_path / "cut")) == 5
+    assert [row["step"] for row in rows(tmp_path / "cut")] == [2, 3, 4]
     resumed = pretrain(tmp_path / "cut", resume="true", **changes)
     assert_equal_weights(resumed, whole)
     assert without_speed(rows(tmp_path / "cut")) == without_speed(rows(tmp_path / "whole"))
@@ -241,13 +241,13 @@ def test_the_output_directory_is_a_model(tmp_path):
 def test_metrics_say_what_was_promised(tmp_path):
     pretrain(tmp_path / "run", validation_split="test", eval_steps=4)
     metrics = rows(tmp_path / "run")
-    assert [row["step"] for row in metrics] == [2, 4, 6]
+    assert [row["step"] for row in metrics] == [2, 3, 4, 6]
     promised = {"loss", "learning_rate", "weight_decay", "momentum", "grad_norm", "target_std", "effective_rank"}
     promised |= {"context_tokens", "target_tokens", "images_per_second", "epoch", "bad_images"}
     for row in metrics:
         assert promised <= set(row) and all(np.isfinite(row[key]) for key in promised)
     assert ["knn_accuracy" in row for row in metrics] == ["random_knn_accuracy" in row for row in metrics]
-    assert ["knn_accuracy" in row for row in metrics] == [False, True, True]
+    assert ["knn_accuracy" in row for row in metrics] == [False, False, True, True]
     assert metrics[0]["momentum"] == pytest.approx(0.996 + 0.004 / 6)
 
 
@@ -315,6 +315,38 @@ def test_init_from_takes_weights_only_and_schedules_start_afresh(tmp_path):
     pretrain(tmp_path / "second", **changes)
     assert_equal_weights(load_file(tmp_path / "second/model.safetensors"), first)
     assert [row["step"] for row in rows(tmp_path / "second")] == [1]
+
+
+def test_weights_from_elsewhere_are_trained_in_training_mode(tmp_path, monkeypatch):
+    """`from_pretrained` gives a model in evaluation mode, where stochastic depth would silently be off."""
+    pretrain(tmp_path / "first")
+    modes, original = [], run_pretraining.optimizer_step
+
+    def optimizer_step(run, *args, **kwargs):
+        modes.append((run.networks.context_encoder.training, run.networks.ijepa.training))
+        return original(run, *args, **kwargs)
+
+    monkeypatch.setattr(run_pretraining, "optimizer_step", optimizer_step)
+    architecture = {entry.name: None for entry in dataclasses.fields(ModelArguments)}
+    pretrain(tmp_path / "second", **{**architecture, "init_from": tmp_path / "first", "drop_path_rate": 0.2})
+    assert set(modes) == {(True, False)}
+
+
+def test_unlabelled_images_are_no_neighbours(tmp_path, monkeypatch):
+    """-1 is a missing label: such images are left out of the k-NN, not counted as a class."""
+
+    def partly_labelled(arguments, split, original=run_pretraining.open_split):
+        dataset = original(arguments, split).select(range(60))
+        labels = [label if index % 2 else -1 for index, label in enumerate(dataset["label"])]
+        return dataset.remove_columns("label").add_column("label", labels)
+
+    monkeypatch.setattr(run_pretraining, "open_split", partly_labelled)
+    arguments = parse_arguments(words(tmp_path / "run", validation_split="test"))
+    run = run_pretraining.build_run(arguments)
+    _, train_labels, _, test_labels = run.probe.features_of(None)
+    assert len(train_labels) == len(test_labels) == 30 and min(train_labels) >= 0
+    row = run.probe.row("raw pixels", None)
+    assert "20-NN" in row and ("5-shot" in row) == (train_labels.unique(return_counts=True)[1].min() >= 5)
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,16 @@ def test_weights_of_another_shape_are_an_error(directory):
         IJepaModel.from_pretrained(directory, config=IJepaConfig.from_pretrained(directory, intermediate_size=128))
 
 
+def test_ignoring_mismatched_sizes_is_for_the_classifier_only(tiny_config, directory, tmp_path):
+    config = IJepaConfig.from_pretrained(directory, num_labels=3)
+    IJepaForImageClassification(config).save_pretrained(tmp_path / "three")
+    options = {"num_labels": 7, "ignore_mismatched_sizes": True}
+    model = IJepaForImageClassification.from_pretrained(tmp_path / "three", **options)
+    assert model.classifier.weight.shape[0] == 7
+    with pytest.raises(ValueError, match=r"lacks.*or has them in another shape.*position_embeddings"):
+        IJepaForImageClassification.from_pretrained(tmp_path / "three", image_size=64, **options)
+
+
 def test_half_precision_loading_runs_in_half_precision(directory, trained, tiny_batch):
     expected = trained(**tiny_batch)
     output = IJepaForPretraining.from_pretrained(directory, dtype=torch.bfloat16)(**tiny_batch)
