@@ -220,7 +220,7 @@ def test_bfloat16_keeps_float32_weights_that_move(tmp_path):
 
 
 def test_the_output_directory_is_a_model(tmp_path):
-    weights = pretrain(tmp_path / "run", validation_split="test", eval_steps=3)
+    weights = pretrain(tmp_path / "run", validation_split="test", eval_steps=3, max_probe_images=150)
     directory = tmp_path / "run"
     encoder = transformers.AutoModel.from_pretrained(directory)
     assert torch.equal(encoder.layernorm.weight, weights["ijepa.layernorm.weight"])
@@ -235,11 +235,11 @@ def test_the_output_directory_is_a_model(tmp_path):
     assert "library_name: transformers" in card and "I-JEPA target encoder" in card and "batch_size: 8" in card
     assert not list(directory.glob(".tmp-*"))
     repeated = parse_arguments(["--recipe", str(directory / "recipe.yaml")])
-    assert repeated == parse_arguments(words(directory, validation_split="test", eval_steps=3))
+    assert repeated == parse_arguments(words(directory, validation_split="test", eval_steps=3, max_probe_images=150))
 
 
 def test_metrics_say_what_was_promised(tmp_path):
-    pretrain(tmp_path / "run", validation_split="test", eval_steps=4)
+    pretrain(tmp_path / "run", validation_split="test", eval_steps=4, max_probe_images=150)
     metrics = rows(tmp_path / "run")
     assert [row["step"] for row in metrics] == [2, 3, 4, 6]
     promised = {"loss", "learning_rate", "weight_decay", "momentum", "grad_norm", "target_std", "effective_rank"}
