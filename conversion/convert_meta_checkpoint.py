@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import ModelCardData
 from safetensors.torch import load_file, save_file
+from transformers.utils.logging import disable_progress_bar
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, a script sees only its own folder
@@ -60,8 +61,9 @@ def load_checkpoint(file: Path) -> dict:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise ValueError(f"{file} was refused because loading it would run code{_wanted_code(file)}.") from None
-    except RuntimeError as error:
-        raise ValueError(f"{file} is not a checkpoint of torch.save ({str(error).splitlines()[0]}).") from None
+    except Exception as error:  # torch lets broken content raise anything from AssertionError to struct.error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{file} is not a checkpoint of torch.save ({reason}).") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{file} holds a {type(checkpoint).__name__}, not a checkpoint of I-JEPA.")
     return checkpoint
@@ -87,7 +89,7 @@ def _refuse_damaged(file: Path):
 def _wanted_code(file: Path) -> str:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, IndexError):
+    except Exception:  # the pickle is too broken to be read; that it is refused is what counts
         names = []
     return f" ({', '.join(sorted(names))})" if names else ""
 
@@ -113,7 +115,9 @@ def _plain_state_dict(network: str, state_dict: Mapping) -> StateDict:
     for key, value in state_dict.items():
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(f"{network}.{key} is {kind}, not a tensor of floating-point numbers.")
+            raise ValueError(
+                f"{network}.{key.removeprefix('module.')} is {kind}, not a tensor of floating-point numbers."
+            )
     plain = {key.removeprefix("module."): value.detach() for key, value in state_dict.items()}
     if len(plain) < len(state_dict):
         raise ValueError(f"{network!r} has keys both with and without 'module.'.")
@@ -262,7 +266,7 @@ def convert_optimizer(optimizer: Mapping, expected: Shapes) -> StateDict:
     Raises:
         ValueError: if the groups or the state of a parameter are not those of Meta's optimizer for this architecture.
     """
-    if not isinstance(optimizer, Mapping) or not {"state", "param_groups"} <= set(optimizer):
+    if not _is_optimizer_state(optimizer):
         raise ValueError("'opt' is not the state of an optimizer: it needs 'state' and 'param_groups'.")
     order, state = optimizer_order(expected), dict(optimizer["state"])
     found, needed = [len(group["params"]) for group in optimizer["param_groups"]], list(map(len, order))
@@ -278,12 +282,23 @@ def convert_optimizer(optimizer: Mapping, expected: Shapes) -> StateDict:
     return moments
 
 
+def _is_optimizer_state(optimizer) -> bool:
+    if not isinstance(optimizer, Mapping) or not isinstance(optimizer.get("state"), Mapping):
+        return False
+    groups = optimizer.get("param_groups")
+    return isinstance(groups, list) and all(isinstance(group, Mapping) and "params" in group for group in groups)
+
+
 def _convert_moments(network: str, key: str, state: Mapping, shape: torch.Size) -> StateDict:
-    if set(state) != set(MOMENTS):
+    if not isinstance(state, Mapping) or set(state) != set(MOMENTS):
         raise ValueError(f"'opt' holds {sorted(state)} for {network}.{key}, expected {sorted(MOMENTS)}.")
     moments = {}
     for name in MOMENTS:
-        value = torch.as_tensor(state[name], dtype=None if name != "step" else torch.float32)  # once a plain number
+        value = state[name]
+        if name == "step" and isinstance(value, int | float):  # as old versions of torch saved it
+            value = torch.tensor(float(value))
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{name} of {network}.{key} in 'opt' is a {type(value).__name__}, not a tensor.")
         if value.shape != (torch.Size() if name == "step" else shape):
             raise ValueError(f"{name} of {network}.{key} in 'opt' has shape {tuple(value.shape)}, not {tuple(shape)}.")
         for our_key, part in from_meta(network, {key: value if name != "step" else value.expand(3)}).items():
@@ -312,9 +327,10 @@ def load_meta_optimizer(model: IJepaForPretraining, directory: str | os.PathLike
     directory = Path(directory)
     if not (directory / OPTIMIZER_FILE).is_file():
         raise ValueError(f"{directory} carries no optimizer state; convert the checkpoint with --with_optimizer.")
-    moments = load_file(directory / OPTIMIZER_FILE)
-    names = optimized_names(model)
-    if {f"{name}.{moment}" for name in names for moment in MOMENTS} != set(moments):
+    moments, names = load_file(directory / OPTIMIZER_FILE), optimized_names(model)
+    shapes = {name: model.get_parameter(name).shape for name in names}
+    needed = {f"{name}.{moment}": shape for name, shape in shapes.items() for moment in MOMENTS[1:]}
+    if {key: value.shape for key, value in moments.items() if not key.endswith(".step")} != needed:
         raise ValueError(f"{directory / OPTIMIZER_FILE} belongs to a model of another architecture.")
     state = torch.optim.AdamW(parameter_groups(model)).state_dict()
     state["state"] = {i: {moment: moments[f"{name}.{moment}"] for moment in MOMENTS} for i, name in enumerate(names)}
@@ -540,6 +556,7 @@ def convert(
 
 def run(command: Callable[..., None], parser: argparse.ArgumentParser, words: list[str] | None = None) -> None:
     """Runs a command with the arguments of the command line; an error is one sentence, and status 2."""
+    disable_progress_bar()  # of Transformers' loading and saving
     try:
         command(**vars(parser.parse_args(words)))
     except ValueError as error:

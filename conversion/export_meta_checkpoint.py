@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
@@ -63,21 +64,33 @@ def meta_checkpoint(
         ValueError: if weights or moments are not all those of the architecture.
     """
     facts = {**dict.fromkeys(FACTS), "epoch": 0, **(facts or {})}
+    _refuse_other_models(weights, config)
     expected, prefix = expected_shapes(config), "module." if module_prefix else ""
     checkpoint = {}
     for network in ("encoder", "predictor", "target_encoder"):
         state_dict = to_meta(network, weights)
-        if not state_dict:
-            raise ValueError(f"There is no {NETWORKS[network].rstrip('.')}: Meta's layout needs both encoders.")
         check_keys(network, state_dict, expected[network])
-        checkpoint[network] = {prefix + key: _own_storage(state_dict[key]) for key in expected[network]}
+        checkpoint[network] = {prefix + key: state_dict[key] for key in expected[network]}
     checkpoint["opt"] = None if moments is None else _meta_optimizer(moments, optimizer_groups, expected)
     return {**checkpoint, **{key: facts[key] for key in FACTS}}
 
 
-def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, copied if it is a window on a larger storage, which `torch.save` would write in full."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+def _refuse_other_models(weights: StateDict, config: IJepaConfig):
+    surplus = [key for key in weights if not key.startswith(tuple(NETWORKS.values()))]
+    absent = [prefix for prefix in NETWORKS.values() if not any(key.startswith(prefix) for key in weights)]
+    if absent:
+        raise ValueError(
+            f"The model has no {absent[0].rstrip('.')}; Meta's layout needs both encoders and a predictor."
+        )
+    if surplus:
+        raise ValueError(f"The model has {surplus[0]!r}, which has no place in Meta's layout.")
+    if config.predictor_num_attention_heads != config.num_attention_heads:
+        raise ValueError(
+            f"Meta's predictor has as many heads as the encoder, here {config.predictor_num_attention_heads} and"
+            f" {config.num_attention_heads}."
+        )
+    if config.layer_norm_eps != IJepaConfig.layer_norm_eps:
+        raise ValueError(f"Meta's layer norms use {IJepaConfig.layer_norm_eps}, this model's {config.layer_norm_eps}.")
 
 
 def _meta_optimizer(moments: StateDict, optimizer_groups: list[dict], expected: Shapes) -> dict:
@@ -99,7 +112,7 @@ def _meta_moments(moments: StateDict, network: str, key: str, shape: torch.Size)
     if absent:
         raise ValueError(f"The optimizer has no state for {absent[0]!r}.")
     stacked = {m: to_meta(network, {name: moments[f"{name}.{m}"] for name in names})[key] for m in MOMENTS[1:]}
-    return {"step": moments[f"{names[0]}.step"], **{m: _own_storage(value) for m, value in stacked.items()}}
+    return {"step": moments[f"{names[0]}.step"], **stacked}
 
 
 def optimizer_moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[StateDict, list[dict]]:
@@ -123,16 +136,20 @@ def read_weights(directory: Path) -> StateDict:
     """Every tensor of a saved model, memory-mapped, whether in one file or several.
 
     Raises:
-        ValueError: if there are no safetensors weights.
+        ValueError: if there are no safetensors weights and configuration, or they are damaged.
     """
-    if (directory / "model.safetensors").is_file():
-        return load_file(directory / "model.safetensors")
-    index = directory / "model.safetensors.index.json"
-    if not index.is_file():
-        raise ValueError(f"{directory} holds no model.safetensors.")
+    names, index = ["model.safetensors"], directory / "model.safetensors.index.json"
+    if not (directory / names[0]).is_file() and index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for name in ("config.json", *names):
+        if not (directory / name).is_file():
+            raise ValueError(f"{directory} holds no {name}.")
     weights = {}
-    for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
-        weights.update(load_file(directory / name))
+    for name in names:
+        try:
+            weights.update(load_file(directory / name))
+        except SafetensorError as error:
+            raise ValueError(f"{directory / name} is damaged: {error}.") from None
     return weights
 
 
@@ -152,7 +169,7 @@ def export(model: str | os.PathLike, output: str | os.PathLike, module_prefix: b
         config = IJepaConfig.from_pretrained(directory)
         checkpoint = meta_checkpoint(weights, config, moments, groups, facts, module_prefix)
         torch.save(checkpoint, unfinished)
-    unknown = [key for key, value in checkpoint.items() if value is None]
+    unknown = [key for key in ("opt", *FACTS) if checkpoint[key] is None and key not in facts]
     print(f"wrote {output}" + (f"; not known, hence None: {', '.join(unknown)}" if unknown else ""))
 
 

@@ -16,8 +16,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
 from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError
+from transformers.utils import logging
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, a script sees only its own folder
@@ -66,36 +67,50 @@ def processor_faults(directory: Path) -> list[str]:
     return faults
 
 
-def epsilon_fault(config: IJepaConfig) -> list[str]:
+def epsilon_fault(config: IJepaConfig, replacement: float | None) -> list[str]:
     """A sentence if layer norms run with another epsilon than the published training's."""
     if config.layer_norm_eps == PUBLISHED_EPSILON:
         return []
-    return [
-        f"layer_norm_eps is {config.layer_norm_eps}; the published weights were trained with {PUBLISHED_EPSILON}"
-        f" (--layer_norm_eps {PUBLISHED_EPSILON} changes it)."
-    ]
+    fault = f"layer_norm_eps is {config.layer_norm_eps}; the published weights were trained with {PUBLISHED_EPSILON}."
+    if replacement is None:
+        return [f"{fault} Kept (--layer_norm_eps {PUBLISHED_EPSILON} corrects it)."]
+    return [f"{fault} Now it is {replacement}."]
 
 
-def load_model(directory: Path, layer_norm_eps: float | None) -> tuple[IJepaModel | IJepaForImageClassification, list]:
+def load_model(directory: Path) -> tuple[IJepaModel | IJepaForImageClassification, list[str]]:
     """The directory's encoder or classifier, in its own precision, and the keys of the weights that it has no use for.
 
     Raises:
         ValueError: if the directory holds no model of those classes, or not all its weights.
     """
+    model_class = MODEL_CLASSES[_architecture(directory)]
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what Transformers reports in a table is said here in a sentence
+    try:
+        model, information = model_class.from_pretrained(
+            directory, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{directory} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+    for key, found, needed in sorted(information["mismatched_keys"]):
+        raise ValueError(f"{directory} has {key!r} of shape {tuple(found)}, expected {tuple(needed)}.")
+    for key in sorted(information["missing_keys"]):  # from_pretrained draws a missing classifier afresh
+        raise ValueError(f"{directory} lacks the weights {key!r}.")
+    return model, sorted(information["unexpected_keys"])
+
+
+def _architecture(directory: Path) -> str:
     if not (directory / "config.json").is_file():
         raise ValueError(f"{directory} holds no config.json.")
-    config = IJepaConfig.from_pretrained(directory)
-    name = (config.architectures or ["IJepaModel"])[0]
+    settings = json.loads((directory / "config.json").read_text())
+    if settings.get("model_type") != "ijepa":
+        raise ValueError(f"{directory} holds a model of type {settings.get('model_type')!r}, not 'ijepa'.")
+    name = (settings.get("architectures") or ["IJepaModel"])[0]
     if name not in MODEL_CLASSES:
         raise ValueError(f"{directory} holds an {name}; only {' and '.join(MODEL_CLASSES)} need an upgrade.")
-    try:
-        model, information = MODEL_CLASSES[name].from_pretrained(directory, dtype="auto", output_loading_info=True)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{directory} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    if information["missing_keys"]:  # from_pretrained draws a missing classifier afresh
-        raise ValueError(f"{directory} lacks the weights {sorted(information['missing_keys'])[0]!r}.")
-    model.config.layer_norm_eps = layer_norm_eps or config.layer_norm_eps
-    return model, sorted(information["unexpected_keys"])
+    return name
 
 
 def write_card(directory: Path, name: str, source: Path, findings: list[str]) -> None:
@@ -130,12 +145,14 @@ def upgrade(
     """
     source, output = Path(model), Path(output)
     with written_aside(output) as directory:
-        upgraded, left_out = load_model(source, layer_norm_eps)
+        upgraded, left_out = load_model(source)
         faults = processor_faults(source)
         corrects = bool(faults) and not keep_image_processor
         findings = [f"{fault} {'Corrected' if corrects else 'Kept'}." for fault in faults]
-        findings += epsilon_fault(upgraded.config)
+        findings += epsilon_fault(upgraded.config, layer_norm_eps)
         findings += [f"The weights have {len(left_out)} surplus keys, left out: {left_out[0]!r}."] if left_out else []
+        if layer_norm_eps is not None:
+            upgraded.config.layer_norm_eps = layer_norm_eps
         upgraded.save_pretrained(directory)
         write_image_processor(directory, source, upgraded.config, corrects)
         write_card(directory, output.name, source, findings)
