@@ -147,7 +147,7 @@ def load_processor(source: str):
     try:
         return AutoImageProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise ValueError(f"The model {source!r} has no image processor: {one_line(error)}") from error
+        raise ValueError(f"The image processor of {source!r} cannot be opened: {one_line(error)}") from error
 
 
 def one_line(error: Exception) -> str:
@@ -279,10 +279,13 @@ def write_parquet(path: Path, columns: dict, features: dict[str, torch.Tensor]) 
 
 
 def write_safetensors(path: Path, columns: dict, features: dict[str, torch.Tensor]) -> None:
-    """Numbers become tensors; names and errors go to the metadata as JSON lists."""
-    words = {name: json.dumps(columns[name]) for name in ("name", "error")}
+    """Numbers become tensors; names and errors go to the metadata, as JSON under the one key `columns`.
+
+    One key, because the library writes several in a random order, and equal shards would not be equal files.
+    """
+    words = {name: columns[name] for name in ("name", "error")}
     numbers = {name: torch.tensor(values) for name, values in columns.items() if name not in words}
-    save_file({**numbers, **features}, path, metadata=words)
+    save_file({**numbers, **features}, path, metadata={"columns": json.dumps(words)})
 
 
 def read_bad_images(path: Path) -> list[dict]:
@@ -291,8 +294,7 @@ def read_bad_images(path: Path) -> list[dict]:
         columns = pa.parquet.read_table(path, columns=["index", "name", "error"]).to_pydict()
     else:
         with safe_open(path, framework="pt") as file:
-            columns = {name: json.loads(file.metadata()[name]) for name in ("name", "error")}
-            columns["index"] = file.get_tensor("index").tolist()
+            columns = {**json.loads(file.metadata()["columns"]), "index": file.get_tensor("index").tolist()}
     rows = zip(columns["index"], columns["name"], columns["error"], strict=True)
     return [{"index": index, "name": name, "reason": error} for index, name, error in rows if error is not None]
 
