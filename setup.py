@@ -11,7 +11,8 @@ VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "ijepa" / "__init__.py").r
 
 # matplotlib draws the curves that every pretraining run leaves beside its model.
 TRAIN = ["matplotlib"]
-TEST = [*TRAIN, "pytest", "ruff", "tensorboard"]
+ONNX = ["onnx", "onnxscript", "onnxruntime"]
+TEST = [*TRAIN, *ONNX, "pytest", "ruff", "tensorboard"]
 
 setup(
     name="ijepa-transformers",
@@ -32,9 +33,17 @@ setup(
         "pillow",
         "scikit-learn",
         "numpy",
+        "pyarrow",
         "pyyaml",
+        "tqdm",
     ],
-    extras_require={"train": TRAIN, "vision": ["torchvision"], "tracking": ["tensorboard"], "test": TEST},
+    extras_require={
+        "train": TRAIN,
+        "onnx": ONNX,
+        "vision": ["torchvision"],
+        "tracking": ["tensorboard"],
+        "test": TEST,
+    },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
