@@ -1,16 +1,4 @@
-# Copyright 2026 The ijepa-transformers authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Time of `MultiBlockMasking.sample` against a straightforward loop over images, blocks and tries.
 
     python benchmarks/masking.py [--turns 12]

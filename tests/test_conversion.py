@@ -19,10 +19,11 @@ from conftest import (
     masks_of_reference,
     reference_json,
     reference_tensors,
+    schedules_of_reference,
     weights_of_reference,
+    without_key_bias,
 )
 from safetensors.torch import load_file, save_file
-from test_parity import schedules_of_reference, without_key_bias
 from transformers.models.ijepa import modeling_ijepa as stock
 
 from conversion import convert_meta_checkpoint, export_meta_checkpoint, upgrade_hub_checkpoint

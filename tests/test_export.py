@@ -51,15 +51,6 @@ def run_without_this_package(program, tmp_path):
 
 
 @pytest.fixture
-def trained(tiny_model):
-    """A pretraining model whose two encoders differ, as after training."""
-    for parameter in tiny_model.context_encoder.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    tiny_model.update_target_encoder(0.5)
-    return tiny_model.eval()
-
-
-@pytest.fixture
 def classifier(trained, tmp_path):
     """A classifier of three named classes around the same target encoder."""
     torch.manual_seed(1)

@@ -80,6 +80,8 @@ def test_gradient_reaches_context_encoder_and_predictor_and_never_the_target_enc
     assert not output.targets.requires_grad
     for name, parameter in tiny_model.named_parameters():
         assert (parameter.grad is None) == name.startswith("ijepa."), name
+    tiny_model.requires_grad_(True)  # whatever a user or a trainer does, targets are targets
+    assert not tiny_model(**tiny_batch).targets.requires_grad
 
 
 def test_targets_are_normalised_over_features(tiny_model, tiny_batch):

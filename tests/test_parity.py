@@ -11,13 +11,15 @@ from conftest import (
     masks_of_reference,
     reference_json,
     reference_tensors,
+    schedules_of_reference,
     weights_of_reference,
+    without_key_bias,
 )
 
 from conversion.key_mapping import NETWORKS, from_meta
 from ijepa import IJEPA_SIZES, IJepaConfig, IJepaForPretraining
 from ijepa.modeling_ijepa import sincos_position_embeddings
-from ijepa.optimization import Schedules, parameter_groups
+from ijepa.optimization import parameter_groups
 
 
 def reference_order(features):
@@ -27,11 +29,6 @@ def reference_order(features):
 
 def assert_close(ours, reference, tolerance):
     torch.testing.assert_close(ours, reference, atol=tolerance, rtol=0)
-
-
-def without_key_bias(names):
-    """The gradient of a key bias is zero in exact arithmetic; what is stored for it is rounding noise."""
-    return [name for name in names if not name.endswith("k_proj.bias")]
 
 
 @pytest.fixture(params=["sdpa", "eager"])
@@ -132,21 +129,6 @@ def test_weights_are_a_plain_normal_not_cut_at_two_standard_deviations(tiny_conf
     weight = IJepaForPretraining(IJepaConfig(**IJEPA_SIZES["tiny"])).context_encoder.layers[0].mlp.fc1.weight
     beyond = (weight.abs() > 2 * 0.02).float().mean().item()
     assert beyond == pytest.approx(0.0455, abs=0.003)
-
-
-def schedules_of_reference(settings):
-    total = int(settings["ipe_scale"] * settings["epochs"] * settings["ipe"])
-    return Schedules(
-        total_steps=total,
-        warmup_steps=int(settings["warmup"] * settings["ipe"]),
-        start_learning_rate=settings["start_lr"],
-        peak_learning_rate=settings["lr"],
-        final_learning_rate=settings["final_lr"],
-        start_weight_decay=settings["wd"],
-        final_weight_decay=settings["final_wd"],
-        start_momentum=settings["ema"][0],
-        final_momentum=settings["ema"][1],
-    )
 
 
 @pytest.mark.parametrize("name", list(reference_json("schedules.json")["configs"]))

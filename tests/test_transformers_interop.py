@@ -31,15 +31,6 @@ EARLY_HUB_NAMES = {  # stock name now -> name in the first converted directories
 
 
 @pytest.fixture
-def trained(tiny_model):
-    """A pretraining model whose two encoders differ, as after training."""
-    for parameter in tiny_model.context_encoder.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    tiny_model.update_target_encoder(0.5)
-    return tiny_model.eval()
-
-
-@pytest.fixture
 def directory(trained, tmp_path):
     trained.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
