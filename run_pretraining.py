@@ -285,14 +285,24 @@ def build_loader(arguments, accelerator, dataset, config, masking, total_steps: 
     )
 
 
+def check_size(dataset, arguments: PretrainingArguments, checkpoint: Path | None) -> None:
+    if len(dataset) < arguments.batch_size:
+        raise ValueError(f"{len(dataset)} images do not fill one batch; lower batch_size {arguments.batch_size}.")
+    before = read_state(checkpoint)["num_images"] if checkpoint else len(dataset)
+    if before != len(dataset):
+        raise ValueError(
+            f"The run to resume had {before} images, but {arguments.data!r} has {len(dataset)}: the order of images"
+            " would not continue."
+        )
+
+
 def build_run(arguments: PretrainingArguments) -> Run:
     """Opens the data, finds the checkpoint to resume, and builds all that is trained."""
     accelerator = build_accelerator(arguments)
     checkpoint = find_checkpoint(arguments, accelerator)
     with accelerator.main_process_first():  # one process fills the cache of datasets
         dataset = open_split(arguments, arguments.train_split)
-    if len(dataset) < arguments.batch_size:
-        raise ValueError(f"{len(dataset)} images do not fill one batch; lower batch_size {arguments.batch_size}.")
+    check_size(dataset, arguments, checkpoint)
     schedules = build_schedules(arguments, len(dataset) // arguments.batch_size)
     set_seed(arguments.seed)
     model = build_model(arguments, checkpoint)
@@ -532,16 +542,10 @@ def export(run: Run) -> None:
 
 def resume(run: Run) -> None:
     """Loads the checkpoint, and drops the metrics that were written after it."""
-    state = read_state(run.checkpoint)
-    if state["num_images"] != len(run.loader.dataset):
-        raise ValueError(
-            f"The run to resume had {state['num_images']} images, but {run.arguments.data!r} has"
-            f" {len(run.loader.dataset)}: the order of images would not continue."
-        )
     run.accelerator.load_state(str(run.checkpoint))
     monitor = load_file(run.checkpoint / f"monitor_{run.accelerator.process_index}.safetensors")
     run.monitor.load_state_dict({"features": monitor["features"], "num_updates": int(monitor["num_updates"])})
-    run.baseline = state["baseline"]
+    run.baseline = read_state(run.checkpoint)["baseline"]
     metrics = run.output_dir / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
     rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
@@ -616,16 +620,16 @@ def main(words: list[str] | None = None) -> None:
     arguments = parse_arguments(sys.argv[1:] if words is None else words)
     try:
         run = build_run(arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"run_pretraining.py: error: {error}", file=sys.stderr)
         sys.exit(2)  # the status argparse gives to wrong arguments
-    start(run)
     try:
+        start(run)
         train(run)
+        finish(run)
     except BadImageError as error:
         print(f"run_pretraining.py: error: {error}", file=sys.stderr)
         sys.exit(1)
-    finish(run)
     close(run)
 
 

@@ -25,6 +25,7 @@ from ijepa.recipe import ModelArguments, parse_arguments
 
 
 REPOSITORY = Path(__file__).parent.parent
+ARCHITECTURE = [entry.name for entry in dataclasses.fields(ModelArguments)]
 
 
 TINY = {
@@ -170,6 +171,14 @@ def test_resume_refuses_another_recipe_and_a_new_run_refuses_an_old_directory(tm
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
+def test_resume_refuses_other_data(tmp_path, photographs, capsys):
+    pretrain(tmp_path / "run", data=photographs, num_channels=3)
+    (photographs / "test_0.jpg").unlink()
+    with pytest.raises(SystemExit) as stop:
+        pretrain(tmp_path / "run", data=photographs, num_channels=3, resume="true")
+    assert stop.value.code == 2 and "had 24 images" in capsys.readouterr().err
+
+
 def test_resume_without_a_checkpoint_starts_the_run(tmp_path):
     """One command serves the first start and every requeue."""
     assert_equal_weights(pretrain(tmp_path / "a", resume="true"), pretrain(tmp_path / "b"))
@@ -310,8 +319,7 @@ def test_too_many_bad_files_stop_the_run(tmp_path, photographs, capsys):
 def test_init_from_takes_weights_only_and_schedules_start_afresh(tmp_path):
     first = pretrain(tmp_path / "first")
     standing_still = {"learning_rate": 0.0, "start_learning_rate": 0.0, "momentum": 1.0, "warmup_steps": 1}
-    architecture = {entry.name: None for entry in dataclasses.fields(ModelArguments)}
-    changes = {**architecture, **standing_still, "init_from": tmp_path / "first", "max_steps": 1}
+    changes = {**dict.fromkeys(ARCHITECTURE), **standing_still, "init_from": tmp_path / "first", "max_steps": 1}
     pretrain(tmp_path / "second", **changes)
     assert_equal_weights(load_file(tmp_path / "second/model.safetensors"), first)
     assert [row["step"] for row in rows(tmp_path / "second")] == [1]
@@ -327,8 +335,9 @@ def test_weights_from_elsewhere_are_trained_in_training_mode(tmp_path, monkeypat
         return original(run, *args, **kwargs)
 
     monkeypatch.setattr(run_pretraining, "optimizer_step", optimizer_step)
-    architecture = {entry.name: None for entry in dataclasses.fields(ModelArguments)}
-    pretrain(tmp_path / "second", **{**architecture, "init_from": tmp_path / "first", "drop_path_rate": 0.2})
+    pretrain(
+        tmp_path / "second", **{**dict.fromkeys(ARCHITECTURE), "init_from": tmp_path / "first", "drop_path_rate": 0.2}
+    )
     assert set(modes) == {(True, False)}
 
 
@@ -364,6 +373,7 @@ def test_unlabelled_images_are_no_neighbours(tmp_path, monkeypatch):
         ({"mixed_precision": "int4"}, "int4"),
         ({"push_to_hub": "true"}, "hub_model_id"),
         ({"init_from": "x"}, "cannot be set beside it"),
+        ({**dict.fromkeys(ARCHITECTURE), "init_from": "no/such/model"}, "no/such/model"),
         ({"learning_speed": 3}, "learning_speed"),
     ],
 )
