@@ -73,13 +73,15 @@ def write_model_card(
         metrics: the last row of metrics; empty when there are no curves yet.
         recipe: the effective arguments.
         results: a table of accuracies, if any were measured.
-        base_model: what the run started from; its licence, if its card names one, is carried over.
+        base_model: what the run started from, a Hub name or a directory; the licence in a directory's card is carried
+            over, that of a Hub repository is not looked up.
     """
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         tags=["ijepa", "self-supervised-learning"],
-        base_model=base_model,
+        # The Hub refuses a card whose base_model is a path; the licence of a local directory still carries over.
+        base_model=None if base_model and Path(base_model).exists() else base_model,
         license=inherited_license(base_model),
     )
     body = BODY.format(

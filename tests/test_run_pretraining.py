@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import run_pretraining
 from ijepa import IJepaForPretraining
 from ijepa.checkpointing import damage
+from ijepa.model_card import write_model_card
 from ijepa.probing import CollapseMonitor
 from ijepa.recipe import ModelArguments, parse_arguments
 
@@ -323,6 +324,23 @@ def test_init_from_takes_weights_only_and_schedules_start_afresh(tmp_path):
     pretrain(tmp_path / "second", **changes)
     assert_equal_weights(load_file(tmp_path / "second/model.safetensors"), first)
     assert [row["step"] for row in rows(tmp_path / "second")] == [1]
+
+
+def test_the_licence_of_the_weights_a_run_starts_from_carries_over(tmp_path):
+    """A card names a Hub model as its base, but no path: the Hub would refuse the upload."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    for name, expected in ((str(tmp_path / "base"), (None, "cc-by-nc-4.0")), ("lab/huge", ("lab/huge", None))):
+        write_model_card(tmp_path, "small", summary={}, metrics={}, recipe={}, base_model=name)
+        header = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+        assert (header.get("base_model"), header.get("license")) == expected
+
+
+def test_optimizer_and_probe_settings_reach_what_they_set(tmp_path):
+    changes = {"adam_beta1": 0.8, "adam_beta2": 0.95, "knn_neighbors": 3, "validation_split": "test"}
+    run = run_pretraining.build_run(parse_arguments(words(tmp_path / "run", **changes)))
+    assert run.optimizer.param_groups[0]["betas"] == (0.8, 0.95)
+    assert run.probe.knn_name == "3-NN"
 
 
 def test_weights_from_elsewhere_are_trained_in_training_mode(tmp_path, monkeypatch):
