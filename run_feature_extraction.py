@@ -34,14 +34,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, HfArgumentParser, PreTrainedModel
-
-# The same class as transformers.AutoImageProcessor, which transformers 5.17 hides where torchvision is missing.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers import HfArgumentParser, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from ijepa import IJepaForPretraining  # the import makes the Auto classes return this package's models
-from ijepa.data import BadImageError, decode_image, load_image_dataset
+from ijepa.data import ProcessedImages, load_image_dataset
+from ijepa.encoders import load_encoder, load_processor, weights_digest
 
 
 PROGRAM = "run_feature_extraction.py"
@@ -121,48 +118,6 @@ def parse_arguments(words: list[str] | None = None) -> FeatureExtractionArgument
 # The model
 
 
-def load_encoder(source: str, encoder: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The encoder of a directory or Hub repository, in evaluation mode.
-
-    Raises:
-        ValueError: if it cannot be opened, or has no context encoder and that is asked for.
-    """
-    try:
-        if encoder == "target":
-            return AutoModel.from_pretrained(source, dtype=dtype).eval()
-        config = AutoConfig.from_pretrained(source)
-        if "IJepaForPretraining" not in (config.architectures or ()):
-            raise ValueError(f"it was saved from {config.architectures} and holds no context encoder")
-        return IJepaForPretraining.from_pretrained(source, dtype=dtype).context_encoder.eval()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The model {source!r} cannot be opened: {one_line(error)}") from error
-
-
-def load_processor(source: str):
-    """The image processor of a directory or Hub repository.
-
-    Raises:
-        ValueError: if there is none; guessing the normalisation would give wrong features without a word.
-    """
-    try:
-        return AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The image processor of {source!r} cannot be opened: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def weights_digest(model: PreTrainedModel) -> str:
-    """SHA-256 of names and values, so that features of other weights are never mixed in."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 @torch.no_grad()
 def embed(model: PreTrainedModel, pixel_values: torch.Tensor, outputs: list[str]) -> dict[str, torch.Tensor]:
     """Images (B, channels, height, width) to `pooler_output` (B, D) and `last_hidden_state` (B, N, D), on the CPU.
@@ -181,25 +136,6 @@ def embed(model: PreTrainedModel, pixel_values: torch.Tensor, outputs: list[str]
 
 
 # The images
-
-
-@dataclass
-class ImagesToEmbed(torch.utils.data.Dataset):
-    """What the model takes of each image: (channels, height, width), or the reason why the image cannot be read."""
-
-    dataset: datasets.Dataset
-    processor: object
-    num_channels: int
-
-    def __getitem__(self, index: int) -> torch.Tensor | str:
-        try:
-            return self.prepare(decode_image(self.dataset[index]["image"], self.num_channels))
-        except BadImageError as error:
-            return error.reason
-
-    def prepare(self, image: np.ndarray) -> torch.Tensor:
-        """A decoded image (height, width, channels) through the image processor."""
-        return self.processor(image, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
 
 
 def collate(samples: list[torch.Tensor | str]) -> tuple[torch.Tensor | None, list[str | None]]:
@@ -309,7 +245,7 @@ class Run:
     arguments: FeatureExtractionArguments
     accelerator: Accelerator
     model: PreTrainedModel
-    images: ImagesToEmbed
+    images: ProcessedImages
     shapes: dict[str, list[int]]
     shards: list[Shard]
     settings: dict
@@ -335,7 +271,7 @@ def build_run(arguments: FeatureExtractionArguments) -> Run:
     )
     processor = load_processor(arguments.model)
     model = load_encoder(arguments.model, arguments.encoder, DTYPES[arguments.dtype])
-    images = ImagesToEmbed(dataset, processor, getattr(model.config, "num_channels", 3))
+    images = ProcessedImages(dataset, processor, getattr(model.config, "num_channels", 3))
     shards = all_shards(len(dataset), arguments.shard_size)
     settings = describe(arguments, model, processor, dataset, shards)
     check_settings(Path(arguments.output_dir), settings)

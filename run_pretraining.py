@@ -53,7 +53,7 @@ from ijepa.probing import (
     knn_accuracy,
     standardize,
 )
-from ijepa.recipe import PretrainingArguments, parse_arguments
+from ijepa.recipe import PretrainingArguments, parse_pretraining_arguments
 from ijepa.visualization import plot_training_curves
 
 
@@ -617,7 +617,7 @@ def push_to_hub(run: Run) -> None:
 
 def main(words: list[str] | None = None) -> None:
     disable_progress_bar()  # of Transformers' loading and saving, which takes no time beside training
-    arguments = parse_arguments(sys.argv[1:] if words is None else words)
+    arguments = parse_pretraining_arguments(sys.argv[1:] if words is None else words)
     try:
         run = build_run(arguments)
     except (ValueError, OSError) as error:

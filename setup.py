@@ -12,7 +12,9 @@ VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "ijepa" / "__init__.py").r
 # matplotlib draws the curves that every pretraining run leaves beside its model.
 TRAIN = ["matplotlib"]
 ONNX = ["onnx", "onnxscript", "onnxruntime"]
-TEST = [*TRAIN, *ONNX, "pytest", "ruff", "tensorboard"]
+# torchvision: RandAugment, mixup and cutmix of fine-tuning; timm: the LARS optimizer of the published linear probe.
+VISION = ["torchvision", "timm"]
+TEST = [*TRAIN, *ONNX, *VISION, "pytest", "ruff", "tensorboard"]
 
 setup(
     name="ijepa-transformers",
@@ -40,7 +42,7 @@ setup(
     extras_require={
         "train": TRAIN,
         "onnx": ONNX,
-        "vision": ["torchvision"],
+        "vision": VISION,
         "tracking": ["tensorboard"],
         "test": TEST,
     },

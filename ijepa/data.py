@@ -16,6 +16,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -813,6 +814,28 @@ class EvaluationImages(torch.utils.data.Dataset):
         image = _read_image(row["image"], index, self.num_channels)
         labels = {"labels": row["label"]} if "label" in row else {}
         return {"pixel_values": resize_center_crop(image, self.image_size, self.resize_ratio), **labels}
+
+
+@dataclass
+class ProcessedImages(torch.utils.data.Dataset):
+    """What the model takes of each image: (channels, height, width), or the reason why the image cannot be read."""
+
+    dataset: datasets.Dataset
+    processor: object
+    num_channels: int
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> torch.Tensor | str:
+        try:
+            return self.prepare(decode_image(self.dataset[index]["image"], self.num_channels))
+        except BadImageError as error:
+            return error.reason
+
+    def prepare(self, image: np.ndarray) -> torch.Tensor:
+        """A decoded image (height, width, channels) through the image processor."""
+        return self.processor(image, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
 
 
 # Order

@@ -1,11 +1,12 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""The arguments of a pretraining run: a YAML recipe, overridden by the command line.
+"""Recipes: the arguments of a command as a YAML file, overridden by the command line; and those of pretraining.
 
-A recipe key, a command-line flag and an attribute of `PretrainingArguments` are one name. Unknown keys, values of the
-wrong type and values out of range are errors that show the value; nothing is guessed.
+A recipe key, a command-line flag and an attribute of the arguments are one name. Unknown keys, values of the wrong
+type and values out of range are errors that show the value; nothing is guessed.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from transformers import HfArgumentParser
 from .configuration_ijepa import IJEPA_SIZES, IJepaConfig
 
 
-def _argument(default, help_text):
+def argument(default, help_text: str):
+    """A dataclass field with a default (lists are copied) and the help of its flag."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help_text})
     return field(default=default, metadata={"help": help_text})
 
 
-def _require(condition, message):
+def require(condition, message: str) -> None:
+    """Raises ValueError with `message` unless `condition` holds."""
     if not condition:
         raise ValueError(message)
 
@@ -32,35 +35,35 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    data: str = _argument(
+    data: str = argument(
         "", "images: a folder (flat or one subfolder per class), Parquet or tar shards, a Hub dataset, or 'digits'"
     )
-    data_config: str | None = _argument(None, "configuration name of a Hub dataset")
-    train_split: str = _argument("train", "split to pretrain on")
-    validation_split: str | None = _argument(None, "labelled split for the k-NN; both splits need labels then")
-    image_column: str | None = _argument(None, "column of the images; found if there is only one")
-    label_column: str | None = _argument(None, "column of the labels; found if there is only one")
-    crop_scale: list[float] = _argument([0.3, 1.0], "area of the random crop as a share of the image: least, most")
-    crop_ratio: list[float] = _argument([3 / 4, 4 / 3], "aspect ratio of the random crop: least, most")
-    horizontal_flip: bool = _argument(False, "mirror every second image at random (the published recipe does not)")
-    interpolation: str = _argument("bilinear", "resizing of the crop: bilinear or bicubic")
-    image_mean: list[float] | None = _argument(None, "mean of each channel, pixels in 0..1; ImageNet's by default")
-    image_std: list[float] | None = _argument(None, "standard deviation of each channel; ImageNet's by default")
-    eval_resize_ratio: float = _argument(
+    data_config: str | None = argument(None, "configuration name of a Hub dataset")
+    train_split: str = argument("train", "split to pretrain on")
+    validation_split: str | None = argument(None, "labelled split for the k-NN; both splits need labels then")
+    image_column: str | None = argument(None, "column of the images; found if there is only one")
+    label_column: str | None = argument(None, "column of the labels; found if there is only one")
+    crop_scale: list[float] = argument([0.3, 1.0], "area of the random crop as a share of the image: least, most")
+    crop_ratio: list[float] = argument([3 / 4, 4 / 3], "aspect ratio of the random crop: least, most")
+    horizontal_flip: bool = argument(False, "mirror every second image at random (the published recipe does not)")
+    interpolation: str = argument("bilinear", "resizing of the crop: bilinear or bicubic")
+    image_mean: list[float] | None = argument(None, "mean of each channel, pixels in 0..1; ImageNet's by default")
+    image_std: list[float] | None = argument(None, "standard deviation of each channel; ImageNet's by default")
+    eval_resize_ratio: float = argument(
         256 / 224, "shorter side of an image over its centre crop in evaluation and in the saved image processor"
     )
-    max_bad_images: float = _argument(
+    max_bad_images: float = argument(
         0.01, "stop when more images than this cannot be read: a share of the data below 1, a count from 1 on"
     )
-    num_workers: int = _argument(4, "data loading processes per training process; 0 loads in the training process")
+    num_workers: int = argument(4, "data loading processes per training process; 0 loads in the training process")
 
     def _check_data(self):
-        _require(self.data, "data is missing: name a folder, shards, a Hub dataset, or 'digits'.")
-        _require(self.max_bad_images >= 0, f"max_bad_images must not be negative, got {self.max_bad_images}.")
-        _require(self.eval_resize_ratio >= 1, f"eval_resize_ratio must be at least 1, got {self.eval_resize_ratio}.")
-        _require(self.num_workers >= 0, f"num_workers must not be negative, got {self.num_workers}.")
+        require(self.data, "data is missing: name a folder, shards, a Hub dataset, or 'digits'.")
+        require(self.max_bad_images >= 0, f"max_bad_images must not be negative, got {self.max_bad_images}.")
+        require(self.eval_resize_ratio >= 1, f"eval_resize_ratio must be at least 1, got {self.eval_resize_ratio}.")
+        require(self.num_workers >= 0, f"num_workers must not be negative, got {self.num_workers}.")
         for name in ("crop_scale", "crop_ratio"):
-            _require(len(getattr(self, name)) == 2, f"{name} must be two numbers, got {getattr(self, name)}.")
+            require(len(getattr(self, name)) == 2, f"{name} must be two numbers, got {getattr(self, name)}.")
 
     @property
     def bad_image_limit(self) -> int | float:
@@ -74,27 +77,27 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    size: str | None = _argument(None, f"published size that sets widths and depths: {', '.join(IJEPA_SIZES)}")
-    init_from: str | None = _argument(
+    size: str | None = argument(None, f"published size that sets widths and depths: {', '.join(IJEPA_SIZES)}")
+    init_from: str | None = argument(
         None, "directory or Hub name whose weights (not optimizer, not schedules) the run starts from"
     )
-    image_size: list[int] | None = _argument(None, "pixels of a training image: one number, or height and width")
-    patch_size: list[int] | None = _argument(None, "pixels of a patch: one number, or height and width")
-    num_channels: int | None = _argument(None, "3 for colour, 1 for grey")
-    hidden_size: int | None = _argument(None, "width of the encoder")
-    num_hidden_layers: int | None = _argument(None, "layers of the encoder")
-    num_attention_heads: int | None = _argument(None, "attention heads of the encoder")
-    intermediate_size: int | None = _argument(None, "feed-forward width of the encoder")
-    predictor_hidden_size: int | None = _argument(None, "width of the predictor")
-    predictor_num_hidden_layers: int | None = _argument(None, "layers of the predictor")
-    predictor_num_attention_heads: int | None = _argument(None, "attention heads of the predictor")
-    predictor_intermediate_size: int | None = _argument(None, "feed-forward width of the predictor")
-    drop_path_rate: float | None = _argument(None, "stochastic depth of the last context encoder layer")
-    patch_embedding_init: str | None = _argument(None, "published (std 0.02) or fan_in (1/sqrt of a patch's values)")
-    loss_type: str | None = _argument(None, "smooth_l1 (released code) or mse (paper)")
-    normalize_targets: bool | None = _argument(None, "layer-normalise the targets")
-    attn_implementation: str | None = _argument(None, "sdpa, eager, flash_attention_2 or flex_attention")
-    gradient_checkpointing: bool = _argument(False, "recompute layers in the backward pass: less memory, more time")
+    image_size: list[int] | None = argument(None, "pixels of a training image: one number, or height and width")
+    patch_size: list[int] | None = argument(None, "pixels of a patch: one number, or height and width")
+    num_channels: int | None = argument(None, "3 for colour, 1 for grey")
+    hidden_size: int | None = argument(None, "width of the encoder")
+    num_hidden_layers: int | None = argument(None, "layers of the encoder")
+    num_attention_heads: int | None = argument(None, "attention heads of the encoder")
+    intermediate_size: int | None = argument(None, "feed-forward width of the encoder")
+    predictor_hidden_size: int | None = argument(None, "width of the predictor")
+    predictor_num_hidden_layers: int | None = argument(None, "layers of the predictor")
+    predictor_num_attention_heads: int | None = argument(None, "attention heads of the predictor")
+    predictor_intermediate_size: int | None = argument(None, "feed-forward width of the predictor")
+    drop_path_rate: float | None = argument(None, "stochastic depth of the last context encoder layer")
+    patch_embedding_init: str | None = argument(None, "published (std 0.02) or fan_in (1/sqrt of a patch's values)")
+    loss_type: str | None = argument(None, "smooth_l1 (released code) or mse (paper)")
+    normalize_targets: bool | None = argument(None, "layer-normalise the targets")
+    attn_implementation: str | None = argument(None, "sdpa, eager, flash_attention_2 or flex_attention")
+    gradient_checkpointing: bool = argument(False, "recompute layers in the backward pass: less memory, more time")
 
     def model_fields(self) -> dict:
         """The fields of `IJepaConfig` that this recipe sets."""
@@ -106,12 +109,12 @@ class ModelArguments:
         return fields
 
     def _check_model(self):
-        _require(
+        require(
             self.size is None or self.size in IJEPA_SIZES,
             f"size must be one of {', '.join(IJEPA_SIZES)}, got {self.size!r}.",
         )
         architecture = sorted(set(self.model_fields()) - {"drop_path_rate", "loss_type", "normalize_targets"})
-        _require(
+        require(
             not (self.init_from and architecture),
             f"init_from brings its own architecture, so {', '.join(architecture)} cannot be set beside it.",
         )
@@ -125,16 +128,16 @@ class MaskArguments:
 
     _argument_group_name = "masks"
 
-    mask_mode: str = _argument("unbiased", "unbiased, or meta: the released sampler with its quirks")
-    num_targets: int = _argument(4, "target blocks per image")
-    target_scale: list[float] = _argument([0.15, 0.2], "area of a target block as a share of the image: least, most")
-    target_aspect_ratio: list[float] = _argument([0.75, 1.5], "height over width of a target block: least, most")
-    num_contexts: int = _argument(1, "context blocks per image")
-    context_scale: list[float] = _argument([0.85, 1.0], "area of the context block before targets are taken out")
-    min_patches: int = _argument(10, "least number of context patches")
-    allow_overlap: bool = _argument(False, "leave target patches in the context")
-    num_context_tokens: int | None = _argument(None, "fixed number of context patches (steady memory and speed)")
-    num_target_tokens: int | None = _argument(None, "fixed number of patches per target block")
+    mask_mode: str = argument("unbiased", "unbiased, or meta: the released sampler with its quirks")
+    num_targets: int = argument(4, "target blocks per image")
+    target_scale: list[float] = argument([0.15, 0.2], "area of a target block as a share of the image: least, most")
+    target_aspect_ratio: list[float] = argument([0.75, 1.5], "height over width of a target block: least, most")
+    num_contexts: int = argument(1, "context blocks per image")
+    context_scale: list[float] = argument([0.85, 1.0], "area of the context block before targets are taken out")
+    min_patches: int = argument(10, "least number of context patches")
+    allow_overlap: bool = argument(False, "leave target patches in the context")
+    num_context_tokens: int | None = argument(None, "fixed number of context patches (steady memory and speed)")
+    num_target_tokens: int | None = argument(None, "fixed number of patches per target block")
 
     def mask_fields(self) -> dict:
         """Arguments of `MultiBlockMasking` but the grid."""
@@ -149,45 +152,45 @@ class OptimizationArguments:
 
     _argument_group_name = "optimization"
 
-    batch_size: int = _argument(2048, "images per optimizer step, over all processes and accumulation steps")
-    per_device_batch_size: int = _argument(128, "images per process and forward pass; accumulation makes up the rest")
-    epochs: float | None = _argument(None, "length of the run in passes over the data (or give max_steps)")
-    max_steps: int | None = _argument(None, "length of the run in optimizer steps")
-    warmup_epochs: float | None = _argument(None, "linear warm-up in passes over the data (or give warmup_steps)")
-    warmup_steps: int | None = _argument(None, "linear warm-up in optimizer steps")
-    start_learning_rate: float = _argument(2e-4, "learning rate the warm-up starts from")
-    learning_rate: float = _argument(1e-3, "peak learning rate")
-    final_learning_rate: float = _argument(1e-6, "learning rate at the end (cosine)")
-    weight_decay: float = _argument(0.04, "weight decay at the start")
-    final_weight_decay: float = _argument(0.4, "weight decay at the end (cosine)")
-    momentum: float = _argument(0.996, "momentum of the target encoder at the start")
-    final_momentum: float = _argument(1.0, "momentum of the target encoder at the end (linear)")
-    adam_beta1: float = _argument(0.9, "AdamW's first decay")
-    adam_beta2: float = _argument(0.999, "AdamW's second decay")
-    adam_epsilon: float = _argument(1e-8, "AdamW's epsilon")
-    max_grad_norm: float | None = _argument(None, "clip the gradient to this L2 norm; no clipping by default")
-    mixed_precision: str | None = _argument(
+    batch_size: int = argument(2048, "images per optimizer step, over all processes and accumulation steps")
+    per_device_batch_size: int = argument(128, "images per process and forward pass; accumulation makes up the rest")
+    epochs: float | None = argument(None, "length of the run in passes over the data (or give max_steps)")
+    max_steps: int | None = argument(None, "length of the run in optimizer steps")
+    warmup_epochs: float | None = argument(None, "linear warm-up in passes over the data (or give warmup_steps)")
+    warmup_steps: int | None = argument(None, "linear warm-up in optimizer steps")
+    start_learning_rate: float = argument(2e-4, "learning rate the warm-up starts from")
+    learning_rate: float = argument(1e-3, "peak learning rate")
+    final_learning_rate: float = argument(1e-6, "learning rate at the end (cosine)")
+    weight_decay: float = argument(0.04, "weight decay at the start")
+    final_weight_decay: float = argument(0.4, "weight decay at the end (cosine)")
+    momentum: float = argument(0.996, "momentum of the target encoder at the start")
+    final_momentum: float = argument(1.0, "momentum of the target encoder at the end (linear)")
+    adam_beta1: float = argument(0.9, "AdamW's first decay")
+    adam_beta2: float = argument(0.999, "AdamW's second decay")
+    adam_epsilon: float = argument(1e-8, "AdamW's epsilon")
+    max_grad_norm: float | None = argument(None, "clip the gradient to this L2 norm; no clipping by default")
+    mixed_precision: str | None = argument(
         None, "no, bf16 or fp16 computation on float32 weights; accelerate's own setting by default"
     )
-    seed: int = _argument(0, "of initial weights, data order, crops and masks")
+    seed: int = argument(0, "of initial weights, data order, crops and masks")
 
     def _check_optimization(self):
         for name in ("batch_size", "per_device_batch_size"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}.")
-        _require(
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}.")
+        require(
             (self.epochs is None) != (self.max_steps is None),
             f"Give the length of the run as epochs or as max_steps, got epochs {self.epochs} and max_steps"
             f" {self.max_steps}.",
         )
-        _require(
+        require(
             self.warmup_epochs is None or self.warmup_steps is None,
             f"Give the warm-up as warmup_epochs or as warmup_steps, got {self.warmup_epochs} and {self.warmup_steps}.",
         )
-        _require(
+        require(
             self.mixed_precision in (None, "no", "bf16", "fp16"),
             f"mixed_precision must be no, bf16 or fp16, got {self.mixed_precision!r}.",
         )
-        _require(
+        require(
             self.max_grad_norm is None or self.max_grad_norm > 0,
             f"max_grad_norm must be positive, got {self.max_grad_norm}.",
         )
@@ -207,25 +210,25 @@ class OutputArguments:
 
     _argument_group_name = "output"
 
-    output_dir: str = _argument("", "directory of the run: the model, its card, metrics, curves and checkpoints")
-    resume: bool = _argument(False, "continue the run in output_dir from its newest complete checkpoint")
-    logging_steps: int = _argument(50, "optimizer steps between rows of metrics.jsonl")
-    eval_steps: int | None = _argument(None, "optimizer steps between k-NN evaluations; at the end only by default")
-    save_steps: int = _argument(1000, "optimizer steps between checkpoints")
-    keep_checkpoints: int = _argument(2, "how many of the newest checkpoints are kept")
-    knn_neighbors: int = _argument(20, "neighbours of the k-NN")
-    max_probe_images: int = _argument(5000, "labelled images of each split that probes use at most")
-    trackers: list[str] = _argument([], "Accelerate trackers beside metrics.jsonl, for example tensorboard")
-    push_to_hub: bool = _argument(False, "upload output_dir to the Hub at the end (needs hub_model_id and a login)")
-    hub_model_id: str | None = _argument(None, "name of the Hub repository")
-    hub_private: bool = _argument(True, "create the Hub repository as a private one")
+    output_dir: str = argument("", "directory of the run: the model, its card, metrics, curves and checkpoints")
+    resume: bool = argument(False, "continue the run in output_dir from its newest complete checkpoint")
+    logging_steps: int = argument(50, "optimizer steps between rows of metrics.jsonl")
+    eval_steps: int | None = argument(None, "optimizer steps between k-NN evaluations; at the end only by default")
+    save_steps: int = argument(1000, "optimizer steps between checkpoints")
+    keep_checkpoints: int = argument(2, "how many of the newest checkpoints are kept")
+    knn_neighbors: int = argument(20, "neighbours of the k-NN")
+    max_probe_images: int = argument(5000, "labelled images of each split that probes use at most")
+    trackers: list[str] = argument([], "Accelerate trackers beside metrics.jsonl, for example tensorboard")
+    push_to_hub: bool = argument(False, "upload output_dir to the Hub at the end (needs hub_model_id and a login)")
+    hub_model_id: str | None = argument(None, "name of the Hub repository")
+    hub_private: bool = argument(True, "create the Hub repository as a private one")
 
     def _check_output(self):
-        _require(self.output_dir, "output_dir is missing: name the directory the run is written to.")
+        require(self.output_dir, "output_dir is missing: name the directory the run is written to.")
         for name in ("logging_steps", "save_steps", "keep_checkpoints", "knn_neighbors", "max_probe_images"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}.")
-        _require(self.eval_steps is None or self.eval_steps >= 1, f"eval_steps must be at least 1: {self.eval_steps}.")
-        _require(not self.push_to_hub or self.hub_model_id, "push_to_hub needs hub_model_id.")
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}.")
+        require(self.eval_steps is None or self.eval_steps >= 1, f"eval_steps must be at least 1: {self.eval_steps}.")
+        require(not self.push_to_hub or self.hub_model_id, "push_to_hub needs hub_model_id.")
 
 
 GROUPS = (DataArguments, ModelArguments, MaskArguments, OptimizationArguments, OutputArguments)
@@ -269,7 +272,7 @@ class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None and value != []}
 
 
-def _read_recipe(path: str) -> dict:
+def _read_recipe(path: str, groups: Sequence[type]) -> dict:
     try:
         recipe = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
@@ -278,7 +281,7 @@ def _read_recipe(path: str) -> dict:
         raise ValueError(f"{path!r} is not a YAML file: {error}") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"{path!r} must hold `key: value` lines.")
-    known = {entry.name for group in GROUPS for entry in dataclasses.fields(group)}
+    known = {entry.name for group in groups for entry in dataclasses.fields(group) if entry.init}
     unknown = sorted(str(key) for key in set(recipe) - known)
     if unknown:
         raise ValueError(f"{path!r} has unknown keys: {', '.join(unknown)}.")
@@ -296,23 +299,37 @@ def _as_flags(recipe: dict) -> list[str]:
     return words
 
 
-def parse_arguments(words: list[str]) -> PretrainingArguments:
+def parse_arguments(
+    words: Sequence[str], groups: Sequence[type], build: Callable, prog: str, description: str
+) -> object:
     """Arguments from command-line words: `--recipe FILE` first, then every other flag over it.
 
-    Exits with status 2 and one sentence, as argparse does, when something is wrong.
+    Args:
+        words: as in `sys.argv[1:]`.
+        groups: dataclasses whose fields are the flags; all names differ.
+        build: called with every value by name; what it returns is returned.
+        prog, description: for `--help` and errors.
+
+    Exits with status 2 and one sentence, as argparse does, when something is wrong, a ValueError of `build` included.
     """
+    words = list(words)
     parser = HfArgumentParser(
-        GROUPS,
-        prog="run_pretraining.py",
-        description="Pretrains I-JEPA. Values come from --recipe, then from the flags.",
+        groups,
+        prog=prog,
+        description=f"{description} Values come from --recipe, then from the flags.",
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", help="YAML file with any of the values below (recipes/ holds some)")
     position = words.index("--recipe") if "--recipe" in words[:-1] else None
     try:
-        recipe = {} if position is None else _read_recipe(words[position + 1])
+        recipe = {} if position is None else _read_recipe(words[position + 1], groups)
         values = vars(parser.parse_args(_as_flags(recipe) + words))
         values.pop("recipe")
-        return PretrainingArguments(**values)
+        return build(**values)
     except ValueError as error:
         parser.error(str(error))
+
+
+def parse_pretraining_arguments(words: Sequence[str]) -> PretrainingArguments:
+    """The arguments of `run_pretraining.py`; see `parse_arguments`."""
+    return parse_arguments(words, GROUPS, PretrainingArguments, "run_pretraining.py", "Pretrains I-JEPA.")

@@ -22,7 +22,7 @@ from ijepa import IJepaForPretraining
 from ijepa.checkpointing import damage
 from ijepa.model_card import write_model_card
 from ijepa.probing import CollapseMonitor
-from ijepa.recipe import ModelArguments, parse_arguments
+from ijepa.recipe import ModelArguments, parse_pretraining_arguments
 
 
 REPOSITORY = Path(__file__).parent.parent
@@ -244,8 +244,10 @@ def test_the_output_directory_is_a_model(tmp_path):
     card = (directory / "README.md").read_text()
     assert "library_name: transformers" in card and "I-JEPA target encoder" in card and "batch_size: 8" in card
     assert not list(directory.glob(".tmp-*"))
-    repeated = parse_arguments(["--recipe", str(directory / "recipe.yaml")])
-    assert repeated == parse_arguments(words(directory, validation_split="test", eval_steps=3, max_probe_images=150))
+    repeated = parse_pretraining_arguments(["--recipe", str(directory / "recipe.yaml")])
+    assert repeated == parse_pretraining_arguments(
+        words(directory, validation_split="test", eval_steps=3, max_probe_images=150)
+    )
 
 
 def test_metrics_say_what_was_promised(tmp_path):
@@ -338,7 +340,7 @@ def test_the_licence_of_the_weights_a_run_starts_from_carries_over(tmp_path):
 
 def test_optimizer_and_probe_settings_reach_what_they_set(tmp_path):
     changes = {"adam_beta1": 0.8, "adam_beta2": 0.95, "knn_neighbors": 3, "validation_split": "test"}
-    run = run_pretraining.build_run(parse_arguments(words(tmp_path / "run", **changes)))
+    run = run_pretraining.build_run(parse_pretraining_arguments(words(tmp_path / "run", **changes)))
     assert run.optimizer.param_groups[0]["betas"] == (0.8, 0.95)
     assert run.probe.knn_name == "3-NN"
 
@@ -368,7 +370,7 @@ def test_unlabelled_images_are_no_neighbours(tmp_path, monkeypatch):
         return dataset.remove_columns("label").add_column("label", labels)
 
     monkeypatch.setattr(run_pretraining, "open_split", partly_labelled)
-    arguments = parse_arguments(words(tmp_path / "run", validation_split="test"))
+    arguments = parse_pretraining_arguments(words(tmp_path / "run", validation_split="test"))
     run = run_pretraining.build_run(arguments)
     _, train_labels, _, test_labels = run.probe.features_of(None)
     assert len(train_labels) == len(test_labels) == 30 and min(train_labels) >= 0
@@ -409,17 +411,17 @@ def test_mistakes_are_one_sentence_with_the_value_and_leave_nothing_behind(tmp_p
 def test_recipes_are_read_with_flags_over_them_and_unknown_keys_are_errors(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**TINY, "output_dir": "here", "learning_rate": "3e-4", "allow_overlap": True}))
-    arguments = parse_arguments(["--recipe", str(recipe), "--seed", "7"])
+    arguments = parse_pretraining_arguments(["--recipe", str(recipe), "--seed", "7"])
     assert (arguments.learning_rate, arguments.seed, arguments.allow_overlap) == (3e-4, 7, True)
     recipe.write_text(yaml.safe_dump({**TINY, "output_dir": "here", "momentun": 0.9}))
     with pytest.raises(SystemExit):
-        parse_arguments(["--recipe", str(recipe)])
+        parse_pretraining_arguments(["--recipe", str(recipe)])
     assert "unknown keys: momentun" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_complete_and_says_its_cost_and_command(recipe):
-    arguments = parse_arguments(["--recipe", str(recipe), "--output_dir", "somewhere", "--data", "digits"])
+    arguments = parse_pretraining_arguments(["--recipe", str(recipe), "--output_dir", "somewhere", "--data", "digits"])
     run_pretraining.MultiBlockMasking(
         run_pretraining.IJepaConfig(**arguments.model_fields()).grid_size, **arguments.mask_fields()
     )
