@@ -15,12 +15,14 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BitImageProcessorPil
@@ -44,7 +46,7 @@ EVALUATION_RESIZE_RATIO = 256 / 224  # shorter side over crop, the usual ImageNe
 MAX_SUBSTITUTES = 100  # unreadable images in a row that a sample may skip before the run stops
 
 # First number of a random stream's key, so that no two uses share a stream.
-_ORDER_STREAM, _CROP_STREAM = 0, 1
+_ORDER_STREAM, _CROP_STREAM, _AUGMENTATION_STREAM, _MIX_STREAM, _SUBSET_STREAM = range(5)
 
 _EXIF_ORIENTATION = 0x0112
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -440,6 +442,81 @@ def _columns(dataset: datasets.Dataset) -> str:
     return ", ".join(f"{name} ({getattr(feature, 'dtype', 'nested')})" for name, feature in dataset.features.items())
 
 
+# Few labels
+
+
+def select_labelled(
+    labels: Sequence[int], *, images_per_class: int | None = None, label_fraction: float | None = None, seed: int = 0
+) -> list[int]:
+    """A class-balanced part of a data set, for training with few labels: sorted indices.
+
+    The images of a class stand in an order that only `seed` decides, and the first of them are taken. So a larger part
+    holds every smaller one of the same seed.
+
+    Args:
+        labels: class id of every image.
+        images_per_class: as many of every class.
+        label_fraction: this share of every class, rounded, and at least one image. Exactly one of both is given.
+        seed: of the selection.
+
+    Raises:
+        ValueError: if a number is out of range, or a class has fewer than `images_per_class` images.
+    """
+    if (images_per_class is None) == (label_fraction is None):
+        raise ValueError(f"Give images_per_class or label_fraction, got {images_per_class} and {label_fraction}.")
+    if images_per_class is not None and images_per_class < 1:
+        raise ValueError(f"images_per_class must be at least 1, got {images_per_class}.")
+    if label_fraction is not None and not 0 < label_fraction <= 1:
+        raise ValueError(f"label_fraction must lie in (0, 1], got {label_fraction}.")
+    labels = np.asarray(labels)
+    order = np.argsort(_random_stream(seed, _SUBSET_STREAM).random_raw(len(labels)), kind="stable")
+    selected = []
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        count = images_per_class if label_fraction is None else max(1, round(label_fraction * len(members)))
+        if count > len(members):
+            raise ValueError(f"Class {label} has {len(members)} images, fewer than images_per_class {count}.")
+        selected += members[:count].tolist()
+    return sorted(selected)
+
+
+def select_listed(dataset: datasets.Dataset, path: str | os.PathLike) -> list[int]:
+    """The images that a text file names, one file name per line, such as a published list: sorted indices.
+
+    Folders before a name are ignored, in the file and in the data set; blank lines too.
+
+    Raises:
+        ValueError: if the file cannot be read or is empty, or names an image that is absent, or that is there twice.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The list {str(path)!r} cannot be read: {error}") from None
+    listed = {os.path.basename(line.strip()) for line in lines} - {""}
+    if not listed:
+        raise ValueError(f"The list {str(path)!r} names no image.")
+    places = {}
+    for index, image in enumerate(_paths(dataset)):
+        places.setdefault(os.path.basename(image or ""), []).append(index)
+    unknown = sorted(listed - set(places))
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of the {len(listed)} names in {str(path)!r} are not in the data, for example"
+            f" {unknown[0]!r}."
+        )
+    repeated = sorted(name for name in listed if len(places[name]) > 1)
+    if repeated:
+        raise ValueError(f"{repeated[0]!r} in {str(path)!r} is the name of {len(places[repeated[0]])} images.")
+    return sorted(places[name][0] for name in listed)
+
+
+def _paths(dataset: datasets.Dataset) -> list[str | None]:
+    """The path of every image, without reading the images beside it."""
+    column = dataset.select_columns(["image"]).with_format("arrow")
+    parts = (column[start : start + 1000]["image"] for start in range(0, len(column), 1000))
+    return [path for part in parts for path in pc.struct_field(part, "path").to_pylist()]
+
+
 # Decoding
 
 
@@ -756,8 +833,17 @@ class PretrainingImages(torch.utils.data.Dataset):
         `index`, `num_bad`."""
         step, slot_block, epoch, index = key
         image, num_bad = self._first_readable(index)
-        # The requested index seeds the crop of a substitute too: the image is seen again under its own index.
-        pixel_values = random_resized_crop(
+        return {
+            # The requested index seeds the crop of a substitute too: the image is seen again under its own index.
+            "pixel_values": self._crop(image, epoch, index),
+            "step": step,
+            "slot_block": slot_block,
+            "index": index,
+            "num_bad": num_bad,
+        }
+
+    def _crop(self, image: Image.Image, epoch: int, index: int) -> torch.Tensor:
+        return random_resized_crop(
             image,
             self.image_size,
             self.crop_scale,
@@ -766,13 +852,6 @@ class PretrainingImages(torch.utils.data.Dataset):
             horizontal_flip=self.horizontal_flip,
             interpolation=self.interpolation,
         )
-        return {
-            "pixel_values": pixel_values,
-            "step": step,
-            "slot_block": slot_block,
-            "index": index,
-            "num_bad": num_bad,
-        }
 
     def _first_readable(self, index: int) -> tuple[Image.Image, int]:
         for num_bad in range(min(MAX_SUBSTITUTES, len(self))):
@@ -838,6 +917,82 @@ class ProcessedImages(torch.utils.data.Dataset):
         return self.processor(image, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
 
 
+class LabelledImages(ProcessedImages):
+    """What the model takes of each image, `pixel_values` float (channels, height, width), and its `labels`.
+
+    A file that cannot be read raises a BadImageError with its name, as in `EvaluationImages`.
+    """
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
+        row = self.dataset[index]
+        image = _read_image(row["image"], index, self.num_channels)
+        return {"pixel_values": self.prepare(_as_array(image)), "labels": row["label"]}
+
+
+class FineTuningImages(PretrainingImages):
+    """Random crops with labels, addressed by the keys (epoch, index) of `EpochSampler`.
+
+    An image that cannot be read raises a BadImageError with its name: a substitute would bring its own label, and a
+    small labelled set has no images to lose without a word.
+
+    Args:
+        dataset, image_size, num_channels, crop_scale, crop_ratio, horizontal_flip, interpolation, seed: as in
+            `PretrainingImages`.
+        augment: what happens to a crop, uint8 (C, H, W) to uint8 (C, H, W), such as torchvision's RandAugment. Its
+            randomness, taken from torch's global generator, is a pure function of (seed, epoch, index) as well.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, image_size, *, augment: Callable | None = None, **settings):
+        super().__init__(dataset, image_size, **settings)
+        self.augment = augment
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor | int]:
+        """`pixel_values` uint8 (C, H, W) and the ints `labels`, `epoch` and `index`."""
+        epoch, index = key
+        row = self.dataset[index]
+        pixel_values = self._crop(_read_image(row["image"], index, self.num_channels), epoch, index)
+        if self.augment is not None:
+            with seeded_torch(self.seed, _AUGMENTATION_STREAM, epoch, index):
+                pixel_values = self.augment(pixel_values)
+        return {"pixel_values": pixel_values, "labels": row["label"], "epoch": epoch, "index": index}
+
+
+@dataclass
+class FineTuningCollator:
+    """Batches for a classifier: normalised images and their labels, mixed with one another while training.
+
+    Samples of `FineTuningImages` are normalised and, if there are `mixers`, mixed by one of them, drawn at random for
+    each batch; the labels become (B, classes) shares then. Samples of `LabelledImages` are never mixed. The randomness
+    is a pure function of the seed and of the samples' keys, so it outlives interruptions and any number of workers.
+
+    Args:
+        image_mean, image_std: as in `normalize_pixel_values`.
+        mixers: such as torchvision's MixUp and CutMix: (images (B, C, H, W), labels (B,)) to both, mixed.
+        seed: of the mixing.
+    """
+
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+    mixers: Sequence[Callable] = ()
+    seed: int = 0
+
+    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+        """`pixel_values` float (B, C, H, W) and `labels` int (B,), or float (B, classes) if mixed."""
+        pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
+        labels = torch.tensor([sample["labels"] for sample in samples])
+        if "epoch" in samples[0]:
+            pixel_values = normalize_pixel_values(pixel_values, self.image_mean, self.image_std)
+            if self.mixers:
+                pixel_values, labels = self._mix(pixel_values, labels, samples)
+        return {"pixel_values": pixel_values, "labels": labels}
+
+    def _mix(self, pixel_values, labels, samples):
+        keys = (samples[0]["epoch"], *(sample["index"] for sample in samples))
+        with seeded_torch(self.seed, _MIX_STREAM, *keys):
+            mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
+            return mixer(pixel_values, labels)
+
+
 # Order
 
 
@@ -849,8 +1004,39 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(_random_stream(seed, _ORDER_STREAM, epoch).random_raw(num_images), kind="stable")
 
 
+class EpochSampler(torch.utils.data.Sampler):
+    """Every image once per epoch, as keys (epoch, index) for `FineTuningImages`, in the order of `epoch_order`.
+
+    Which epoch comes next is the attribute `epoch`: set it before each epoch, and before a resumed one.
+    """
+
+    def __init__(self, num_images: int, seed: int):
+        self.num_images = num_images
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        return ((epoch, index) for index in epoch_order(self.num_images, self.seed, epoch).tolist())
+
+
 def _random_stream(seed: int, *key: int) -> np.random.Philox:
     return np.random.Philox(np.random.SeedSequence(seed, spawn_key=key))
+
+
+@contextmanager
+def seeded_torch(seed: int, *key: int):
+    """Inside, torch's global CPU generator starts from the arguments alone; afterwards it is what it was before."""
+    state = torch.default_generator.get_state()
+    # Not torch.manual_seed, which would seed the accelerators as well, and nobody would set those back.
+    torch.default_generator.manual_seed(int(_random_stream(seed, *key).random_raw()) % 2**63)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
 
 
 class PretrainingBatchSampler(torch.utils.data.Sampler):

@@ -320,6 +320,7 @@ class IJepaPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": IJepaLayer, "attentions": IJepaAttention}  # noqa: RUF012
     # The other networks of a pretraining directory are not this model's business, so they are not worth a warning.
     _keys_to_ignore_on_load_unexpected = [r"^context_encoder\.", r"^predictor\.", r"^classifier\."]  # noqa: RUF012
+    _unreported_keys = frozenset()  # missing weights that `_finish_loading` reports in its own words
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -365,8 +366,9 @@ class IJepaPreTrainedModel(PreTrainedModel):
             output_loading_info=True,
             **kwargs,
         )
+        loading_info["missing_keys"] = set(loading_info["missing_keys"]) | model._unreported_keys
         mismatched = {key for key, *_ in loading_info["mismatched_keys"]}  # only with ignore_mismatched_sizes
-        model._finish_loading(pretrained_model_name_or_path, set(loading_info["missing_keys"]) | mismatched)
+        model._finish_loading(pretrained_model_name_or_path, loading_info["missing_keys"] | mismatched)
         return (model, loading_info) if output_loading_info else model
 
     def _finish_loading(self, name, missing_keys: set[str]):
@@ -376,6 +378,27 @@ class IJepaPreTrainedModel(PreTrainedModel):
                 f"{name} lacks {len(missing_keys)} of the weights {type(self).__name__} needs, or has them in another"
                 f" shape, for example {missing_keys[0]!r}; loading it would leave part of the encoder random."
             )
+
+    @torch.no_grad()
+    def resize_image(self, image_size: int | tuple[int, int]):
+        """Makes this a model for images of another size, such as for fine-tuning at a higher resolution.
+
+        All position tables are interpolated once, as `interpolate_pos_encoding=True` does in every forward pass, so
+        the outputs are the same. Start from the pretraining size: interpolating a second time loses a little more.
+
+        Raises:
+            ValueError: if the size is no size or is smaller than a patch; nothing is changed then.
+        """
+        grid_size = type(self.config)(image_size=image_size, patch_size=self.config.patch_size).grid_size
+        self.config.image_size = image_size
+        for module in self.modules():
+            if isinstance(module, (IJepaEmbeddings, IJepaPredictor)):
+                module.position_embeddings = resize_position_embeddings(
+                    module.position_embeddings, module.grid_size, grid_size
+                )
+                module.grid_size = grid_size
+            if isinstance(module, IJepaEmbeddings):
+                module.image_size = self.config.image_height_and_width
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         """As in Transformers; weights are saved under their own names even when loaded from early Hub names.
@@ -611,6 +634,21 @@ class IJepaForImageClassification(IJepaPreTrainedModel):
         self.ijepa = IJepaModel(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.post_init()
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info):
+        """Takes the classifier out of the loader's report of missing weights: `_finish_loading` says more."""
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        missing_keys = set(loading_info.missing_keys)
+        self._unreported_keys = {key for key in missing_keys if key.startswith("classifier.")}
+        loading_info.missing_keys = missing_keys - self._unreported_keys
+
+    def _finish_loading(self, name, missing_keys: set[str]):
+        super()._finish_loading(name, missing_keys)
+        if self._unreported_keys:
+            logger.warning(
+                f"{name} has no trained classifier: the class names it predicts mean nothing until it is fine-tuned,"
+                " for example with run_image_classification.py."
+            )
 
     @can_return_tuple
     def forward(

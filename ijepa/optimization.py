@@ -7,6 +7,7 @@ weight decay follows a cosine (the paper says linear) and the warm-up is longer 
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +86,10 @@ class Schedules:
             group["weight_decay"] = self.weight_decay(step) if group["decayed"] else 0.0
 
 
+def _takes_weight_decay(name: str, parameter: torch.nn.Parameter) -> bool:
+    return parameter.ndim > 1 and not name.endswith(".bias")
+
+
 def parameter_groups(model: torch.nn.Module) -> list[dict]:
     """The trained parameters of an `IJepaForPretraining` in the four groups of Meta's released code, in its order:
     decayed context encoder, decayed predictor, undecayed context encoder, undecayed predictor.
@@ -98,8 +103,61 @@ def parameter_groups(model: torch.nn.Module) -> list[dict]:
             parameters = [
                 parameter
                 for name, parameter in getattr(model, network).named_parameters()
-                if parameter.requires_grad and decayed == (parameter.ndim > 1 and not name.endswith(".bias"))
+                if parameter.requires_grad and decayed == _takes_weight_decay(name, parameter)
             ]
             name = f"{network}_{'decayed' if decayed else 'undecayed'}"
             groups.append({"params": parameters, "name": name, "decayed": decayed, "weight_decay": 0.0})
     return groups
+
+
+def layer_decay_groups(
+    model: torch.nn.Module, learning_rate: float, weight_decay: float, layer_decay: float
+) -> list[dict]:
+    """The trained parameters of a classifier in groups whose learning rate falls from the head to the first layer, as
+    in the fine-tuning of the paper's appendix A.
+
+    With L layers, the head and the final layer norm take `learning_rate`, layer i (from 0) takes
+    learning_rate x layer_decay^(L - i), the patch embedding learning_rate x layer_decay^(L + 1). Biases and other
+    one-dimensional parameters take no weight decay.
+
+    Args:
+        model: `IJepaForImageClassification`, this package's or the stock one; any other if layer_decay is 1.
+
+    Returns:
+        Groups with `params`, `lr`, `weight_decay` and a `name`, from the head down: what Trainer logs as the learning
+        rate is that of the first group.
+
+    Raises:
+        ValueError: if layer_decay is not in (0, 1], or below 1 for a model whose layers this does not know.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must lie in (0, 1], got {layer_decay}.")
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            depth = _depth_below_head(model, name) if layer_decay < 1 else 0
+            groups.setdefault((depth, not _takes_weight_decay(name, parameter)), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rate * layer_decay**depth,
+            "weight_decay": 0.0 if undecayed else weight_decay,
+            "name": f"depth_{depth}_{'undecayed' if undecayed else 'decayed'}",
+        }
+        for (depth, undecayed), parameters in sorted(groups.items())
+    ]
+
+
+def _depth_below_head(model: torch.nn.Module, name: str) -> int:
+    """0 for the head and the final layer norm, 1 for the last of L layers, L + 1 for the patch embedding."""
+    if name.startswith(("classifier.", "ijepa.layernorm.")):
+        return 0
+    if name.startswith("ijepa.embeddings."):
+        return model.config.num_hidden_layers + 1
+    layer = re.match(r"ijepa\.layers\.(\d+)\.", name)
+    if layer is None:
+        raise ValueError(
+            f"layer_decay below 1 is for I-JEPA classifiers: {type(model).__name__} has a parameter {name!r}, whose"
+            " depth is not known; take layer_decay 1."
+        )
+    return model.config.num_hidden_layers - int(layer[1])

@@ -20,7 +20,11 @@ import ijepa.data
 from ijepa.data import (
     BadImageError,
     BadImageLog,
+    EpochSampler,
     EvaluationImages,
+    FineTuningCollator,
+    FineTuningImages,
+    LabelledImages,
     PretrainingBatchSampler,
     PretrainingImages,
     bad_indices,
@@ -34,6 +38,8 @@ from ijepa.data import (
     random_resized_crop,
     resize_center_crop,
     sample_crop,
+    select_labelled,
+    select_listed,
 )
 
 
@@ -602,3 +608,181 @@ def test_data_stands_alone_and_without_torchvision():
         name.split(".")[0] for n in nodes for name in [getattr(n, "module", None), *(a.name for a in n.names)] if name
     }
     assert not imported & {"ijepa", "torchvision"}
+
+
+# Few labels
+
+
+LABELS = [0] * 40 + [1] * 7 + [2] * 100
+
+
+def test_a_selection_is_balanced_and_holds_every_smaller_one():
+    order = np.random.default_rng(0).permutation(len(LABELS))
+    labels = np.array(LABELS)[order]
+    smaller = set()
+    for count in (1, 3, 7):
+        selection = select_labelled(labels, images_per_class=count, seed=5)
+        assert np.bincount(labels[selection]).tolist() == [count] * 3
+        assert selection == sorted(set(selection)) and smaller < set(selection)
+        smaller = set(selection)
+    smaller = set()
+    for fraction, counts in ((0.01, [1, 1, 1]), (0.1, [4, 1, 10]), (1.0, [40, 7, 100])):
+        selection = select_labelled(labels, label_fraction=fraction, seed=5)
+        assert np.bincount(labels[selection]).tolist() == counts and smaller < set(selection)
+        smaller = set(selection)
+
+
+def test_a_selection_depends_on_its_seed_alone():
+    first = select_labelled(LABELS, images_per_class=3, seed=1)
+    np.random.seed(3)
+    torch.manual_seed(3)
+    assert first == select_labelled(LABELS, images_per_class=3, seed=1)
+    assert first != select_labelled(LABELS, images_per_class=3, seed=2)
+    # The numbers of a published run must not move with NumPy, nor with this code.
+    assert first == [7, 18, 39, 40, 42, 43, 123, 125, 127]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "Give images_per_class or label_fraction, got None and None"),
+        ({"images_per_class": 1, "label_fraction": 0.5}, "got 1 and 0.5"),
+        ({"images_per_class": 0}, "images_per_class must be at least 1, got 0"),
+        ({"images_per_class": 8}, "Class 1 has 7 images, fewer than images_per_class 8"),
+        ({"label_fraction": 0.0}, r"label_fraction must lie in \(0, 1\], got 0.0"),
+        ({"label_fraction": 1.5}, r"label_fraction must lie in \(0, 1\], got 1.5"),
+    ],
+)
+def test_impossible_selections_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        select_labelled(LABELS, **options)
+
+
+def test_a_list_selects_by_base_name(tmp_path):
+    for file in ("cat/a.png", "cat/b.png", "dog/c.png", "dog/same.png", "cat/same.png"):
+        write(tmp_path / "photos" / "train" / file)
+    dataset = load_image_dataset(tmp_path / "photos")
+    (tmp_path / "list.txt").write_text("c.png\n\nelsewhere/a.png\n")
+    assert names(dataset.select(select_listed(dataset, tmp_path / "list.txt"))) == ["a.png", "c.png"]
+    for content, message in (
+        ("a.png\nx.png\ny.png\n", r"2 of the 3 names in .*list.txt' are not in the data, for example 'x.png'"),
+        ("same.png", "'same.png' in .* is the name of 2 images"),
+        ("\n", "names no image"),
+    ):
+        (tmp_path / "list.txt").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            select_listed(dataset, tmp_path / "list.txt")
+    with pytest.raises(ValueError, match=r"absent\.txt' cannot be read"):
+        select_listed(dataset, tmp_path / "absent.txt")
+
+
+# Fine-tuning
+
+
+def labelled(contents, labels=None):
+    return images_dataset(contents).add_column("label", labels or list(range(len(contents))))
+
+
+def noise(image):
+    """An augmentation that takes its randomness from torch's global generator, as torchvision's do."""
+    return torch.randint(256, image.shape, dtype=torch.uint8)
+
+
+def test_crops_and_augmentation_are_a_function_of_seed_epoch_and_index():
+    dataset = labelled([encoded(photo(20, 24, seed=i)) for i in range(3)], labels=[4, 5, 6])
+    images = {augment: FineTuningImages(dataset, 16, augment=augment, seed=1) for augment in (None, noise)}
+    for augment, one in images.items():
+        first = one[(2, 1)]["pixel_values"]
+        torch.rand(1)
+        assert torch.equal(first, one[(2, 1)]["pixel_values"]) and first.dtype == torch.uint8
+        other = FineTuningImages(dataset, 16, augment=augment, seed=2)
+        for different in (one[(1, 1)], one[(2, 0)], other[(2, 1)]):
+            assert not torch.equal(first, different["pixel_values"])
+    sample = images[None][(2, 1)]
+    assert (sample["labels"], sample["epoch"], sample["index"]) == (5, 2, 1)
+    pretraining = PretrainingImages(dataset, 16, seed=1)[(0, 0, 2, 1)]
+    assert torch.equal(sample["pixel_values"], pretraining["pixel_values"])
+
+
+def test_augmentation_leaves_the_global_generator_as_it_was():
+    images = FineTuningImages(labelled([encoded(photo())]), 16, augment=noise)
+    before = torch.get_rng_state()
+    images[(0, 0)]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_unreadable_labelled_image_is_an_error_with_its_name():
+    dataset = labelled([encoded(photo()), b"not an image"])
+    processor = build_image_processor(16)
+    for images, key in ((FineTuningImages(dataset, 16), (0, 1)), (LabelledImages(dataset, processor, 3), 1)):
+        with pytest.raises(BadImageError, match=r"1\.png: this is no image"):
+            images[key]
+
+
+def test_labelled_images_are_what_the_processor_makes_of_them():
+    dataset = labelled([encoded(photo(30, 40))], labels=[3])
+    sample = LabelledImages(dataset, build_image_processor(16), 3)[0]
+    expected = build_image_processor(16)(Image.fromarray(photo(30, 40)), return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(sample["pixel_values"], expected) and sample["labels"] == 3
+
+
+def test_every_epoch_has_every_image_once_in_an_order_of_its_own():
+    sampler = EpochSampler(50, seed=0)
+    keys = {}
+    for epoch in (0, 1):
+        sampler.epoch = epoch
+        keys[epoch] = list(sampler)
+        assert {key[0] for key in keys[epoch]} == {epoch} and sorted(key[1] for key in keys[epoch]) == list(range(50))
+    assert [index for _, index in keys[0]] != [index for _, index in keys[1]]
+    assert [index for _, index in keys[1]] == epoch_order(50, 0, 1).tolist() and len(sampler) == 50
+
+
+def roll_mixer(images, labels):
+    """As torchvision's: mixed with the neighbour, by a share from torch's global generator."""
+    share = torch.rand(())
+    one_hot = torch.nn.functional.one_hot(labels, 8).float()
+    return [share * values + (1 - share) * values.roll(1, 0) for values in (images, one_hot)]
+
+
+def flip_mixer(images, labels):
+    return images.flip(0), torch.nn.functional.one_hot(labels, 8).flip(0).float()
+
+
+def test_batches_are_normalised_and_mixed_by_their_keys_in_training_only():
+    dataset = labelled([encoded(photo(20, 24, seed=i)) for i in range(4)])
+    training, evaluation = FineTuningImages(dataset, 16), LabelledImages(dataset, build_image_processor(16), 3)
+    mean, std = default_image_statistics(3)
+    plain, mixing = FineTuningCollator(mean, std), FineTuningCollator(mean, std, [roll_mixer, flip_mixer], seed=3)
+    samples = [training[(0, index)] for index in range(4)]
+    batch = plain(samples)
+    pixels = torch.stack([sample["pixel_values"] for sample in samples])
+    assert torch.equal(batch["pixel_values"], normalize_pixel_values(pixels, mean, std))
+    assert torch.equal(batch["labels"], torch.arange(4)) and set(batch) == {"pixel_values", "labels"}
+    before = torch.get_rng_state()
+    mixed = mixing(samples)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    assert torch.equal(mixing(samples)["pixel_values"], mixed["pixel_values"]) and mixed["labels"].shape == (4, 8)
+    kinds, shares = set(), set()
+    for epoch in range(20):
+        labels = mixing([training[(epoch, index)] for index in range(4)])["labels"]
+        kinds.add(bool((labels == 1).any()))
+        shares.add(labels.max().item())
+    assert kinds == {True, False} and len(shares) > 3
+    assert not torch.equal(FineTuningCollator(mean, std, [roll_mixer], 4)(samples)["labels"], mixed["labels"])
+    judged = [evaluation[index] for index in range(4)]
+    batch = mixing(judged)
+    assert torch.equal(batch["labels"], torch.arange(4))
+    assert torch.equal(batch["pixel_values"], torch.stack([sample["pixel_values"] for sample in judged]))
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_randaugment_takes_these_crops(num_channels):
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    dataset = labelled([encoded(photo(20, 24))])
+    images = FineTuningImages(dataset, 16, num_channels=num_channels, augment=v2.RandAugment(magnitude=9))
+    plain = FineTuningImages(dataset, 16, num_channels=num_channels)
+    crops = [images[(epoch, 0)]["pixel_values"] for epoch in range(30)]
+    assert all(crop.shape == (num_channels, 16, 16) and crop.dtype == torch.uint8 for crop in crops)
+    changed = [not torch.equal(crop, plain[(epoch, 0)]["pixel_values"]) for epoch, crop in enumerate(crops)]
+    assert sum(changed) > 15

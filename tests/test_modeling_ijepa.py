@@ -1,7 +1,11 @@
 """Laws of the model: what each network sees, what takes gradient, what the moving average does, which sizes work."""
 
+import logging
+
 import pytest
 import torch
+from transformers import AutoModelForImageClassification
+from transformers.models.ijepa import modeling_ijepa as stock
 
 from ijepa import (
     IJepaBackbone,
@@ -324,3 +328,92 @@ def test_backbone_maps_are_the_encoders_tokens_in_image_shape(tiny_config):
     expected = backbone.layernorm(output.hidden_states[2])
     assert torch.equal(output.feature_maps[1][:, :, 1, 3], expected[:, 1 * 5 + 3])
     assert backbone(pixel_values).hidden_states is None
+
+
+# Another resolution for good
+
+
+@pytest.mark.parametrize("image_size", [64, 24, (48, 64)])
+@pytest.mark.parametrize("model_class", [IJepaModel, IJepaForImageClassification, IJepaBackbone])
+def test_a_resized_model_equals_interpolation_in_every_pass(tiny_config, model_class, image_size):
+    model = model_class(tiny_config).eval()
+    height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    pixel_values = torch.randn(2, 3, height, width)
+    options = {} if model_class is IJepaBackbone else {"interpolate_pos_encoding": True}
+    before = model(pixel_values, **options, return_dict=False)[0]
+    model.resize_image(image_size)
+    after = model(pixel_values, return_dict=False)[0]
+    for expected, found in zip(before, after, strict=True):
+        assert torch.equal(found, expected)
+    assert model.config.image_size == image_size and model.config.grid_size == (height // 8, width // 8)
+
+
+def test_resizing_reaches_both_encoders_and_the_predictor(tiny_model, tiny_batch):
+    tiny_model.eval()
+    batch = {**tiny_batch, "pixel_values": torch.randn(2, 3, 64, 48)}
+    before = tiny_model(**batch, interpolate_pos_encoding=True)
+    tiny_model.resize_image((64, 48))
+    assert torch.equal(tiny_model(**batch).predictions, before.predictions)
+    assert torch.equal(tiny_model(**batch).targets, before.targets)
+    with pytest.raises(ValueError, match="do not match the model's image_size"):
+        tiny_model(**tiny_batch)
+
+
+@pytest.mark.parametrize("model_class", [IJepaForImageClassification, IJepaForPretraining])
+def test_a_resized_directory_opens_at_its_new_size_here_and_in_stock_transformers(tiny_config, tmp_path, model_class):
+    model = model_class(tiny_config)
+    model.resize_image((64, 48))
+    model.save_pretrained(tmp_path)
+    pixel_values = torch.randn(2, 3, 64, 48)
+    with torch.no_grad():
+        expected = model.eval().ijepa(pixel_values).last_hidden_state
+        for reader in (IJepaModel, stock.IJepaModel):
+            assert torch.equal(reader.from_pretrained(tmp_path)(pixel_values).last_hidden_state, expected)
+        again = model_class.from_pretrained(tmp_path).state_dict()
+        assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+        if model_class is IJepaForImageClassification:
+            theirs = stock.IJepaForImageClassification.from_pretrained(tmp_path)
+            assert torch.equal(theirs(pixel_values).logits, model(pixel_values).logits)
+
+
+def test_an_impossible_size_changes_nothing(tiny_model, tiny_batch):
+    tiny_model.eval()
+    before = tiny_model(**tiny_batch).loss
+    for image_size in (4, (64, 4), 0):
+        with pytest.raises(ValueError, match="image_size"):
+            tiny_model.resize_image(image_size)
+    assert tiny_model.config.image_size == 32 and torch.equal(tiny_model(**tiny_batch).loss, before)
+
+
+# An untrained head
+
+
+def warnings_of(action):
+    """What the model's own logger and Transformers' say, and what `action` returns."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    loggers = [logging.getLogger(name) for name in ("ijepa", "transformers")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        return records, action()
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+
+
+def test_an_untrained_classifier_is_named_once_and_a_trained_one_not_at_all(trained, tmp_path):
+    trained.save_pretrained(tmp_path / "pretrained")
+    for reader in (IJepaForImageClassification, AutoModelForImageClassification):
+        records, (model, loading) = warnings_of(
+            lambda reader=reader: reader.from_pretrained(tmp_path / "pretrained", output_loading_info=True)
+        )
+        assert (
+            len(records) == 1 and "has no trained classifier: the class names it predicts mean nothing" in records[0]
+        )
+        assert loading["missing_keys"] == {"classifier.weight", "classifier.bias"}
+        assert model.classifier.weight.std() > 0
+    model.save_pretrained(tmp_path / "fine_tuned")
+    records, again = warnings_of(lambda: AutoModelForImageClassification.from_pretrained(tmp_path / "fine_tuned"))
+    assert records == [] and torch.equal(again.classifier.weight, model.classifier.weight)

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from transformers import ViTConfig, ViTForImageClassification
+from transformers.models.ijepa import modeling_ijepa as stock
 
-from ijepa.optimization import Schedules, parameter_groups
+from ijepa import IJepaForImageClassification
+from ijepa.optimization import Schedules, layer_decay_groups, parameter_groups
 
 
 def test_learning_rate_rises_to_the_peak_then_falls_to_its_final_value():
@@ -70,3 +73,93 @@ def test_apply_sets_both_rates_and_leaves_undecayed_groups_alone(tiny_model):
     for group in optimizer.param_groups:
         assert group["lr"] == schedules.learning_rate(4)
         assert group["weight_decay"] == (schedules.weight_decay(4) if group["decayed"] else 0.0)
+
+
+def rates_by_name(model, **options):
+    """(learning rate, weight decay) of every parameter in the groups; each may be there once."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {}
+    for group in layer_decay_groups(model, **options):
+        for parameter in group["params"]:
+            assert names[id(parameter)] not in rates
+            rates[names[id(parameter)]] = group["lr"], group["weight_decay"]
+    return rates
+
+
+@pytest.mark.parametrize("is_stock", [False, True])
+def test_layer_decay_falls_from_the_head_to_the_patch_embedding(tiny_config, is_stock):
+    model = IJepaForImageClassification(tiny_config)
+    if is_stock:
+        model = stock.IJepaForImageClassification(stock.IJepaConfig(**tiny_config.to_dict()))
+    rates = rates_by_name(model, learning_rate=2.0, weight_decay=0.1, layer_decay=0.5)
+    assert set(rates) == {name for name, _ in model.named_parameters()}
+    expected = {
+        "classifier.weight": (2.0, 0.1),
+        "classifier.bias": (2.0, 0.0),
+        "ijepa.layernorm.weight": (2.0, 0.0),
+        "ijepa.layers.2.mlp.fc1.weight": (1.0, 0.1),
+        "ijepa.layers.2.layernorm_after.weight": (1.0, 0.0),
+        "ijepa.layers.1.attention.q_proj.bias": (0.5, 0.0),
+        "ijepa.layers.0.attention.o_proj.weight": (0.25, 0.1),
+        "ijepa.embeddings.patch_embeddings.projection.weight": (0.125, 0.1),
+        "ijepa.embeddings.patch_embeddings.projection.bias": (0.125, 0.0),
+    }
+    assert {name: rates[name] for name in expected} == expected
+    assert len({rate for rate, _ in rates.values()}) == tiny_config.num_hidden_layers + 2
+
+
+def test_layer_decay_is_that_of_timm(tiny_config):
+    """But for the final layer norm, which timm counts to the last layer."""
+    timm = pytest.importorskip("timm")
+    from timm.optim import param_groups_layer_decay
+
+    theirs = timm.models.VisionTransformer(
+        img_size=32,
+        patch_size=8,
+        embed_dim=32,
+        depth=3,
+        num_heads=4,
+        num_classes=2,
+        class_token=False,
+        global_pool="avg",
+        pos_embed="none",
+    )
+    scales = {}
+    for group in param_groups_layer_decay(theirs, weight_decay=0.1, layer_decay=0.75):
+        for parameter in group["params"]:
+            scales[id(parameter)] = group["lr_scale"], group["weight_decay"]
+    ours = rates_by_name(
+        IJepaForImageClassification(tiny_config), learning_rate=1.0, weight_decay=0.1, layer_decay=0.75
+    )
+    pairs = {"head": "classifier", "patch_embed.proj": "ijepa.embeddings.patch_embeddings.projection"}
+    pairs |= {f"blocks.{i}.mlp.fc1": f"ijepa.layers.{i}.mlp.fc1" for i in range(3)}
+    pairs |= {f"blocks.{i}.norm1": f"ijepa.layers.{i}.layernorm_before" for i in range(3)}
+    for theirs_name, ours_name in pairs.items():
+        for kind in ("weight", "bias"):
+            parameter = theirs.get_parameter(f"{theirs_name}.{kind}")
+            assert ours[f"{ours_name}.{kind}"] == pytest.approx(scales[id(parameter)])
+
+
+def test_layer_decay_leaves_frozen_weights_out_and_starts_with_the_head(tiny_config):
+    model = IJepaForImageClassification(tiny_config)
+    groups = layer_decay_groups(model, 1.0, 0.1, 0.75)
+    assert [group["lr"] for group in groups] == sorted((group["lr"] for group in groups), reverse=True)
+    model.ijepa.requires_grad_(False)
+    assert set(rates_by_name(model, learning_rate=1.0, weight_decay=0.1, layer_decay=0.75)) == {
+        "classifier.weight",
+        "classifier.bias",
+    }
+
+
+def test_layer_decay_of_unknown_layers_is_an_error_and_one_rate_for_all_is_not():
+    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16)
+    model = ViTForImageClassification(config)
+    rates = rates_by_name(model, learning_rate=1.0, weight_decay=0.1, layer_decay=1)
+    assert set(rates) == {name for name, _ in model.named_parameters()} and {rate for rate, _ in rates.values()} == {
+        1.0
+    }
+    with pytest.raises(ValueError, match=r"ViTForImageClassification has a parameter 'vit\."):
+        layer_decay_groups(model, 1.0, 0.1, 0.75)
+    for value in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"layer_decay.*{value}"):
+            layer_decay_groups(model, 1.0, 0.1, value)
