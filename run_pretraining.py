@@ -31,6 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ijepa import IJepaConfig, IJepaForPretraining, IJepaModel
 from ijepa.checkpointing import checkpoint_step, newest_checkpoint, replace_files, save_checkpoint
+from ijepa.collapse import CollapseMonitor
 from ijepa.data import (
     BadImageError,
     BadImageLog,
@@ -45,14 +46,7 @@ from ijepa.data import (
 from ijepa.masking import MaskingCollator, MultiBlockMasking
 from ijepa.model_card import write_model_card
 from ijepa.optimization import Schedules, parameter_groups
-from ijepa.probing import (
-    CollapseMonitor,
-    extract_features,
-    few_shot_accuracy,
-    format_table,
-    knn_accuracy,
-    standardize,
-)
+from ijepa.probing import extract_features, few_shot_accuracy, format_table, knn_accuracy, standardize
 from ijepa.recipe import PretrainingArguments, parse_pretraining_arguments
 from ijepa.visualization import plot_training_curves
 

@@ -1,11 +1,15 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """The README.md of a pretrained directory: what it is, how to use it, what it was trained on and what it reached."""
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 
 USAGE = """\
@@ -94,3 +98,63 @@ def write_model_card(
     )
     # Written directly: ModelCard.save and ModelCard.validate may ask the Hub.
     (directory / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+# Evaluation results in a card that exists, ours or not
+
+SECTION_BEGIN = "<!-- Evaluation by run_probing.py: replaced when it runs again -->"
+SECTION_END = "<!-- End of the evaluation by run_probing.py -->"
+RESULT_SUFFIX = " (frozen features)"  # of the name of every result in the metadata: the mark of what is replaced
+FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
+# A key in the first column, and what belongs to it: indented lines, and list entries in the first column.
+MODEL_INDEX = re.compile(r"^model-index:.*\n(?:(?:[ \t]|- ).*\n)*", re.MULTILINE)
+
+
+def update_evaluation(directory: Path, section: str, results: Sequence[EvalResult]) -> None:
+    """Puts the section "Evaluation" and the metadata `model-index` into `directory`/README.md, which may be absent.
+
+    What an earlier call put there is replaced; every other byte of the card stays as it is, also results in
+    `model-index` under other names.
+
+    Args:
+        section: markdown below the title "Evaluation".
+        results: each with a `metric_name`, to which RESULT_SUFFIX is added.
+
+    Raises:
+        ValueError: if the card's metadata is not YAML, or its `model-index` not what the Hub asks for.
+    """
+    path = directory / "README.md"
+    card = path.read_bytes().decode("utf-8") if path.exists() else ""
+    card = _with_section(_with_results(card, directory.absolute().name, results), section)
+    unfinished = path.with_name(".tmp-README.md")
+    unfinished.write_bytes(card.encode("utf-8"))
+    os.replace(unfinished, path)
+
+
+def _with_section(card: str, section: str) -> str:
+    text = f"{SECTION_BEGIN}\n## Evaluation\n\n{section.strip()}\n{SECTION_END}\n"
+    begin, end = card.find(SECTION_BEGIN), card.find(SECTION_END)
+    if 0 <= begin < end:
+        return card[:begin] + text + card[end + len(SECTION_END) :].removeprefix("\n")
+    separator = "" if card.endswith("\n\n") else "\n" if card.endswith("\n") else "\n\n"
+    return card + separator + text
+
+
+def _with_results(card: str, name: str, results: Sequence[EvalResult]) -> str:
+    match = FRONT_MATTER.match(card)
+    begin, end = match.span(1) if match else (0, 0)
+    metadata = card[begin:end]
+    try:
+        model_index = (yaml.safe_load(metadata) or {}).get("model-index")
+        name, others = model_index_to_eval_results(model_index) if model_index else (name, [])
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"The metadata of the model card of {name!r} cannot be read: {error!r}") from None
+    kept = [result for result in others if not (result.metric_name or "").endswith(RESULT_SUFFIX)]
+    ours = [replace(result, metric_name=f"{result.metric_name}{RESULT_SUFFIX}") for result in results]
+    index = {"model-index": eval_results_to_model_index(name, [*kept, *ours])}
+    block = yaml.safe_dump(index, sort_keys=False, allow_unicode=True)
+    if not match:
+        return f"---\n{block}---\n\n{card}"
+    found = MODEL_INDEX.search(metadata)
+    first, last = found.span() if found else (len(metadata), len(metadata))
+    return card[:begin] + metadata[:first] + block + metadata[last:] + card[end:]

@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Judging a frozen encoder by its features: k-NN, few-shot and linear probes, rank and collapse measures.
+"""Judging a frozen encoder by its features: k-NN, few-shot and logistic probes, metrics and tables.
 
 The loss of I-JEPA does not say whether the encoder is good: it may rise while the features improve, and it is lowest
 of all when the target encoder has collapsed. The measures here do say it. They know no model: they receive features,
@@ -8,7 +8,6 @@ or a callable that makes them.
 Shapes: B images of a batch, N images in all (or patches, where a docstring says tokens), D feature width.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 
-# Below this share of the features' size, variation over images is float32 rounding (unit 6e-8), not information.
+# Below this share of the features' size, variation over images is float32 rounding (unit 6e-8), not information (as
+# in `ijepa/collapse.py`).
 ROUNDING_LEVEL = 1e-6
 
 
@@ -96,18 +96,38 @@ def knn_accuracy(
     Raises:
         ValueError: sizes that do not fit, features that are not finite, or k not in 1..number of training images.
     """
-    _check_labelled(train_features, train_labels, "train")
     _check_labelled(test_features, test_labels, "test")
+    scores = knn_scores(train_features, train_labels, test_features, k, temperature, chunk_size)
+    return (scores.argmax(dim=1) == class_indices(train_labels, test_labels)).double().mean().item()
+
+
+def knn_scores(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_features: torch.Tensor,
+    k: int = 20,
+    temperature: float | None = 0.07,
+    chunk_size: int = 256,
+) -> torch.Tensor:
+    """Votes (test images, classes), on the CPU, of `knn_accuracy`; the classes are the training labels in order."""
+    _check_labelled(train_features, train_labels, "train")
     if not 1 <= k <= len(train_features):
         raise ValueError(f"k={k} neighbours, but there are {len(train_features)} training images")
     classes, train_classes = train_labels.to(train_features.device).unique(return_inverse=True)
     train = F.normalize(train_features.float(), dim=1)
-    correct = 0
-    for chunk, labels in zip(test_features.split(chunk_size), test_labels.split(chunk_size), strict=True):
+    votes = []
+    for chunk in test_features.split(chunk_size):
         similarities = F.normalize(chunk.float(), dim=1) @ train.T  # (chunk, N)
-        votes = _votes(*_nearest(similarities, k), train_classes, len(classes), temperature)
-        correct += (classes[votes.argmax(dim=1)] == labels.to(classes.device)).sum().item()
-    return correct / len(test_features)
+        votes.append(_votes(*_nearest(similarities, k), train_classes, len(classes), temperature).cpu())
+    return torch.cat(votes)
+
+
+def class_indices(train_labels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Place (N,) of each label among the classes of `train_labels`, in order; -1 for a class that has no training
+    image, which no probe can name. On the CPU."""
+    classes, labels = train_labels.cpu().unique(), labels.cpu()
+    places = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
+    return torch.where(classes[places] == labels, places, -1)
 
 
 def _nearest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,12 +159,18 @@ def _votes(
 
 
 @dataclass(frozen=True)
-class FewShotResult:
-    """Accuracy over several draws of the labelled images: mean, standard deviation, and one accuracy per draw."""
+class Accuracies:
+    """Accuracy over several draws of the labelled images, or several pretraining seeds: mean, standard deviation (of
+    these values, not an estimate for others), and every value."""
 
     mean: float
     std: float
     accuracies: tuple[float, ...]
+
+    @classmethod
+    def of(cls, accuracies: Iterable[float]) -> "Accuracies":
+        accuracies = tuple(accuracies)
+        return cls(float(np.mean(accuracies)), float(np.std(accuracies)), accuracies)
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.std:.3f}"
@@ -155,39 +181,44 @@ def few_shot_accuracy(
     train_labels: torch.Tensor,
     test_features: torch.Tensor,
     test_labels: torch.Tensor,
-    shots: int = 5,
+    shots: int | float = 5,
     num_draws: int = 5,
     seed: int = 0,
-) -> FewShotResult:
-    """Accuracy of logistic regression (scikit-learn, L2 with C = 1) on `shots` labelled images per class.
+) -> Accuracies:
+    """Accuracy of logistic regression (scikit-learn, L2 with C = 1) on few labelled images.
+
+    `shots` is how many of each class (int), or a share of each class (float, at least one image), as in the published
+    1 % protocol.
 
     Features are standardised with the statistics of ALL training features: without their labels these are the images
     an encoder was pretrained on, which a low-shot user has, and statistics of a few shots would be noise. Draw number
     i depends on (seed, i) alone, so more draws keep the first ones.
 
     Raises:
-        ValueError: a class with fewer than `shots` training images, shots or num_draws below 1, or wrong sizes.
+        ValueError: a class with fewer than `shots` training images, shots below 1 or a share not in (0, 1], num_draws
+            below 1, or wrong sizes.
     """
     _check_labelled(train_features, train_labels, "train")
     _check_labelled(test_features, test_labels, "test")
-    if shots < 1 or num_draws < 1:
+    if num_draws < 1 or (shots < 1 if isinstance(shots, int) else not 0 < shots <= 1):
         raise ValueError(f"shots and num_draws must be at least 1, got {shots} and {num_draws}")
     train, test = _as_arrays(*standardize(train_features, test_features))
     train_labels, test_labels = _as_arrays(train_labels, test_labels)
     accuracies = []
     for draw in range(num_draws):
         chosen = _draw_shots(train_labels, shots, np.random.default_rng([seed, draw]))
-        accuracies.append(_fit_and_score(train[chosen], train_labels[chosen], test, test_labels))
-    return FewShotResult(float(np.mean(accuracies)), float(np.std(accuracies)), tuple(accuracies))
+        accuracies.append(float(_fit(train[chosen], train_labels[chosen]).score(test, test_labels)))
+    return Accuracies.of(accuracies)
 
 
-def _draw_shots(labels: np.ndarray, shots: int, generator: np.random.Generator) -> np.ndarray:
-    """Indices of `shots` images of each class, drawn without replacement, class by class."""
+def _draw_shots(labels: np.ndarray, shots: int | float, generator: np.random.Generator) -> np.ndarray:
+    """Indices of `shots` images (or that share) of each class, drawn without replacement, class by class."""
     chosen = []
     for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
-        if count < shots:
+        wanted = shots if isinstance(shots, int) else max(1, round(shots * count))
+        if count < wanted:
             raise ValueError(f"class {label} has {count} training images, fewer than shots={shots}")
-        chosen.append(generator.choice(np.flatnonzero(labels == label), shots, replace=False))
+        chosen.append(generator.choice(np.flatnonzero(labels == label), wanted, replace=False))
     return np.concatenate(chosen)
 
 
@@ -198,16 +229,29 @@ def logistic_regression_accuracy(
 
     The linear probe for data sets that fit in memory; it has no learning rate to tune and no randomness.
     """
-    _check_labelled(train_features, train_labels, "train")
     _check_labelled(test_features, test_labels, "test")
+    scores = logistic_regression_scores(train_features, train_labels, test_features)
+    return (scores.argmax(dim=1) == class_indices(train_labels, test_labels)).double().mean().item()
+
+
+def logistic_regression_scores(
+    train_features: torch.Tensor, train_labels: torch.Tensor, test_features: torch.Tensor
+) -> torch.Tensor:
+    """Scores (test images, classes) of `logistic_regression_accuracy`; the classes are the training labels in order.
+
+    Raises:
+        ValueError: sizes that do not fit, features that are not finite, or a single class.
+    """
+    _check_labelled(train_features, train_labels, "train")
     train, test = _as_arrays(*standardize(train_features, test_features))
-    return _fit_and_score(train, *_as_arrays(train_labels), test, *_as_arrays(test_labels))
+    scores = torch.from_numpy(_fit(train, *_as_arrays(train_labels)).decision_function(test))
+    return scores if scores.dim() == 2 else torch.stack([-scores, scores], dim=1)  # of two classes it gives one score
 
 
-def _fit_and_score(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> float:
+def _fit(train: np.ndarray, train_labels: np.ndarray):
     from sklearn.linear_model import LogisticRegression
 
-    return float(LogisticRegression(max_iter=1000).fit(train, train_labels).score(test, test_labels))
+    return LogisticRegression(max_iter=1000).fit(train, train_labels)
 
 
 def _as_arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
@@ -220,148 +264,6 @@ def _check_labelled(features: torch.Tensor, labels: torch.Tensor, name: str) -> 
         raise ValueError(f"{name} features and labels must be (N, D) and (N,) with N > 0, got {shapes}")
     if not features.isfinite().all():
         raise ValueError(f"{name} features hold NaN or infinity: the encoder has diverged")
-
-
-# --------------------------------------------------------------------------------------------------- rank and collapse
-
-
-def effective_rank(features: torch.Tensor) -> float:
-    """How many directions the features (N, D) use, from 1 to min(N - 1, D): RankMe (Garrido et al. 2023, arXiv
-    2210.02885), the exponential of the entropy of the singular values normalised to sum 1, of CENTRED features.
-
-    The paper does not centre. Here every image shares a large offset, the average of the position embeddings: a random
-    encoder that is quite healthy has rank 2.3 of 64 with the offset and 6.4 without, so an uncentred rank mostly
-    measures how large the offset is against the variation. That is asked separately (`CollapseMonitor`'s
-    `target_std`); this number says over how many directions the variation spreads. Alone it would take a total
-    collapse for a rich one, because rounding noise spreads over all directions; so variation below 1e-6 of the
-    features' size counts as none.
-
-    Invariant to scale, rotation, a common offset and the order of images. Returns 1.0 when the images do not differ
-    (or N = 1) and NaN when a feature is not finite.
-
-    Raises:
-        ValueError: features that are not (N, D) with N > 0.
-    """
-    if features.dim() != 2 or len(features) == 0:
-        raise ValueError(f"features must be (N, D) with N > 0, got shape {tuple(features.shape)}")
-    if not features.isfinite().all():
-        return math.nan
-    if _relative_std(features) <= ROUNDING_LEVEL:
-        return 1.0
-    centred = features.cpu().double() - features.cpu().double().mean(dim=0)
-    singular_values = torch.linalg.svdvals(centred)
-    shares = singular_values / singular_values.sum()
-    return torch.special.entr(shares).sum().exp().item()
-
-
-def feature_std(features: torch.Tensor) -> float:
-    """Standard deviation over images, averaged over features: (B, D) pooled or (B, N, D) token features.
-
-    For tokens it is taken at each position, so it is 0 exactly when the tokens are a function of position alone. On
-    targets normalised to unit variance it lies between 0 and about 1: .44 to .58 over a healthy run on digits, from
-    .02 down to .002 over one that collapsed.
-
-    Raises:
-        ValueError: other shapes, or no image.
-    """
-    if features.dim() not in (2, 3) or len(features) == 0:
-        raise ValueError(f"features must be (B, D) or (B, N, D) with B > 0, got shape {tuple(features.shape)}")
-    return features.float().std(dim=0, correction=0).mean().item()
-
-
-def _relative_std(features: torch.Tensor) -> float:
-    """Root mean square deviation of the features (N, D) from their mean, as a share of their root mean square: 0 (all
-    images alike) to 1 (no common offset). Invariant to scale and rotation."""
-    features = features.cpu().double()
-    size = features.square().sum(dim=1).mean().sqrt()
-    deviation = (features - features.mean(dim=0)).square().sum(dim=1).mean().sqrt()
-    return 0.0 if size == 0 else (deviation / size).item()
-
-
-class CollapseMonitor:
-    """Watches the target encoder's pooled features and says when they stop depending on the image.
-
-    It keeps the features of the last `size` images and judges two things, neither of which depends on the features'
-    scale:
-
-    - `target_std`: how far images lie from the common offset, as a share of the features' root mean square (0 to 1).
-      It falls to 0 when features become a function of position alone, the collapse I-JEPA is prone to.
-    - `effective_rank`: over how many directions they differ. It falls when the features shrink to a few directions.
-      The floor is a share of the range, from 1 to min(images - 1, D), because a rank of 5 is fine at D = 64 and poor
-      at D = 1280.
-
-    The floors lie between what was measured. Digits, a run that learned: target_std .13 to .44, rank .09 to .22 of the
-    range from the first step to the last; a run that collapsed: .004 to .0003, and .02 to .007. Randomly initialised
-    ViT-Ti/S/B on photographs: target_std .48 to .58, rank .08 to .10. A half-collapsed run on digits (learning rate
-    too high) is above both floors, at .48 to .73 and .05 to .07: only k-NN against the random encoder shows that one.
-
-    What it reports is a pure function of the floors and of the features it was fed, so a run that resumes from
-    `state_dict` reports what an uninterrupted run would. `update` stays on the features' device and waits for nothing;
-    `report` copies to the CPU and takes about a second for 1024 images of width 1280 on two cores. In a distributed
-    run every process judges its own images.
-
-    Args:
-        size: how many images to keep; memory is size × D floats.
-        std_floor: collapsing below this `target_std`.
-        rank_floor: collapsing below 1 + rank_floor × (min(images - 1, D) - 1).
-        warmup_updates: never call a run collapsing before this many updates.
-    """
-
-    def __init__(
-        self, size: int = 1024, std_floor: float = 0.02, rank_floor: float = 0.02, warmup_updates: int = 100
-    ) -> None:
-        if size < 2:
-            raise ValueError(f"size={size}: at least 2 images are needed to tell whether images differ")
-        self.size, self.std_floor, self.rank_floor, self.warmup_updates = size, std_floor, rank_floor, warmup_updates
-        self.features: torch.Tensor | None = None  # (up to size, D), oldest first
-        self.num_updates = 0
-
-    @torch.no_grad()
-    def update(self, pooled: torch.Tensor) -> None:
-        """Adds the pooled target features (B, D) of one batch, from any device and in any precision."""
-        if pooled.dim() != 2:
-            raise ValueError(f"pooled features must be (B, D), got shape {tuple(pooled.shape)}")
-        newest = pooled[-self.size :].float()
-        kept = newest[:0] if self.features is None else self.features.to(newest.device)
-        self.features = torch.cat([kept, newest])[-self.size :].clone()
-        self.num_updates += 1
-
-    def report(self) -> dict[str, float | bool | str]:
-        """`target_std`, `effective_rank`, `collapsing`, and `reason`: a sentence for the log, empty when healthy.
-
-        Raises:
-            ValueError: before the first update.
-        """
-        if self.features is None or len(self.features) == 0:
-            raise ValueError("the collapse monitor has seen no features yet: call update() first")
-        std, rank = _relative_std(self.features), effective_rank(self.features)
-        too_early = self.num_updates < self.warmup_updates or len(self.features) < 2
-        reason = "" if too_early else self._reason(std, rank)
-        return {"target_std": std, "effective_rank": rank, "collapsing": bool(reason), "reason": reason}
-
-    def _reason(self, std: float, rank: float) -> str:
-        highest_rank = min(len(self.features) - 1, self.features.shape[1])
-        lowest_rank = 1 + self.rank_floor * (highest_rank - 1)
-        if not math.isfinite(std):
-            return "the target encoder is collapsing: its features hold NaN or infinity, so training has diverged"
-        cure = "try a lower learning rate, a momentum nearer 1, or patch embeddings with a larger initial std"
-        if std < self.std_floor:
-            seen = f"images differ by {std:.2%} of the features' size (floor {self.std_floor:.2%})"
-            return f"the target encoder is collapsing: {seen}, so features hardly depend on the image; {cure}"
-        if rank < lowest_rank:
-            seen = f"features vary over {rank:.1f} of {highest_rank} directions (floor {lowest_rank:.1f})"
-            return f"the target encoder is collapsing: {seen}; {cure}"
-        return ""
-
-    def state_dict(self) -> dict[str, torch.Tensor | int | None]:
-        """All that was learned from the features; the sizes and floors are the constructor's."""
-        features = None if self.features is None else self.features.to("cpu", copy=True)
-        return {"features": features, "num_updates": self.num_updates}
-
-    def load_state_dict(self, state: Mapping[str, torch.Tensor | int | None]) -> None:
-        features = state["features"]
-        self.features = None if features is None else features[-self.size :].to("cpu", torch.float32, copy=True)
-        self.num_updates = state["num_updates"]
 
 
 # ------------------------------------------------------------------------------------------------- metrics and tables
@@ -447,7 +349,7 @@ def format_table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, FewShotResult, np.number)) and not isinstance(value, bool)
+    return isinstance(value, (int, float, Accuracies, np.number)) and not isinstance(value, bool)
 
 
 def _cell(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Laws of the probes and of the collapse measures. Shapes: N images, D feature width."""
+"""Laws of the probes, metrics and tables. Shapes: N images, D feature width."""
 
 import math
 
@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from ijepa import probing
-from ijepa.probing import CollapseMonitor, effective_rank, few_shot_accuracy, knn_accuracy
+from ijepa.probing import few_shot_accuracy, knn_accuracy
 
 
 NUM_CLASSES = 4
@@ -151,11 +151,25 @@ def test_few_shot_equals_sklearn_by_hand(data):
     assert (result.mean, result.std) == pytest.approx((np.mean(expected), np.std(expected)))
 
 
+def test_few_shot_takes_a_share_of_every_class_and_at_least_one_image(data):
+    train, train_labels, test, test_labels = data
+    rare = torch.cat([torch.arange(0, 200, 2), torch.tensor([1, 3])])  # 50 images of two classes, 1 of the others
+    data = train[rare], train_labels[rare], test, test_labels
+    generator = np.random.default_rng([0, 0])
+    chosen = probing._draw_shots(data[1].numpy(), 0.1, generator)
+    assert np.unique(data[1][chosen], return_counts=True)[1].tolist() == [5, 1, 5, 1] and len(set(chosen)) == 12
+    assert few_shot_accuracy(*data, shots=1.0, num_draws=1).mean == pytest.approx(
+        probing.logistic_regression_accuracy(*data)
+    )
+    assert few_shot_accuracy(*data, shots=1, num_draws=1) != few_shot_accuracy(*data, shots=1.0, num_draws=1)
+
+
 def test_few_shot_mistakes(data):
     with pytest.raises(ValueError, match="class -5 has 50 training images, fewer than shots=51"):
         few_shot_accuracy(*data, shots=51)
-    with pytest.raises(ValueError, match="at least 1"):
-        few_shot_accuracy(*data, num_draws=0)
+    for wrong in ({"num_draws": 0}, {"shots": 0}, {"shots": 0.0}, {"shots": 1.5}):
+        with pytest.raises(ValueError, match="at least 1"):
+            few_shot_accuracy(*data, **wrong)
 
 
 def test_logistic_regression_equals_sklearn_and_all_shots(data):
@@ -167,142 +181,34 @@ def test_logistic_regression_equals_sklearn_and_all_shots(data):
     assert few_shot_accuracy(*data, shots=50, num_draws=1).mean == pytest.approx(expected)  # every image is drawn
 
 
-# --------------------------------------------------------------------------------------------------- rank and spread
+def test_scores_are_those_of_sklearn_and_give_the_accuracies(data):
+    train, train_labels, test, test_labels = data
+    scaler = StandardScaler().fit(train)
+    model = LogisticRegression(max_iter=1000).fit(scaler.transform(train), train_labels)
+    scores = probing.logistic_regression_scores(train, train_labels, test)
+    np.testing.assert_allclose(scores, model.decision_function(scaler.transform(test)), atol=2e-2)
+    votes = probing.knn_scores(train, train_labels, test, k=20, temperature=None)
+    oracle = KNeighborsClassifier(20, metric="cosine").fit(train, train_labels)
+    np.testing.assert_allclose(votes / 20, oracle.predict_proba(test), atol=1e-6)
+    expected = probing.class_indices(train_labels, test_labels)
+    assert (votes.argmax(1) == expected).double().mean() == knn_accuracy(*data, temperature=None)
 
 
-def gaussians(num_images: int, width: int, rank: int, seed: int = 0) -> torch.Tensor:
-    """(N, D) of equal variance over `rank` directions of a random rotation."""
-    generator = torch.Generator().manual_seed(seed)
-    rotation = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
-    return torch.randn(num_images, rank, generator=generator) @ rotation[:rank]
+def test_two_classes_have_two_scores(data):
+    train, train_labels, test, test_labels = data
+    labels = (train_labels > 0).long(), (test_labels > 0).long()
+    scores = probing.logistic_regression_scores(train, labels[0], test)
+    scaler = StandardScaler().fit(train)
+    model = LogisticRegression(max_iter=1000).fit(scaler.transform(train), labels[0])
+    assert scores.shape == (101, 2) and np.array_equal(scores.argmax(1), model.predict(scaler.transform(test)))
+    assert probing.logistic_regression_accuracy(train, labels[0], test, labels[1]) > 0.7
 
 
-@pytest.mark.parametrize("rank", [1, 3, 10, 32])
-def test_rank_of_isotropic_gaussians_is_their_number_of_directions(rank):
-    assert effective_rank(gaussians(2000, 32, rank)) == pytest.approx(rank, rel=0.01)
-
-
-def test_rank_is_the_formula_of_the_paper_on_centred_features():
-    features = gaussians(50, 20, 12).double()
-    p = np.linalg.svd((features - features.mean(0)).numpy(), compute_uv=False)
-    p = p[p > 1e-9] / p.sum()
-    assert effective_rank(features) == pytest.approx(np.exp(-np.sum(p * np.log(p))), rel=1e-6)
-
-
-def test_rank_is_invariant_to_scale_rotation_offset_and_order():
-    features = gaussians(100, 16, 16) * torch.linspace(0.1, 1, 16)
-    rotation = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(1))).Q
-    expected = effective_rank(features)
-    for same in (features * 1e-6, features * 1e6, features @ rotation, features + 30, features.flip(0)):
-        assert effective_rank(same) == pytest.approx(expected, rel=1e-3)
-
-
-def test_rank_of_nothing_to_tell_apart_is_one():
-    offset = torch.randn(64, generator=torch.Generator().manual_seed(0))
-    rounding = 1e-8 * torch.randn(200, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    for features in (offset.expand(200, 64), offset + rounding, torch.zeros(200, 64), offset[None]):
-        assert effective_rank(features) == 1.0
-
-
-def test_rank_of_what_is_not_finite_is_nan():
-    features = gaussians(20, 8, 8)
-    for bad in (math.nan, math.inf):
-        features[3, 3] = bad
-        assert math.isnan(effective_rank(features))
-    with pytest.raises(ValueError, match=r"\(0, 8\)"):
-        effective_rank(features[:0])
-
-
-def test_feature_std_is_zero_exactly_for_functions_of_position():
-    generator = torch.Generator().manual_seed(0)
-    positions, content = torch.randn(1, 9, 8, generator=generator), torch.randn(100, 1, 8, generator=generator)
-    assert probing.feature_std(positions.expand(100, 9, 8)) == pytest.approx(0, abs=1e-6)
-    assert probing.feature_std(positions + content) == pytest.approx(content.std(0, correction=0).mean().item())
-    assert probing.feature_std(content[:, 0]) == pytest.approx(content.std(0, correction=0).mean().item())
-    assert probing.feature_std(content[:1]) == 0.0
-    with pytest.raises(ValueError, match=r"\(8,\)"):
-        probing.feature_std(content[0, 0])
-
-
-# ------------------------------------------------------------------------------------------------------------ monitor
-
-
-WIDTH, OFFSET = 64, 5.0  # an encoder's features share an offset: here 5 times as large as their healthy variation
-
-
-def fed(batches, **settings) -> CollapseMonitor:
-    monitor = CollapseMonitor(**{"warmup_updates": 0, **settings})
-    for batch in batches:
-        monitor.update(batch)
-    return monitor
-
-
-def batches_of(rank: int = 16, variation: float = 1.0, count: int = 8) -> list[torch.Tensor]:
-    features = gaussians(32 * count, WIDTH, rank)
-    features = features / features.square().mean().sqrt()
-    return list((OFFSET + variation * features).split(32))
-
-
-@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
-def test_monitor_fires_on_collapse_and_not_on_health_at_any_scale(scale):
-    for healthy in (batches_of(), batches_of(rank=6), batches_of(variation=0.6)):
-        report = fed(scale * batch for batch in healthy).report()
-        assert not report["collapsing"] and report["reason"] == ""
-    for collapsed in (batches_of(variation=0.05), batches_of(variation=0.0), batches_of(rank=1)):
-        report = fed(scale * batch for batch in collapsed).report()
-        assert report["collapsing"] and "collapsing" in report["reason"]
-
-
-def test_monitor_names_what_is_wrong():
-    assert "depend on the image" in fed(batches_of(variation=0.05)).report()["reason"]
-    assert "1.0 of 64 directions" in fed(batches_of(rank=1)).report()["reason"]
-    assert "NaN" in fed([batches_of()[0] * math.nan]).report()["reason"]
-
-
-def test_monitor_reports_share_of_variation_and_rank_of_what_it_holds():
-    batches = batches_of()
-    report = fed(batches).report()
-    assert report["target_std"] == pytest.approx(1 / math.sqrt(1 + OFFSET**2), rel=0.05)
-    assert report["effective_rank"] == pytest.approx(effective_rank(torch.cat(batches)))
-
-
-def test_monitor_is_silent_while_warming_up():
-    collapsed = batches_of(variation=0.01)
-    assert not fed(collapsed, warmup_updates=9).report()["collapsing"]
-    assert fed(collapsed, warmup_updates=8).report()["collapsing"]
-    assert not fed([collapsed[0][:1]]).report()["collapsing"]  # a single image cannot differ from itself
-    with pytest.raises(ValueError, match="no features"):
-        CollapseMonitor().report()
-
-
-def test_monitor_remembers_only_the_newest_images_however_they_are_batched():
-    old, new = batches_of(variation=0.01), batches_of()
-    recent = torch.cat(new)[-100:]
-    monitor = fed([*old, *new], size=100)
-    assert torch.equal(monitor.features, recent)
-    assert monitor.features.untyped_storage().nbytes() == recent.numel() * 4  # and holds no larger storage
-    assert torch.equal(fed([torch.cat([*old, *new])], size=100).features, recent)
-
-
-def test_monitor_resumed_reports_what_an_uninterrupted_one_reports(tmp_path):
-    first, second = batches_of()[:3], batches_of(variation=0.01)
-    interrupted = fed(first, size=80, warmup_updates=5)
-    torch.save(interrupted.state_dict(), tmp_path / "monitor.pt")
-    interrupted.update(torch.zeros(80, WIDTH))  # what happens after the save does not leak into it
-    resumed = CollapseMonitor(size=80, warmup_updates=5)
-    resumed.load_state_dict(torch.load(tmp_path / "monitor.pt", weights_only=True))
-    uninterrupted = fed(first, size=80, warmup_updates=5)
-    for batch in second:
-        resumed.update(batch)
-        uninterrupted.update(batch)
-        assert resumed.report() == uninterrupted.report()
-    assert resumed.report()["collapsing"]
-
-
-def test_monitor_before_any_update_survives_a_round_trip():
-    monitor = CollapseMonitor()
-    monitor.load_state_dict(CollapseMonitor().state_dict())
-    assert monitor.features is None and monitor.num_updates == 0
+def test_classes_without_training_images_are_never_right():
+    train_labels, labels = torch.tensor([7, 3, 3, 9]), torch.tensor([3, 9, 5, 7, 11, -2])
+    assert probing.class_indices(train_labels, labels).tolist() == [0, 2, -1, 1, -1, -1]
+    features = torch.eye(4)
+    assert knn_accuracy(features, train_labels, features[:2], torch.tensor([7, 5]), k=1) == 0.5
 
 
 # ------------------------------------------------------------------------------------------------- metrics and tables
@@ -347,7 +253,7 @@ def test_metric_works_offline_in_one_go_and_in_batches(scores, monkeypatch):
 
 
 def test_table_lines_up_and_keeps_the_order_of_columns():
-    shots = probing.FewShotResult(0.791, 0.0123, (0.791,))
+    shots = probing.Accuracies(0.791, 0.0123, (0.791,))
     rows = [
         {"encoder": "pixels | raw", "k-NN": 0.9621},
         {"encoder": "target", "k-NN": 0.876, "5-shot": shots, "n": 12},

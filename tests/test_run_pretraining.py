@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 import run_pretraining
 from ijepa import IJepaForPretraining
 from ijepa.checkpointing import damage
+from ijepa.collapse import CollapseMonitor
 from ijepa.model_card import write_model_card
-from ijepa.probing import CollapseMonitor
 from ijepa.recipe import ModelArguments, parse_pretraining_arguments
 
 
