@@ -37,8 +37,10 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from ijepa.checkpointing import write_text, written_aside
 from ijepa.data import ProcessedImages, load_image_dataset
 from ijepa.encoders import load_encoder, load_processor, weights_digest
+from ijepa.recipe import CPU_REMEDY, check_launch
 
 
 PROGRAM = "run_feature_extraction.py"
@@ -196,11 +198,8 @@ def write_shard(path: Path, columns: dict, features: dict[str, torch.Tensor]) ->
         columns: `index`, `name`, `error` (None for good images) and perhaps `label`, one entry per image.
         features: (images, D) or (images, N, D) for each output.
     """
-    unfinished = path.with_name(f".tmp-{path.name}")
-    (write_parquet if path.suffix == ".parquet" else write_safetensors)(unfinished, columns, features)
-    with open(unfinished, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    with written_aside(path) as unfinished:
+        (write_parquet if path.suffix == ".parquet" else write_safetensors)(unfinished, columns, features)
 
 
 def write_parquet(path: Path, columns: dict, features: dict[str, torch.Tensor]) -> None:
@@ -265,7 +264,7 @@ def build_run(arguments: FeatureExtractionArguments) -> Run:
         ValueError: if the arguments cannot work, or the output directory holds other features.
     """
     accelerator = Accelerator()
-    check_launch(accelerator)
+    check_launch(accelerator.num_processes, CPU_REMEDY)
     dataset = load_image_dataset(
         arguments.data, split=arguments.split, config_name=arguments.data_config, image_column=arguments.image_column
     )
@@ -279,16 +278,6 @@ def build_run(arguments: FeatureExtractionArguments) -> Run:
     blank = images.prepare(np.zeros((256, 256, images.num_channels), dtype=np.uint8))
     shapes = {name: list(value.shape[1:]) for name, value in embed(model, blank[None], arguments.outputs).items()}
     return Run(arguments, accelerator, model, images, shapes, shards, settings)
-
-
-def check_launch(accelerator: Accelerator) -> None:
-    """Without its variable, Accelerate takes several processes on the CPU for several runs, which would collide."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise ValueError(
-            f"{launched} processes were launched, but Accelerate sees {accelerator.num_processes}; on the CPU, set"
-            " ACCELERATE_USE_CPU=true."
-        )
 
 
 def describe(arguments: FeatureExtractionArguments, model, processor, dataset, shards: list[Shard]) -> dict:
@@ -319,12 +308,6 @@ def check_settings(output_dir: Path, settings: dict) -> None:
     if changed:
         differences = "; ".join(f"{key} was {before.get(key)!r}, is {value!r}" for key, value in changed.items())
         raise ValueError(f"{str(output_dir)!r} holds features of another run ({differences}).")
-
-
-def write_text(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".tmp-{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def start(run: Run) -> list[Shard]:

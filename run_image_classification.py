@@ -61,7 +61,7 @@ from ijepa.encoders import load_encoder, load_processor, one_line
 from ijepa.model_card import inherited_license
 from ijepa.optimization import layer_decay_groups
 from ijepa.probing import accuracy_metric
-from ijepa.recipe import argument, parse_arguments, require
+from ijepa.recipe import argument, check_launch, parse_arguments, require
 
 
 PROGRAM = "run_image_classification.py"
@@ -569,7 +569,7 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
     Raises:
         ValueError: if something cannot work.
     """
-    check_launch(arguments.training)
+    check_launch(arguments.training.world_size, "pass --use_cpu")
     checkpoint = find_checkpoint(arguments)
     training_data = open_training_split(arguments.data)
     validation_data = None
@@ -617,15 +617,6 @@ def build_data(arguments: Arguments, model, processor, training_data, validation
         "eval_dataset": None if validation_data is None else LabelledImages(validation_data, processor, num_channels),
         "data_collator": FineTuningCollator(mean, std, mixers, seed),
     }
-
-
-def check_launch(training: FineTuningArguments) -> None:
-    """Without its flag, Trainer takes several processes on the CPU for several runs, which would collide."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    require(
-        launched == training.world_size,
-        f"{launched} processes were launched, but Trainer sees {training.world_size}; on the CPU, pass --use_cpu.",
-    )
 
 
 def find_checkpoint(arguments: Arguments) -> str | None:

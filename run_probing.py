@@ -44,6 +44,7 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 import ijepa
+from ijepa.checkpointing import write_text, written_aside
 from ijepa.collapse import COLUMNS_IN_WORDS, LayerSpread, collapse_reading, layer_spread
 from ijepa.data import (
     BadImageError,
@@ -86,7 +87,7 @@ from ijepa.probing import (
     logistic_regression_scores,
     standardize,
 )
-from ijepa.recipe import argument, parse_arguments, require
+from ijepa.recipe import CPU_REMEDY, argument, check_launch, parse_arguments, require
 
 
 PROGRAM = "run_probing.py"
@@ -302,7 +303,7 @@ def build_run(arguments: ProbingArguments) -> Run:
     # The main process fits probes alone, for hours on a large data set, while the others wait.
     waits = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))
     accelerator = Accelerator(kwargs_handlers=[waits])
-    check_launch(accelerator)
+    check_launch(accelerator.num_processes, CPU_REMEDY)
     entries = all_entries(arguments)
     for spec in dict.fromkeys(entry.spec for entry in entries):
         load_processor(spec.source)
@@ -314,16 +315,6 @@ def build_run(arguments: ProbingArguments) -> Run:
     run = Run(arguments, accelerator, entries, *splits)
     note_left_out(run)
     return run
-
-
-def check_launch(accelerator: Accelerator) -> None:
-    """Without its variable, Accelerate takes several processes on the CPU for several runs, which would collide."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    require(
-        launched == accelerator.num_processes,
-        f"{launched} processes were launched, but Accelerate sees {accelerator.num_processes}; on the CPU, set"
-        " ACCELERATE_USE_CPU=true.",
-    )
 
 
 def all_entries(arguments: ProbingArguments) -> list[Entry]:
@@ -565,13 +556,8 @@ def read_cache(run: Run, path: Path, key: str) -> dict[str, torch.Tensor] | None
 
 
 def write_cache(path: Path, key: str, features: dict[str, torch.Tensor]) -> None:
-    """Under another name first: a file that is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".tmp-{path.name}")
-    save_file(features, unfinished, metadata={"key": key})
-    with open(unfinished, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    with written_aside(path) as unfinished:
+        save_file(features, unfinished, metadata={"key": key})
 
 
 # Probes
@@ -929,13 +915,6 @@ def write_results(run: Run, rows: dict[str, list[dict]], words: Sequence[str]) -
 
 def as_json(value: float | Accuracies) -> float | dict:
     return dataclasses.asdict(value) if isinstance(value, Accuracies) else value
-
-
-def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".tmp-{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 # Model cards

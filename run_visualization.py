@@ -33,11 +33,12 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ijepa import IJepaForPretraining, IJepaModel, __version__
+from ijepa.checkpointing import write_text
 from ijepa.data import ProcessedImages, load_image_dataset, normalize_pixel_values
-from ijepa.encoders import load_encoder, load_processor, one_line
+from ijepa.encoders import load_encoder, load_processor, one_line, random_encoder
 from ijepa.masking import MODES, MultiBlockMasking
 from ijepa.recipe import MaskArguments, argument, parse_arguments, require
-from ijepa.report import Picture, Section, build_page, write_page, write_pictures
+from ijepa.report import Picture, Section, build_page, write_pictures
 from ijepa.visualization import (
     PredictionScores,
     cut_patches,
@@ -152,14 +153,7 @@ def load_networks(arguments: VisualizationArguments, device: torch.device) -> Ne
     else:
         encoder = load_encoder(arguments.model, arguments.encoder, torch.float32).to(device)
         encoder.set_attn_implementation("eager")
-    return Networks(encoder, build_random_encoder(encoder, arguments.seed), pretraining, saved_from)
-
-
-def build_random_encoder(encoder: IJepaModel, seed: int) -> IJepaModel:
-    """An untrained encoder of the same architecture: what it shows needs no learning."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return IJepaModel._from_config(encoder.config).eval().to(encoder.device)
+    return Networks(encoder, random_encoder(encoder, arguments.seed).to(device), pretraining, saved_from)
 
 
 @dataclass
@@ -700,7 +694,7 @@ def main(words: list[str] | None = None) -> None:
     page = build_page(f"What {arguments.own_name} has learned", describe(study, words), sections)
     if arguments.pictures_dir:
         write_pictures(arguments.pictures_dir, sections)
-    write_page(arguments.output, page)
+    write_text(Path(arguments.output), page)
     print(f"{arguments.output}: {len(page) / 1e6:.1f} MB")
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints that are complete or not there.
+"""Checkpoints, and single files, that are complete or not there.
 
 A checkpoint is a directory `checkpoints/step-00001000` that holds whatever `Accelerator.save_state` writes, a
 configuration (so that the directory opens as a model too) and, last of all, a manifest. It is written under another
@@ -9,13 +9,30 @@ name and renamed when every process is done, so a run killed at any moment leave
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
 
 
 MANIFEST = "manifest.json"
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Gives a path to write to, which becomes `path` when the block ends well: a file that is there is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".tmp-{path.name}")
+    yield unfinished
+    _sync(unfinished)
+    os.replace(unfinished, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file that is whole or not there, or still the old one."""
+    with written_aside(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def checkpoint_step(checkpoint: Path) -> int:

@@ -6,6 +6,7 @@ type and values out of range are errors that show the value; nothing is guessed.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,9 @@ import yaml
 from transformers import HfArgumentParser
 
 from .configuration_ijepa import IJEPA_SIZES, IJepaConfig
+
+
+CPU_REMEDY = "set ACCELERATE_USE_CPU=true"
 
 
 def argument(default, help_text: str):
@@ -27,6 +31,23 @@ def require(condition, message: str) -> None:
     """Raises ValueError with `message` unless `condition` holds."""
     if not condition:
         raise ValueError(message)
+
+
+def check_launch(num_processes: int, cpu_remedy: str) -> None:
+    """Left alone, Accelerate and Trainer take several processes on the CPU for several runs, which would collide.
+
+    Args:
+        num_processes: that the training library sees.
+        cpu_remedy: what makes it see all of them on the CPU.
+
+    Raises:
+        ValueError: if other than that many were launched.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    require(
+        launched == num_processes,
+        f"{launched} processes were launched, but {num_processes} would work together; on the CPU, {cpu_remedy}.",
+    )
 
 
 @dataclass

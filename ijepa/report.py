@@ -7,7 +7,6 @@ scrolls inside its own box.
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -136,15 +135,6 @@ def _data_address(image: Image.Image) -> str:
         files[kind] = base64.b64encode(file.getvalue()).decode()
     kind = min(files, key=lambda name: len(files[name]))
     return f"data:image/{kind};base64,{files[kind]}"
-
-
-def write_page(path: str | Path, page: str) -> None:
-    """Writes the page under another name and renames it: an older page is there until the new one is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".tmp-{path.name}")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def write_pictures(directory: str | Path, sections: Sequence[Section]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa.report import Picture, Section, build_page, write_page, write_pictures
+from ijepa.report import Picture, Section, build_page, write_pictures
 
 
 HOSTILE = '<script>alert("x")</script> & \'</style>'
@@ -97,20 +97,6 @@ def test_wide_pictures_cannot_widen_the_page():
         text = build_page("t", {}, [Section("s", [picture(least_width=least_width)])])
         assert Reader(text).all("img")[0]["style"] == f"min-width: {expected}"
         assert ("Swipe" in text) == (least_width > 350)
-
-
-def test_a_page_is_whole_or_the_older_one(tmp_path, monkeypatch):
-    path = tmp_path / "new" / "page.html"
-    write_page(path, "älter")
-    assert path.read_text(encoding="utf-8") == "älter"
-
-    def fails(*args):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("os.replace", fails)
-    with pytest.raises(OSError):
-        write_page(path, "newer")
-    assert path.read_text(encoding="utf-8") == "älter"
 
 
 def test_pictures_are_files_of_their_own(tmp_path):
