@@ -26,11 +26,13 @@ import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import datasets
+import numpy as np
 import pyarrow.compute
 import torch
 import transformers
@@ -52,12 +54,16 @@ from ijepa.data import (
     ProcessedImages,
     epoch_order,
     image_name,
+    labels_of,
     load_image_dataset,
 )
 from ijepa.encoders import (
     EncoderSpec,
+    architecture,
     encoder_features,
+    feature_widths,
     load_processor,
+    one_line,
     open_encoder,
     weights_digest,
 )
@@ -83,7 +89,7 @@ from ijepa.probing import (
     class_indices,
     few_shot_accuracy,
     format_table,
-    knn_scores,
+    knn_scores_by_k,
     logistic_regression_scores,
     standardize,
 )
@@ -93,6 +99,7 @@ from ijepa.recipe import CPU_REMEDY, argument, check_launch, parse_arguments, re
 PROGRAM = "run_probing.py"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PROBES = ("knn", "few_shot", "logistic", "linear", "attentive", "collapse")
+PLAIN_PROBES = {"knn", "few_shot", "logistic"}  # they need no training loop
 HEAD_FEATURES, HEAD_NORMS = ("last", "last4"), ("none", "batch_norm")
 
 CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # random resized crop as usual for classification
@@ -276,6 +283,7 @@ class Run:
     entries: list[Entry]
     train: Split
     validation: Split
+    trials: dict[EncoderSpec, "Trial"]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -305,15 +313,14 @@ def build_run(arguments: ProbingArguments) -> Run:
     accelerator = Accelerator(kwargs_handlers=[waits])
     check_launch(accelerator.num_processes, CPU_REMEDY)
     entries = all_entries(arguments)
-    for spec in dict.fromkeys(entry.spec for entry in entries):
-        load_processor(spec.source)
-        open_encoder(spec, DTYPES[arguments.dtype])
+    specs = dict.fromkeys(entry.spec for entry in entries)
+    trials = {spec: try_out(arguments, open_spec(arguments, spec, accelerator.device)) for spec in specs}
     with accelerator.main_process_first():  # one process fills the cache of datasets
         splits = [open_split(arguments, name) for name in (arguments.train_split, arguments.validation_split)]
-    if len(splits[0].labels.unique()) < 2:
-        raise ValueError(f"The {arguments.train_split!r} split has a single class; a probe needs two at least.")
-    run = Run(arguments, accelerator, entries, *splits)
+    check_classes(*splits)
+    run = Run(arguments, accelerator, entries, *splits, trials)
     note_left_out(run)
+    note_unknown_classes(run)
     return run
 
 
@@ -354,12 +361,24 @@ def open_split(arguments: ProbingArguments, name: str) -> Split:
     )
     if "label" not in dataset.column_names:
         raise ValueError(f"The {name!r} split of {arguments.data!r} has no labels: a probe needs them in both splits.")
-    labels = torch.as_tensor(dataset["label"][:])
+    labels = torch.from_numpy(labels_of(dataset))
     indices = (labels >= 0).nonzero().flatten()  # -1 means unlabelled
     if len(indices) < 2:
         raise ValueError(f"The {name!r} split of {arguments.data!r} has {len(indices)} labelled images; two at least.")
     indices = sample(indices, arguments.max_images or len(indices), arguments.seed)
     return Split(name, dataset, indices, labels[indices], fingerprint(dataset))
+
+
+def check_classes(train: Split, validation: Split) -> None:
+    """Raises ValueError if the training split has one class, or the splits number their classes differently."""
+    require(
+        len(train.labels.unique()) > 1, f"The {train.name!r} split has a single class; a probe needs two at least."
+    )
+    names, others = (split.dataset.features["label"].names for split in (train, validation))
+    require(
+        names == others,
+        f"The splits {train.name!r} and {validation.name!r} number their classes differently; use one data set.",
+    )
 
 
 def sample(indices: torch.Tensor, count: int, seed: int) -> torch.Tensor:
@@ -392,7 +411,22 @@ def note_left_out(run: Run) -> None:
         run.note(f"{shots}-shot is left out: the smallest class has {smallest:,} training images.")
 
 
+def note_unknown_classes(run: Run) -> None:
+    """Says how much of the validation split no probe can get right, as happens in a sample of many classes."""
+    labels = run.validation.labels
+    unknown = labels[class_indices(run.train.labels, labels) < 0]
+    if len(unknown):
+        run.note(
+            f"{len(unknown):,} of the {len(labels):,} validation images belong to {len(unknown.unique()):,} classes"
+            " without a training image: they count as wrong in every row."
+        )
+
+
 # Features
+
+
+class DivergedError(ValueError):
+    """Features that are not finite, of which no accuracy can be measured."""
 
 
 @dataclass
@@ -403,23 +437,71 @@ class OpenedEncoder:
     model: torch.nn.Module
     processor: object
     num_channels: int
-    digest: str
 
     @property
     def is_raw(self) -> bool:
         return self.spec.kind == "raw_pixels"
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the weights."""
+        return weights_digest(self.model)
+
+    @cached_property
+    def all_but_weights(self) -> str:
+        """JSON of everything beside weights, images and precision that features depend on."""
+        processor = [type(self.processor).__name__, json.loads(self.processor.to_json_string())]
+        parts = {"encoder": architecture(self.model), "processor": processor, "num_channels": self.num_channels}
+        return json.dumps(parts, sort_keys=True)
 
     def images(self, dataset: datasets.Dataset) -> ProcessedImages:
         return ProcessedImages(dataset, self.processor, self.num_channels)
 
 
 def open_entry(run: Run, entry: Entry) -> OpenedEncoder:
-    model = open_encoder(entry.spec, DTYPES[run.arguments.dtype])
-    config = getattr(model, "config", None) or transformers.AutoConfig.from_pretrained(entry.spec.source)
-    num_channels = getattr(config, "num_channels", 3)
-    digest = weights_digest(model)
-    processor = load_processor(entry.spec.source)
-    return OpenedEncoder(entry.spec, model.to(run.accelerator.device), processor, num_channels, digest)
+    return open_spec(run.arguments, entry.spec, run.accelerator.device)
+
+
+def open_spec(arguments: ProbingArguments, spec: EncoderSpec, device: torch.device) -> OpenedEncoder:
+    processor = load_processor(spec.source)  # first: it is the quicker to fail
+    model = open_encoder(spec, DTYPES[arguments.dtype])
+    config = getattr(model, "config", None) or transformers.AutoConfig.from_pretrained(spec.source)
+    return OpenedEncoder(spec, model.to(device), processor, getattr(config, "num_channels", 3))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one image through an encoder tells: the widths of its features, and the number and width of its tokens."""
+
+    widths: dict[str, int]
+    token_shape: tuple[int, int]
+
+
+def try_out(arguments: ProbingArguments, opened: OpenedEncoder) -> Trial:
+    """One blank image through image processor and encoder, for all features that the run needs.
+
+    Raises:
+        ValueError: if one of them does not take it: better now than after the encoders before it.
+    """
+    images, source = opened.images(None), opened.spec.source
+    try:
+        pixel_values = images.prepare(blank_image(images))
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"The image processor of {source!r}, a {type(opened.processor).__name__}, cannot be used, since it does"
+            f" not work like those of Transformers' own: {one_line(error)}"
+        ) from error
+    device = next((parameter.device for parameter in opened.model.parameters()), pixel_values.device)
+    layers = ["layers"] if "collapse" in arguments.probes else []
+    kinds = {"last", *head_features(arguments, opened.is_raw), *layers}
+    try:
+        return Trial(*feature_widths(opened.model, pixel_values[None].to(device), kinds))
+    except ValueError as error:
+        raise ValueError(f"The model {source!r} cannot be used: {error}") from error
+
+
+def blank_image(images: ProcessedImages) -> np.ndarray:
+    return np.zeros((256, 256, images.num_channels), dtype=np.uint8)
 
 
 class CroppedImages(torch.utils.data.Dataset):
@@ -428,10 +510,9 @@ class CroppedImages(torch.utils.data.Dataset):
 
     def __init__(self, images: ProcessedImages, seed: int):
         self.images = images
-        blank = torch.zeros(256, 256, images.num_channels, dtype=torch.uint8).numpy()
         self.crops = PretrainingImages(
             images.dataset,
-            tuple(images.prepare(blank).shape[1:]),
+            tuple(images.prepare(blank_image(images)).shape[1:]),
             num_channels=images.num_channels,
             crop_scale=CROP_SCALE,
             crop_ratio=CROP_RATIO,
@@ -488,6 +569,7 @@ def stream(
     for (size, _), batch, samples in zip(parts, batches, loader, strict=True):
         pixel_values = stack(images, batch, samples).to(accelerator.device)
         features = encoder_features(opened.model, pixel_values, kinds)
+        features.pop("token_shape", None)  # of all images alike: `Trial` has it
         yield {name: accelerator.gather(value.contiguous())[:size] for name, value in features.items()}
 
 
@@ -502,43 +584,113 @@ def stack(images: torch.utils.data.Dataset, keys: Sequence, samples: Sequence[to
     return torch.stack(list(samples))
 
 
-def frozen_features(
-    run: Run, opened: OpenedEncoder, split: Split, places: torch.Tensor, kinds: Collection[str]
-) -> dict[str, torch.Tensor]:
-    """Features (N, ...) of `places` of a split, float32 on the CPU, from the cache or computed and put there."""
-    indices = split.indices[places]
-    key = cache_key(run, opened, split, indices, kinds)
-    path = run.cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    cached = read_cache(run, path, key)
-    found = run.accelerator.gather(torch.tensor([cached is not None], device=run.accelerator.device))
-    if found.all():
-        return cached
-    parts = stream(run, opened, opened.images(split.dataset), indices.tolist(), kinds)
-    is_shown = run.accelerator.is_main_process and sys.stderr.isatty()
-    features = concatenate([to_cpu(part) for part in tqdm(parts, f"{split.name} batches", disable=not is_shown)])
+@dataclass
+class SplitFeatures:
+    """The features of a split that are kept in memory, float32 on the CPU.
+
+    Args:
+        places: of each kind, the places of the split (N,), in order, whose features there are.
+        values: of each kind, the features (N, ...) by name; a kind has its own name, but "layers" one name per layer.
+    """
+
+    split: Split
+    places: dict[str, torch.Tensor]
+    values: dict[str, dict[str, torch.Tensor]]
+
+    def at(self, kind: str, places: torch.Tensor) -> torch.Tensor:
+        """Features (n, ...) of some places (n,) of the split."""
+        return self.values[kind][kind][torch.searchsorted(self.places[kind], places)]
+
+    def require_finite(self) -> None:
+        """Raises DivergedError if there are features, other than the report's, that are not finite."""
+        for kind in (kind for kind in self.values if kind != "layers"):
+            values = self.values[kind][kind]
+            bad = int((~values.flatten(1).isfinite().all(dim=1)).sum())
+            if bad:
+                raise DivergedError(f"NaN or infinity in {bad:,} of {len(values):,} {self.split.name!r} images")
+
+
+def wanted_features(run: Run, opened: OpenedEncoder, split: Split) -> dict[str, torch.Tensor]:
+    """The kinds of features that the probes read from memory, and of which places of the split (N,), in order."""
+    arguments, everything, wanted = run.arguments, torch.arange(len(split.indices)), {}
+    is_training = split is run.train
+    if not streams_evaluation(run, opened):
+        # Random crops are seen once and not kept, so what is left is the part that the best head is chosen on.
+        has_crops = is_training and arguments.augment == "crop_flip"
+        places = split_holdout(len(everything), arguments.holdout, arguments.seed)[1] if has_crops else everything
+        if len(places):
+            wanted = dict.fromkeys(head_features(arguments, opened.is_raw), places)
+    if PLAIN_PROBES & set(arguments.probes):
+        wanted["last"] = everything
+    if "collapse" in arguments.probes and not (is_training or opened.is_raw):
+        wanted["layers"] = sample(everything, MAX_COLLAPSE_IMAGES, arguments.seed)
+    return wanted
+
+
+def frozen_features(run: Run, opened: OpenedEncoder, split: Split) -> SplitFeatures:
+    """All that this run keeps of a split, from the cache; what is not there is computed in one pass and put there.
+
+    Each kind has a file of its own, so that other probes, or a probe more, compute no kind again.
+    """
+    wanted = wanted_features(run, opened, split)
+    if not wanted:
+        return SplitFeatures(split, {}, {})
+    keys = {kind: cache_key(run, opened, split, split.indices[places], kind) for kind, places in wanted.items()}
+    paths = {kind: cache_path(run, key) for kind, key in keys.items()}
+    values = {kind: read_cache(run, paths[kind], key) for kind, key in keys.items()}
+    found = torch.tensor([[values[kind] is not None for kind in wanted]], device=run.accelerator.device)
+    is_found = dict(zip(wanted, run.accelerator.gather(found).all(dim=0).tolist(), strict=True))
+    missing = {kind: places for kind, places in wanted.items() if not is_found[kind]}
+    computed = compute_features(run, opened, split, missing) if missing else {}
     if run.accelerator.is_main_process:
-        write_cache(path, key, features)
-    return features
+        for kind, features in computed.items():
+            write_cache(paths[kind], keys[kind], features)
+    return SplitFeatures(split, wanted, {**values, **computed})
 
 
-def to_cpu(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.cpu() for name, value in features.items()}
+def compute_features(
+    run: Run, opened: OpenedEncoder, split: Split, wanted: dict[str, torch.Tensor]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Features by kind and name, by one pass over all places that any kind wants."""
+    is_wanted = {kind: torch.zeros(len(split.indices), dtype=torch.bool) for kind in wanted}
+    for kind, places in wanted.items():
+        is_wanted[kind][places] = True
+    places = torch.stack([*is_wanted.values()]).any(dim=0).nonzero().flatten()
+    parts = stream(run, opened, opened.images(split.dataset), split.indices[places].tolist(), list(wanted))
+    is_shown = run.accelerator.is_main_process and sys.stderr.isatty()
+    kept, start = {kind: [] for kind in wanted}, 0
+    for part in tqdm(parts, f"{split.name} batches", disable=not is_shown):
+        chunk = places[start : start + len(next(iter(part.values())))]
+        start += len(chunk)
+        for kind in wanted:
+            kept[kind].append(
+                {name: value.cpu()[is_wanted[kind][chunk]] for name, value in part.items() if kind_of(name) == kind}
+            )
+    return {kind: concatenate(parts) for kind, parts in kept.items()}
 
 
-def cache_key(run: Run, opened: OpenedEncoder, split: Split, indices: torch.Tensor, kinds: Collection[str]) -> str:
+def kind_of(name: str) -> str:
+    """The kind that asks for features of this name; see `encoder_features`."""
+    return "layers" if name.startswith("layer_") else name
+
+
+def cache_key(run: Run, opened: OpenedEncoder, split: Split, indices: torch.Tensor, kind: str) -> str:
     """All that features depend on, as JSON."""
     key = {
         "weights": opened.digest,
-        "encoder": type(opened.model).__name__,
-        "processor": [type(opened.processor).__name__, json.loads(opened.processor.to_json_string())],
+        "all_but_weights": opened.all_but_weights,
         "data": split.fingerprint,
         "split": split.name,
         "indices": hashlib.sha256(indices.numpy().tobytes()).hexdigest(),
-        "kinds": sorted(kinds),
+        "kind": kind,
         "dtype": run.arguments.dtype,
         "versions": [ijepa.__version__, transformers.__version__],
     }
     return json.dumps(key, sort_keys=True)
+
+
+def cache_path(run: Run, key: str) -> Path:
+    return run.cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
 
 def read_cache(run: Run, path: Path, key: str) -> dict[str, torch.Tensor] | None:
@@ -565,41 +717,49 @@ def write_cache(path: Path, key: str, features: dict[str, torch.Tensor]) -> None
 
 def evaluate_entry(run: Run, entry: Entry) -> dict:
     """Everything that is measured of one encoder; on the main process. Others only help to compute features."""
-    opened, probes = open_entry(run, entry), set(run.arguments.probes)
-    result = {"spec": str(entry.spec), "encoder": type(opened.model).__name__, "weights_sha256": opened.digest}
-    accuracies = {}
-    if probes & {"knn", "few_shot", "logistic"}:
-        train, validation = (
-            frozen_features(run, opened, split, torch.arange(len(split.indices)), pooled_kinds(run, opened))["last"]
-            for split in (run.train, run.validation)
-        )
-        if run.accelerator.is_main_process:
-            accuracies = plain_probes(run, train, validation)
-    if run.arguments.has_heads:
-        accuracies |= sweep(run, opened)
-    result["probes"] = accuracies
-    if "collapse" in probes and not opened.is_raw:
-        places = sample(torch.arange(len(run.validation.indices)), MAX_COLLAPSE_IMAGES, run.arguments.seed)
-        layers = frozen_features(run, opened, run.validation, places, ["layers"])
-        if run.accelerator.is_main_process:
-            names = sorted((name for name in layers if name.startswith("layer_")), key=lambda name: int(name[6:]))
-            result["collapse"] = [dataclasses.asdict(layer_spread(layers[name])) for name in names]
+    opened = open_entry(run, entry)
+    result = {
+        "spec": str(entry.spec),
+        "encoder": type(opened.model).__name__,
+        "weights_sha256": opened.digest,
+        "all_but_weights_sha256": hashlib.sha256(opened.all_but_weights.encode()).hexdigest(),
+    }
+    train, validation = (frozen_features(run, opened, split) for split in (run.train, run.validation))
+    try:
+        result["probes"] = accuracies_of(run, opened, train, validation)
+    except DivergedError as error:
+        run.note(f"{entry.name} ({entry.spec}) has no accuracies: {error}. The encoder has diverged.")
+        result["probes"] = {}
+    if "layers" in validation.values and run.accelerator.is_main_process:
+        layers = validation.values["layers"]
+        names = sorted(layers, key=lambda name: int(name.removeprefix("layer_")))
+        result["collapse"] = [dataclasses.asdict(layer_spread(layers[name])) for name in names]
     return result
 
 
-def pooled_kinds(run: Run, opened: OpenedEncoder) -> list[str]:
-    """The pooled features that any probe of this run reads: they are computed in one pass."""
-    wanted = run.arguments.head_features if "linear" in run.arguments.probes and not opened.is_raw else []
-    return sorted({"last", *wanted})
+def accuracies_of(run: Run, opened: OpenedEncoder, train: SplitFeatures, validation: SplitFeatures) -> dict[str, dict]:
+    """What all probes but the collapse report measure, by the name of their column; on the main process.
+
+    Raises:
+        DivergedError: on every process, if features are not finite.
+    """
+    for features in (train, validation):
+        features.require_finite()
+    accuracies = {}
+    if PLAIN_PROBES & set(run.arguments.probes) and run.accelerator.is_main_process:
+        accuracies = plain_probes(run, train.values["last"]["last"], validation.values["last"]["last"])
+    if run.arguments.has_heads:
+        accuracies |= sweep(run, opened, train, validation)
+    return accuracies
 
 
 def plain_probes(run: Run, train: torch.Tensor, validation: torch.Tensor) -> dict[str, dict]:
     """The probes that need no training loop, by the name of their column, of features (N, D)."""
     arguments, results = run.arguments, {}
     train_labels, validation_labels = run.train.labels, run.validation.labels
-    scaled_train, scaled_validation = standardize(train, validation)
-    for k in (k for k in arguments.k if "knn" in arguments.probes and k <= len(train)):
-        results[f"{k}-NN"] = measure(run, knn_scores(scaled_train, train_labels, scaled_validation, k=k))
+    ks = [k for k in arguments.k if "knn" in arguments.probes and k <= len(train)]
+    for k, scores in (knn_votes(run, train, validation, ks) if ks else {}).items():
+        results[f"{k}-NN"] = measure(run, scores)
     if "few_shot" in arguments.probes:
         for name, shots in few_shot_columns(run):
             result = few_shot_accuracy(
@@ -609,6 +769,16 @@ def plain_probes(run: Run, train: torch.Tensor, validation: torch.Tensor) -> dic
     if "logistic" in arguments.probes:
         results["logistic"] = measure(run, logistic_regression_scores(train, train_labels, validation))
     return results
+
+
+def knn_votes(run: Run, train: torch.Tensor, validation: torch.Tensor, ks: Sequence[int]) -> dict[int, torch.Tensor]:
+    """Votes (N, classes) by k, computed on the accelerator where the training features fit in its memory."""
+    scaled = standardize(train, validation)
+    try:
+        device = run.accelerator.device
+        return knn_scores_by_k(scaled[0].to(device), run.train.labels, scaled[1].to(device), ks)
+    except torch.OutOfMemoryError:
+        return knn_scores_by_k(scaled[0], run.train.labels, scaled[1], ks)
 
 
 def few_shot_columns(run: Run) -> list[tuple[str, int | float]]:
@@ -626,101 +796,115 @@ def measure(run: Run, scores: torch.Tensor) -> dict[str, float]:
 # Heads
 
 
+def head_features(arguments: ProbingArguments, is_raw: bool) -> list[str]:
+    """What the heads of a sweep read. Raw pixels have neither layers nor tokens: of theirs only "last" is left."""
+    names = [*arguments.head_features] if "linear" in arguments.probes else []
+    if is_raw:
+        return ["last"] if names else []
+    return names + (["tokens"] if "attentive" in arguments.probes else [])
+
+
+def heads_of(run: Run, opened: OpenedEncoder) -> list[HeadSettings]:
+    """The sweep."""
+    arguments = run.arguments
+    names, norms = head_features(arguments, opened.is_raw), [norm == "batch_norm" for norm in arguments.head_norms]
+    return head_grid(names, norms, arguments.optimizers, arguments.learning_rates, arguments.weight_decays)
+
+
+def streams_evaluation(run: Run, opened: OpenedEncoder) -> bool:
+    """Whether heads read patch tokens that are too many to stay in memory, so that the encoder runs beside them."""
+    num_images = len(run.train.indices) + len(run.validation.indices)
+    num_tokens, width = run.trials[opened.spec].token_shape
+    has_tokens = "tokens" in head_features(run.arguments, opened.is_raw)
+    return has_tokens and 4 * num_images * num_tokens * width > MAX_TOKEN_BYTES
+
+
 @dataclass
 class HeadData:
     """Where the batches of the heads come from: features kept in memory, or the encoder running along.
 
     Args:
+        train, validation: the kept features.
         kinds: the features that the heads read.
-        keeps_tokens: patch tokens are few enough to stay in memory.
     """
 
     run: Run
     opened: OpenedEncoder
+    train: SplitFeatures
+    validation: SplitFeatures
     kinds: list[str]
-    keeps_tokens: bool
-
-    @property
-    def streams_evaluation(self) -> bool:
-        return "tokens" in self.kinds and not self.keeps_tokens
 
     @property
     def streams_training(self) -> bool:
-        return self.streams_evaluation or self.run.arguments.augment == "crop_flip"
+        return streams_evaluation(self.run, self.opened) or self.run.arguments.augment == "crop_flip"
 
     def labels(self, split: Split, places: torch.Tensor) -> torch.Tensor:
         """Class indices (N,), on the device."""
         return class_indices(self.run.train.labels, split.labels[places]).to(self.run.accelerator.device)
 
-    def load(self, split: Split, places: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Features (N, ...) kept in memory; pooled ones and tokens are computed, and cached, apart."""
-        pooled = frozen_features(self.run, self.opened, split, places, pooled_kinds(self.run, self.opened))
-        tokens = frozen_features(self.run, self.opened, split, places, ["tokens"]) if "tokens" in self.kinds else {}
-        return {name: value for name, value in {**pooled, **tokens}.items() if name in self.kinds}
-
-    def evaluation(self, split: Split, places: torch.Tensor) -> Callable[[], Iterable[Batch]]:
+    def evaluation(self, features: SplitFeatures, places: torch.Tensor) -> Callable[[], Iterable[Batch]]:
         """What gives the batches of these images, seen as in evaluation, as often as it is called."""
-        size = self.run.arguments.batch_size
-        if self.streams_evaluation:
-            images, keys = self.opened.images(split.dataset), split.indices[places].tolist()
-            return lambda: self.streamed(images, keys, self.labels(split, places), size)
-        features = self.load(split, places)
-        return lambda: self.kept(features, self.labels(split, places), torch.arange(len(places)), size)
+        split, size = features.split, self.run.arguments.batch_size
+        if not streams_evaluation(self.run, self.opened):
+            return lambda: self.kept(features, places, size)
+        images, keys = self.opened.images(split.dataset), split.indices[places].tolist()
+        return lambda: self.streamed(images, keys, self.labels(split, places), size)
 
     def training(self, places: torch.Tensor, size: int) -> Callable[[int], Iterable[Batch]]:
         """What gives the batches of an epoch, of `size` images each; the last images of the order may be left over."""
         split, arguments = self.run.train, self.run.arguments
 
-        def order(epoch: int) -> torch.Tensor:
-            return torch.from_numpy(epoch_order(len(places), arguments.seed, epoch))[: len(places) // size * size]
+        def chosen(epoch: int) -> torch.Tensor:
+            order = torch.from_numpy(epoch_order(len(places), arguments.seed, epoch))
+            return places[order[: len(places) // size * size]]
 
         if not self.streams_training:
-            features, labels = self.load(split, places), self.labels(split, places)
-            return lambda epoch: self.kept(features, labels, order(epoch), size)
+            return lambda epoch: self.kept(self.train, chosen(epoch), size)
         images = self.opened.images(split.dataset)
         crops = CroppedImages(images, arguments.seed) if arguments.augment == "crop_flip" else None
 
         def batches(epoch: int) -> Iterator[Batch]:
-            chosen = places[order(epoch)]
-            indices = split.indices[chosen].tolist()
+            indices = split.indices[chosen(epoch)].tolist()
             keys = [(epoch, index) for index in indices] if crops else indices
-            return self.streamed(crops or images, keys, self.labels(split, chosen), size)
+            return self.streamed(crops or images, keys, self.labels(split, chosen(epoch)), size)
 
         return batches
 
-    def kept(self, features, labels, order: torch.Tensor, size: int) -> Iterator[Batch]:
+    def kept(self, features: SplitFeatures, places: torch.Tensor, size: int) -> Iterator[Batch]:
         device = self.run.accelerator.device
-        for part in order.split(size):
-            yield {name: value[part].to(device) for name, value in features.items()}, labels[part.to(device)]
+        labels = self.labels(features.split, places)
+        for part, part_labels in zip(places.split(size), labels.split(size), strict=True):
+            yield {kind: features.at(kind, part).to(device) for kind in self.kinds}, part_labels
 
     def streamed(self, images, keys: Sequence, labels: torch.Tensor, size: int) -> Iterator[Batch]:
-        parts = stream(self.run, self.opened, images, keys, self.kinds)
-        selected = ({name: part[name] for name in self.kinds} for part in parts)
-        return zip(rebatch(selected, size), labels.split(size), strict=True)
+        parts = map(finite, stream(self.run, self.opened, images, keys, self.kinds))
+        return zip(rebatch(parts, size), labels.split(size), strict=True)
 
 
-def sweep(run: Run, opened: OpenedEncoder) -> dict[str, dict]:
+def finite(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same features. Raises DivergedError if they are not finite, at the first ones instead of after the sweep."""
+    if not all(value.isfinite().all() for value in features.values()):
+        raise DivergedError("NaN or infinity in its features")
+    return features
+
+
+def sweep(run: Run, opened: OpenedEncoder, train: SplitFeatures, validation: SplitFeatures) -> dict[str, dict]:
     """The linear and the attentive probe, by the name of their column: all heads, and what the best one reaches."""
-    arguments, everything = run.arguments, torch.arange(len(run.validation.indices))
-    known = frozen_features(run, opened, run.validation, everything, pooled_kinds(run, opened))
-    settings = heads_of(run, opened)
+    arguments, settings = run.arguments, heads_of(run, opened)
     if not settings:
         return {}
-    token_shape = known["token_shape"][0].tolist() if "token_shape" in known else (0, 0)
-    widths = {"tokens": token_shape[1], **{name: value.shape[1] for name, value in known.items()}}
-    num_images = len(run.train.indices) + len(run.validation.indices)
-    keeps_tokens = 4 * num_images * token_shape[0] * token_shape[1] <= MAX_TOKEN_BYTES
-    data = HeadData(run, opened, sorted({entry.features for entry in settings}), keeps_tokens)
+    data = HeadData(run, opened, train, validation, sorted({entry.features for entry in settings}))
     fit, held = split_holdout(len(run.train.indices), arguments.holdout, arguments.seed)
     size = min(arguments.batch_size, len(fit))
-    training, validation = data.training(fit, size), data.evaluation(run.validation, everything)
-    choosing = data.evaluation(run.train, held) if len(held) else validation
+    training = data.training(fit, size)
+    judging = data.evaluation(validation, torch.arange(len(run.validation.indices)))
+    choosing = data.evaluation(train, held) if len(held) else judging
     if not (run.accelerator.is_main_process or data.streams_training):
         return {}  # where the encoder does not run along, the main process trains alone
     heads = train_heads(
         settings,
         training,
-        widths,
+        run.trials[opened.spec].widths,
         len(run.train.labels.unique()),
         epochs=arguments.epochs,
         steps_per_epoch=len(fit) // size,
@@ -729,18 +913,7 @@ def sweep(run: Run, opened: OpenedEncoder) -> dict[str, dict]:
         seed=arguments.seed,
         device=run.accelerator.device,
     )
-    return judge_heads(run, settings, heads, choosing, validation)
-
-
-def heads_of(run: Run, opened: OpenedEncoder) -> list[HeadSettings]:
-    """The sweep. Raw pixels have neither layers nor tokens, so of theirs only the heads on "last" are left."""
-    arguments = run.arguments
-    names = [*arguments.head_features] if "linear" in arguments.probes else []
-    names += ["tokens"] if "attentive" in arguments.probes else []
-    if opened.is_raw:
-        names = ["last"] if "linear" in arguments.probes else []
-    norms = [norm == "batch_norm" for norm in arguments.head_norms]
-    return head_grid(names, norms, arguments.optimizers, arguments.learning_rates, arguments.weight_decays)
+    return judge_heads(run, settings, heads, choosing, judging)
 
 
 def judge_heads(
@@ -782,18 +955,18 @@ def border_of(settings: list[HeadSettings], best: HeadSettings) -> str | None:
     return "smallest" if best.learning_rate == rates[0] else "largest"
 
 
-def note_borders(run: Run, rows: dict[str, list[dict]]) -> None:
+def border_notes(rows: dict[str, list[dict]]) -> list[str]:
     """One remark for each probe whose sweep should be wider."""
     found = {}
     for name, results in rows.items():
         for probe, value in (pair for result in results for pair in result["probes"].items()):
             if value.get("border"):
                 found.setdefault((probe, value["border"]), []).append(name)
-    for (probe, border), names in found.items():
-        run.note(
-            f"The best {probe} head has the {border} learning rate of the sweep for {', '.join(dict.fromkeys(names))}:"
-            " widen the sweep."
-        )
+    return [
+        f"The best {probe} head has the {border} learning rate of the sweep for {', '.join(dict.fromkeys(names))}:"
+        " widen the sweep."
+        for (probe, border), names in found.items()
+    ]
 
 
 # Report
@@ -817,23 +990,27 @@ def accuracy_table(rows: dict[str, list[dict]]) -> str:
     return format_table([{"encoder": name, **summarize(results)} for name, results in rows.items()])
 
 
-def random_layers(rows: dict[str, list[dict]]) -> list[LayerSpread] | None:
-    """The layers of the first random encoder."""
+def random_layers(rows: dict[str, list[dict]], all_but_weights: str) -> list[LayerSpread] | None:
+    """The layers of the first random encoder that differs from another encoder in the weights alone."""
     for result in (result for results in rows.values() for result in results):
-        if result["spec"].startswith("random:") and "collapse" in result:
+        if is_random(result) and result["all_but_weights_sha256"] == all_but_weights and "collapse" in result:
             return [LayerSpread(**layer) for layer in result["collapse"]]
     return None
 
 
+def is_random(result: dict) -> bool:
+    return EncoderSpec.parse(result["spec"]).kind == "random"
+
+
 def collapse_readings(rows: dict[str, list[dict]]) -> list[str]:
     """A line of plain words for each encoder."""
-    beside, lines = random_layers(rows), []
+    lines = []
     for name, results in rows.items():
         for result in (result for result in results if "collapse" in result):
             title = name if len(results) == 1 else f"{name}, {result['spec']}"
             layers = [LayerSpread(**layer) for layer in result["collapse"]]
-            is_random = result["spec"].startswith("random:")
-            lines.append(f"**{title}** is {collapse_reading(layers, None if is_random else beside)}")
+            beside = None if is_random(result) else random_layers(rows, result["all_but_weights_sha256"])
+            lines.append(f"**{title}** is {collapse_reading(layers, beside)}")
     return lines
 
 
@@ -874,7 +1051,8 @@ def report(run: Run, rows: dict[str, list[dict]]) -> str:
         if "chosen" in value
     ]
     parts += ["Best heads:\n\n" + "\n".join(chosen)] if chosen else []
-    parts += ["\n".join(f"- {note}" for note in run.notes)] if run.notes else []
+    notes = [*run.notes, *border_notes(rows)]
+    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     readings = collapse_readings(rows)
     if readings:
         parts += ["### Has it collapsed?", "\n".join(f"- {reading}" for reading in readings)]
@@ -895,14 +1073,16 @@ def provenance(words: Sequence[str]) -> dict:
     }
 
 
-def write_results(run: Run, rows: dict[str, list[dict]], words: Sequence[str]) -> None:
+def write_results(run: Run, rows: dict[str, list[dict]], words: Sequence[str], unmeasured: Sequence[str] = ()) -> None:
+    """results.json and results.md; `unmeasured` are the entries whose turn has not come yet."""
     origin = provenance(words)
     results = {
         **origin,
         "arguments": dataclasses.asdict(run.arguments),
         "data": {split.name: len(split.indices) for split in (run.train, run.validation)},
         "num_processes": run.accelerator.num_processes,
-        "notes": run.notes,
+        "notes": [*run.notes, *border_notes(rows)],
+        "unmeasured": list(unmeasured),
         "rows": [
             {"name": name, "summary": {k: as_json(v) for k, v in summarize(entries).items()}, "entries": entries}
             for name, entries in rows.items()
@@ -910,6 +1090,7 @@ def write_results(run: Run, rows: dict[str, list[dict]], words: Sequence[str]) -
     }
     write_text(run.output_dir / "results.json", json.dumps(results, indent=2) + "\n")
     text = f"# Frozen encoders on {run.arguments.data}\n\n{origin['date']}: `{origin['command']}`\n\n"
+    text += f"**Unfinished**, still to be measured: {', '.join(unmeasured)}.\n\n" if unmeasured else ""
     write_text(run.output_dir / "results.md", f"{text}{report(run, rows)}\n")
 
 
@@ -921,17 +1102,24 @@ def as_json(value: float | Accuracies) -> float | dict:
 
 
 def update_model_cards(run: Run, rows: dict[str, list[dict]], words: Sequence[str]) -> None:
-    """The results of every local directory in its README.md, beside those of the baselines."""
+    """The results of every local directory in its README.md, beside those of raw pixels and of the random encoders
+    that differ from it in the weights alone."""
     origin = provenance(words)
     specs = [EncoderSpec.parse(result["spec"]) for results in rows.values() for result in results]
     for directory in sorted({spec.source for spec in specs if spec.kind == "model" and os.path.isdir(spec.source)}):
         baselines, own = {}, {}
+        kin = {
+            result["all_but_weights_sha256"]
+            for results in rows.values()
+            for result in results
+            if EncoderSpec.parse(result["spec"]).source == directory
+        }
         for name, results in rows.items():
             for result in results:
                 spec = EncoderSpec.parse(result["spec"])
-                if spec.kind != "model":
+                if spec.kind == "raw_pixels" or (is_random(result) and result["all_but_weights_sha256"] in kin):
                     baselines.setdefault(name, []).append(result)
-                elif spec.source == directory:
+                elif spec.kind == "model" and spec.source == directory:
                     own[f"{spec.encoder} encoder"] = [result]
         text = f"{report(run, {**baselines, **own})}\n\n{origin['date']}: `{origin['command']}`"
         update_evaluation(Path(directory), text, card_results(run, own))
@@ -960,15 +1148,15 @@ def card_results(run: Run, rows: dict[str, list[dict]]) -> list[EvalResult]:
 
 
 def evaluate(run: Run, words: Sequence[str]) -> None:
-    """Measures every entry, prints the tables and writes them."""
+    """Measures every entry, prints the tables and writes them; what is measured stays if a later entry fails."""
     rows = {}
     for number, entry in enumerate(run.entries, start=1):
         run.accelerator.print(f"{number} of {len(run.entries)}: {entry.name} ({entry.spec})", flush=True)
         rows.setdefault(entry.name, []).append(evaluate_entry(run, entry))
+        if run.accelerator.is_main_process:
+            write_results(run, rows, words, [entry.name for entry in run.entries[number:]])
     if not run.accelerator.is_main_process:
         return
-    note_borders(run, rows)
-    write_results(run, rows, words)
     if run.arguments.update_model_card:
         update_model_cards(run, rows, words)
     print(f"\n{report(run, rows)}\n\nresults {run.output_dir / 'results.md'} and results.json")

@@ -25,6 +25,7 @@ from typing import Literal
 
 import datasets
 import matplotlib  # noqa: F401 (draws curves and maps: better missed now than after the computation)
+import numpy as np
 import torch
 import transformers
 import yaml
@@ -34,7 +35,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ijepa import IJepaForPretraining, IJepaModel, __version__
 from ijepa.checkpointing import write_text
-from ijepa.data import ProcessedImages, load_image_dataset, normalize_pixel_values
+from ijepa.data import ProcessedImages, labels_of, load_image_dataset, normalize_pixel_values
 from ijepa.encoders import load_encoder, load_processor, one_line, random_encoder
 from ijepa.masking import MODES, MultiBlockMasking
 from ijepa.recipe import MaskArguments, argument, parse_arguments, require
@@ -161,7 +162,7 @@ class Pool:
     """The images that were read, as the networks see them."""
 
     images: torch.Tensor  # (K, channels, height, width), uint8
-    labels: list[int] | None
+    labels: np.ndarray | None  # (K,), -1 where an image has none
     class_names: list[str] | None
     num_bad: int
     image_mean: Sequence[float]
@@ -198,7 +199,8 @@ def load_pool(arguments: VisualizationArguments, networks: Networks) -> Pool:
     )
     labels, class_names = None, None
     if "label" in dataset.column_names:
-        labels, class_names = dataset.select(rows)["label"][:], dataset.features["label"].names
+        labels, class_names = labels_of(dataset.select(rows)), dataset.features["label"].names
+        labels = labels if (labels >= 0).any() else None  # the page must not speak of colours that no image has
     return Pool(images, labels, class_names, num_bad, mean, std)
 
 
@@ -430,7 +432,7 @@ def pca_section(study: Study) -> Section:
     shown, learned, untrained = len(study.images), study.features.patches, study.random_features.patches
     results = {
         ("this encoder", ""): pca_colors(learned[:shown]),
-        ("the same,", "without place"): pca_colors((learned - position_mean(learned))[:shown]),
+        ("the same,", "without place"): pca_colors(learned[:shown] - position_mean(learned)),
         ("untrained", "encoder"): pca_colors(untrained[:shown]),
     }
     own, placeless, _ = (f"{result.share:.0%}" for result in results.values())

@@ -442,7 +442,12 @@ def _columns(dataset: datasets.Dataset) -> str:
     return ", ".join(f"{name} ({getattr(feature, 'dtype', 'nested')})" for name, feature in dataset.features.items())
 
 
-# Few labels
+# Labels
+
+
+def labels_of(dataset: datasets.Dataset) -> np.ndarray:
+    """Class ids (images,), int64; -1 for an image without a label, which a data set may also write as null."""
+    return np.array([-1 if label is None else label for label in dataset["label"][:]], dtype=np.int64)
 
 
 def select_labelled(

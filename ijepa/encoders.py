@@ -5,6 +5,7 @@ Shape legend: B images, N tokens, D features (D of a layer may differ in convolu
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ from .modeling_ijepa import IJepaForPretraining
 
 
 CONCATENATED_LAYERS = 4  # of the published transfer protocol
+# To the features; the precision is asked for apart from the configuration.
+IRRELEVANT_SETTINGS = (
+    *("name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"),
+    *("id2label", "label2id", "problem_type"),
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def load_encoder(source: str, encoder: str, dtype: torch.dtype) -> PreTrainedMod
         if hasattr(model.config, "mask_ratio"):
             model.config.mask_ratio = 0.0
         return model.eval()
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:  # ImportError: what it needs, as timm, is not installed
         raise ValueError(f"The model {source!r} cannot be opened: {one_line(error)}") from error
 
 
@@ -132,12 +138,28 @@ def load_processor(source: str):
     """
     try:
         return AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise ValueError(f"The image processor of {source!r} cannot be opened: {one_line(error)}") from error
 
 
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def architecture(model: torch.nn.Module) -> list:
+    """Class and settings of an encoder, all but its weights, as JSON has them: models that are equal in both compute
+    the same. Settings that say where a model lies, who saved it, or how a classifier calls its classes, are left out.
+    """
+    config = getattr(model, "config", None)
+    return [type(model).__name__, config and _settings(json.loads(config.to_json_string(use_diff=False)))]
+
+
+def _settings(value):
+    """Without IRRELEVANT_SETTINGS and private ones, however deep they lie."""
+    if not isinstance(value, dict):
+        return value
+    names = (name for name in value if name not in IRRELEVANT_SETTINGS and not name.startswith("_"))
+    return {name: _settings(value[name]) for name in names}
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -186,6 +208,23 @@ def encoder_features(
     if getattr(outputs, "last_hidden_state", None) is None:
         raise ValueError(f"{type(model).__name__} has no output 'last_hidden_state', so it gives no features.")
     return _select(model, outputs, kinds)
+
+
+def feature_widths(
+    model: torch.nn.Module, pixel_values: torch.Tensor, kinds: Collection[str]
+) -> tuple[dict[str, int], tuple[int, int]]:
+    """Tries an encoder out: the width of its features by name, and the number and width of its tokens (0 and 0 where
+    it has none), by a pass over a few images.
+
+    Raises:
+        ValueError: if it gives no features of these images.
+    """
+    try:
+        features = encoder_features(model, pixel_values, kinds)
+    except RuntimeError as error:  # such as pixels of a shape that the layers cannot take
+        raise ValueError(f"{type(model).__name__} cannot be evaluated on images: {one_line(error)}") from error
+    token_shape = features.pop("token_shape", torch.zeros(1, 2, dtype=torch.int64))[0].tolist()
+    return {name: value.shape[-1] for name, value in features.items()}, tuple(token_shape)
 
 
 def _select(model: PreTrainedModel, outputs, kinds: Collection[str]) -> dict[str, torch.Tensor]:

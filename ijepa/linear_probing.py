@@ -282,7 +282,7 @@ def head_accuracies(
         num_images += len(labels)
     if not num_images:
         raise ValueError("there is no image to measure the heads on")
-    return (hits.double() / num_images).tolist()
+    return (hits.cpu().double() / num_images).tolist()  # MPS has no double precision
 
 
 def _hits(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

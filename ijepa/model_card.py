@@ -118,7 +118,8 @@ def update_evaluation(directory: Path, section: str, results: Sequence[EvalResul
 
     Args:
         section: markdown below the title "Evaluation".
-        results: each with a `metric_name`, to which RESULT_SUFFIX is added.
+        results: each with a `metric_name`, to which RESULT_SUFFIX is added. Where there are none, and none under other
+            names, there is no `model-index` either.
 
     Raises:
         ValueError: if the card's metadata is not YAML, or its `model-index` not what the Hub asks for.
@@ -152,9 +153,10 @@ def _with_results(card: str, name: str, results: Sequence[EvalResult]) -> str:
     kept = [result for result in others if not (result.metric_name or "").endswith(RESULT_SUFFIX)]
     ours = [replace(result, metric_name=f"{result.metric_name}{RESULT_SUFFIX}") for result in results]
     index = {"model-index": eval_results_to_model_index(name, [*kept, *ours])}
-    block = yaml.safe_dump(index, sort_keys=False, allow_unicode=True)
+    # The Hub refuses an index without results.
+    block = yaml.safe_dump(index, sort_keys=False, allow_unicode=True) if kept or ours else ""
     if not match:
-        return f"---\n{block}---\n\n{card}"
+        return f"---\n{block}---\n\n{card}" if block else card
     found = MODEL_INDEX.search(metadata)
     first, last = found.span() if found else (len(metadata), len(metadata))
     return card[:begin] + metadata[:first] + block + metadata[last:] + card[end:]

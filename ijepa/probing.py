@@ -20,6 +20,8 @@ import torch.nn.functional as F
 # in `ijepa/collapse.py`).
 ROUNDING_LEVEL = 1e-6
 
+NO_CLASS = -2  # predicted where there is no prediction; -1 is the label of a class without training images
+
 
 # ----------------------------------------------------------------------------------------------------------- features
 
@@ -110,16 +112,32 @@ def knn_scores(
     chunk_size: int = 256,
 ) -> torch.Tensor:
     """Votes (test images, classes), on the CPU, of `knn_accuracy`; the classes are the training labels in order."""
+    return knn_scores_by_k(train_features, train_labels, test_features, [k], temperature, chunk_size)[k]
+
+
+def knn_scores_by_k(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_features: torch.Tensor,
+    ks: Sequence[int],
+    temperature: float | None = 0.07,
+    chunk_size: int = 256,
+) -> dict[int, torch.Tensor]:
+    """`knn_scores` by k, of several k: the neighbours, which take nearly all the time, are looked up once."""
     _check_labelled(train_features, train_labels, "train")
-    if not 1 <= k <= len(train_features):
-        raise ValueError(f"k={k} neighbours, but there are {len(train_features)} training images")
+    for k in ks:
+        if not 1 <= k <= len(train_features):
+            raise ValueError(f"k={k} neighbours, but there are {len(train_features)} training images")
     classes, train_classes = train_labels.to(train_features.device).unique(return_inverse=True)
     train = F.normalize(train_features.float(), dim=1)
-    votes = []
+    votes = {k: [] for k in ks}
     for chunk in test_features.split(chunk_size):
         similarities = F.normalize(chunk.float(), dim=1) @ train.T  # (chunk, N)
-        votes.append(_votes(*_nearest(similarities, k), train_classes, len(classes), temperature).cpu())
-    return torch.cat(votes)
+        nearest, indices = _nearest(similarities, max(ks))
+        for k in votes:
+            scores = _votes(nearest[:, :k], indices[:, :k], train_classes, len(classes), temperature)
+            votes[k].append(scores.cpu())
+    return {k: torch.cat(parts) for k, parts in votes.items()}
 
 
 def class_indices(train_labels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -131,14 +149,14 @@ def class_indices(train_labels: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 
 
 def _nearest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and indices (chunk, k) of the k most similar; among equals the lower index, as `topk` does not promise.
+    """Values and indices (chunk, k) of the k most similar, in order; among equals the lower index comes first, which
+    `topk` does not promise. So the first of them are those of a smaller k.
 
-    Only a tie across the k-th place changes who is chosen, so only rows with one pay for a stable sort.
+    Only rows with a tie, across the k-th place or before it, pay for a stable sort.
     """
     values, indices = similarities.topk(min(k + 1, similarities.shape[1]), dim=1)
-    if values.shape[1] > k:
-        tied = values[:, k - 1] == values[:, k]
-        indices[tied, :k] = similarities[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    tied = (values[:, 1:] == values[:, :-1]).any(dim=1)
+    indices[tied, :k] = similarities[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
     return values[:, :k], indices[:, :k]
 
 
@@ -272,7 +290,7 @@ def _check_labelled(features: torch.Tensor, labels: torch.Tensor, name: str) -> 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     """Share of images whose label is among the k highest scores; scores (N, classes), labels (N,).
 
-    Among equal scores the lower class comes first.
+    Among equal scores the lower class comes first. Scores that are not finite are right nowhere.
 
     Raises:
         ValueError: k not in 1..classes.
@@ -281,7 +299,7 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     if not 1 <= k <= scores.shape[1]:
         raise ValueError(f"k={k}, but there are {scores.shape[1]} classes")
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # (N, k)
-    return float((best == labels[:, None]).any(axis=1).mean())
+    return float(((best == labels[:, None]).any(axis=1) & np.isfinite(scores).all(axis=1)).mean())
 
 
 def macro_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -289,6 +307,11 @@ def macro_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     ones (mean per-class accuracy). Both (N,)."""
     hits = np.asarray(predictions) == np.asarray(labels)
     return float(np.mean([hits[np.asarray(labels) == label].mean() for label in np.unique(labels)]))
+
+
+def _predictions(scores: np.ndarray) -> np.ndarray:
+    """Class (N,) of the highest of scores (N, classes); NO_CLASS where scores are not finite."""
+    return np.where(np.isfinite(scores).all(axis=1), scores.argmax(axis=1), NO_CLASS)
 
 
 def accuracy_metric(top_k: int = 5):
@@ -313,7 +336,7 @@ def accuracy_metric(top_k: int = 5):
         def _compute(self, predictions, references):
             scores, labels = np.asarray(predictions), np.asarray(references)
             result = {"accuracy": top_k_accuracy(scores, labels)}
-            result["macro_accuracy"] = macro_accuracy(scores.argmax(axis=1), labels)
+            result["macro_accuracy"] = macro_accuracy(_predictions(scores), labels)
             if top_k < scores.shape[1]:
                 result[f"top_{top_k}_accuracy"] = top_k_accuracy(scores, labels, top_k)
             return result

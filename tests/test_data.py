@@ -33,6 +33,7 @@ from ijepa.data import (
     default_image_statistics,
     epoch_order,
     image_name,
+    labels_of,
     load_image_dataset,
     normalize_pixel_values,
     random_resized_crop,
@@ -630,6 +631,13 @@ def test_a_selection_is_balanced_and_holds_every_smaller_one():
         selection = select_labelled(labels, label_fraction=fraction, seed=5)
         assert np.bincount(labels[selection]).tolist() == counts and smaller < set(selection)
         smaller = set(selection)
+
+
+def test_an_image_without_a_label_has_minus_one(tmp_path):
+    features = datasets.Features({"label": datasets.ClassLabel(names=["a", "b"])})
+    dataset = datasets.Dataset.from_dict({"label": [1, None, -1, 0]}, features=features)
+    for labels, expected in ((labels_of(dataset), [1, -1, -1, 0]), (labels_of(dataset.select([])), [])):
+        assert labels.dtype == np.int64 and labels.tolist() == expected
 
 
 def test_a_selection_depends_on_its_seed_alone():

@@ -12,10 +12,13 @@ from ijepa.data import build_image_processor
 from ijepa.encoders import (
     EncoderSpec,
     RawPixels,
+    architecture,
     encoder_features,
+    feature_widths,
     load_encoder,
     load_processor,
     open_encoder,
+    random_encoder,
     weights_digest,
 )
 
@@ -172,7 +175,39 @@ def test_models_that_take_more_than_images_are_one_sentence(images):
         encoder_features(transformers.CLIPModel(config), images, ["last"])
 
 
+def test_the_architecture_is_all_that_the_weights_do_not_say(tmp_path, tiny_config, saved, trained):
+    classifier = IJepaForImageClassification(tiny_config)
+    classifier.save_pretrained(tmp_path / "classifier")
+    own, of_classifier = (load_encoder(str(path), "target", FLOAT) for path in (saved, tmp_path / "classifier"))
+    assert architecture(own) == architecture(of_classifier) == architecture(trained.context_encoder)
+    half = load_encoder(saved, "target", torch.bfloat16)
+    assert architecture(half) == architecture(own) == architecture(random_encoder(own, 0))
+    for name, value in {"num_attention_heads": 1, "layer_norm_eps": 1e-3, "hidden_act": "relu"}.items():
+        config = type(tiny_config)(**{**tiny_config.to_dict(), name: value})
+        assert architecture(IJepaModel(config)) != architecture(own)
+        assert weights_shapes(IJepaModel(config)) == weights_shapes(own)
+    assert architecture(RawPixels()) == ["RawPixels", None]
+
+
+def weights_shapes(model):
+    return {name: value.shape for name, value in model.state_dict().items()}
+
+
 # Features
+
+
+def test_widths_are_those_of_the_features_and_a_failing_pass_is_one_sentence(trained, images):
+    widths, token_shape = feature_widths(trained.ijepa, images[:1], ["last", "last4", "tokens"])
+    assert widths == {"last": 32, "last4": 96, "tokens": 32} and token_shape == (16, 32)
+    assert feature_widths(RawPixels(), images, ["last"]) == ({"last": 3072}, (0, 0))
+    convolution = stock_resnet()
+    with pytest.raises(ValueError, match="ResNetModel cannot be evaluated on images"):
+        feature_widths(convolution, images[:, :1, :0], ["last"])
+
+
+def stock_resnet():
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    return transformers.ResNetModel(config).eval()
 
 
 def test_features_of_our_encoder_by_hand(trained, images):

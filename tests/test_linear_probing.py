@@ -283,6 +283,21 @@ def test_a_head_that_diverged_is_right_nowhere():
     assert head_accuracies([settings_of()], [head], [({"last": torch.ones(3, 2)}, torch.zeros(3).long())]) == [0.0]
 
 
+def test_hits_are_counted_where_there_is_double_precision(monkeypatch, train):
+    """MPS has none, so they must leave the device first."""
+    moved, double = [], torch.Tensor.double
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: moved.append(tensor) or tensor)
+
+    def checked(tensor):
+        assert any(tensor is other for other in moved)
+        return double(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "double", checked)
+    entry = HeadSettings("last", False, "sgd", 1.0, 0.0)
+    batches = [({"last": torch.eye(2)}, torch.tensor([0, 0]))]
+    assert head_accuracies([entry], [torch.nn.Identity()], batches) == [0.5]
+
+
 def test_the_first_of_equal_heads_is_chosen():
     settings = [settings_of(learning_rate=rate) for rate in (1, 2, 3)]
     assert choose_heads(settings, [0.5, 0.7, 0.7]) == {"linear": 1}

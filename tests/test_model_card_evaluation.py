@@ -93,6 +93,26 @@ def test_results_of_others_stay(tmp_path):
     assert ModelCard.load(tmp_path / "README.md").data.model_name == "theirs"
 
 
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS.keys())
+def test_without_accuracies_there_is_no_model_index(tmp_path, card):
+    """The Hub refuses an empty one."""
+    write(tmp_path, card)
+    update_evaluation(tmp_path, "report", [])
+    first = read(tmp_path)
+    assert first.startswith(card) and "model-index" not in first and first.count("report") == 1
+    update_evaluation(tmp_path, "report", [result()])
+    update_evaluation(tmp_path, "report", [])
+    assert "model-index" not in read(tmp_path) and read(tmp_path).endswith(first)
+
+
+def test_without_accuracies_results_of_others_stay(tmp_path):
+    write(tmp_path, "")
+    update_evaluation(tmp_path, "table", [result()])
+    write(tmp_path, read(tmp_path).replace(RESULT_SUFFIX, ""))  # as if somebody else had measured it
+    update_evaluation(tmp_path, "report", [])
+    assert values(tmp_path) == {("20-NN", 0.5)}
+
+
 def test_the_card_of_a_pretraining_run_takes_an_evaluation(tmp_path):
     write_model_card(tmp_path, name="tiny", summary={"data": "digits"}, metrics={}, recipe={"seed": 0})
     before = read(tmp_path)

@@ -115,6 +115,23 @@ def test_knn_ties_go_to_the_lower_index_then_to_the_lower_label():
     assert knn_accuracy(train, labels, test, torch.tensor([5]), k=4) == 1.0  # 7, 7, 5, 5: equal votes
 
 
+@pytest.mark.parametrize("temperature", [None, 0.07])
+@pytest.mark.parametrize("rounded", [False, True], ids=["plain", "many equally near"])
+def test_neighbours_of_several_k_are_looked_up_once_and_vote_as_those_of_each_k(
+    data, monkeypatch, temperature, rounded
+):
+    train, train_labels, test, _ = data
+    train, test = (train.sign(), test.sign()) if rounded else (train, test)
+    ks = [20, 1, len(train), 3, 7]
+    expected = {k: probing.knn_scores(train, train_labels, test, k, temperature) for k in ks}
+    calls, original = [], probing._nearest
+    monkeypatch.setattr(probing, "_nearest", lambda values, k: calls.append(k) or original(values, k))
+    votes = probing.knn_scores_by_k(train, train_labels, test, ks, temperature, chunk_size=len(test))
+    assert list(votes) == ks and calls == [len(train)]
+    for k in ks:
+        assert torch.equal(votes[k], expected[k])
+
+
 def test_knn_mistakes(data):
     train, train_labels, test, test_labels = data
     with pytest.raises(ValueError, match="k=201 neighbours, but there are 200"):
@@ -233,6 +250,19 @@ def test_accuracies_equal_sklearn(scores):
 def test_constant_scores_earn_no_more_than_the_first_classes(scores):
     _, labels = scores
     assert probing.top_k_accuracy(np.zeros((300, 7)), labels, 2) == np.isin(labels, [0, 1]).mean()
+
+
+def test_scores_that_are_not_finite_are_right_nowhere():
+    """argmax takes NaN for the highest score, and class 0 where all are NaN."""
+    values = np.eye(3)[[0, 1, 2, 0]].astype(np.float32)
+    values[0] = np.nan
+    values[1, 1] = np.inf
+    labels = np.array([0, 1, 2, -1])
+    assert probing.top_k_accuracy(values, labels) == 0.25 and probing.top_k_accuracy(values, labels, k=3) == 0.25
+    result = probing.accuracy_metric(top_k=2).compute(predictions=values, references=labels)
+    assert result == {"accuracy": 0.25, "macro_accuracy": 0.25, "top_2_accuracy": 0.25}
+    values[3] = np.nan  # a class without training images, label -1, must not be what is predicted of NaN
+    assert probing.accuracy_metric().compute(predictions=values, references=labels)["macro_accuracy"] == 0.25
 
 
 def test_metric_works_offline_in_one_go_and_in_batches(scores, monkeypatch):

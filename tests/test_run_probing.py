@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ import transformers
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
@@ -249,6 +251,48 @@ def test_models_of_others_stand_beside_ours(place):
     assert set(summary(results, "raw pixels")) == {"3-NN", "linear"}
 
 
+def test_the_same_weights_in_another_architecture_are_other_features(place, trained, count_forwards):
+    """The number of attention heads is in no weight."""
+    before = entry(probe(place, probes=["collapse"], no_baselines=True))
+    config = json.loads((place / "model" / "config.json").read_text())
+    for name, value in {"num_attention_heads": 1, "layer_norm_eps": 1e-2, "hidden_act": "relu"}.items():
+        count_forwards.clear()
+        (place / "model" / "config.json").write_text(json.dumps({**config, name: value}))
+        after = entry(probe(place, probes=["collapse"], no_baselines=True))
+        assert after["weights_sha256"] == before["weights_sha256"] and sum(count_forwards) == NUM_VALIDATION
+        assert after["collapse"] != before["collapse"]
+    count_forwards.clear()  # who wrote the file, and when, is no part of it
+    (place / "model" / "config.json").write_text(json.dumps({**config, "transformers_version": "5.0.0"}))
+    assert entry(probe(place, probes=["collapse"], no_baselines=True)) == before and not count_forwards
+
+
+def write_dataset(place, **columns_by_split):
+    """A folder of `save_to_disk` with the images of both splits and other labels: (class names, labels)."""
+    splits = {}
+    for split, (names, labels) in columns_by_split.items():
+        images = [str(path) for path in sorted((place / "images" / split).rglob("*.png"))][: len(labels)]
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        splits[split] = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+    datasets.DatasetDict(splits).save_to_disk(place / "saved")
+    return place / "saved"
+
+
+def test_images_without_a_label_are_left_out(place):
+    labels = [None, -1] + [0, 1] * 10
+    saved = write_dataset(place, train=(["a", "b"], labels), validation=(["a", "b"], labels))
+    results = probe(place, data=saved, no_baselines=True)
+    assert results["data"] == {"train": 20, "validation": 20} and results["notes"] == []
+
+
+def test_classes_that_nothing_teaches_are_noted(place):
+    names = ["a", "b", "c", "d"]
+    saved = write_dataset(place, train=(names, [0, 1] * 10), validation=(names, [0, 1, 2, 3, 3] * 4))
+    results = probe(place, data=saved, no_baselines=True)
+    (note,) = results["notes"]
+    assert note.startswith("12 of the 20 validation images belong to 2 classes without a training image")
+    assert summary(results)["3-NN"] <= 0.4
+
+
 def test_half_precision(place):
     exact, half = (
         probe(place, dtype=dtype, probes=["collapse"], no_baselines=True, output_dir=place / dtype)
@@ -359,6 +403,41 @@ def test_a_second_run_computes_no_features_and_finds_the_same(place, count_forwa
     assert count_forwards
     count_forwards.clear()
     assert probe(place, **changes)["rows"] == first["rows"] and not count_forwards
+
+
+def forwards_of_every_probe(place, count_forwards, *runs, **changes):
+    """The images that went through the encoder in each of the runs, and their results."""
+    counts, results = [], []
+    for probes in runs:
+        count_forwards.clear()
+        results.append(entry(probe(place, probes=list(probes), no_baselines=True, **changes)))
+        counts.append(sum(count_forwards))
+    return counts, results
+
+
+def test_all_probes_share_one_pass_over_each_split(place, count_forwards):
+    counts, _ = forwards_of_every_probe(place, count_forwards, run_probing.PROBES)
+    assert counts == [NUM_TRAIN + NUM_VALIDATION]
+
+
+def test_a_run_with_other_probes_computes_only_kinds_that_are_missing(place, count_forwards, monkeypatch):
+    monkeypatch.setattr(run_probing, "MAX_COLLAPSE_IMAGES", 7)
+    runs = ["knn"], ["knn", "few_shot", "logistic"], ["collapse", "knn"], ["linear", "knn"], ["linear"], ["attentive"]
+    counts, _ = forwards_of_every_probe(place, count_forwards, *runs)
+    everything = NUM_TRAIN + NUM_VALIDATION
+    assert counts == [everything, 0, 7, everything, 0, everything]
+    counts, (alone,) = forwards_of_every_probe(place, count_forwards, run_probing.PROBES, holdout=0.2)
+    assert counts == [0] and len(list((place / "out" / "cache").iterdir())) == 3 + 3 + 1
+    (_, (fresh,)) = forwards_of_every_probe(
+        *(place, count_forwards, run_probing.PROBES), holdout=0.2, output_dir=place / "fresh"
+    )
+    assert numbers(fresh) == pytest.approx(numbers(alone), abs=1e-5)
+
+
+def test_with_crops_only_what_is_read_is_kept(place, count_forwards):
+    changes = {"augment": "crop_flip", "epochs": 1, "holdout": 0.2, "batch_size": 49}
+    counts, _ = forwards_of_every_probe(place, count_forwards, ["linear"], ["linear", "knn"], **changes)
+    assert counts == [NUM_VALIDATION + 12 + 49, NUM_TRAIN + 49]
 
 
 @pytest.mark.parametrize("change", ["weights", "image", "time", "label", "dtype", "processor", "sample"])
@@ -507,6 +586,67 @@ def test_a_collapsed_encoder_is_called_collapsed_beside_a_healthy_random_one(pla
     assert "It is so from layer 3 of 3 on" in output and "**random encoder** is collapsed" not in output
 
 
+def test_only_a_random_encoder_of_the_same_architecture_stands_beside_an_encoder(place, trained, capsys):
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    save_model(transformers.ResNetModel(transformers.ResNetConfig(**sizes)), place / "resnet")
+    torch.manual_seed(1)
+    save_model(IJepaForPretraining(trained.config), place / "seed1")
+    models = [f"{name}={place / name}" for name in ("model", "seed1", "resnet")]
+    probe(place, models=models, probes=["collapse"], update_model_card=True)
+    readings = {line.split("**")[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("- **")}
+    beside = {name for name, line in readings.items() if "(random encoder: " in line}
+    assert set(readings) == {"random encoder", "model", "seed1", "resnet"} and beside == {"model", "seed1"}
+    for name, is_beside in (("model", True), ("seed1", True), ("resnet", False)):
+        text = (place / name / "README.md").read_text()
+        assert ("| random encoder " in text) == is_beside and "| target encoder " in text
+
+
+def test_a_model_card_without_accuracies_has_no_model_index(place):
+    probe(place, probes=["collapse"], update_model_card=True)
+    text = (place / "model" / "README.md").read_text()
+    assert "Has it collapsed?" in text and "model-index" not in text
+
+
+def save_diverged(trained, directory):
+    trained.ijepa.layernorm.bias.data[0] = torch.nan
+    save_model(trained, directory)
+
+
+@pytest.mark.parametrize("changes", [{}, {"augment": "crop_flip"}, {"probes": ["attentive"]}])
+def test_a_diverged_encoder_has_a_note_and_a_report_but_no_accuracies(place, trained, monkeypatch, changes):
+    save_diverged(trained, place / "diverged")
+    if changes.get("probes") == ["attentive"]:
+        monkeypatch.setattr(run_probing, "MAX_TOKEN_BYTES", 0)
+    probes = [*changes.get("probes", ["knn", "few_shot", "logistic", "linear"]), "collapse"]
+    models = [f"bad={place / 'diverged'}", f"ours={place / 'model'}"]
+    results = probe(place, **{**changes, "probes": probes, "models": models, "no_baselines": True})
+    assert entry(results, "bad")["probes"] == {} and entry(results, "ours")["probes"]
+    (note,) = (note for note in results["notes"] if "diverged" in note)
+    assert note.startswith("bad (") and "has no accuracies: NaN or infinity in" in note
+    assert entry(results, "bad")["collapse"][-1]["health"] == "collapsed"
+    text = (place / "out" / "results.md").read_text()
+    assert "**bad** is collapsed: the features hold NaN or infinity, so training has diverged" in text
+
+
+def test_rows_that_are_measured_stay_when_a_later_encoder_fails(place, monkeypatch):
+    original = run_probing.evaluate_entry
+
+    def evaluate_entry(run, entry):
+        if entry.name == "ours":
+            raise KeyboardInterrupt
+        return original(run, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_probing, "evaluate_entry", evaluate_entry)
+        with pytest.raises(KeyboardInterrupt):
+            probe(place)
+    results = read(place / "out")
+    assert [row["name"] for row in results["rows"]] == ["raw pixels", "random encoder"]
+    assert results["unmeasured"] == ["ours"]
+    assert "**Unfinished**, still to be measured: ours." in (place / "out" / "results.md").read_text()
+    assert probe(place)["unmeasured"] == [] and "Unfinished" not in (place / "out" / "results.md").read_text()
+
+
 def test_the_model_card_of_every_local_directory_is_updated_and_not_doubled(place, trained):
     (place / "model" / "README.md").write_text("---\nlicense: mit\n---\n# By hand\n")
     models = [f"ours={place / 'model'}", f"context={place / 'model'}@context"]
@@ -596,6 +736,48 @@ def test_a_single_class_is_an_error(place, capsys):
     for name in "bc":
         shutil.rmtree(place / "images" / "train" / name)
     assert_refused(place, capsys, "has a single class")
+
+
+def test_splits_with_other_class_names_are_an_error(place, capsys):
+    labels = [0, 1] * 10
+    saved = write_dataset(place, train=(["cat", "dog"], labels), validation=(["dog", "cat"], labels))
+    sentence = "The splits 'train' and 'validation' number their classes differently; use one data set."
+    assert_refused(place, capsys, sentence, data=saved)
+
+
+def test_an_encoder_that_does_not_take_its_own_images_is_an_error_before_anything_is_written(place, trained, capsys):
+    save_model(trained, place / "larger")
+    build_image_processor(40).save_pretrained(place / "larger")
+    models = [f"ours={place / 'model'}", f"larger={place / 'larger'}"]
+    assert_refused(place, capsys, f"The model {str(place / 'larger')!r} cannot be used: IJepaModel", models=models)
+
+
+def test_a_model_that_takes_more_than_images_is_an_error_before_anything_is_written(place, capsys):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(text_config=sizes, vision_config={**sizes, "image_size": 32, "patch_size": 8})
+    save_model(transformers.CLIPModel(config), place / "clip")
+    assert_refused(place, capsys, "CLIPModel cannot be evaluated on images", models=[place / "clip"])
+
+
+def test_an_image_processor_with_another_interface_is_an_error_before_anything_is_written(place, capsys, monkeypatch):
+    class Foreign:
+        """Like TimmWrapperImageProcessor, which takes images and nothing else."""
+
+        def __call__(self, images, return_tensors=None):
+            return {}
+
+    monkeypatch.setattr(run_probing, "load_processor", lambda source: Foreign())
+    assert_refused(place, capsys, "a Foreign, cannot be used, since it does not work like those of Transformers' own")
+
+
+def test_a_timm_model_is_an_error_before_anything_is_written(place, capsys):
+    timm, _ = pytest.importorskip("timm"), pytest.importorskip("torchvision")
+    model = timm.create_model("resnet10t", num_classes=2)
+    (place / "timm").mkdir()
+    save_file(model.state_dict(), place / "timm" / "model.safetensors", metadata={"format": "pt"})
+    config = {"architecture": "resnet10t", "num_classes": 2, "pretrained_cfg": {"input_size": [3, 176, 176]}}
+    (place / "timm" / "config.json").write_text(json.dumps(config))
+    assert_refused(place, capsys, "a TimmWrapperImageProcessor, cannot be used", models=[place / "timm"])
 
 
 def test_an_encoder_that_is_not_there_is_an_error(place, trained, capsys):

@@ -3,6 +3,7 @@
 import json
 import re
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -183,6 +184,15 @@ def test_what_is_shown_is_what_the_model_sees_under_its_own_label(place):
         assert distances[row] < 1e-5 and dataset[row]["label"] == label
     assert len(study.pool.images) == 9 and study.pool.num_bad == 1
     assert study.pool.class_names == dataset.features["label"].names
+
+
+@pytest.mark.parametrize("labels", [[0, None, -1, 1, 0, 1], [None] * 6])
+def test_images_without_a_label_are_on_the_map(place, labels):
+    images = [str(path) for path in sorted((place / "images").rglob("?.png"))[:6]]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).save_to_disk(place / "saved")
+    page = visualize(place, data=place / "saved")
+    assert ("The data have no labels" in page) == (set(labels) == {None})
 
 
 def test_further_runs_are_drawn_together_with_the_model_s_own(place, monkeypatch):
