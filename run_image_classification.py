@@ -13,8 +13,10 @@ Shape legend: B images of a batch, C channels, H rows, W columns.
 
 import dataclasses
 import importlib.util
+import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,10 +42,11 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from ijepa import IJepaPreTrainedModel
+from ijepa.checkpointing import write_text
 from ijepa.data import (
     BadImageError,
     EpochSampler,
@@ -52,6 +55,7 @@ from ijepa.data import (
     LabelledImages,
     ProcessedImages,
     build_image_processor,
+    labels_of,
     load_image_dataset,
     normalize_pixel_values,
     select_labelled,
@@ -59,7 +63,7 @@ from ijepa.data import (
 )
 from ijepa.encoders import load_encoder, load_processor, one_line
 from ijepa.model_card import inherited_license
-from ijepa.optimization import layer_decay_groups
+from ijepa.optimization import layer_decay_groups, parameter_places
 from ijepa.probing import accuracy_metric
 from ijepa.recipe import argument, check_launch, parse_arguments, require
 
@@ -72,6 +76,7 @@ UNRECORDED = (
     "push_to_hub_token",
     "resume_from_checkpoint",
 )  # secrets, and what a repetition has no use for
+UNFINISHED = f"{TRAINER_STATE_NAME}, which is written last, is missing or cut off"
 FREE_ON_RESUME = ("data", "validation_split")  # places and judges, which do not change what is trained
 
 
@@ -286,11 +291,6 @@ def open_split(arguments: DataArguments, split: str) -> datasets.Dataset:
     unlabelled = int((labels_of(dataset) < 0).sum())
     require(not unlabelled, f"{unlabelled} of {len(dataset)} images of the {split!r} split have no label.")
     return dataset
-
-
-def labels_of(dataset: datasets.Dataset) -> np.ndarray:
-    """Class ids (images,); -1 where there is none."""
-    return np.array([-1 if label is None else label for label in dataset["label"][:]])
 
 
 def open_training_split(arguments: DataArguments) -> datasets.Dataset:
@@ -524,6 +524,8 @@ class ClassificationTrainer(Trainer):
 
     def __init__(self, arguments: Arguments, checkpoint: str | None, **options):
         self.arguments, self.checkpoint = arguments, checkpoint
+        # Of the model as it is, since FSDP version 1 wraps it before the optimizer is made. Raises for unknown layers.
+        self.places = parameter_places(options["model"], arguments.regularization.layer_decay)
         self.train_sampler = EpochSampler(len(options["train_dataset"]), arguments.training.order_seed)
         self.results = {}  # of the last evaluation
         smoothing = arguments.regularization.label_smoothing
@@ -539,6 +541,10 @@ class ClassificationTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
         return self.train_sampler
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        check_sharding(getattr(self.accelerator.state, "fsdp_plugin", None))
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             model = self.model if model is None else model
@@ -549,7 +555,7 @@ class ClassificationTrainer(Trainer):
 
     def parameter_groups(self, model: PreTrainedModel) -> list[dict]:
         layer_decay = self.arguments.regularization.layer_decay
-        return layer_decay_groups(model, self.args.learning_rate, self.args.weight_decay, layer_decay)
+        return layer_decay_groups(model, self.args.learning_rate, self.args.weight_decay, layer_decay, self.places)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Weights that a checkpoint has under other names would stay as they are, under a mere warning."""
@@ -570,6 +576,7 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
         ValueError: if something cannot work.
     """
     check_launch(arguments.training.world_size, "pass --use_cpu")
+    check_gpus(arguments.training.n_gpu)
     checkpoint = find_checkpoint(arguments)
     training_data = open_training_split(arguments.data)
     validation_data = None
@@ -584,8 +591,25 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
     if arguments.model.image_size is not None:
         processor = resize_processor(processor, arguments.model.height_and_width)
     options = build_data(arguments, model, processor, training_data, validation_data)
-    layer_decay_groups(model, 1.0, 0.0, arguments.regularization.layer_decay)  # raises for unknown architectures
     return ClassificationTrainer(arguments, checkpoint, model=model, processing_class=processor, **options)
+
+
+def check_gpus(num_gpus: int) -> None:
+    """Raises ValueError if one process has several GPUs: Trainer would make the loss that many times too large."""
+    require(
+        num_gpus <= 1,
+        f"One process cannot train on {num_gpus} GPUs: start it with accelerate launch --num_processes {num_gpus}, or"
+        " show it one GPU (CUDA_VISIBLE_DEVICES=0).",
+    )
+
+
+def check_sharding(plugin) -> None:
+    """Raises ValueError if FSDP (None: there is none) leaves no weights of their own to give learning rates to."""
+    require(
+        plugin is None or plugin.fsdp_version != 1 or plugin.use_orig_params,
+        "FSDP version 1 needs use_orig_params (--fsdp_use_orig_params true): weights that it flattens into one have no"
+        " learning rate and no weight decay of their own.",
+    )
 
 
 def build_data(arguments: Arguments, model, processor, training_data, validation_data) -> dict:
@@ -626,19 +650,39 @@ def find_checkpoint(arguments: Arguments) -> str | None:
         ValueError: if there is none, if output_dir holds another run, or if that run had other data or another model.
     """
     output_dir, wanted = arguments.training.output_dir, arguments.training.resume_from_checkpoint
-    newest = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+    checkpoints = checkpoints_in(Path(output_dir))
     if wanted is None:
-        occupied = newest is not None or os.path.exists(os.path.join(output_dir, "config.json"))
+        occupied = checkpoints or os.path.exists(os.path.join(output_dir, "config.json"))
         require(
             not occupied,
             f"{output_dir!r} holds a run: --resume_from_checkpoint last continues it, or choose another output_dir.",
         )
         return None
-    checkpoint = newest if wanted == "last" else wanted
-    found = checkpoint is not None and os.path.isdir(checkpoint)
-    require(found, f"There is no checkpoint {wanted!r} to go on from in {output_dir!r}.")
+    if wanted != "last":
+        checkpoints = [Path(wanted)] if os.path.isdir(wanted) else []
+    require(checkpoints, f"There is no checkpoint {wanted!r} to go on from in {output_dir!r}.")
+    whole = [path for path in checkpoints if is_whole(path)]
+    require(whole, f"The checkpoint {str(checkpoints[0])!r} is not whole: {UNFINISHED}.")
     check_recipe(Path(output_dir) / RECIPE, arguments.recipe)
-    return checkpoint
+    passed_over = checkpoints[: checkpoints.index(whole[0])]
+    if passed_over and arguments.training.process_index == 0:
+        names = ", ".join(path.name for path in passed_over)
+        print(f"{PROGRAM}: {names} passed over: {UNFINISHED}; {whole[0].name} is whole.", file=sys.stderr)
+    return str(whole[0])
+
+
+def checkpoints_in(output_dir: Path) -> list[Path]:
+    """The checkpoints of Trainer, whole or not, the newest first."""
+    paths = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether Trainer came to the end of writing it: its state is the last file."""
+    try:
+        return bool(json.loads((checkpoint / TRAINER_STATE_NAME).read_text()))
+    except (OSError, ValueError):
+        return False
 
 
 def check_recipe(path: Path, recipe: dict) -> None:
@@ -675,7 +719,7 @@ def start(trainer: ClassificationTrainer) -> None:
         evaluation = f"{len(trainer.eval_dataset):,} images to evaluate on"
     print(f"{len(trainer.train_dataset):,} images to train on; {evaluation}", flush=True)
     recipe = yaml.safe_dump(_plain(arguments.recipe), sort_keys=False)
-    (Path(arguments.training.output_dir) / RECIPE).write_text(recipe, encoding="utf-8")
+    write_text(Path(arguments.training.output_dir) / RECIPE, recipe)
 
 
 def run(trainer: ClassificationTrainer) -> None:
@@ -684,6 +728,8 @@ def run(trainer: ClassificationTrainer) -> None:
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     trainer.save_state()
+    if trainer.is_fsdp_enabled:  # Trainer leaves no model behind where checkpoints are in shards, as by default
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
     if trainer.eval_dataset is not None:
         trainer.results = trainer.evaluate()
@@ -764,7 +810,7 @@ def write_card(trainer: ClassificationTrainer) -> None:
         results=f"\n## Results on {arguments.data.validation_split!r}\n\n" + "\n".join(lines) + "\n" if lines else "",
     )
     # Written directly: ModelCard.save and ModelCard.validate may ask the Hub.
-    (Path(trainer.args.output_dir) / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{body}")
+    write_text(Path(trainer.args.output_dir) / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}")
 
 
 def main(words: list[str] | None = None) -> None:

@@ -20,6 +20,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from ijepa.checkpointing import written_aside
+
 
 PACKAGE = "dataset-fashion-mnist"
 CLASSES = ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
@@ -85,9 +87,9 @@ def main(words: list[str] | None = None) -> None:
         except ValueError as error:
             print(f"build_fashion_mnist.py: error: {error}", file=sys.stderr)
             sys.exit(1)
-    output.mkdir(parents=True, exist_ok=True)
     for split, dataset in splits.items():
-        dataset.to_parquet(output / f"{split}.parquet")
+        with written_aside(output / f"{split}.parquet") as unfinished:
+            dataset.to_parquet(unfinished)
         print(f"{len(dataset):,} images in {output / f'{split}.parquet'}")
 
 

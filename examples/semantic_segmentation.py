@@ -103,10 +103,10 @@ def mean_iou(model, scenes: Scenes, normalize) -> float:
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="directory pretrained on grey images, such as the quickstart's")
-    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each setting")
+    parser.add_argument("--steps", type=int, default=150, help="optimizer steps of each setting")
     parser.add_argument("--batch_size", type=int, default=16, help="scenes per step")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="peak of the one-cycle schedule")
-    parser.add_argument("--seeds", type=int, default=3, help="repetitions, each with its own scenes and fresh weights")
+    parser.add_argument("--seeds", type=int, default=2, help="repetitions, each with its own scenes and fresh weights")
     arguments = parser.parse_args(words)
     processor = load_processor(arguments.model)
     mean, std = processor.image_mean[0], processor.image_std[0]

@@ -87,7 +87,9 @@ class Schedules:
 
 
 def _takes_weight_decay(name: str, parameter: torch.nn.Parameter) -> bool:
-    return parameter.ndim > 1 and not name.endswith(".bias")
+    # DeepSpeed's ZeRO-3 leaves an empty vector in place of a parameter, with the shape of the whole beside it.
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return len(shape) > 1 and not name.endswith(".bias")
 
 
 def parameter_groups(model: torch.nn.Module) -> list[dict]:
@@ -110,8 +112,43 @@ def parameter_groups(model: torch.nn.Module) -> list[dict]:
     return groups
 
 
+# What FSDP version 1, activation checkpointing and torch.compile put into the names of parameters.
+WRAPPERS = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}
+
+
+def _plain_name(name: str) -> str:
+    """The name that a parameter has in the model without its wrappers."""
+    plain = ".".join(word for word in name.split(".") if word not in WRAPPERS)
+    return plain.removeprefix("module.")  # of DistributedDataParallel and DeepSpeed, which wrap from outside only
+
+
+def parameter_places(model: torch.nn.Module, layer_decay: float) -> dict[str, tuple[int, bool]]:
+    """Name -> (depth below the head, takes weight decay) of every trained parameter of a classifier.
+
+    Ask before anything wraps the model: under FSDP version 1 a parameter is the flat part of it that one process
+    holds, which tells neither.
+
+    Raises:
+        ValueError: if layer_decay is not in (0, 1], or below 1 for a model whose layers this does not know.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must lie in (0, 1], got {layer_decay}.")
+    return {
+        _plain_name(name): (
+            _depth_below_head(model, name) if layer_decay < 1 else 0,
+            _takes_weight_decay(name, parameter),
+        )
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
 def layer_decay_groups(
-    model: torch.nn.Module, learning_rate: float, weight_decay: float, layer_decay: float
+    model: torch.nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float,
+    places: dict[str, tuple[int, bool]] | None = None,
 ) -> list[dict]:
     """The trained parameters of a classifier in groups whose learning rate falls from the head to the first layer, as
     in the fine-tuning of the paper's appendix A.
@@ -122,29 +159,35 @@ def layer_decay_groups(
 
     Args:
         model: `IJepaForImageClassification`, this package's or the stock one; any other if layer_decay is 1.
+        places: `parameter_places` of the model without its wrappers; needed where `model` is wrapped.
 
     Returns:
         Groups with `params`, `lr`, `weight_decay` and a `name`, from the head down: what Trainer logs as the learning
         rate is that of the first group.
 
     Raises:
-        ValueError: if layer_decay is not in (0, 1], or below 1 for a model whose layers this does not know.
+        ValueError: as `parameter_places`, or if the trained parameters are not those of `places`.
     """
-    if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay must lie in (0, 1], got {layer_decay}.")
+    places = parameter_places(model, layer_decay) if places is None else places
+    parameters = {_plain_name(name): value for name, value in model.named_parameters() if value.requires_grad}
+    strange = sorted(set(parameters) ^ set(places))
+    if strange:
+        raise ValueError(
+            f"The wrapped model trains other parameters than the model in it, {strange[0]!r} for one, so that their"
+            " learning rates and weight decay are unknown; FSDP version 1 needs use_orig_params."
+        )
     groups = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            depth = _depth_below_head(model, name) if layer_decay < 1 else 0
-            groups.setdefault((depth, not _takes_weight_decay(name, parameter)), []).append(parameter)
+    for name, parameter in parameters.items():
+        depth, decayed = places[name]
+        groups.setdefault((depth, not decayed), []).append(parameter)
     return [
         {
-            "params": parameters,
+            "params": members,
             "lr": learning_rate * layer_decay**depth,
             "weight_decay": 0.0 if undecayed else weight_decay,
             "name": f"depth_{depth}_{'undecayed' if undecayed else 'decayed'}",
         }
-        for (depth, undecayed), parameters in sorted(groups.items())
+        for (depth, undecayed), members in sorted(groups.items())
     ]
 
 

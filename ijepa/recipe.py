@@ -5,6 +5,7 @@ A recipe key, a command-line flag and an attribute of the arguments are one name
 type and values out of range are errors that show the value; nothing is guessed.
 """
 
+import argparse
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -309,12 +310,26 @@ def _read_recipe(path: str, groups: Sequence[type]) -> dict:
     return recipe
 
 
-def _as_flags(recipe: dict) -> list[str]:
-    """A recipe as command-line words, so that both ways have one set of types and errors."""
+def _recipe_path(words: Sequence[str], prog: str) -> str | None:
+    """What --recipe names, or None; the other words are left to the parser that knows them."""
+    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", action="append", default=[])
+    paths = parser.parse_known_args(words)[0].recipe
+    require(len(paths) < 2, f"--recipe is given {len(paths)} times ({', '.join(paths)}); a run has one recipe.")
+    return paths[0] if paths else None
+
+
+def _as_flags(recipe: dict, defaults: dict) -> list[str]:
+    """A recipe as command-line words, so that both ways have one set of types and errors.
+
+    Raises:
+        ValueError: if a list is empty that may not be, which no words can say.
+    """
     words = []
     for key, value in recipe.items():
-        if value is None or value == []:
+        if value is None or value == defaults[key] == []:
             continue
+        require(value != [], f"{key} is an empty list in the recipe: name values, or leave the key out.")
         values = value if isinstance(value, list) else [value]
         words += [f"--{key}", *(str(entry).lower() if isinstance(entry, bool) else str(entry) for entry in values)]
     return words
@@ -341,10 +356,11 @@ def parse_arguments(
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", help="YAML file with any of the values below (recipes/ holds some)")
-    position = words.index("--recipe") if "--recipe" in words[:-1] else None
     try:
-        recipe = {} if position is None else _read_recipe(words[position + 1], groups)
-        values = vars(parser.parse_args(_as_flags(recipe) + words))
+        path = _recipe_path(words, prog)
+        recipe = {} if path is None else _read_recipe(path, groups)
+        flags = _as_flags(recipe, {key: parser.get_default(key) for key in recipe})
+        values = vars(parser.parse_args(flags + words))
         values.pop("recipe")
         return build(**values)
     except ValueError as error:

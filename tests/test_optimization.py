@@ -6,7 +6,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.ijepa import modeling_ijepa as stock
 
 from ijepa import IJepaForImageClassification
-from ijepa.optimization import Schedules, layer_decay_groups, parameter_groups
+from ijepa.optimization import Schedules, layer_decay_groups, parameter_groups, parameter_places
 
 
 def test_learning_rate_rises_to_the_peak_then_falls_to_its_final_value():
@@ -149,6 +149,49 @@ def test_layer_decay_leaves_frozen_weights_out_and_starts_with_the_head(tiny_con
         "classifier.weight",
         "classifier.bias",
     }
+
+
+def flatten_as_fsdp_does(model):
+    """Wraps every layer and the whole as FSDP version 1 does, and leaves flat, partly empty shards as parameters."""
+    for name, module in model.named_modules():
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            shard = parameter.data.flatten()[: 0 if name.endswith("fc1") else 3].clone()
+            setattr(module, key, torch.nn.Parameter(shard))
+    layers = model.ijepa.layers
+    for i, layer in enumerate(layers):
+        layers[i] = torch.nn.ModuleDict({"_fsdp_wrapped_module": layer})
+    return torch.nn.ModuleDict({"_fsdp_wrapped_module": model})
+
+
+@pytest.mark.parametrize("layer_decay", [0.5, 1.0])
+def test_wrapped_and_flattened_weights_keep_their_rates(tiny_config, layer_decay):
+    model = IJepaForImageClassification(tiny_config)
+    options = {"learning_rate": 2.0, "weight_decay": 0.1, "layer_decay": layer_decay}
+    expected = rates_by_name(model, **options)
+    places = parameter_places(model, layer_decay)
+    wrapped = rates_by_name(flatten_as_fsdp_does(model), **options, places=places)
+    assert {name.replace("_fsdp_wrapped_module.", ""): rates for name, rates in wrapped.items()} == expected
+    assert {decay for _, decay in wrapped.values()} == {0.0, 0.1}
+
+
+def test_a_wrapped_model_with_other_parameters_is_an_error(tiny_config):
+    model = IJepaForImageClassification(tiny_config)
+    places = parameter_places(model, 1.0)
+    model.ijepa.layers[0].flat = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"'ijepa\.layers\.0\.flat' for one.*use_orig_params"):
+        layer_decay_groups(model, 1.0, 0.1, 1.0, places)
+    del model.ijepa.layers[0].flat
+    model.classifier.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'classifier\."):
+        layer_decay_groups(model, 1.0, 0.1, 1.0, places)
+
+
+def test_weights_that_zero_3_has_emptied_are_decayed_by_the_shape_of_the_whole(tiny_config, tiny_model):
+    model = IJepaForImageClassification(tiny_config)
+    expected = parameter_places(model, 0.5), [len(group["params"]) for group in parameter_groups(tiny_model)]
+    for parameter in (*model.parameters(), *tiny_model.parameters()):
+        parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
+    assert (parameter_places(model, 0.5), [len(group["params"]) for group in parameter_groups(tiny_model)]) == expected
 
 
 def test_layer_decay_of_unknown_layers_is_an_error_and_one_rate_for_all_is_not():

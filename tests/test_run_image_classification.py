@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from accelerate.data_loader import BatchSamplerShard
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
@@ -435,10 +436,12 @@ def test_images_are_mixed_in_training_but_not_in_evaluation(directory, tmp_path)
     assert torch.equal(evaluation["pixel_values"][0].cpu(), expected)
 
 
-def launch(*arguments):
+def launch(*arguments, through=(), **variables):
+    """The script in two processes, run by another script if one is given."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *through]
     script = [str(REPOSITORY / "run_image_classification.py"), *arguments]
+    environment |= variables
     return subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -457,7 +460,126 @@ def test_two_processes_train_as_one_and_evaluate_every_image_once(directory, fol
     assert results[0]["eval_accuracy"] == results[1]["eval_accuracy"]
 
 
+# Accelerate keeps FSDP to accelerators, though torch has it on the CPU too.
+FSDP_ON_CPU = """
+import runpy, sys, torch
+from accelerate.state import AcceleratorState, DistributedType, PartialState
+from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel
+
+def with_options(function, **options):
+    return lambda *args, **given: function(*args, **{**given, **options})
+
+initialize = AcceleratorState.__init__
+
+def initialize_with_fsdp(self, *args, fsdp_plugin=None, **options):
+    is_first = not AcceleratorState._shared_state
+    initialize(self, *args, fsdp_plugin=fsdp_plugin, **options)
+    if is_first and fsdp_plugin is not None:
+        self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        self.fsdp_plugin = fsdp_plugin
+
+AcceleratorState.__init__ = initialize_with_fsdp
+# FSDP takes cpu:0 for another device than cpu, and frees what it has offloaded from the CPU to the CPU.
+FullyShardedDataParallel.__init__ = with_options(FullyShardedDataParallel.__init__, device_id=torch.device("cpu"))
+FullStateDictConfig.__init__ = with_options(FullStateDictConfig.__init__, offload_to_cpu=False)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def launch_fsdp(tmp_path, version, *arguments, **variables):
+    """As `accelerate launch --use_fsdp` does, with its defaults."""
+    script = tmp_path / "fsdp_on_cpu.py"
+    script.write_text(FSDP_ON_CPU)
+    settings = {"AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
+    settings |= {"TRANSFORMER_CLS_TO_WRAP": "IJepaLayer", "VERSION": str(version)}
+    if version == 1:
+        settings["USE_ORIG_PARAMS"] = "true"
+    environment = {f"FSDP_{name}": value for name, value in settings.items()} | {"ACCELERATE_USE_FSDP": "true"}
+    return launch(*arguments, through=[str(script)], **(environment | variables))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [1, 2])
+def test_sharded_weights_get_the_rates_of_whole_ones_also_after_an_interruption(directory, tmp_path, version):
+    """Without weight decay, or with one rate for all, the weights would be other ones."""
+    options = {"optim": "sgd", "learning_rate": 0.05, "weight_decay": 0.5, "layer_decay": 0.5, "max_steps": 3}
+    one = fine_tune(directory, tmp_path / "one", per_device_train_batch_size=8, **options)
+    options |= {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 2}
+    done = launch_fsdp(tmp_path, version, *words(directory, tmp_path / "two", **options))
+    assert done.returncode == 0, done.stderr[-3000:]
+    resume_copy(tmp_path / "two", tmp_path / "half", step=2)
+    options["resume_from_checkpoint"] = "last"
+    done = launch_fsdp(tmp_path, version, *words(directory, tmp_path / "half", **options))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("two", "half"):
+        sharded = load_file(tmp_path / name / "model.safetensors")
+        assert set(sharded) == set(one)
+        for key in one:
+            torch.testing.assert_close(sharded[key], one[key], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_weights_that_fsdp_flattens_into_one_are_refused(directory, tmp_path):
+    done = launch_fsdp(tmp_path, 1, *words(directory, tmp_path / "output"), FSDP_USE_ORIG_PARAMS="false")
+    assert done.returncode != 0 and "error: FSDP version 1 needs use_orig_params" in done.stderr
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_checkpoint_that_a_kill_left_unfinished_is_passed_over(directory, tmp_path, capsys):
+    options = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 9, "max_steps": 6}
+    whole = fine_tune(directory, tmp_path / "whole", **options)
+    half = tmp_path / "half"
+    resume_copy(tmp_path / "whole", half, step=2)
+    for step, remains in ((4, '{"global_'), (6, None)):
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", half / f"checkpoint-{step}")
+        (half / f"checkpoint-{step}" / "trainer_state.json").unlink()
+        if remains:
+            (half / f"checkpoint-{step}" / "trainer_state.json").write_text(remains)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        fine_tune(directory, half, resume_from_checkpoint=half / "checkpoint-6", **options)
+    assert stopped.value.code == 2
+    assert "checkpoint-6' is not whole: trainer_state.json" in capsys.readouterr().err
+    resumed = fine_tune(directory, half, resume_from_checkpoint="last", **options)
+    assert "checkpoint-6, checkpoint-4 passed over" in capsys.readouterr().err
+    assert_equal(resumed, whole)
+    shutil.rmtree(half)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", half / "checkpoint-4")
+    (half / "checkpoint-4" / "trainer_state.json").unlink()
+    with pytest.raises(SystemExit):
+        fine_tune(directory, half, resume_from_checkpoint="last", **options)
+    assert "checkpoint-4' is not whole" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_recipe_and_card_are_whole_or_not_there(directory, tmp_path, monkeypatch):
+    trainer = build(directory, tmp_path)
+    write = Path.write_text
+
+    def write_half(path, text, **options):
+        write(path, text[: len(text) // 2], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    for step, name in (
+        (run_image_classification.start, "recipe.yaml"),
+        (run_image_classification.write_card, "README.md"),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            step(trainer)
+        assert not (tmp_path / name).exists()
+
+
 # Wrong arguments
+
+
+def test_one_process_with_several_gpus_is_refused(directory, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run_image_classification.FineTuningArguments, "n_gpu", 2)
+    with pytest.raises(SystemExit) as stopped:
+        run_image_classification.main(words(directory, tmp_path / "output"))
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and "2 GPUs: start it with accelerate launch --num_processes 2" in error
+    assert not (tmp_path / "output").exists()
 
 
 @pytest.mark.parametrize(
@@ -575,11 +697,25 @@ def test_layer_decay_and_image_size_are_for_ijepa(tmp_path, capsys):
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize(("name", "num_images", "processes"), [("1percent", 12_811, 8), ("full", 1_281_167, 16)])
+def test_the_imagenet_recipes_state_the_steps_that_trainer_makes_of_them(name, num_images, processes):
+    text = (REPOSITORY / "recipes" / f"finetune_in1k_{name}.yaml").read_text()
+    values = yaml.safe_load(text)
+    batches = torch.utils.data.BatchSampler(range(num_images), values["per_device_train_batch_size"], drop_last=False)
+    shards = [BatchSamplerShard(batches, processes, index) for index in (0, processes - 1)]
+    steps = {sum(1 for _ in shard) for shard in shards}
+    assert len(steps) == 1 and steps == {len(shards[0])}
+    total = steps.pop() * values["num_train_epochs"]
+    assert f"{num_images:,} images" in text and f"{total:,} steps" in text
+
+
 def test_recipes_are_read_and_their_unknown_keys_refused(directory, tmp_path, capsys):
     for recipe in sorted(REPOSITORY.glob("recipes/finetune_*.yaml")):
         values = yaml.safe_load(recipe.read_text())
         known = run_image_classification._defaults()
         assert set(values) <= set(known)
+        # Nothing published clips; what Trainer does unasked would be in no header.
+        assert "in1k" not in recipe.name or values["max_grad_norm"] == 0
     (tmp_path / "recipe.yaml").write_text("learning_rate: 0.1\nlearning_speed: 3\n")
     with pytest.raises(SystemExit) as stopped:
         run_image_classification.main(
