@@ -9,6 +9,13 @@ called background or the digit it belongs to. Training scenes are made of the 1,
 scenes of its 500 test scans. Four settings are compared at equal steps: backbone frozen or trained, its weights
 pretrained or random. The measure is the intersection over union, averaged over the 11 classes (mean IoU).
 
+From the quickstart's encoder, mean and deviation of 2 seeds after 150 steps (22 November 2026, one CPU core, 9 min):
+
+    | backbone   |        frozen |       trained |
+    |------------|--------------:|--------------:|
+    | random     | 0.209 ± 0.029 | 0.214 ± 0.027 |
+    | pretrained | 0.248 ± 0.009 | 0.309 ± 0.008 |
+
 Shape legend: B scenes, S = 64 pixels a side, K = 11 classes.
 """
 
@@ -19,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
+from transformers.utils.logging import disable_progress_bar
 
 from ijepa import IJepaBackbone, IJepaConfig
 from ijepa.data import decode_image, load_image_dataset
@@ -108,6 +116,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="peak of the one-cycle schedule")
     parser.add_argument("--seeds", type=int, default=2, help="repetitions, each with its own scenes and fresh weights")
     arguments = parser.parse_args(words)
+    disable_progress_bar()  # of Transformers' loading
     processor = load_processor(arguments.model)
     mean, std = processor.image_mean[0], processor.image_std[0]
     train_scenes, test_scenes = Scenes("train"), Scenes("test")
