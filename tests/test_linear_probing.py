@@ -208,7 +208,7 @@ def test_attention_finds_the_one_patch_that_tells_the_class_and_averaging_does_n
         return {"tokens": tokens, "last": tokens.mean(1)}, labels
 
     settings = [settings_of("adamw", 0.01, features="tokens"), settings_of("adamw", 0.01)]
-    heads = fit(settings, *images(600, seed=0), epochs=12)
+    heads = fit(settings, *images(600, seed=0), epochs=20)  # after 12 some versions of torch are still at .5
     attentive, linear = accuracies(settings, heads, *images(600, seed=1))
     assert attentive > 0.9 and linear < 0.6
     assert choose_heads(settings, [attentive, linear]) == {"attentive": 0, "linear": 1}
