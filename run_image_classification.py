@@ -71,11 +71,8 @@ from ijepa.recipe import argument, check_launch, parse_arguments, require
 PROGRAM = "run_image_classification.py"
 RECIPE = "recipe.yaml"
 
-UNRECORDED = (
-    "hub_token",
-    "push_to_hub_token",
-    "resume_from_checkpoint",
-)  # secrets, and what a repetition has no use for
+# Secrets, and what a repetition has no use for.
+UNRECORDED = ("hub_token", "push_to_hub_token", "resume_from_checkpoint")
 UNFINISHED = f"{TRAINER_STATE_NAME}, which is written last, is missing or cut off"
 FREE_ON_RESUME = ("data", "validation_split")  # places and judges, which do not change what is trained
 

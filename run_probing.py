@@ -177,8 +177,10 @@ class HeadArguments:
     warmup_epochs: float = argument(0.0, "linear warm-up in passes over the training images")
     epochs: int = argument(50, "passes over the training images")
     batch_size: int = argument(256, "images per step, over all processes")
-    augment: Literal["none", "crop_flip"] = argument(
-        "none", "none: features are computed once; crop_flip: the encoder sees new random crops in every epoch"
+    augment: Literal["none", "crop_flip", "flip"] = argument(
+        "none",
+        "none: features are computed once; crop_flip: the encoder sees new random crops in every epoch, half of them"
+        " mirrored; flip: the views of evaluation, half of them mirrored",
     )
     holdout: float = argument(
         0.1, "share of the training split on which the best head is chosen; 0 chooses on the validation split"
@@ -535,6 +537,22 @@ class CroppedImages(torch.utils.data.Dataset):
         )["pixel_values"][0]
 
 
+class FlippedImages(torch.utils.data.Dataset):
+    """The views of evaluation, half of them mirrored, for images that a crop would change (Clevr: counts, distances).
+    Keys and values are those of `CroppedImages`."""
+
+    def __init__(self, images: ProcessedImages, seed: int):
+        self.images, self.seed = images, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> torch.Tensor | str:
+        view = self.images[key[1]]
+        is_mirrored = np.random.default_rng([self.seed, *key]).random() < 0.5
+        return view.flip(-1) if is_mirrored and not isinstance(view, str) else view
+
+
+AUGMENTED = {"crop_flip": CroppedImages, "flip": FlippedImages}
+
+
 def shares(count: int, round_size: int, rank: int, world_size: int) -> Iterator[tuple[int, list[int]]]:
     """Rounds of up to `round_size` places of 0..count-1: the number of places, and those of process `rank`.
 
@@ -615,9 +633,9 @@ def wanted_features(run: Run, opened: OpenedEncoder, split: Split) -> dict[str, 
     arguments, everything, wanted = run.arguments, torch.arange(len(split.indices)), {}
     is_training = split is run.train
     if not streams_evaluation(run, opened):
-        # Random crops are seen once and not kept, so what is left is the part that the best head is chosen on.
-        has_crops = is_training and arguments.augment == "crop_flip"
-        places = split_holdout(len(everything), arguments.holdout, arguments.seed)[1] if has_crops else everything
+        # Random views are seen once and not kept, so what is left is the part that the best head is chosen on.
+        is_augmented = is_training and arguments.augment != "none"
+        places = split_holdout(len(everything), arguments.holdout, arguments.seed)[1] if is_augmented else everything
         if len(places):
             wanted = dict.fromkeys(head_features(arguments, opened.is_raw), places)
     if PLAIN_PROBES & set(arguments.probes):
@@ -836,7 +854,7 @@ class HeadData:
 
     @property
     def streams_training(self) -> bool:
-        return streams_evaluation(self.run, self.opened) or self.run.arguments.augment == "crop_flip"
+        return streams_evaluation(self.run, self.opened) or self.run.arguments.augment != "none"
 
     def labels(self, split: Split, places: torch.Tensor) -> torch.Tensor:
         """Class indices (N,), on the device."""
@@ -861,12 +879,12 @@ class HeadData:
         if not self.streams_training:
             return lambda epoch: self.kept(self.train, chosen(epoch), size)
         images = self.opened.images(split.dataset)
-        crops = CroppedImages(images, arguments.seed) if arguments.augment == "crop_flip" else None
+        augmented = AUGMENTED[arguments.augment](images, arguments.seed) if arguments.augment != "none" else None
 
         def batches(epoch: int) -> Iterator[Batch]:
             indices = split.indices[chosen(epoch)].tolist()
-            keys = [(epoch, index) for index in indices] if crops else indices
-            return self.streamed(crops or images, keys, self.labels(split, chosen(epoch)), size)
+            keys = [(epoch, index) for index in indices] if augmented else indices
+            return self.streamed(augmented or images, keys, self.labels(split, chosen(epoch)), size)
 
         return batches
 

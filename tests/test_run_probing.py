@@ -351,6 +351,23 @@ def test_crops_differ_between_epochs_and_are_the_same_in_every_run(place):
     assert crops[1, 5].shape == images[5].shape and crops[1, 5].dtype == torch.float32
 
 
+def test_flips_show_the_evaluation_view_or_its_mirror_image_and_nothing_else(place):
+    run = run_probing.build_run(run_probing.parse_probing_arguments(words(place)))
+    images = run_probing.open_entry(run, run.entries[-1]).images(run.train.dataset)
+    flips, mirrored = run_probing.FlippedImages(images, seed=0), []
+    for key in [(epoch, index) for epoch in range(4) for index in range(12)]:
+        assert torch.equal(flips[key], run_probing.FlippedImages(images, seed=0)[key])
+        mirrored.append(torch.equal(flips[key], images[key[1]].flip(-1)))
+        assert mirrored[-1] != torch.equal(flips[key], images[key[1]])
+    assert 12 <= sum(mirrored) <= 36 and mirrored[:12] != mirrored[12:24]
+
+
+def test_with_flips_the_encoder_runs_in_every_epoch(place, count_forwards):
+    changes = {"probes": ["linear"], "holdout": 0.2, "no_baselines": True, "batch_size": 10}
+    probe(place, augment="flip", epochs=3, **changes)
+    assert sum(count_forwards) == NUM_VALIDATION + 12 + 3 * ((NUM_TRAIN - 12) // 10 * 10)
+
+
 def test_a_crop_is_normalised_as_the_whole_image_is(place):
     """A grey image has the same value wherever it is cut."""
     path = place / "images" / "train" / "a" / "000.png"
