@@ -8,6 +8,7 @@ weight decay follows a cosine (the paper says linear) and the warm-up is longer 
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,6 +111,41 @@ def parameter_groups(model: torch.nn.Module) -> list[dict]:
             name = f"{network}_{'decayed' if decayed else 'undecayed'}"
             groups.append({"params": parameters, "name": name, "decayed": decayed, "weight_decay": 0.0})
     return groups
+
+
+def build_optimizer(
+    groups: list[dict],
+    *,
+    name: str,
+    learning_rate: float,
+    betas: Sequence[float],
+    epsilon: float,
+    device_type: str,
+) -> torch.optim.Optimizer:
+    """AdamW with float32 states, or bitsandbytes' with states of 8 bits.
+
+    Both read the learning rate and the weight decay from the groups at every step and keep the groups' other keys.
+
+    Args:
+        groups: of `parameter_groups`; each brings its own weight decay.
+        name: "adamw", or "adamw_8bit": states in blocks of 256 numbers, each block with its scale; tensors below 4,096
+            numbers (most norms and biases) keep float32 states. Not for FSDP2, whose weights bitsandbytes cannot read.
+        learning_rate, betas, epsilon: AdamW's.
+        device_type: of the weights, such as "cuda", which has a fused AdamW.
+
+    Raises:
+        ValueError: for another name, or without bitsandbytes.
+    """
+    settings = {"lr": learning_rate, "betas": tuple(betas), "eps": epsilon}
+    if name == "adamw":
+        return torch.optim.AdamW(groups, fused=device_type == "cuda", **settings)
+    if name != "adamw_8bit":
+        raise ValueError(f"optimizer must be adamw or adamw_8bit, got {name!r}.")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(f"optimizer adamw_8bit needs bitsandbytes: pip install bitsandbytes ({error}).") from None
+    return AdamW8bit(groups, **settings)
 
 
 # What FSDP version 1, activation checkpointing and torch.compile put into the names of parameters.

@@ -1,4 +1,6 @@
-"""Schedules depend on the step alone; parameter groups hold every trained parameter once."""
+"""Schedules depend on the step alone; groups hold every trained parameter once; optimizers read the groups."""
+
+import sys
 
 import pytest
 import torch
@@ -6,7 +8,13 @@ from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.ijepa import modeling_ijepa as stock
 
 from ijepa import IJepaForImageClassification
-from ijepa.optimization import Schedules, layer_decay_groups, parameter_groups, parameter_places
+from ijepa.optimization import (
+    Schedules,
+    build_optimizer,
+    layer_decay_groups,
+    parameter_groups,
+    parameter_places,
+)
 
 
 def test_learning_rate_rises_to_the_peak_then_falls_to_its_final_value():
@@ -206,3 +214,85 @@ def test_layer_decay_of_unknown_layers_is_an_error_and_one_rate_for_all_is_not()
     for value in (0.0, 1.5):
         with pytest.raises(ValueError, match=f"layer_decay.*{value}"):
             layer_decay_groups(model, 1.0, 0.1, value)
+
+
+def optimizer_named(name, groups, learning_rate=1e-2):
+    return build_optimizer(
+        groups, name=name, learning_rate=learning_rate, betas=(0.9, 0.95), epsilon=1e-6, device_type="cpu"
+    )
+
+
+def moved(name, size, steps, weight_decay=0.1):
+    """How far the optimizer moves a parameter from its start, with the same random gradients for every optimizer."""
+    generator = torch.Generator().manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(size, generator=generator))
+    start = parameter.detach().clone()
+    optimizer = optimizer_named(name, [{"params": [parameter], "weight_decay": weight_decay}])
+    for _ in range(steps):
+        parameter.grad = torch.randn(size, generator=generator)
+        optimizer.step()
+    return parameter.detach() - start
+
+
+def test_adamw_is_that_of_torch_with_the_settings_given(tiny_model):
+    optimizer = optimizer_named("adamw", parameter_groups(tiny_model))
+    assert type(optimizer) is torch.optim.AdamW
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-2, (0.9, 0.95), 1e-6, 0.0)
+    settings = {"learning_rate": 1e-2, "betas": (0.9, 0.95), "epsilon": 1e-6}
+    fused = build_optimizer(parameter_groups(tiny_model), name="adamw", device_type="cuda", **settings)
+    assert fused.param_groups[0]["fused"] and not optimizer.param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize(("size", "steps", "tolerance"), [(4096, 1, 1e-6), (4096, 10, 0.02), (4095, 10, 1e-5)])
+def test_eight_bit_states_move_weights_as_adamw_does(size, steps, tolerance):
+    """After the first step states are rounded to 8 bits, and only in tensors of 4,096 numbers or more."""
+    pytest.importorskip("bitsandbytes")
+    expected, found = moved("adamw", size, steps), moved("adamw_8bit", size, steps)
+    assert (found - expected).norm() < tolerance * expected.norm()
+
+
+def test_eight_bit_adamw_reads_rates_from_the_groups_at_every_step(tiny_model):
+    pytest.importorskip("bitsandbytes")
+    assert moved("adamw_8bit", 4096, 1, weight_decay=0.0).norm() < moved("adamw_8bit", 4096, 1, 100.0).norm()
+    optimizer = optimizer_named("adamw_8bit", parameter_groups(tiny_model))
+    assert [group["name"] for group in optimizer.param_groups] == [g["name"] for g in parameter_groups(tiny_model)]
+    Schedules(total_steps=10, start_learning_rate=0.0, peak_learning_rate=0.0, final_learning_rate=0.0).apply(
+        optimizer, 0
+    )
+    before = [parameter.clone() for parameter in tiny_model.parameters()]
+    for parameter in tiny_model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert all(torch.equal(*pair) for pair in zip(before, tiny_model.parameters(), strict=True))
+
+
+def test_eight_bit_states_go_on_exactly_from_a_saved_file(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    generator = torch.Generator().manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(5000, generator=generator))
+    groups = [{"params": [parameter], "name": "all", "decayed": True, "weight_decay": 0.1}]
+    optimizer = optimizer_named("adamw_8bit", groups)
+    gradients = torch.randn(4, 5000, generator=generator)
+    for step, gradient in enumerate(gradients):
+        if step == 2:
+            torch.save((optimizer.state_dict(), parameter.detach().clone()), tmp_path / "state")
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    state, weights = torch.load(tmp_path / "state", weights_only=True)
+    resumed = torch.nn.Parameter(weights)
+    optimizer = optimizer_named("adamw_8bit", [{**groups[0], "params": [resumed]}])
+    optimizer.load_state_dict(state)
+    for gradient in gradients[2:]:
+        resumed.grad = gradient.clone()
+        optimizer.step()
+    assert torch.equal(resumed, parameter) and optimizer.param_groups[0]["decayed"]
+
+
+def test_an_optimizer_that_is_unknown_or_not_installed_is_refused(tiny_model, monkeypatch):
+    with pytest.raises(ValueError, match="adamw or adamw_8bit, got 'lion'"):
+        optimizer_named("lion", parameter_groups(tiny_model))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ValueError, match="adamw_8bit needs bitsandbytes: pip install bitsandbytes"):
+        optimizer_named("adamw_8bit", parameter_groups(tiny_model))
