@@ -12,9 +12,13 @@ Normalisation happens on the device, on uint8 batches, which are a quarter of th
 
 import glob
 import io
+import itertools
 import json
 import math
 import os
+import stat
+import urllib.parse
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +28,7 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from transformers import BitImageProcessorPil
 
 
@@ -32,6 +36,8 @@ IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
+# What a file may be, whatever it is called. PIL knows more, some of it by starting other programs (EPS: Ghostscript).
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 SHARD_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
 SPLIT_NAMES = {
     "train": "train",
@@ -43,13 +49,33 @@ SPLIT_NAMES = {
 LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label")
 
 EVALUATION_RESIZE_RATIO = 256 / 224  # shorter side over crop, the usual ImageNet protocol
+# What an image may at most be, so that memory is bounded whatever a file holds (docs/bad_images.md has the figures).
+MAX_IMAGE_PIXELS = 2**27  # 134 million: above the largest common cameras (102), below where PIL itself refuses (179)
+MAX_ASPECT_RATIO = 256  # longer over shorter side: evaluation resizes the shorter side, and the longer one follows
+MAX_FILE_BYTES = 2**29  # encoded
 MAX_SUBSTITUTES = 100  # unreadable images in a row that a sample may skip before the run stops
 
 # First number of a random stream's key, so that no two uses share a stream.
 _ORDER_STREAM, _CROP_STREAM, _AUGMENTATION_STREAM, _MIX_STREAM, _SUBSET_STREAM = range(5)
+_BLOCK_STREAM, _FORWARD_STREAM = 5, 6
 
 _EXIF_ORIENTATION = 0x0112
+_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
+_UPRIGHT_BY_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_PIXELS_AT_A_TIME = 2**20
+_URI = "file://"
+
+# A broken file is told of once, by its name, in a BadImageError, and not by PIL as well, without a name.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 # Bad images
@@ -68,12 +94,13 @@ class BadImageLog:
     """The bad images of a run, each counted and written once, in the main process.
 
     Args:
-        path: a JSON-lines file with one `{"index", "name", "reason"}` per bad image. An existing file is read back, so
-            that a resumed run goes on counting where it was.
+        path: a JSON-lines file with one `{"index", "name", "reason"}` per bad image (no index where images are
+            streamed). An existing file is read back, so that a resumed run goes on counting where it was.
         limit: how many bad images are tolerated: an int is a count, a float in [0, 1) a fraction of the data set.
-        dataset: the data set of `load_image_dataset`, in which the indices point.
+        dataset: the data set of `load_image_dataset`, in which the indices point; None where images are streamed.
         num_channels: as in `PretrainingImages`.
         writes: False in all processes but the main one, which count along, and so stop along, but do not write.
+        num_images: in the data set, where `dataset` is None.
 
     Raises:
         BadImageError: as soon as more than `limit` different images are bad, also when the file read back says so.
@@ -83,33 +110,43 @@ class BadImageLog:
         self,
         path: str | os.PathLike,
         limit: int | float,
-        dataset: datasets.Dataset,
+        dataset: datasets.Dataset | None,
         num_channels: int = 3,
         writes: bool = True,
+        num_images: int | None = None,
     ):
         if limit < 0 or (isinstance(limit, float) and limit >= 1):
             raise ValueError(f"limit must be a count or a fraction in [0, 1) of the data set, got {limit!r}")
         self.path = Path(path)
-        self.limit = int(limit * len(dataset)) if isinstance(limit, float) else limit
+        self.num_images = num_images if dataset is None else len(dataset)
+        self.limit = int(limit * self.num_images) if isinstance(limit, float) else limit
         self.dataset = dataset
         self.num_channels = num_channels
         self.writes = writes
         self.indices = self._read_back()
         self._check()
 
-    def add(self, indices: Iterable[int]) -> int:
-        """Counts and writes the indices not met before; returns the number of different bad images so far."""
-        new_indices = sorted(set(indices) - self.indices)
-        if new_indices:
+    def add(self, found: Iterable[int | dict]) -> int:
+        """Counts and writes the images not met before; returns the number of different bad images so far.
+
+        Args:
+            found: indices, or, of streamed images, records `{"name", "reason"}`.
+        """
+        by_key = {entry["name"] if isinstance(entry, dict) else entry: entry for entry in found}
+        new_keys = sorted(set(by_key) - self.indices)
+        if new_keys:
             if self.writes:
-                records = [{"index": index, **self._describe(index)} for index in new_indices]
+                records = [self._record(by_key[key]) for key in new_keys]
                 with open(self.path, "a", encoding="utf-8") as file:
                     file.write("".join(json.dumps(record) + "\n" for record in records))
-            self.indices.update(new_indices)
+            self.indices.update(new_keys)
             self._check()
         return len(self.indices)
 
-    def _read_back(self) -> set[int]:
+    def _record(self, entry: int | dict) -> dict:
+        return entry if isinstance(entry, dict) else {"index": entry, **self._describe(entry)}
+
+    def _read_back(self) -> set[int | str]:
         if not self.path.exists():
             return set()
         text = self.path.read_text(encoding="utf-8")
@@ -118,7 +155,8 @@ class BadImageLog:
             whole_lines != text and self.writes
         ):  # a killed run may leave half a line, to which the next record must not be glued
             self.path.write_text(whole_lines, encoding="utf-8")
-        return {json.loads(line)["index"] for line in whole_lines.splitlines()}
+        records = [json.loads(line) for line in whole_lines.splitlines()]
+        return {record.get("index", record["name"]) for record in records}
 
     def _describe(self, index: int) -> dict[str, str]:
         """The reason comes from reading the file once more: a worker hands over numbers only."""
@@ -132,7 +170,7 @@ class BadImageLog:
     def _check(self):
         if len(self.indices) > self.limit:
             raise BadImageError(
-                f"{len(self.indices)} of {len(self.dataset)} images cannot be read, more than the limit of "
+                f"{len(self.indices)} of {self.num_images} images cannot be read, more than the limit of "
                 f"{self.limit}; {self.path} lists them"
             )
 
@@ -181,14 +219,23 @@ def load_image_dataset(
         ValueError: if the source, the split or a column is absent or ambiguous.
     """
     splits = _open_splits(os.fspath(source), config_name, cache_dir)
-    names = [SPLIT_NAMES.get(str(name).lower(), str(name)) for name in splits]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{str(source)!r} has two splits of the same meaning: {', '.join(map(repr, splits))}")
-    splits = dict(zip(names, splits.values(), strict=True))
-    split = SPLIT_NAMES.get(split.lower(), split)
-    if split not in splits:
-        raise ValueError(f"{str(source)!r} has no split {split!r}; it has {', '.join(map(repr, sorted(splits)))}")
-    return _with_standard_columns(splits, split, image_column, label_column)
+    return _with_standard_columns(splits, choose_split(source, splits, split), image_column, label_column)
+
+
+def choose_split(source: str | os.PathLike, splits: Iterable[str], asked: str) -> str:
+    """The name among `splits` that means the same as `asked` ("val" is "validation").
+
+    Raises:
+        ValueError: if there is none, or if two of the names mean the same.
+    """
+    names = {name: SPLIT_NAMES.get(str(name).lower(), str(name)) for name in splits}
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"{str(source)!r} has two splits of the same meaning: {', '.join(map(repr, names))}")
+    asked = SPLIT_NAMES.get(asked.lower(), asked)
+    for name, meaning in names.items():
+        if meaning == asked:
+            return name
+    raise ValueError(f"{str(source)!r} has no split {asked!r}; it has {', '.join(map(repr, sorted(names.values())))}")
 
 
 def image_name(dataset: datasets.Dataset, index: int) -> str:
@@ -198,7 +245,7 @@ def image_name(dataset: datasets.Dataset, index: int) -> str:
 
 def _open_splits(source: str, config_name: str | None, cache_dir) -> dict[str, datasets.Dataset]:
     path = Path(source).expanduser()
-    is_local = source == "digits" or path.exists() or glob.has_magic(source) or _looks_like_a_path(source)
+    is_local = source == "digits" or path.exists() or glob.has_magic(source) or looks_like_a_path(source)
     if is_local and config_name is not None:
         raise ValueError(f"config_name is for Hub data sets only, got {config_name!r} for {source!r}")
     if source == "digits":
@@ -215,7 +262,7 @@ def _open_splits(source: str, config_name: str | None, cache_dir) -> dict[str, d
     return _load_with_datasets(problem, path=source, name=config_name, cache_dir=cache_dir)
 
 
-def _looks_like_a_path(source: str) -> bool:
+def looks_like_a_path(source: str) -> bool:
     extensions = (*IMAGE_EXTENSIONS, *SHARD_BUILDERS)
     return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source or source.endswith(extensions)
 
@@ -257,32 +304,39 @@ def _open_folder(folder: Path, cache_dir) -> dict[str, datasets.Dataset]:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         saved = datasets.load_from_disk(str(folder))
         return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    kind, files = _files_of_one_kind(str(folder), _visible_files(folder, (os.path.realpath(folder),)))
+    kind, files = files_of_one_kind(str(folder), visible_files(folder, (os.path.realpath(folder),)))
     if kind == "image":
         return _open_image_folder(folder, [file.relative_to(folder) for file in files])
-    return _open_shards(str(folder), kind, _shards_by_split(folder, files), cache_dir)
+    return _open_shards(str(folder), kind, shards_by_split(folder, files), cache_dir)
 
 
 def _open_files(source: str, files: list[Path], cache_dir) -> dict[str, datasets.Dataset]:
     """Files that the caller named one by one, or by a glob, are one split whatever they are called."""
-    kind, files = _files_of_one_kind(source, files)
+    kind, files = files_of_one_kind(source, files)
     if kind == "image":
         return {"train": _image_paths(files)}
     return _open_shards(source, kind, {"train": files}, cache_dir)
 
 
-def _visible_files(folder: Path, parents: tuple[str, ...]) -> Iterator[Path]:
+def visible_files(folder: Path, parents: tuple[str, ...]) -> Iterator[Path]:
     """Files at any depth, sorted, through links to folders but not in circles."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
-        if not entry.is_dir():
+        if not _is_folder(entry):
             yield folder / entry.name
         elif (real_path := os.path.realpath(entry.path)) not in parents:
-            yield from _visible_files(folder / entry.name, (*parents, real_path))
+            yield from visible_files(folder / entry.name, (*parents, real_path))
 
 
-def _files_of_one_kind(source: str, files: Iterable[Path]) -> tuple[str, list[Path]]:
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle: listed, so that it is counted as a bad image
+        return False
+
+
+def files_of_one_kind(source: str, files: Iterable[Path]) -> tuple[str, list[Path]]:
     by_kind = {}
     for file in files:
         extension = file.suffix.lower()
@@ -299,7 +353,7 @@ def _files_of_one_kind(source: str, files: Iterable[Path]) -> tuple[str, list[Pa
     return by_kind.popitem()
 
 
-def _shards_by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+def shards_by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
     by_split = {}
     for file in files:
         words = "".join(c if c.isalnum() else " " for c in str(file.relative_to(folder)).lower()).split()
@@ -351,18 +405,27 @@ def _has_split_folders(source: str, files: list[Path]) -> bool:
 
 
 def _image_paths(files: list[Path], labels: Sequence[str] = (), class_names: Sequence[str] = ()) -> datasets.Dataset:
-    columns = {"image": [str(file.absolute()) for file in files]}
+    columns = {"image": [_storable(str(file.absolute())) for file in files]}
     if class_names:
         ids = {name: number for number, name in enumerate(class_names)}
         columns["label"] = [ids[label] for label in labels]
     return datasets.Dataset.from_dict(columns, features=_features(class_names))
 
 
+def _storable(path: str) -> str:
+    """Arrow stores UTF-8 only: a path with other bytes is written as a URI, which `_read_file` takes back."""
+    try:
+        path.encode()
+        return path
+    except UnicodeEncodeError:
+        return _URI + urllib.parse.quote(os.fsencode(path))
+
+
 def _with_standard_columns(
     splits: dict[str, datasets.Dataset], split: str, image_column: str | None, label_column: str | None
 ) -> datasets.Dataset:
     dataset = splits[split].with_format(None)
-    image_column = _find_image_column(dataset, image_column)
+    image_column = find_image_column(dataset, image_column)
     label_column = _find_label_column(dataset, label_column)
     images = dataset.select_columns([image_column]).rename_columns({image_column: "image"})
     images = images.cast_column("image", datasets.Image(decode=False))
@@ -385,7 +448,8 @@ def _class_label(column: str, values: set) -> datasets.ClassLabel:
     return datasets.ClassLabel(names=[str(number) for number in range(max(values, default=0) + 1)])
 
 
-def _find_image_column(dataset: datasets.Dataset, asked: str | None) -> str:
+def find_image_column(dataset: datasets.Dataset | datasets.IterableDataset, asked: str | None) -> str:
+    """The column `asked`, or else the only one that holds images. Raises ValueError if there is none, or several."""
     features = dataset.features
     if asked is not None:
         if asked not in features or not (_may_hold_images(features[asked]) or _is_value(features[asked], "string")):
@@ -404,11 +468,12 @@ def _may_hold_images(feature) -> bool:
     return isinstance(feature, datasets.Image) or is_file or _is_value(feature, "binary")
 
 
-def _holds_images(dataset: datasets.Dataset, column: str) -> bool:
+def _holds_images(dataset: datasets.Dataset | datasets.IterableDataset, column: str) -> bool:
     """True if one of the first ten values starts like an image; only file headers are read."""
-    for value in dataset.select_columns([column])[:10][column]:
+    for row in itertools.islice(dataset.select_columns([column]), 10):  # streams have no indices
+        value = row[column]
         try:
-            Image.open(io.BytesIO(_encoded(value if isinstance(value, dict) else {"bytes": value, "path": None})))
+            _open_image(value if isinstance(value, dict) else {"bytes": value, "path": None})
             return True
         except Exception:  # whatever PIL says: this value is no image
             continue
@@ -438,7 +503,7 @@ def _is_value(feature, *kinds: str) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype.removeprefix("large_").startswith(kinds)
 
 
-def _columns(dataset: datasets.Dataset) -> str:
+def _columns(dataset: datasets.Dataset | datasets.IterableDataset) -> str:
     return ", ".join(f"{name} ({getattr(feature, 'dtype', 'nested')})" for name, feature in dataset.features.items())
 
 
@@ -529,7 +594,8 @@ def decode_image(value, num_channels: int = 3, name: str | None = None) -> np.nd
     """Decodes an image to uint8 (H, W, C), upright as its EXIF orientation says.
 
     Transparent pixels are laid on white, 16-bit values are scaled (65535 becomes 255), of an animation the first frame
-    is taken, palettes and CMYK become RGB, and one channel is the luma of ITU-R 601. Colour profiles are ignored.
+    is taken, palettes and CMYK become RGB, and one channel is the luma of ITU-R 601. Colour profiles are ignored, and
+    so is EXIF data that cannot be read. The content decides the format, one of IMAGE_FORMATS, not the file's name.
 
     Args:
         value: `{"bytes": ..., "path": ...}` as in a column `Image(decode=False)`, or a PIL image.
@@ -537,7 +603,9 @@ def decode_image(value, num_channels: int = 3, name: str | None = None) -> np.nd
         name: what messages call the image; its path by default.
 
     Raises:
-        BadImageError: if the image cannot be decoded to its last pixel; nothing is filled in.
+        BadImageError: if the image cannot be decoded to its last pixel, or is beyond MAX_IMAGE_PIXELS,
+            MAX_ASPECT_RATIO or MAX_FILE_BYTES, which is known before anything is decoded. A JPEG that is damaged
+            before its end marker does decode: what is missing is grey, and libjpeg does not tell.
     """
     return _as_array(_decode(value, num_channels, name))
 
@@ -546,11 +614,32 @@ def _decode(value, num_channels: int, name: str | None = None) -> Image.Image:
     if num_channels not in (1, 3):
         raise ValueError(f"num_channels must be 1 or 3, got {num_channels!r}")
     try:
-        image = value if isinstance(value, Image.Image) else Image.open(io.BytesIO(_encoded(value)))
+        image = value if isinstance(value, Image.Image) else _open_image(value)
+        _check_size(*image.size)
+        _check_tiles(getattr(image, "tag_v2", {}))
         image.load()
         return _with_channels(_upright(image), num_channels)
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, EOFError, struct.error and more
         raise BadImageError(name or _value_name(value) or "an image without a name", _reason(error)) from error
+
+
+def _open_image(value: dict | None) -> Image.Image:
+    """Reads the header only."""
+    return Image.open(io.BytesIO(_encoded(value)), formats=IMAGE_FORMATS)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_IMAGE_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are more than {MAX_IMAGE_PIXELS:,}")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT_RATIO} times the other")
+
+
+def _check_tiles(tags) -> None:
+    """libtiff takes memory for a whole tile before it reads one, however small the image in its corner is."""
+    width, height = tags.get(_TIFF_TILE_WIDTH, 0), tags.get(_TIFF_TILE_HEIGHT, 0)
+    if width * height > MAX_IMAGE_PIXELS:
+        raise ValueError(f"tiles of {width} x {height} pixels are more than {MAX_IMAGE_PIXELS:,}")
 
 
 def _read_image(value, index: int, num_channels: int) -> Image.Image:
@@ -564,10 +653,28 @@ def _value_name(value) -> str | None:
 def _encoded(value: dict | None) -> bytes:
     if value is None or (value.get("bytes") is None and value.get("path") is None):
         raise ValueError("there is neither a path nor bytes")
-    encoded = value["bytes"] if value.get("bytes") is not None else Path(value["path"]).read_bytes()
+    encoded = _read_file(value["path"]) if value.get("bytes") is None else value["bytes"]
     if not encoded:
         raise ValueError("the file is empty")
+    _check_file_size(len(encoded))
     return encoded
+
+
+def _read_file(path: str) -> bytes:
+    """Looks before it opens: opening a pipe would wait for a writer that never comes."""
+    if path.startswith(_URI):
+        path = os.fsdecode(urllib.parse.unquote_to_bytes(path.removeprefix(_URI)))
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("this is no regular file")
+    _check_file_size(status.st_size)
+    with open(path, "rb") as file:
+        return file.read(MAX_FILE_BYTES + 1)  # a file of /proc says that it has no size
+
+
+def _check_file_size(num_bytes: int) -> None:
+    if num_bytes > MAX_FILE_BYTES:
+        raise ValueError(f"the file has {num_bytes:,} bytes, more than {MAX_FILE_BYTES:,}")
 
 
 def _reason(error: Exception) -> str:
@@ -577,8 +684,12 @@ def _reason(error: Exception) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # The test comes first because exif_transpose copies images that are upright already.
-    return image if image.getexif().get(_EXIF_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # the pixels are there, only what was said about them is broken
+        return image
+    method = _UPRIGHT_BY_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
 
 
 def _with_channels(image: Image.Image, num_channels: int) -> Image.Image:
@@ -587,7 +698,7 @@ def _with_channels(image: Image.Image, num_channels: int) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; store 8 or 16 bits")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode == "LAB":
         image = image.convert("RGB")  # the only mode without a way to L
@@ -602,7 +713,11 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         raise ValueError(
             f"integer pixels from {pixels.min()} to {pixels.max()}; only 8 and 16 bits have a known range"
         )
-    return Image.fromarray(np.rint(pixels / 257).astype(np.uint8))
+    result = np.empty(pixels.shape, np.uint8)
+    rows = max(1, _PIXELS_AT_A_TIME // pixels.shape[1])  # or floats would take eight times the memory of the file
+    for start in range(0, len(pixels), rows):
+        result[start : start + rows] = np.rint(pixels[start : start + rows] / 257)
+    return Image.fromarray(result)
 
 
 def _as_array(image: Image.Image | np.ndarray) -> np.ndarray:
@@ -840,20 +955,21 @@ class PretrainingImages(torch.utils.data.Dataset):
         image, num_bad = self._first_readable(index)
         return {
             # The requested index seeds the crop of a substitute too: the image is seen again under its own index.
-            "pixel_values": self._crop(image, epoch, index),
+            "pixel_values": self.crop(image, epoch, index),
             "step": step,
             "slot_block": slot_block,
             "index": index,
             "num_bad": num_bad,
         }
 
-    def _crop(self, image: Image.Image, epoch: int, index: int) -> torch.Tensor:
+    def crop(self, image: Image.Image | np.ndarray, epoch: int, *identity: int) -> torch.Tensor:
+        """The crop of an image in an epoch, uint8 (C, H, W); `identity` is its index, or shard and row."""
         return random_resized_crop(
             image,
             self.image_size,
             self.crop_scale,
             self.crop_ratio,
-            np.random.Generator(_random_stream(self.seed, _CROP_STREAM, epoch, index)),
+            np.random.Generator(_random_stream(self.seed, _CROP_STREAM, epoch, *identity)),
             horizontal_flip=self.horizontal_flip,
             interpolation=self.interpolation,
         )
@@ -955,7 +1071,7 @@ class FineTuningImages(PretrainingImages):
         """`pixel_values` uint8 (C, H, W) and the ints `labels`, `epoch` and `index`."""
         epoch, index = key
         row = self.dataset[index]
-        pixel_values = self._crop(_read_image(row["image"], index, self.num_channels), epoch, index)
+        pixel_values = self.crop(_read_image(row["image"], index, self.num_channels), epoch, index)
         if self.augment is not None:
             with seeded_torch(self.seed, _AUGMENTATION_STREAM, epoch, index):
                 pixel_values = self.augment(pixel_values)
@@ -1009,6 +1125,11 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(_random_stream(seed, _ORDER_STREAM, epoch).random_raw(num_images), kind="stable")
 
 
+def block_order(num_images: int, seed: int, lane: int, epoch: int, block: int) -> np.ndarray:
+    """The permutation of a block of a stream (streaming.py), int64 (num_images,), made like that of an epoch."""
+    return np.argsort(_random_stream(seed, _BLOCK_STREAM, lane, epoch, block).random_raw(num_images), kind="stable")
+
+
 class EpochSampler(torch.utils.data.Sampler):
     """Every image once per epoch, as keys (epoch, index) for `FineTuningImages`, in the order of `epoch_order`.
 
@@ -1030,6 +1151,11 @@ class EpochSampler(torch.utils.data.Sampler):
 
 def _random_stream(seed: int, *key: int) -> np.random.Philox:
     return np.random.Philox(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def forward_seed(seed: int, step: int, slot_block: int) -> int:
+    """What `torch.manual_seed` takes before the forward pass of a slot block: stochastic depth as a pure function."""
+    return int(_random_stream(seed, _FORWARD_STREAM, step, slot_block).random_raw()) % 2**63
 
 
 @contextmanager
