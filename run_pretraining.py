@@ -11,10 +11,14 @@ The same command runs on a CPU, a GPU or many; `python run_pretraining.py --help
 import dataclasses
 import gc
 import json
+import math
+import os
+import shutil
 import sys
 import time
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,26 +34,55 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from ijepa import IJepaConfig, IJepaForPretraining, IJepaModel
-from ijepa.checkpointing import checkpoint_step, newest_checkpoint, replace_files, save_checkpoint
+from ijepa.checkpointing import (
+    CheckpointError,
+    DirectoryLock,
+    checkpoint_step,
+    newest_checkpoint,
+    replace_files,
+    save_checkpoint,
+    write_text,
+)
 from ijepa.collapse import CollapseMonitor
 from ijepa.data import (
     BadImageError,
-    BadImageLog,
     EvaluationImages,
-    PretrainingBatchSampler,
-    PretrainingImages,
-    bad_indices,
     build_image_processor,
+    forward_seed,
     load_image_dataset,
     normalize_pixel_values,
 )
-from ijepa.masking import MaskingCollator, MultiBlockMasking
+from ijepa.distributed import (
+    SHARDED_MODES,
+    accumulation,
+    any_process,
+    deepspeed_plugin,
+    fsdp_plugin,
+    gradient_norm,
+    launch_mode,
+    launched_mode,
+    leave_models_whole,
+    on_main_process,
+    process_group_settings,
+    update_target_encoder,
+    uses_deepspeed,
+    uses_fsdp,
+    whole_weights,
+)
+from ijepa.masking import MultiBlockMasking
+from ijepa.memory import estimate_memory, format_memory_estimate, largest_batch_size, sampled_tokens, worst_case_tokens
 from ijepa.model_card import write_model_card
-from ijepa.optimization import Schedules, parameter_groups
+from ijepa.modeling_ijepa import IJepaLayer
+from ijepa.optimization import Schedules, build_optimizer, parameter_groups
+from ijepa.preemption import StopRequest, ignore_stop_signals
+from ijepa.pretraining_data import IndexedData, StreamedData
 from ijepa.probing import extract_features, few_shot_accuracy, format_table, knn_accuracy, standardize
-from ijepa.recipe import PretrainingArguments, parse_pretraining_arguments
+from ijepa.recipe import CPU_REMEDY, PretrainingArguments, check_launch, parse_pretraining_arguments
 from ijepa.visualization import plot_training_curves
 
+
+# Exit codes: 0 finished, 1 failed, 2 wrong arguments or settings (nothing was written), and
+PREEMPTED = 75  # stopped by a signal, saved, to be continued with --resume (sysexits.h: try again later)
 
 # Metrics shown while training, under a short name; metrics.jsonl has all of them.
 SHOWN = {
@@ -62,15 +95,23 @@ SHOWN = {
 }
 
 
-class Probe:
-    """k-NN and few-shot accuracy of frozen encoders on a labelled train and validation split."""
+class Preempted(Exception):
+    """Asked to stop: everything is saved."""
 
-    def __init__(self, arguments: PretrainingArguments, config: IJepaConfig, processor, accelerator: Accelerator):
-        self.arguments, self.processor, self.accelerator = arguments, processor, accelerator
+
+class DivergenceError(ValueError):
+    """Too many steps without a finite gradient."""
+
+
+class Probe:
+    """k-NN and few-shot accuracy of frozen encoders on a labelled train and validation split. Main process only."""
+
+    def __init__(self, arguments: PretrainingArguments, config: IJepaConfig, processor, accelerator, stop):
+        self.arguments, self.processor, self.accelerator, self.stop = arguments, processor, accelerator, stop
         self.loaders = [self._loader(split, config) for split in (arguments.train_split, arguments.validation_split)]
 
     def _loader(self, split, config):
-        dataset = open_split(self.arguments, split)
+        dataset = open_split(self.arguments, self.arguments.validation_data or self.arguments.data, split)
         if "label" not in dataset.column_names:
             raise ValueError(f"validation_split asks for a k-NN, but the {split!r} split has no labels.")
         labelled = (torch.as_tensor(dataset["label"][:]) >= 0).nonzero().flatten()  # -1 means unlabelled
@@ -85,6 +126,7 @@ class Probe:
             Subset(images, chosen.tolist()),
             batch_size=self.arguments.per_device_batch_size,
             num_workers=self.arguments.num_workers,
+            worker_init_fn=ignore_stop_signals,
             generator=torch.Generator(),  # or the loader draws from the generator that training uses
         )
 
@@ -92,6 +134,8 @@ class Probe:
         """Standardised features and labels of both splits; raw pixels when there is no encoder."""
 
         def embed(pixel_values):
+            if self.stop:
+                raise Preempted
             pixel_values = normalize_pixel_values(pixel_values, self.processor.image_mean, self.processor.image_std)
             if encoder is None:  # shrunk to 32 x 32 where they are larger, or ImageNet's pixels fill the memory
                 return adaptive_avg_pool2d(pixel_values, [min(side, 32) for side in pixel_values.shape[2:]]).flatten(1)
@@ -130,20 +174,23 @@ class Run:
 
     arguments: PretrainingArguments
     accelerator: Accelerator
+    mode: str
+    stop: StopRequest
     config: IJepaConfig
     processor: object
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     schedules: Schedules
     masking: MultiBlockMasking
+    data: IndexedData | StreamedData
     loader: DataLoader
-    bad_images: BadImageLog
     probe: Probe | None
     monitor: CollapseMonitor
     checkpoint: Path | None
     metrics: list[dict] = field(default_factory=list)
     baseline: dict = field(default_factory=dict)
     results: str | None = None
+    skipped_steps: int = 0
 
     @property
     def networks(self) -> IJepaForPretraining:
@@ -162,52 +209,86 @@ class Run:
 # Building: nothing is written yet
 
 
-def open_split(arguments: PretrainingArguments, split: str):
+def open_split(arguments: PretrainingArguments, source: str, split: str):
+    is_data = source == arguments.data  # else the settings are those of other data
     return load_image_dataset(
-        arguments.data,
+        source,
         split=split,
-        config_name=arguments.data_config,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
+        config_name=arguments.data_config if is_data else None,
+        image_column=arguments.image_column if is_data else None,
+        label_column=arguments.label_column if is_data else None,
     )
+
+
+def open_data(arguments: PretrainingArguments, accelerator: Accelerator, state: dict | None):
+    if arguments.streaming:
+        return StreamedData(arguments, accelerator, state)
+    with accelerator.main_process_first():  # one process fills the cache of datasets
+        dataset = open_split(arguments, arguments.data, arguments.train_split)
+    return IndexedData(dataset, arguments, accelerator, state)
 
 
 def build_accelerator(arguments: PretrainingArguments) -> Accelerator:
     """The accelerator, set to as many forward passes per optimizer step as the global batch needs."""
-    accelerator = Accelerator(
-        mixed_precision=arguments.mixed_precision,
-        log_with=arguments.trackers or None,
-        project_dir=arguments.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # position tables never change
-    )
-    per_pass = arguments.per_device_batch_size * accelerator.num_processes
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    per_pass = arguments.per_device_batch_size * num_processes
     if arguments.batch_size % per_pass:
         raise ValueError(
             f"batch_size {arguments.batch_size} is not a multiple of per_device_batch_size"
-            f" {arguments.per_device_batch_size} x {accelerator.num_processes} processes."
+            f" {arguments.per_device_batch_size} x {num_processes} processes."
         )
-    accelerator.gradient_accumulation_steps = arguments.batch_size // per_pass
+    steps = arguments.batch_size // per_pass
+    size, precision, limit = arguments.per_device_batch_size, arguments.mixed_precision, arguments.max_grad_norm
+    accelerator = Accelerator(
+        mixed_precision="no" if uses_deepspeed() else precision,
+        gradient_accumulation_plugin=accumulation(steps),
+        deepspeed_plugin=deepspeed_plugin(size, steps, precision, limit) if uses_deepspeed() else None,
+        fsdp_plugin=fsdp_plugin() if uses_fsdp() else None,
+        log_with=arguments.trackers or None,
+        project_dir=arguments.output_dir,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),  # position tables never change
+            *process_group_settings(),
+        ],
+    )
+    leave_models_whole()
+    check_launch(accelerator.num_processes, CPU_REMEDY)
     return accelerator
 
 
-def find_checkpoint(arguments: PretrainingArguments, accelerator: Accelerator) -> Path | None:
+def find_checkpoint(arguments: PretrainingArguments, mode: str, num_processes: int, report) -> Path | None:
     """The checkpoint to continue from; None for a run that starts at step 0."""
     output_dir = Path(arguments.output_dir)
     if not arguments.resume:
         if (output_dir / "metrics.jsonl").exists() or any(output_dir.glob("checkpoints/step-*")):
             raise ValueError(f"{output_dir} already holds a run: --resume continues it, or choose another output_dir.")
         return None
-    checkpoint = newest_checkpoint(output_dir / "checkpoints", accelerator.print)
+    checkpoint = newest_checkpoint(output_dir / "checkpoints", report)
     if checkpoint is None:
-        accelerator.print(f"{output_dir} holds no complete checkpoint to resume from: the run starts at step 0.")
+        report(f"{output_dir} holds no complete checkpoint to resume from: the run starts at step 0.")
         return None
-    differences = arguments.differences(read_state(checkpoint)["arguments"])
+    state = read_state(checkpoint)
+    differences = arguments.differences(state["arguments"])
     if differences:
         raise ValueError(
             f"{checkpoint} belongs to a run with other settings ({'; '.join(differences)}). Repeat them to resume, or"
             " start a new run from its weights with --init_from."
         )
+    check_same_mode(checkpoint, state, mode, num_processes)
     return checkpoint
+
+
+def check_same_mode(checkpoint: Path, state: dict, mode: str, num_processes: int) -> None:
+    """DDP and FSDP2 go on with any number of processes; the files of ZeRO are those of its processes."""
+    remedy = "or start a new run from the weights in output_dir with --init_from (fresh optimizer and schedules)."
+    before, count = state["mode"], state["num_processes"]
+    if before != mode and not {before, mode} <= {"single", "ddp"}:
+        raise ValueError(f"{checkpoint} was written under {before}, but this is {mode}: launch it as before, {remedy}")
+    if mode.startswith("zero") and count != num_processes:
+        raise ValueError(
+            f"{checkpoint} was written by {count} processes, and DeepSpeed cannot go on with {num_processes}: launch"
+            f" {count} again, {remedy}"
+        )
 
 
 def build_model(arguments: PretrainingArguments, checkpoint: Path | None) -> IJepaForPretraining:
@@ -221,16 +302,6 @@ def build_model(arguments: PretrainingArguments, checkpoint: Path | None) -> IJe
             arguments.init_from, dtype=torch.float32, **arguments.model_fields(), **attention
         )
     return IJepaForPretraining._from_config(IJepaConfig(**arguments.model_fields()), **attention)
-
-
-def build_optimizer(arguments: PretrainingArguments, model: IJepaForPretraining, device) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        parameter_groups(model),
-        lr=arguments.learning_rate,
-        betas=(arguments.adam_beta1, arguments.adam_beta2),
-        eps=arguments.adam_epsilon,
-        fused=device.type == "cuda",
-    )
 
 
 def build_schedules(arguments: PretrainingArguments, steps_per_epoch: int) -> Schedules:
@@ -247,57 +318,68 @@ def build_schedules(arguments: PretrainingArguments, steps_per_epoch: int) -> Sc
     )
 
 
-def build_loader(arguments, accelerator, dataset, config, masking, total_steps: int, first_step: int) -> DataLoader:
-    """Batches from `first_step` on. What a batch holds depends on the step and the process alone."""
-    images = PretrainingImages(
-        dataset,
-        config.image_height_and_width,
-        num_channels=config.num_channels,
-        crop_scale=tuple(arguments.crop_scale),
-        crop_ratio=tuple(arguments.crop_ratio),
-        horizontal_flip=arguments.horizontal_flip,
-        interpolation=arguments.interpolation,
-        seed=arguments.seed,
+def prepare_networks(arguments: PretrainingArguments, accelerator: Accelerator, model: IJepaForPretraining):
+    """The model and its optimizer, wrapped for the launch mode."""
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if arguments.compile_layers:  # in place, so that the names of the weights stay
+        for layer in (module for module in model.modules() if isinstance(module, IJepaLayer)):
+            layer.compile(dynamic=True)
+    optimizer = build_optimizer(
+        parameter_groups(model),
+        name=arguments.optimizer,
+        learning_rate=arguments.learning_rate,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        epsilon=arguments.adam_epsilon,
+        device_type=accelerator.device.type,
     )
-    sampler = PretrainingBatchSampler(
-        len(dataset),
-        arguments.per_device_batch_size,
-        total_steps=total_steps,
-        seed=arguments.seed,
-        start_step=first_step,
-        accumulation_steps=accelerator.gradient_accumulation_steps,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+    return accelerator.prepare(model, optimizer)
+
+
+def memory_estimate(arguments: PretrainingArguments) -> str:
+    """What one process of this launch will need, for the largest batch that the masks can make."""
+    fields = arguments.model_fields()
+    config = (
+        IJepaConfig.from_pretrained(arguments.init_from, **fields) if arguments.init_from else IJepaConfig(**fields)
     )
-    return DataLoader(
-        images,
-        batch_sampler=sampler,
-        collate_fn=MaskingCollator(masking, arguments.seed),
-        num_workers=arguments.num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator(),  # or starting the workers draws from the generator that training uses
+    mode, num_processes = launched_mode()
+    masking = MultiBlockMasking(config.grid_size, **arguments.mask_fields())
+    tokens = worst_case_tokens(masking)
+    settings = {
+        "precision": arguments.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
+        "optimizer": arguments.optimizer,
+        "gradient_checkpointing": arguments.gradient_checkpointing,
+        "attention": arguments.attn_implementation or "sdpa",
+        "mode": mode,
+        "num_processes": num_processes,
+    }
+    estimate = estimate_memory(config, tokens, arguments.per_device_batch_size, **settings)
+    on_gpu = torch.cuda.is_available()
+    device_bytes = torch.cuda.get_device_properties(0).total_memory if on_gpu else None
+    fits = largest_batch_size(device_bytes, config, tokens, **settings) if on_gpu else None
+    likely = sampled_tokens(masking, arguments.per_device_batch_size)
+    met = estimate_memory(config, likely, arguments.per_device_batch_size, **settings)
+    return (
+        f"{mode}, {num_processes} processes, per_device_batch_size {arguments.per_device_batch_size}, at most"
+        f" {tokens.context} context patches and {tokens.num_targets} x {tokens.target} target patches per image\n\n"
+        f"{format_memory_estimate(estimate, device_bytes, fits)}\n\n200 sampled batches had at most {likely.context}"
+        f" and {tokens.num_targets} x {likely.target} patches: {met.total / 2**30:.2f} GiB. Others may have more."
     )
 
 
-def check_size(dataset, arguments: PretrainingArguments, checkpoint: Path | None) -> None:
-    if len(dataset) < arguments.batch_size:
-        raise ValueError(f"{len(dataset)} images do not fill one batch; lower batch_size {arguments.batch_size}.")
-    before = read_state(checkpoint)["num_images"] if checkpoint else len(dataset)
-    if before != len(dataset):
-        raise ValueError(
-            f"The run to resume had {before} images, but {arguments.data!r} has {len(dataset)}: the order of images"
-            " would not continue."
-        )
-
-
-def build_run(arguments: PretrainingArguments) -> Run:
+def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRequest) -> Run:
     """Opens the data, finds the checkpoint to resume, and builds all that is trained."""
     accelerator = build_accelerator(arguments)
-    checkpoint = find_checkpoint(arguments, accelerator)
-    with accelerator.main_process_first():  # one process fills the cache of datasets
-        dataset = open_split(arguments, arguments.train_split)
-    check_size(dataset, arguments, checkpoint)
-    schedules = build_schedules(arguments, len(dataset) // arguments.batch_size)
+    mode, output_dir = launch_mode(accelerator), Path(arguments.output_dir)
+    if mode == "fsdp2" and arguments.optimizer == "adamw_8bit":
+        raise ValueError("optimizer adamw_8bit does not work under FSDP2: bitsandbytes cannot read sharded weights.")
+    if output_dir.exists():  # else there is nothing yet that another run could hold
+        on_main_process(accelerator, lock.take)
+    checkpoint = on_main_process(
+        accelerator, lambda: find_checkpoint(arguments, mode, accelerator.num_processes, accelerator.print)
+    )
+    data = open_data(arguments, accelerator, read_state(checkpoint) if checkpoint else None)
+    schedules = build_schedules(arguments, data.num_images // arguments.batch_size)
     set_seed(arguments.seed)
     model = build_model(arguments, checkpoint)
     config = model.config
@@ -309,30 +391,24 @@ def build_run(arguments: PretrainingArguments) -> Run:
         arguments.image_std,
         arguments.eval_resize_ratio,
     )
-    if arguments.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    # From here on every process draws its own random numbers (stochastic depth), reproducibly.
-    set_seed(arguments.seed, device_specific=True)
-    model, optimizer = accelerator.prepare(model, build_optimizer(arguments, model, accelerator.device))
+    data.open_log(config.num_channels)
+    probe = Probe(arguments, config, processor, accelerator, stop) if arguments.validation_split else None
+    model, optimizer = prepare_networks(arguments, accelerator, model)
     first_step = checkpoint_step(checkpoint) if checkpoint else 0
     return Run(
         arguments=arguments,
         accelerator=accelerator,
+        mode=mode,
+        stop=stop,
         config=config,
         processor=processor,
         model=model,
         optimizer=optimizer,
         schedules=schedules,
         masking=masking,
-        loader=build_loader(arguments, accelerator, dataset, config, masking, schedules.total_steps, first_step),
-        bad_images=BadImageLog(
-            Path(arguments.output_dir) / "bad_images.jsonl",
-            arguments.bad_image_limit,
-            dataset,
-            config.num_channels,
-            writes=accelerator.is_main_process,
-        ),
-        probe=Probe(arguments, config, processor, accelerator) if arguments.validation_split else None,
+        data=data,
+        loader=data.loader(config, masking, schedules.total_steps, first_step),
+        probe=probe,
         monitor=CollapseMonitor(),
         checkpoint=checkpoint,
     )
@@ -341,11 +417,12 @@ def build_run(arguments: PretrainingArguments) -> Run:
 def effective_values(run: Run) -> dict[str, object]:
     """What the settings come to, for the terminal and the model card."""
     arguments, schedules, config = run.arguments, run.schedules, run.config
-    num_images, count = len(run.loader.dataset), run.accelerator.num_processes
+    num_images, count = run.data.num_images, run.accelerator.num_processes
+    precision = arguments.mixed_precision or run.accelerator.mixed_precision
     masks = [run.masking.sample(arguments.per_device_batch_size, arguments.seed, step) for step in range(8)]
     context, target = (sum(pair[kind].shape[2] for pair in masks) / len(masks) for kind in (0, 1))
     parameters = {
-        name: sum(p.numel() for p in part.parameters()) / 1e6
+        name: sum(getattr(p, "ds_numel", p.numel()) for p in part.parameters()) / 1e6  # ds_: whole under ZeRO-3
         for name, part in (("encoder", run.networks.ijepa), ("predictor", run.networks.predictor))
     }
     return {
@@ -362,7 +439,7 @@ def effective_values(run: Run) -> dict[str, object]:
         f" {config.hidden_size}",
         "predictor": f"{parameters['predictor']:.2f} M parameters, {config.predictor_num_hidden_layers} layers of"
         f" {config.predictor_hidden_size}",
-        "computation": f"{run.accelerator.device.type}, mixed precision {run.accelerator.mixed_precision}",
+        "computation": f"{run.accelerator.device.type}, {run.mode}, mixed precision {precision}",
     }
 
 
@@ -370,14 +447,15 @@ def effective_values(run: Run) -> dict[str, object]:
 
 
 class Window:
-    """What happened since the last row of metrics; nothing here waits for the device until the row is asked for."""
+    """What happened since the last row of metrics; but for the norm of the gradient, nothing here waits for the device
+    until the row is asked for."""
 
     def __init__(self, run: Run):
         self.run = run
         self.clear()
 
     def clear(self):
-        self.losses, self.bad_indices, self.tokens, self.grad_norm = [], set(), None, None
+        self.losses, self.bad_images, self.tokens, self.grad_norm = [], [], None, float("nan")
         self.images, self.started = 0, time.perf_counter()
 
     @contextmanager
@@ -387,58 +465,101 @@ class Window:
         yield
         self.started += time.perf_counter() - began
 
-    def add(self, batch: dict, output) -> None:
-        self.losses.append(output.loss.detach())
-        self.bad_indices.update(bad_indices(batch, len(self.run.loader.dataset)))
-        self.tokens = batch["context_indices"].shape[2], batch["target_indices"].shape[2]
-        self.images += len(batch["pixel_values"]) * self.run.accelerator.num_processes
-        self.run.monitor.update(output.target_hidden_states.mean(dim=1))
+    def add(self, step: "Step") -> None:
+        """Counts an optimizer step; one that was skipped counts for nothing but time and bad images."""
+        for batch in step.batches:
+            self.run.data.used(batch)
+            self.bad_images += self.run.data.bad_images(batch)
+            self.tokens = batch["context_indices"].shape[2], batch["target_indices"].shape[2]
+        self.images += self.run.arguments.batch_size
+        if step.moved:
+            self.grad_norm = step.grad_norm
+            self.losses += step.losses
+            for pooled in step.pooled_targets:
+                self.run.monitor.update(pooled)
 
     def row(self, step: int) -> dict:
         """The metrics after optimizer step `step` (from 0), over the steps since the last row."""
         run = self.run
-        run.bad_images.add(gather_object(sorted(self.bad_indices)))  # of all processes, so that they stop together
-        loss = run.accelerator.reduce(torch.stack(self.losses).mean(), reduction="mean").item()
+        run.data.log.add(gather_object(self.bad_images))  # of all processes, so that they stop together
+        losses = self.losses or [torch.tensor(float("nan"), device=run.accelerator.device)]
         row = {
             "step": step + 1,
-            "epoch": (step + 1) * run.arguments.batch_size / len(run.loader.dataset),
-            "loss": loss,
+            "epoch": (step + 1) * run.arguments.batch_size / run.data.num_images,
+            "loss": run.accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item(),
             "learning_rate": run.schedules.learning_rate(step),
             "weight_decay": run.schedules.weight_decay(step),
             "momentum": run.schedules.momentum(step),
-            "grad_norm": float(self.grad_norm),
+            "grad_norm": self.grad_norm,
             "context_tokens": self.tokens[0],
             "target_tokens": self.tokens[1],
             "images_per_second": self.images / (time.perf_counter() - self.started),
-            "bad_images": len(run.bad_images.indices),
-            **run.monitor.report(),
+            "bad_images": len(run.data.log.indices),
+            "skipped_steps": run.skipped_steps,
+            **(run.monitor.report() if run.monitor.num_updates else {}),
         }
         self.clear()
         return row
 
 
-def optimizer_step(run: Run, batches: Iterator[dict], window: Window, measure_gradient: bool) -> None:
+@dataclass
+class Step:
+    """One optimizer step of this process: what it saw and what came of it."""
+
+    batches: list[dict] = field(default_factory=list)
+    losses: list[torch.Tensor] = field(default_factory=list)
+    pooled_targets: list[torch.Tensor] = field(default_factory=list)
+    grad_norm: float = float("nan")
+    moved: bool = False
+
+    def add(self, batch: dict, output) -> None:
+        self.batches.append({key: value for key, value in batch.items() if key != "pixel_values"})  # too large to keep
+        self.losses.append(output.loss.detach())
+        self.pooled_targets.append(output.target_hidden_states.mean(dim=1))
+
+
+def optimizer_step(run: Run, batches: Iterator[dict], number: int) -> Step:
     """One update from as many forward passes as the global batch needs."""
-    accelerator, arguments = run.accelerator, run.arguments
-    for _ in range(accelerator.gradient_accumulation_steps):
+    accelerator, step = run.accelerator, Step()
+    for micro_step in range(accelerator.gradient_accumulation_steps):
         batch = next(batches)
+        if run.config.drop_path_rate:  # a function of step and place, as everything else that is random
+            place = micro_step * accelerator.num_processes + accelerator.process_index
+            torch.manual_seed(forward_seed(run.arguments.seed, number, place))
         with accelerator.accumulate(run.model):
             pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True)
-            output = run.model(
-                normalize_pixel_values(pixel_values, run.processor.image_mean, run.processor.image_std),
-                batch["context_indices"].to(accelerator.device, non_blocking=True),
-                batch["target_indices"].to(accelerator.device, non_blocking=True),
-            )
+            with accelerator.autocast():  # which Accelerate leaves to FSDP2 itself, and that casts more than it should
+                output = run.model(
+                    normalize_pixel_values(pixel_values, run.processor.image_mean, run.processor.image_std),
+                    batch["context_indices"].to(accelerator.device, non_blocking=True),
+                    batch["target_indices"].to(accelerator.device, non_blocking=True),
+                )
             accelerator.backward(output.loss)
-            if accelerator.sync_gradients and (measure_gradient or arguments.max_grad_norm):
-                limit = arguments.max_grad_norm or float("inf")
-                window.grad_norm = accelerator.clip_grad_norm_(run.model.parameters(), limit)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-        window.add(batch, output)
+            step.add(batch, output)
+            del output  # or it would outlive the next forward pass
+    step.grad_norm, step.moved = update_weights(run)
+    return step
+
+
+def update_weights(run: Run) -> tuple[float, bool]:
+    """The norm of the gradient, and whether the weights moved: a gradient that is not finite would ruin them."""
+    accelerator, limit = run.accelerator, run.arguments.max_grad_norm
+    if run.mode.startswith("zero"):  # DeepSpeed has clipped and stepped, or not, at the end of the backward pass
+        return float(accelerator.clip_grad_norm_([], 0.0)), not run.optimizer.step_was_skipped
+    accelerator.unscale_gradients()
+    parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    norm = float(gradient_norm(parameters))
+    moved = math.isfinite(norm)
+    if moved and limit is not None and norm > limit:
+        torch._foreach_mul_([parameter.grad for parameter in parameters], limit / (norm + 1e-6))
+    if moved or accelerator.scaler is not None:  # fp16: the scaler skips by itself, and lowers its scale
+        run.optimizer.step()
+    run.optimizer.zero_grad()
+    return norm, moved
 
 
 def train(run: Run) -> None:
+    """The loop. Raises Preempted when it was asked to stop and everything is saved."""
     arguments, total_steps = run.arguments, run.schedules.total_steps
     run.model.train()  # from_pretrained leaves a model in evaluation mode
     batches, window = iter(run.loader), Window(run)
@@ -448,26 +569,40 @@ def train(run: Run) -> None:
         unit="step",
         disable=not (run.accelerator.is_main_process and sys.stderr.isatty()),
     )
-    for step in range(run.first_step, total_steps):
-        done, last = step + 1, step + 1 == total_steps
-        saves = last or done % arguments.save_steps == 0
-        evaluates = run.probe is not None and (last or (arguments.eval_steps and done % arguments.eval_steps == 0))
-        # A row at every checkpoint: nothing that a resumed run would need is left in the window.
-        logs = saves or evaluates or done % arguments.logging_steps == 0
-        run.schedules.apply(run.optimizer, step)
-        optimizer_step(run, batches, window, measure_gradient=logs)
-        run.networks.update_target_encoder(run.schedules.momentum(step))
+    for number in range(run.first_step, total_steps):
+        done, last = number + 1, number + 1 == total_steps
+        run.schedules.apply(run.optimizer, number)
+        step = optimizer_step(run, batches, number)
+        if step.moved:
+            update_target_encoder(run.accelerator, run.networks, run.schedules.momentum(number))
+        else:
+            report_skipped_step(run, step, done)
+        window.add(step)
         progress.update()
-        if logs:
-            row = window.row(step)
-            if evaluates:
-                with window.paused():
-                    row.update(run.baseline, knn_accuracy=run.probe.knn(run.networks.ijepa))
-            record(run, row, progress)
-        if saves:
+        diverged = run.skipped_steps > arguments.max_skipped_steps
+        stops = any_process(run.accelerator, run.stop) or diverged
+        saves = last or stops or done % arguments.save_steps == 0
+        evaluates = is_evaluated(run, done) and not stops
+        # A row at every checkpoint: nothing that a resumed run would need is left in the window.
+        if saves or evaluates or done % arguments.logging_steps == 0:
+            row = window.row(number)
             with window.paused():
-                save(run, done)
+                record(run, {**row, **(evaluate(run) if evaluates else {})}, progress)
+        stops = stops or (evaluates and any_process(run.accelerator, run.stop))
+        if saves or stops:
+            with window.paused():
+                save(run, done, exports=not stops)
+            stops = stops or any_process(run.accelerator, run.stop)
+        if stops:
+            progress.close()
+            raise divergence(run) if diverged else Preempted
     progress.close()
+
+
+def is_evaluated(run: Run, done: int) -> bool:
+    """Whether the k-NN is due after `done` steps."""
+    due = run.arguments.eval_steps and done % run.arguments.eval_steps == 0
+    return run.arguments.validation_split is not None and bool(due or done == run.schedules.total_steps)
 
 
 def record(run: Run, row: dict, progress: tqdm) -> None:
@@ -483,8 +618,63 @@ def record(run: Run, row: dict, progress: tqdm) -> None:
     if progress.disable:  # a log file: a line for each row instead of a bar
         line = ", ".join(f"{name} {value}" for name, value in shown.items())
         print(f"step {row['step']:,} of {run.schedules.total_steps:,}: {line}", flush=True)
-    if row["collapsing"]:
+    if row.get("collapsing"):
         tqdm.write(f"WARNING at step {row['step']:,}: {row['reason']}")
+
+
+# Steps without a finite gradient
+
+
+def report_skipped_step(run: Run, step: Step, done: int) -> None:
+    """Counts the step and writes down what was in it, from all processes. The scaler of fp16 looks for its scale by
+    failing, which is no fault of the images."""
+    if run.accelerator.scaler is not None and run.accelerator.scaler.get_scale() >= 1:
+        return
+    run.skipped_steps += 1
+    names = gather_object([name for batch in step.batches for name in run.data.names(batch)])
+    losses = gather_object([loss.item() for loss in step.losses])
+    if run.accelerator.is_main_process:
+        report = {"step": done, "grad_norm": str(step.grad_norm), "losses": list(map(str, losses)), "images": names}
+        with open(run.output_dir / "skipped_steps.jsonl", "a") as file:
+            file.write(json.dumps(report) + "\n")
+        tqdm.write(f"WARNING at step {done:,}: the gradient is not finite; the step is skipped.")
+
+
+def divergence(run: Run) -> DivergenceError:
+    return DivergenceError(
+        f"{run.skipped_steps} steps had no finite gradient, more than max_skipped_steps"
+        f" {run.arguments.max_skipped_steps}. {run.output_dir / 'skipped_steps.jsonl'} lists their losses and images;"
+        f" the state is saved in {run.output_dir / 'checkpoints'}. A lower learning rate, max_grad_norm, or"
+        " mixed_precision bf16 in place of fp16 may help, in a new run."
+    )
+
+
+# Evaluating: on the main process, while the others wait
+
+
+def evaluate(run: Run) -> dict:
+    """The k-NN of the target encoder beside that of a random one; nothing if a signal interrupts it."""
+    encoders = whole_encoders(run, "ijepa")
+    if not run.accelerator.is_main_process:
+        return {}
+    try:
+        return {**run.baseline, "knn_accuracy": run.probe.knn(encoders["ijepa"])}
+    except Preempted:
+        return {}  # the run stops, and --resume makes up for it
+
+
+def whole_encoders(run: Run, *names: str) -> dict[str, IJepaModel]:
+    """Encoders that compute on their own. Call it on all processes; only the main one gets them."""
+    if run.mode not in SHARDED_MODES:
+        return {name: getattr(run.networks, name) for name in names}
+    weights = whole_weights(run.accelerator, run.model)
+    return {name: plain_encoder(run, weights, f"{name}.") for name in names if run.accelerator.is_main_process}
+
+
+def plain_encoder(run: Run, weights: dict[str, torch.Tensor], prefix: str) -> IJepaModel:
+    encoder = IJepaModel._from_config(run.config)
+    encoder.load_state_dict({key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)})
+    return encoder.to(run.accelerator.device)
 
 
 # Saving and resuming
@@ -494,30 +684,41 @@ def read_state(checkpoint: Path) -> dict:
     return json.loads((checkpoint / "run_state.json").read_text())
 
 
-def save(run: Run, step: int) -> None:
-    """A checkpoint to resume from, and the output directory as a model."""
+def save(run: Run, step: int, exports: bool) -> None:
+    """A checkpoint to resume from, and, unless time is short, the output directory as a model."""
+    data_state = run.data.state()
 
     def write_extra(directory: Path):
-        monitor = {key: torch.as_tensor(value) for key, value in run.monitor.state_dict().items()}
+        monitor = {key: torch.as_tensor(value) for key, value in run.monitor.state_dict().items() if value is not None}
         save_file(monitor, directory / f"monitor_{run.accelerator.process_index}.safetensors")
         if run.accelerator.is_main_process:
-            state = {"arguments": dataclasses.asdict(run.arguments), "baseline": run.baseline}
-            state["num_images"] = len(run.loader.dataset)
+            state = {
+                "arguments": dataclasses.asdict(run.arguments),
+                "baseline": run.baseline,
+                **data_state,
+                "skipped_steps": run.skipped_steps,
+                "mode": run.mode,
+                "num_processes": run.accelerator.num_processes,
+            }
             (directory / "run_state.json").write_text(json.dumps(state))
             run.networks.config.save_pretrained(directory)
             run.processor.save_pretrained(directory)
 
     save_checkpoint(run.accelerator, run.output_dir / "checkpoints", step, write_extra, run.arguments.keep_checkpoints)
-    export(run)
+    if exports:
+        export(run)
 
 
 def export(run: Run) -> None:
     """Makes the output directory a model: weights, configuration, image processor, recipe, curves and card."""
-    weights = run.accelerator.get_state_dict(run.model)
-    if not run.accelerator.is_main_process:
-        return
+    weights = whole_weights(run.accelerator, run.model)
+    on_main_process(run.accelerator, lambda: write_model(run, weights))
+
+
+def write_model(run: Run, weights: dict[str, torch.Tensor]) -> None:
     unfinished = run.output_dir / ".tmp-export"
-    run.networks.save_pretrained(unfinished, state_dict=dict(weights))
+    shutil.rmtree(unfinished, ignore_errors=True)
+    run.networks.save_pretrained(unfinished, state_dict=weights)
     run.processor.save_pretrained(unfinished)
     run.arguments.save(unfinished / "recipe.yaml")
     if run.metrics:
@@ -537,19 +738,24 @@ def export(run: Run) -> None:
 def resume(run: Run) -> None:
     """Loads the checkpoint, and drops the metrics that were written after it."""
     run.accelerator.load_state(str(run.checkpoint))
-    monitor = load_file(run.checkpoint / f"monitor_{run.accelerator.process_index}.safetensors")
-    run.monitor.load_state_dict({"features": monitor["features"], "num_updates": int(monitor["num_updates"])})
-    run.baseline = read_state(run.checkpoint)["baseline"]
+    load_monitor(run)
+    state = read_state(run.checkpoint)
+    run.baseline, run.skipped_steps = state["baseline"], state["skipped_steps"]
     metrics = run.output_dir / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-    rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
-    kept = [(line, row) for line, row in rows if row["step"] <= run.first_step]
-    run.metrics = [row for _, row in kept]
-    run.accelerator.wait_for_everyone()
-    if run.accelerator.is_main_process:
-        unfinished = metrics.with_name(".tmp-metrics.jsonl")
-        unfinished.write_text("".join(line for line, _ in kept))
-        unfinished.replace(metrics)
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    run.metrics = [row for row in rows if row["step"] <= run.first_step]
+    if is_evaluated(run, run.first_step) and "knn_accuracy" not in run.metrics[-1]:
+        run.metrics[-1].update(evaluate(run))  # a signal came in between
+    text = "".join(json.dumps(row) + "\n" for row in run.metrics)
+    on_main_process(run.accelerator, lambda: write_text(metrics, text))
+
+
+def load_monitor(run: Run) -> None:
+    """What this process had seen; a process that was not there goes on from what the main one had."""
+    own = run.checkpoint / f"monitor_{run.accelerator.process_index}.safetensors"
+    state = load_file(own if own.exists() else run.checkpoint / "monitor_0.safetensors")
+    run.monitor.load_state_dict({"features": state.get("features"), "num_updates": int(state["num_updates"])})
 
 
 # The run from beginning to end
@@ -562,35 +768,50 @@ def random_encoder(run: Run) -> IJepaModel:
         return IJepaModel._from_config(run.config).to(run.accelerator.device).eval()
 
 
-def start(run: Run) -> None:
+def start(run: Run, lock: DirectoryLock) -> None:
     """Prints the effective values, then loads the checkpoint or measures the random encoder."""
     run.output_dir.mkdir(parents=True, exist_ok=True)
+    on_main_process(run.accelerator, lock.take)
+    say_status(run, "running", lock)
     for name, value in effective_values(run).items():
         run.accelerator.print(f"{name:12} {value}")
     run.accelerator.init_trackers(run.output_dir.name)
     if run.checkpoint:
         resume(run)
         run.accelerator.print(f"resuming {run.checkpoint} at step {run.first_step:,}")
-    elif run.probe:
-        run.baseline = {"random_knn_accuracy": run.probe.knn(random_encoder(run))}
+    elif run.probe and run.accelerator.is_main_process:
+        with suppress(Preempted):
+            run.baseline = {"random_knn_accuracy": run.probe.knn(random_encoder(run))}
+    if any_process(run.accelerator, run.stop):
+        raise Preempted
 
 
 def finish(run: Run) -> None:
     """The table of accuracies, the last export, and the upload."""
     if run.probe:
-        encoders = {
-            "raw pixels": None,
-            "random encoder": random_encoder(run),
-            "I-JEPA target encoder": run.networks.ijepa,
-            "I-JEPA context encoder": run.networks.context_encoder,
-        }
-        run.results = format_table([run.probe.row(name, encoder) for name, encoder in encoders.items()])
+        trained = whole_encoders(run, "ijepa", "context_encoder")
+        run.results = tabulate(run, trained) if run.accelerator.is_main_process else None
+        if any_process(run.accelerator, run.stop):
+            raise Preempted
         export(run)
         run.accelerator.print(f"\nAccuracy on the {run.arguments.validation_split!r} split, frozen features:\n")
         run.accelerator.print(run.results)
     run.accelerator.print(f"\nmodel  {run.output_dir}\ncurves {run.output_dir / 'curves.png'}")
     if run.arguments.push_to_hub and run.accelerator.is_main_process:
         push_to_hub(run)
+
+
+def tabulate(run: Run, trained: dict[str, IJepaModel]) -> str | None:
+    encoders = {
+        "raw pixels": None,
+        "random encoder": random_encoder(run),
+        "I-JEPA target encoder": trained["ijepa"],
+        "I-JEPA context encoder": trained["context_encoder"],
+    }
+    try:
+        return format_table([run.probe.row(name, encoder) for name, encoder in encoders.items()])
+    except Preempted:
+        return None  # the caller asks all processes
 
 
 def close(run: Run) -> None:
@@ -609,22 +830,80 @@ def push_to_hub(run: Run) -> None:
     run.accelerator.print(f"pushed {repository.repo_id}")
 
 
+def sentence_for(error: Exception) -> str | None:
+    """What to tell a user about an error that is none of this program; None for one that may be."""
+    text = str(error)
+    if isinstance(error, (BadImageError, DivergenceError, CheckpointError)):
+        return text
+    if isinstance(error, OSError):
+        return f"{text}. What was saved before is whole; when the cause is gone, --resume continues from it."
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+        return (
+            f"out of memory ({text.splitlines()[0] if text else 'no details'}). Lower per_device_batch_size"
+            " (accumulation makes up for it) or set gradient_checkpointing; --print_memory_estimate shows the need."
+        )
+    if "DataLoader worker" in text:
+        return f"{text} Often the machine is out of memory: lower num_workers, then --resume."
+    if isinstance(error, torch.distributed.DistError) or "gloo" in text:
+        return (
+            f"another process of this run has ended ({text.splitlines()[0]}); --resume continues from what was saved."
+        )
+    return None
+
+
+def fail(error: Exception, code: int) -> None:
+    """Ends the process with one sentence, or with the traceback of an error that nobody expected."""
+    sentence = sentence_for(error) if code == 1 else str(error)
+    if sentence is None:
+        traceback.print_exception(error)
+    else:
+        print(f"run_pretraining.py: error: {sentence}", file=sys.stderr)
+    sys.stderr.flush()
+    if torch.distributed.is_initialized():
+        os._exit(code)  # the other processes may be waiting, and would be waited for
+    sys.exit(code)
+
+
+def say_status(run: Run, status: str, lock: DirectoryLock) -> None:
+    """run_status.json, for job scripts: launchers have exit codes of their own."""
+    if run.accelerator.is_main_process and lock.is_taken:
+        with suppress(OSError):
+            write_text(run.output_dir / "run_status.json", json.dumps({"status": status}) + "\n")
+
+
 def main(words: list[str] | None = None) -> None:
     disable_progress_bar()  # of Transformers' loading and saving, which takes no time beside training
     arguments = parse_pretraining_arguments(sys.argv[1:] if words is None else words)
-    try:
-        run = build_run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"run_pretraining.py: error: {error}", file=sys.stderr)
-        sys.exit(2)  # the status argparse gives to wrong arguments
-    try:
-        start(run)
-        train(run)
-        finish(run)
-    except BadImageError as error:
-        print(f"run_pretraining.py: error: {error}", file=sys.stderr)
-        sys.exit(1)
-    close(run)
+    if arguments.print_memory_estimate:
+        try:
+            if os.environ.get("RANK", "0") == "0":
+                print(memory_estimate(arguments))
+        except (ValueError, OSError) as error:
+            fail(error, 2)
+        return
+    lock = DirectoryLock(Path(arguments.output_dir))
+    with StopRequest(PREEMPTED) as stop, lock:
+        try:
+            run = build_run(arguments, lock, stop)
+        except (ValueError, OSError) as error:
+            fail(error, 2)  # the status argparse gives to wrong arguments
+        except (RuntimeError, MemoryError) as error:
+            fail(error, 1)
+        stop.exits = False  # from here on the loop stops, where everything can be saved
+        try:
+            start(run, lock)
+            train(run)
+            finish(run)
+        except Preempted:
+            say_status(run, "preempted", lock)
+            run.accelerator.print(f"stopped ({stop.reason or 'another process was asked to'}); --resume continues.")
+            close(run)
+            sys.exit(PREEMPTED)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            say_status(run, "failed", lock)
+            fail(error, 1)
+        say_status(run, "finished", lock)
+        close(run)
 
 
 if __name__ == "__main__":

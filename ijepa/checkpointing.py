@@ -2,21 +2,37 @@
 """Checkpoints, and single files, that are complete or not there.
 
 A checkpoint is a directory `checkpoints/step-00001000` that holds whatever `Accelerator.save_state` writes, a
-configuration (so that the directory opens as a model too) and, last of all, a manifest. It is written under another
-name and renamed when every process is done, so a run killed at any moment leaves only whole checkpoints behind.
+configuration and, last of all, a manifest with the size and the SHA-256 of every file. It is written under another
+name and renamed when every process is done, so a run killed at any moment leaves only whole checkpoints behind; what a
+disk or a transfer has damaged since then is found out before anything of it is loaded.
+
+The directory must be on a file system that all processes share.
 """
 
+import hashlib
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from .distributed import on_main_process, raise_together
 
 
 MANIFEST = "manifest.json"
+LOCK_FILE = ".lock"
+LOCK_PATIENCE = 30.0  # seconds that a start waits for the last process of the run before it to end
+
+
+class CheckpointError(OSError):
+    """A checkpoint that cannot be written. The message names it, the reason, and what is left to resume from."""
 
 
 @contextmanager
@@ -35,6 +51,65 @@ def write_text(path: Path, text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
+class DirectoryLock:
+    """Keeps a second run out of a directory, from `take` until the process ends, however that ends; or, used as a
+    context, until the block ends.
+
+    (Data loading workers do not inherit it: they may outlive a killed process by seconds.)
+    """
+
+    def __init__(self, directory: Path):
+        self.path = directory / LOCK_FILE
+        self._file = None
+
+    @property
+    def is_taken(self) -> bool:
+        return self._file is not None
+
+    def take(self) -> None:
+        """Takes the lock, if it is not taken already; the directory must exist.
+
+        Raises:
+            ValueError: if another process still holds it after LOCK_PATIENCE seconds.
+        """
+        if self._file is not None:
+            return
+        file = open(self.path, "a+")  # noqa: SIM115 (it stays open)
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while not _lock(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise ValueError(f"Another run ({file.read().strip()}) is writing to {self.path.parent}.")
+            time.sleep(0.5)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        self._file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _lock(file) -> bool:
+    import fcntl  # not on Windows, where only this module's other half is used
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+# Writing
+
+
 def checkpoint_step(checkpoint: Path) -> int:
     """The optimizer steps done when this checkpoint was taken."""
     return int(checkpoint.name.removeprefix("step-"))
@@ -51,29 +126,78 @@ def save_checkpoint(
 
     Returns:
         the directory `step-...`.
+
+    Raises:
+        CheckpointError: on every process, if one cannot write its part. Nothing is left of it then, and the older
+            checkpoints are untouched.
     """
     unfinished, finished = directory / f".tmp-{step}", directory / f"step-{step:08d}"
-    if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished))
-    write_extra(unfinished)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _finish(unfinished, finished, step)
-        _prune(directory, keep)
-    accelerator.wait_for_everyone()
+    try:
+        on_main_process(accelerator, lambda: _make_anew(unfinished))
+        _together(accelerator, lambda: (accelerator.save_state(str(unfinished)), write_extra(unfinished)))
+        parts = gather_object([_together(accelerator, lambda: _describe_share(accelerator, unfinished))])
+        files = {name: entry for part in parts for name, entry in part.items()}
+        on_main_process(accelerator, lambda: _finish(unfinished, finished, files))
+        on_main_process(accelerator, lambda: _prune(finished, keep))
+    except OSError as error:
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        left = max(_checkpoints(directory), default=None)
+        raise CheckpointError(
+            f"the checkpoint of step {step:,} cannot be written to {directory} ({error}); "
+            + (f"the last one is {left}." if left else "there is none yet.")
+        ) from error
     return finished
 
 
-def _finish(unfinished: Path, finished: Path, step: int):
-    sizes = {str(file.relative_to(unfinished)): file.stat().st_size for file in _files(unfinished)}
-    manifest = unfinished / MANIFEST
-    manifest.write_text(json.dumps({"step": step, "files": sizes}, indent=2))
-    for file in _files(unfinished):
+def _together(accelerator: Accelerator, function: Callable):
+    """Runs `function` on every process; a failure of one, of whatever class a library chose, is an OSError of all."""
+    result = failure = None
+    try:
+        result = function()
+    except Exception as error:  # torch.save and safetensors report a full disk in classes of their own
+        failure = error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
+    raise_together(accelerator, failure)
+    return result
+
+
+def _make_anew(directory: Path):
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _describe_share(accelerator: Accelerator, directory: Path) -> dict[str, dict]:
+    """Every process reads its share of the files, or hashing a large model would take as long as writing it."""
+    accelerator.wait_for_everyone()
+    files = _files(directory)[accelerator.process_index :: accelerator.num_processes]
+    for file in files:
         _sync(file)
-    shutil.rmtree(finished, ignore_errors=True)  # a run that was resumed from an older checkpoint comes by again
+    return _describe(directory, [str(file.relative_to(directory)) for file in files])
+
+
+def _describe(directory: Path, names: list[str]) -> dict[str, dict]:
+    with ThreadPoolExecutor(4) as threads:  # hashing leaves Python's lock
+        return dict(zip(names, threads.map(lambda name: _describe_file(directory / name), names), strict=True))
+
+
+def _describe_file(path: Path) -> dict:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+        return {"size": file.tell(), "sha256": digest.hexdigest()}
+
+
+def _finish(unfinished: Path, finished: Path, files: dict[str, dict]):
+    there = {str(file.relative_to(unfinished)) for file in _files(unfinished)}
+    if there != set(files):
+        raise OSError(f"the processes see different files in {unfinished}: it must be on a shared file system")
+    manifest = unfinished / MANIFEST
+    manifest.write_text(json.dumps({"step": checkpoint_step(finished), "files": files}, indent=2))
+    _sync(manifest)
+    _sync(unfinished)
+    if finished.exists():  # damaged, or the run would have gone on from there
+        _remove(finished)
     os.replace(unfinished, finished)
     _sync(finished.parent)
 
@@ -90,36 +214,22 @@ def _sync(path: Path):
         os.close(descriptor)
 
 
-def _prune(directory: Path, keep: int):
-    for checkpoint in sorted(directory.glob("step-*"))[:-keep]:
-        shutil.rmtree(checkpoint)
-    for leftover in directory.glob(".tmp-*"):
+def _remove(checkpoint: Path):
+    """Under another name first: half a removed checkpoint must not look like one."""
+    doomed = checkpoint.with_name(f".tmp-removed-{checkpoint.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(checkpoint, doomed)
+    shutil.rmtree(doomed)
+
+
+def _prune(newest: Path, keep: int):
+    """Keeps the newest `keep` up to this one. Later ones were found damaged, or the run would not be here."""
+    checkpoints = _checkpoints(newest.parent)
+    kept = [checkpoint for checkpoint in checkpoints if checkpoint <= newest][-keep:]
+    for checkpoint in set(checkpoints) - set(kept):
+        _remove(checkpoint)
+    for leftover in newest.parent.glob(".tmp-*"):
         shutil.rmtree(leftover)
-
-
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None if every file of its manifest is there in full size."""
-    try:
-        sizes = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        return "its manifest is missing or unreadable"
-    for name, size in sizes.items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-    return None
-
-
-def newest_checkpoint(directory: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint below `directory`, or None; damaged ones are passed over and reported."""
-    for checkpoint in sorted(directory.glob("step-*"), reverse=True):
-        problem = damage(checkpoint)
-        if problem is None:
-            return checkpoint
-        report(f"Checkpoint {checkpoint} is damaged ({problem}); an older one is used.")
-    return None
 
 
 def replace_files(source: Path, destination: Path) -> None:
@@ -129,3 +239,60 @@ def replace_files(source: Path, destination: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, target)
     shutil.rmtree(source)
+
+
+# Finding
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None if every file of its manifest is there, bit for bit."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        step, files = (
+            manifest["step"],
+            {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "its manifest is missing or unreadable"
+    if step != checkpoint_step(checkpoint):
+        return f"its manifest is that of step {step}"
+    for name, (size, _) in files.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+    return _changed_file(checkpoint, {name: digest for name, (_, digest) in files.items()})
+
+
+def _changed_file(checkpoint: Path, digests: dict[str, str]) -> str | None:
+    try:
+        found = _describe(checkpoint, list(digests))
+    except OSError as error:
+        return f"a file cannot be read: {error}"
+    changed = [name for name, digest in digests.items() if found[name]["sha256"] != digest]
+    return f"the content of {changed[0]} has changed" if changed else None
+
+
+def newest_checkpoint(directory: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint below `directory`, or None; damaged ones are passed over and reported.
+
+    Raises:
+        ValueError: if there are checkpoints, but all are damaged: starting afresh is not for a program to decide.
+    """
+    checkpoints = _checkpoints(directory)
+    for checkpoint in reversed(checkpoints):
+        problem = damage(checkpoint)
+        if problem is None:
+            return checkpoint
+        report(f"Checkpoint {checkpoint} is damaged ({problem}); an older one is used.")
+    if checkpoints:
+        raise ValueError(
+            f"All {len(checkpoints)} checkpoints in {directory} are damaged, the newest because"
+            f" {damage(checkpoints[-1])}. Put back a copy, or move them away to start again from step 0."
+        )
+    return None
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))

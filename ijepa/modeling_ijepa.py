@@ -42,6 +42,8 @@ EARLY_HUB_NAMES = {
     r"(?<!attention\.)output\.dense": "mlp.fc2",
 }
 
+PARAMETERS_PER_LAYER = 16  # weights and biases of attention, feed-forward and their norms
+
 # What `config.json` says when a directory carries this code (`register_for_auto_class`, then `save_pretrained`).
 # Transformers itself would name only the saved class there, and no configuration.
 AUTO_MAP = {
@@ -541,8 +543,13 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         self._freeze_target_encoder()  # loading replaces parameters by trainable ones
 
     @torch.no_grad()
-    def update_target_encoder(self, momentum: float):
+    def update_target_encoder(self, momentum: float, gathering: Callable | None = None):
         """The exponential moving average: target <- momentum x target + (1 - momentum) x context.
+
+        Args:
+            momentum: in [0, 1].
+            gathering: for weights that no process holds whole and that cannot be averaged in pieces (DeepSpeed's
+                ZeRO-3): `with gathering(parameters):` makes these parameters whole and keeps what is done to them.
 
         Raises:
             ValueError: if momentum is outside [0, 1], or the weights are in half precision, where the small changes
@@ -550,14 +557,21 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
-        targets, contexts = (
-            [*encoder.parameters(), *encoder.buffers()] for encoder in (self.ijepa, self.context_encoder)
-        )
+        targets, contexts = ([*encoder.parameters()] for encoder in (self.ijepa, self.context_encoder))
         if targets[0].dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
                 f"The moving average needs float32 weights, but the target encoder has {targets[0].dtype}."
             )
-        torch._foreach_lerp_(targets, contexts, 1.0 - momentum)
+        if gathering is None:
+            torch._foreach_lerp_(targets, contexts, 1.0 - momentum)
+        else:
+            for start in range(0, len(targets), PARAMETERS_PER_LAYER):  # about one layer at a time is whole
+                chunk = slice(start, start + PARAMETERS_PER_LAYER)
+                with gathering([*targets[chunk], *contexts[chunk]]):
+                    torch._foreach_lerp_(targets[chunk], contexts[chunk], 1.0 - momentum)
+        # Apart, because sharded parameters and whole buffers cannot be in one list.
+        buffers = (list(encoder.buffers()) for encoder in (self.ijepa, self.context_encoder))
+        torch._foreach_lerp_(*buffers, 1.0 - momentum)
 
     def encode_context(self, pixel_values, context_indices, **kwargs) -> torch.Tensor:
         """The context encoder on each context: (B, channels, height, width), (B, C, N_ctx) -> (B, C, N_ctx, D)."""

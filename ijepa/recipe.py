@@ -7,18 +7,27 @@ type and values out of range are errors that show the value; nothing is guessed.
 
 import argparse
 import dataclasses
+import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import HfArgumentParser
 
 from .configuration_ijepa import IJEPA_SIZES, IJepaConfig
 
 
 CPU_REMEDY = "set ACCELERATE_USE_CPU=true"
+LARGEST_SEED = 2**31 - 1  # NumPy takes 32 bits, and every process adds its rank
+MAX_RECIPE_BYTES = 1_000_000
+# What argparse shall take for a value after a flag; its own pattern takes -1e-3 and -inf for unknown flags.
+NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-(inf|nan)$", re.IGNORECASE)
 
 
 def argument(default, help_text: str):
@@ -32,6 +41,47 @@ def require(condition, message: str) -> None:
     """Raises ValueError with `message` unless `condition` holds."""
     if not condition:
         raise ValueError(message)
+
+
+LIMITS = {
+    "least": ("at least", lambda value, limit: value >= limit),
+    "above": ("above", lambda value, limit: value > limit),
+    "most": ("at most", lambda value, limit: value <= limit),
+    "below": ("below", lambda value, limit: value < limit),
+}
+
+
+def require_numbers(arguments, *names: str, **limits: float) -> None:
+    """Raises ValueError unless each named attribute is finite and within the limits `least`, `above`, `most` and
+    `below`. None passes; of a list, every entry is checked."""
+    text = " and ".join(f"{LIMITS[limit][0]} {bound:.10g}" for limit, bound in limits.items()) or "a finite number"
+    for name in names:
+        value = getattr(arguments, name)
+        for number in value if isinstance(value, list) else [] if value is None else [value]:
+            within = all(LIMITS[limit][1](number, bound) for limit, bound in limits.items())
+            require(within and math.isfinite(number), f"{name} must be {text}, got {value}.")
+
+
+def require_interval(arguments, *names: str, most: float = math.inf) -> None:
+    """Raises ValueError unless each named attribute is [low, high] with 0 < low <= high <= `most`."""
+    limit = "" if most == math.inf else f" <= {most:.10g}"
+    for name in names:
+        value = getattr(arguments, name)
+        fits = len(value) == 2 and 0 < value[0] <= value[1] <= most and math.isfinite(value[1])
+        require(fits, f"{name} must be two numbers with 0 < least <= most{limit}, got {value}.")
+
+
+def require_choice(arguments, name: str, choices: Sequence[str]) -> None:
+    """Raises ValueError unless the attribute is None or one of `choices`."""
+    value = getattr(arguments, name)
+    require(value is None or value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def require_text(arguments, *names: str) -> None:
+    """Raises ValueError if a named attribute is an empty text, which nothing is called; None passes."""
+    for name in names:
+        value = getattr(arguments, name)
+        require(value is None or value.strip(), f"{name} must not be empty, got {value!r}.")
 
 
 def check_launch(num_processes: int, cpu_remedy: str) -> None:
@@ -62,6 +112,9 @@ class DataArguments:
     )
     data_config: str | None = argument(None, "configuration name of a Hub dataset")
     train_split: str = argument("train", "split to pretrain on")
+    validation_data: str | None = argument(
+        None, "labelled data for the k-NN, with both splits, if not `data` (which, streamed, cannot serve)"
+    )
     validation_split: str | None = argument(None, "labelled split for the k-NN; both splits need labels then")
     image_column: str | None = argument(None, "column of the images; found if there is only one")
     label_column: str | None = argument(None, "column of the labels; found if there is only one")
@@ -77,15 +130,39 @@ class DataArguments:
     max_bad_images: float = argument(
         0.01, "stop when more images than this cannot be read: a share of the data below 1, a count from 1 on"
     )
+    streaming: bool = argument(
+        False, "read Parquet or tar shards one after the other (local, hf://, s3://, ...), not indexed first"
+    )
+    num_images: int | None = argument(None, "streaming: images of the split, where the shards do not say (tar)")
+    shuffle_buffer: int = argument(1000, "streaming: images, still encoded, that are shuffled together")
     num_workers: int = argument(4, "data loading processes per training process; 0 loads in the training process")
 
     def _check_data(self):
         require(self.data, "data is missing: name a folder, shards, a Hub dataset, or 'digits'.")
-        require(self.max_bad_images >= 0, f"max_bad_images must not be negative, got {self.max_bad_images}.")
-        require(self.eval_resize_ratio >= 1, f"eval_resize_ratio must be at least 1, got {self.eval_resize_ratio}.")
-        require(self.num_workers >= 0, f"num_workers must not be negative, got {self.num_workers}.")
-        for name in ("crop_scale", "crop_ratio"):
-            require(len(getattr(self, name)) == 2, f"{name} must be two numbers, got {getattr(self, name)}.")
+        require_text(self, "data_config", "train_split", "validation_split", "image_column", "label_column")
+        require_numbers(self, "max_bad_images", "num_workers", least=0)
+        require(
+            self.max_bad_images < 1 or self.max_bad_images == int(self.max_bad_images),
+            f"max_bad_images must be a share below 1 or a whole number, got {self.max_bad_images}.",
+        )
+        require_numbers(self, "eval_resize_ratio", least=1)
+        require_interval(self, "crop_scale", most=1)
+        require_interval(self, "crop_ratio")
+        require_choice(self, "interpolation", ("bilinear", "bicubic"))
+        self._check_statistics()
+
+    def _check_statistics(self):
+        require_numbers(self, "image_mean", least=0, most=1)  # of pixels in 0..1
+        require_numbers(self, "image_std", above=0)
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            fits = value is None or len(value) in (1, 3)
+            require(fits, f"{name} must be one number per channel, 1 or 3 of them, got {value}.")
+        if self.image_mean and self.image_std:
+            require(
+                len(self.image_mean) == len(self.image_std),
+                f"image_mean and image_std must be equally many, got {self.image_mean} and {self.image_std}.",
+            )
 
     @property
     def bad_image_limit(self) -> int | float:
@@ -119,6 +196,7 @@ class ModelArguments:
     loss_type: str | None = argument(None, "smooth_l1 (released code) or mse (paper)")
     normalize_targets: bool | None = argument(None, "layer-normalise the targets")
     attn_implementation: str | None = argument(None, "sdpa, eager, flash_attention_2 or flex_attention")
+    compile_layers: bool = argument(False, "torch.compile every layer: a slow first step, faster ones after it")
     gradient_checkpointing: bool = argument(False, "recompute layers in the backward pass: less memory, more time")
 
     def model_fields(self) -> dict:
@@ -131,17 +209,31 @@ class ModelArguments:
         return fields
 
     def _check_model(self):
-        require(
-            self.size is None or self.size in IJEPA_SIZES,
-            f"size must be one of {', '.join(IJEPA_SIZES)}, got {self.size!r}.",
-        )
+        require_choice(self, "size", list(IJEPA_SIZES))
+        require_choice(self, "attn_implementation", ("sdpa", "eager", "flash_attention_2", "flex_attention"))
+        require_text(self, "init_from")
+        self._check_sizes()
         architecture = sorted(set(self.model_fields()) - {"drop_path_rate", "loss_type", "normalize_targets"})
         require(
             not (self.init_from and architecture),
             f"init_from brings its own architecture, so {', '.join(architecture)} cannot be set beside it.",
         )
-        if not self.init_from:
-            IJepaConfig(**self.model_fields())  # raises ValueError for sizes that do not fit
+        # What can be set beside init_from is checked alone; raises ValueError for values that do not fit.
+        IJepaConfig(**self.model_fields())
+
+    def _check_sizes(self):
+        require_choice(self, "loss_type", ("smooth_l1", "mse"))
+        require_choice(self, "patch_embedding_init", ("published", "fan_in"))
+        require_numbers(self, "drop_path_rate", least=0, below=1)
+        require_numbers(self, "predictor_num_hidden_layers", least=0)
+        sides = ("image_size", "patch_size")
+        encoder = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        predictor = [f"predictor_{name}" for name in encoder if name != "num_hidden_layers"]
+        require_numbers(self, *sides, *encoder, *predictor, least=1)
+        for name in sides:
+            value = getattr(self, name)
+            require(value is None or len(value) < 3, f"{name} must be one number, or height and width, got {value}.")
+        require(self.num_channels in (None, 1, 3), f"num_channels must be 1 or 3, got {self.num_channels}.")
 
 
 @dataclass
@@ -167,6 +259,14 @@ class MaskArguments:
         fields["mode"] = fields.pop("mask_mode")
         return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
+    def _check_masks(self):
+        """What does not depend on the grid, of which `MultiBlockMasking` speaks."""
+        require_choice(self, "mask_mode", ("unbiased", "meta"))
+        require_interval(self, "target_scale", "context_scale", most=1)
+        require_interval(self, "target_aspect_ratio")
+        require_numbers(self, "num_targets", "num_contexts", "min_patches", least=1)
+        require_numbers(self, "num_context_tokens", "num_target_tokens", least=1)
+
 
 @dataclass
 class OptimizationArguments:
@@ -174,6 +274,7 @@ class OptimizationArguments:
 
     _argument_group_name = "optimization"
 
+    optimizer: str = argument("adamw", "adamw, or adamw_8bit: a quarter of its memory (pip install bitsandbytes)")
     batch_size: int = argument(2048, "images per optimizer step, over all processes and accumulation steps")
     per_device_batch_size: int = argument(128, "images per process and forward pass; accumulation makes up the rest")
     epochs: float | None = argument(None, "length of the run in passes over the data (or give max_steps)")
@@ -194,11 +295,22 @@ class OptimizationArguments:
     mixed_precision: str | None = argument(
         None, "no, bf16 or fp16 computation on float32 weights; accelerate's own setting by default"
     )
+    max_skipped_steps: int = argument(
+        100, "stop when more steps than this had no finite gradient; each is skipped and reported"
+    )
     seed: int = argument(0, "of initial weights, data order, crops and masks")
 
     def _check_optimization(self):
-        for name in ("batch_size", "per_device_batch_size"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}.")
+        require_numbers(self, "batch_size", "per_device_batch_size", least=1)
+        require_numbers(self, "seed", least=0, most=LARGEST_SEED)
+        require_choice(self, "mixed_precision", ("no", "bf16", "fp16"))
+        self._check_length()
+        self._check_schedules()
+
+    def _check_length(self):
+        require_numbers(self, "epochs", above=0)
+        require_numbers(self, "max_steps", least=1)
+        require_numbers(self, "warmup_epochs", "warmup_steps", least=0)
         require(
             (self.epochs is None) != (self.max_steps is None),
             f"Give the length of the run as epochs or as max_steps, got epochs {self.epochs} and max_steps"
@@ -208,14 +320,18 @@ class OptimizationArguments:
             self.warmup_epochs is None or self.warmup_steps is None,
             f"Give the warm-up as warmup_epochs or as warmup_steps, got {self.warmup_epochs} and {self.warmup_steps}.",
         )
-        require(
-            self.mixed_precision in (None, "no", "bf16", "fp16"),
-            f"mixed_precision must be no, bf16 or fp16, got {self.mixed_precision!r}.",
-        )
-        require(
-            self.max_grad_norm is None or self.max_grad_norm > 0,
-            f"max_grad_norm must be positive, got {self.max_grad_norm}.",
-        )
+        for unit in ("epochs", "steps"):
+            warmup, whole = f"warmup_{unit}", "epochs" if unit == "epochs" else "max_steps"
+            lengths = getattr(self, warmup), getattr(self, whole)
+            fits = None in lengths or lengths[0] <= lengths[1]
+            require(fits, f"{warmup} {lengths[0]} is longer than the run, which has {whole} {lengths[1]}.")
+
+    def _check_schedules(self):
+        require_numbers(self, "start_learning_rate", "learning_rate", "final_learning_rate", least=0)
+        require_numbers(self, "weight_decay", "final_weight_decay", least=0)
+        require_numbers(self, "momentum", "final_momentum", least=0, most=1)
+        require_numbers(self, "adam_beta1", "adam_beta2", least=0, below=1)
+        require_numbers(self, "adam_epsilon", "max_grad_norm", above=0)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the run."""
@@ -233,6 +349,7 @@ class OutputArguments:
     _argument_group_name = "output"
 
     output_dir: str = argument("", "directory of the run: the model, its card, metrics, curves and checkpoints")
+    print_memory_estimate: bool = argument(False, "print what a training process needs, part by part, and stop")
     resume: bool = argument(False, "continue the run in output_dir from its newest complete checkpoint")
     logging_steps: int = argument(50, "optimizer steps between rows of metrics.jsonl")
     eval_steps: int | None = argument(None, "optimizer steps between k-NN evaluations; at the end only by default")
@@ -247,10 +364,31 @@ class OutputArguments:
 
     def _check_output(self):
         require(self.output_dir, "output_dir is missing: name the directory the run is written to.")
-        for name in ("logging_steps", "save_steps", "keep_checkpoints", "knn_neighbors", "max_probe_images"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}.")
-        require(self.eval_steps is None or self.eval_steps >= 1, f"eval_steps must be at least 1: {self.eval_steps}.")
+        require(
+            Path(self.output_dir).is_dir() or not os.path.lexists(self.output_dir),
+            f"output_dir {self.output_dir!r} is there already and is no directory.",
+        )
+        require_numbers(self, "logging_steps", "eval_steps", "save_steps", "keep_checkpoints", least=1)
+        require_numbers(self, "knn_neighbors", "max_probe_images", least=1)
+        self._check_trackers()
         require(not self.push_to_hub or self.hub_model_id, "push_to_hub needs hub_model_id.")
+        self._check_hub_model_id()
+
+    def _check_hub_model_id(self):
+        """Now, and not when the run has ended."""
+        try:
+            validate_repo_id(self.hub_model_id or "none")
+            require_text(self, "hub_model_id")
+        except HFValidationError as error:
+            raise ValueError(f"hub_model_id is no name of a repository: {' '.join(str(error).split())}") from None
+
+    def _check_trackers(self):
+        """Accelerate passes over a tracker that is not installed without a word."""
+        known = [tracker.value for tracker in LoggerType]
+        installed = ["all", *(str(tracker) for tracker in get_available_trackers())]
+        for name in self.trackers:
+            require(name in known, f"trackers must be among {', '.join(known)}, got {name!r}.")
+            require(name in installed, f"trackers: {name!r} is not installed here (pip install {name}).")
 
 
 GROUPS = (DataArguments, ModelArguments, MaskArguments, OptimizationArguments, OutputArguments)
@@ -259,6 +397,7 @@ GROUPS = (DataArguments, ModelArguments, MaskArguments, OptimizationArguments, O
 FREE_ON_RESUME = {
     *("output_dir", "resume", "num_workers", "logging_steps", "eval_steps", "save_steps", "keep_checkpoints"),
     *("trackers", "push_to_hub", "hub_model_id", "hub_private", "max_bad_images", "gradient_checkpointing"),
+    *("compile_layers", "max_skipped_steps", "print_memory_estimate", "validation_data"),
     *("attn_implementation", "data", "knn_neighbors", "max_probe_images", "per_device_batch_size", "validation_split"),
 }
 
@@ -274,8 +413,18 @@ class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments
     def __post_init__(self):
         self._check_data()
         self._check_model()
+        self._check_masks()
         self._check_optimization()
         self._check_output()
+        self._check_channels()
+
+    def _check_channels(self):
+        """Statistics for other channels than the model's, as far as the recipe says them."""
+        channels = self.num_channels or (None if self.init_from else IJepaConfig.num_channels)
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            fits = None in (value, channels) or len(value) == channels
+            require(fits, f"{name} has {len(value or [])} numbers, {value}, but num_channels is {channels}.")
 
     def differences(self, other: dict) -> list[str]:
         """What `other`, the arguments of the first half of a run, has otherwise, of all that must not change."""
@@ -294,20 +443,42 @@ class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None and value != []}
 
 
+class _RecipeLoader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would take the last without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {key!r} is there {keys.count(key)} times")
+        return super().construct_mapping(node, deep)
+
+
 def _read_recipe(path: str, groups: Sequence[type]) -> dict:
     try:
-        recipe = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"There is no recipe {path!r}.") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path!r} is not a YAML file: {error}") from None
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path!r} must hold `key: value` lines.")
+        recipe = yaml.load(_recipe_text(path), Loader=_RecipeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path!r} is not a YAML file of values: {' '.join(str(error).split())}") from None
+    require(isinstance(recipe, dict), f"{path!r} must hold `key: value` lines.")
     known = {entry.name for group in groups for entry in dataclasses.fields(group) if entry.init}
     unknown = sorted(str(key) for key in set(recipe) - known)
-    if unknown:
-        raise ValueError(f"{path!r} has unknown keys: {', '.join(unknown)}.")
+    require(not unknown, f"{path!r} has unknown keys: {', '.join(unknown)}.")
     return recipe
+
+
+def _recipe_text(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_RECIPE_BYTES + 1)  # whatever is behind the name, /dev/zero for one
+    except FileNotFoundError:
+        raise ValueError(f"There is no recipe {path!r}.") from None
+    except OSError as error:
+        raise ValueError(f"The recipe {path!r} cannot be read: {error.strerror}.") from None
+    require(len(content) <= MAX_RECIPE_BYTES, f"{path!r} is no recipe: it has more than {MAX_RECIPE_BYTES:,} bytes.")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path!r} is no recipe: it is not UTF-8 text (byte {error.start}).") from None
 
 
 def _recipe_path(words: Sequence[str], prog: str) -> str | None:
@@ -319,20 +490,35 @@ def _recipe_path(words: Sequence[str], prog: str) -> str | None:
     return paths[0] if paths else None
 
 
-def _as_flags(recipe: dict, defaults: dict) -> list[str]:
+def _as_flags(recipe: dict, actions: dict[str, argparse.Action]) -> list[str]:
     """A recipe as command-line words, so that both ways have one set of types and errors.
 
     Raises:
-        ValueError: if a list is empty that may not be, which no words can say.
+        ValueError: if no words can say a value, such as a list that is empty where it may not be.
     """
     words = []
     for key, value in recipe.items():
-        if value is None or value == defaults[key] == []:
+        action = actions[key]
+        if value is None or value == action.default == []:
             continue
         require(value != [], f"{key} is an empty list in the recipe: name values, or leave the key out.")
-        values = value if isinstance(value, list) else [value]
-        words += [f"--{key}", *(str(entry).lower() if isinstance(entry, bool) else str(entry) for entry in values)]
+        if isinstance(value, list) and action.nargs == "+":
+            words += [f"--{key}", *(_as_word(key, entry) for entry in value)]
+        else:  # one word, so that a value that starts like a flag is none
+            words.append(f"--{key}={_as_word(key, value, is_text=action.type is str and action.nargs is None)}")
     return words
+
+
+def _as_word(key: str, value, is_text: bool = False) -> str:
+    nested = isinstance(value, (list, dict, set))
+    require(not nested, f"{key} must be one value in the recipe, or for some keys a list of values: no nesting.")
+    require(
+        not (is_text and isinstance(value, bool)),
+        f"{key} is a truth value in the recipe, {value}: YAML reads no, off, yes and on so unless they are in quotes.",
+    )
+    word = str(value).lower() if isinstance(value, bool) else str(value)
+    require(not word.startswith("--"), f"{key} has the value {word!r} in the recipe, which looks like a flag.")
+    return word
 
 
 def parse_arguments(
@@ -355,11 +541,12 @@ def parse_arguments(
         description=f"{description} Values come from --recipe, then from the flags.",
         allow_abbrev=False,
     )
+    parser._negative_number_matcher = NEGATIVE_NUMBER
     parser.add_argument("--recipe", help="YAML file with any of the values below (recipes/ holds some)")
     try:
         path = _recipe_path(words, prog)
         recipe = {} if path is None else _read_recipe(path, groups)
-        flags = _as_flags(recipe, {key: parser.get_default(key) for key in recipe})
+        flags = _as_flags(recipe, {action.dest: action for action in parser._actions})
         values = vars(parser.parse_args(flags + words))
         values.pop("recipe")
         return build(**values)

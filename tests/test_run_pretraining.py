@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 import run_pretraining
 from ijepa import IJepaForPretraining
-from ijepa.checkpointing import damage
+from ijepa.checkpointing import DirectoryLock, damage
 from ijepa.collapse import CollapseMonitor
 from ijepa.model_card import write_model_card
+from ijepa.preemption import StopRequest
 from ijepa.recipe import ModelArguments, parse_pretraining_arguments
 
 
@@ -77,6 +78,10 @@ def pretrain(output_dir, **changes):
         state._reset_state()
     run_pretraining.main(words(output_dir, **changes))
     return load_file(Path(output_dir) / "model.safetensors")
+
+
+def build_run(arguments):
+    return run_pretraining.build_run(arguments, DirectoryLock(Path(arguments.output_dir)), StopRequest(0))
 
 
 def rows(output_dir):
@@ -145,7 +150,7 @@ def test_a_run_continues_from_the_newest_whole_checkpoint(tmp_path, capsys):
     assert "step-00000006 is damaged (model.safetensors" in output and "at step 3" in output
 
 
-def test_checkpoints_appear_whole_and_only_the_newest_are_kept(tmp_path, monkeypatch):
+def test_checkpoints_appear_whole_and_only_the_newest_are_kept(tmp_path, monkeypatch, capsys):
     pretrain(tmp_path / "run", save_steps=1, keep_checkpoints=2)
     names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
     assert names == ["step-00000005", "step-00000006"]
@@ -154,8 +159,9 @@ def test_checkpoints_appear_whole_and_only_the_newest_are_kept(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(transformers.BitImageProcessorPil, "save_pretrained", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(SystemExit) as stop:
         pretrain(tmp_path / "full")
+    assert stop.value.code == 1 and "No space left on device" in capsys.readouterr().err
     assert not list((tmp_path / "full/checkpoints").glob("step-*"))
 
 
@@ -340,7 +346,7 @@ def test_the_licence_of_the_weights_a_run_starts_from_carries_over(tmp_path):
 
 def test_optimizer_and_probe_settings_reach_what_they_set(tmp_path):
     changes = {"adam_beta1": 0.8, "adam_beta2": 0.95, "knn_neighbors": 3, "validation_split": "test"}
-    run = run_pretraining.build_run(parse_pretraining_arguments(words(tmp_path / "run", **changes)))
+    run = build_run(parse_pretraining_arguments(words(tmp_path / "run", **changes)))
     assert run.optimizer.param_groups[0]["betas"] == (0.8, 0.95)
     assert run.probe.knn_name == "3-NN"
 
@@ -364,14 +370,14 @@ def test_weights_from_elsewhere_are_trained_in_training_mode(tmp_path, monkeypat
 def test_unlabelled_images_are_no_neighbours(tmp_path, monkeypatch):
     """-1 is a missing label: such images are left out of the k-NN, not counted as a class."""
 
-    def partly_labelled(arguments, split, original=run_pretraining.open_split):
-        dataset = original(arguments, split).select(range(60))
+    def partly_labelled(arguments, source, split, original=run_pretraining.open_split):
+        dataset = original(arguments, source, split).select(range(60))
         labels = [label if index % 2 else -1 for index, label in enumerate(dataset["label"])]
         return dataset.remove_columns("label").add_column("label", labels)
 
     monkeypatch.setattr(run_pretraining, "open_split", partly_labelled)
     arguments = parse_pretraining_arguments(words(tmp_path / "run", validation_split="test"))
-    run = run_pretraining.build_run(arguments)
+    run = build_run(arguments)
     _, train_labels, _, test_labels = run.probe.features_of(None)
     assert len(train_labels) == len(test_labels) == 30 and min(train_labels) >= 0
     row = run.probe.row("raw pixels", None)

@@ -1,0 +1,96 @@
+"""What tests/test_distributed.py launches in place of run_pretraining.py: the same script, watched.
+
+    accelerate launch ... tests/launched.py WATCHED_DIR never [arguments of run_pretraining.py]
+    accelerate launch ... tests/launched.py WATCHED_DIR 1:3 [arguments of run_pretraining.py]
+
+With 1:3 the losses of process 1 are NaN in step 3 (from 0). Every process leaves WATCHED_DIR/rank_N.json: the number
+of processes, the mode, a digest of all weights, whole, and which images it saw in which step. On a machine without
+accelerators, Accelerate keeps FSDP away from the CPU, although torch has it there; here it is let through.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.state import DistributedType, PartialState
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import run_pretraining
+
+
+def let_fsdp_through():
+    state = PartialState(cpu=True)
+    if not torch.distributed.is_initialized():  # a single process, for which Accelerate opens no group
+        torch.distributed.init_process_group("gloo")
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return state
+
+
+def whole(parameter):
+    if hasattr(parameter, "full_tensor"):  # FSDP2
+        return parameter.detach().full_tensor()
+    if hasattr(parameter, "ds_id"):  # ZeRO-3
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return parameter.detach()
+
+
+def digest(networks):
+    result = hashlib.sha256()
+    for name, parameter in networks.named_parameters():
+        result.update(name.encode() + whole(parameter).cpu().numpy().tobytes())
+    for name, buffer in networks.named_buffers():
+        result.update(name.encode() + buffer.cpu().numpy().tobytes())
+    return result.hexdigest()
+
+
+def watch(directory):
+    seen, step, close = [], run_pretraining.optimizer_step, run_pretraining.close
+
+    def watched_step(run, batches, number):
+        result = step(run, batches, number)
+        seen.extend((number, index) for batch in result.batches for index in batch["index"].tolist())
+        return result
+
+    def watched_close(run):
+        accelerator = run.accelerator
+        record = {"num_processes": accelerator.num_processes, "mode": run.mode, "seen": seen}
+        record |= {"weights": digest(run.networks), "accumulation": accelerator.gradient_accumulation_steps}
+        (directory / f"rank_{accelerator.process_index}.json").write_text(json.dumps(record))
+        close(run)
+
+    run_pretraining.optimizer_step, run_pretraining.close = watched_step, watched_close
+
+
+def spoil(rank, step):
+    """Makes the losses of one process NaN in one step."""
+    loss, apply, now = run_pretraining.IJepaForPretraining.prediction_loss, run_pretraining.Schedules.apply, []
+
+    def watched_apply(self, optimizer, number):
+        now[:] = [number]
+        apply(self, optimizer, number)
+
+    def spoiled_loss(self, predictions, targets):
+        bad = now == [step] and PartialState().process_index == rank
+        return loss(self, predictions * float("nan") if bad else predictions, targets)
+
+    run_pretraining.Schedules.apply = watched_apply
+    run_pretraining.IJepaForPretraining.prediction_loss = spoiled_loss
+
+
+if __name__ == "__main__":
+    directory = Path(sys.argv[1])
+    directory.mkdir(exist_ok=True, parents=True)
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not torch.accelerator.is_available():
+        let_fsdp_through()
+    watch(directory)
+    if sys.argv[2] != "never":
+        spoil(*map(int, sys.argv[2].split(":")))
+    run_pretraining.main(sys.argv[3:])
