@@ -138,6 +138,10 @@ class DataArguments:
     num_workers: int = argument(4, "data loading processes per training process; 0 loads in the training process")
 
     def _check_data(self):
+        require(
+            not (self.streaming and self.validation_split and not self.validation_data),
+            "streaming cannot look images up for validation_split: name validation_data too.",
+        )
         require(self.data, "data is missing: name a folder, shards, a Hub dataset, or 'digits'.")
         require_text(self, "data_config", "train_split", "validation_split", "image_column", "label_column")
         require_numbers(self, "max_bad_images", "num_workers", least=0)

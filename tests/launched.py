@@ -56,7 +56,7 @@ def watch(directory):
 
     def watched_step(run, batches, number):
         result = step(run, batches, number)
-        seen.extend((number, index) for batch in result.batches for index in batch["index"].tolist())
+        seen.extend((number, name) for batch in result.batches for name in run.data.names(batch))
         return result
 
     def watched_close(run):

@@ -18,6 +18,7 @@ import transformers
 from safetensors.torch import load_file
 
 from ijepa.checkpointing import damage
+from ijepa.data import load_image_dataset
 
 
 REPOSITORY = Path(__file__).parent.parent
@@ -200,6 +201,26 @@ def test_a_run_goes_on_with_another_number_of_processes(finished, mode, before, 
     assert [record["num_processes"] for record in ranks(again)] == [after] * after
     assert_close_weights(weights(again), weights(whole), TOLERANCE)
     assert seen(again) == [pair for pair in seen(whole) if pair[0] >= 3]
+
+
+@pytest.mark.parametrize("after", [2, 1])
+def test_a_streamed_run_goes_on_with_any_number_of_processes_that_shares_its_lanes(tmp_path, after):
+    """The shards are read in two lanes, by two processes or by one."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    digits = load_image_dataset("digits")
+    for number in range(4):  # 80 images: the epoch ends in step 10
+        digits.select(range(20 * number, 20 * number + 20)).to_parquet(shards / f"train-{number}.parquet")
+    settings = {"data": shards, "streaming": "true", "shuffle_buffer": 7, "validation_split": "", "max_steps": 12}
+    settings |= {"save_steps": 5, "keep_checkpoints": 9}
+    launch("ddp", tmp_path / "whole", **settings)
+    again = cut_back(tmp_path / "whole", tmp_path / "again", step=5)
+    launch(None if after == 1 else "ddp", again, resume="true", **settings)
+    assert [record["num_processes"] for record in ranks(again)] == [after] * after
+    assert_close_weights(weights(again), weights(tmp_path / "whole"), 0 if after == 2 else TOLERANCE)
+    assert seen(again) == [pair for pair in seen(tmp_path / "whole") if pair[0] >= 5]
+    first_epoch = [name for step, name in seen(tmp_path / "whole") if step < 10]
+    assert len(set(first_epoch)) == len(first_epoch) == 80
 
 
 @pytest.mark.parametrize(
