@@ -14,7 +14,10 @@ TRAIN = ["matplotlib"]
 ONNX = ["onnx", "onnxscript", "onnxruntime"]
 # torchvision: RandAugment, mixup and cutmix of fine-tuning; timm: the LARS optimizer of the published linear probe.
 VISION = ["torchvision", "timm"]
-TEST = [*TRAIN, *ONNX, *VISION, "pytest", "ruff", "tensorboard"]
+# DeepSpeed compiles a small operator on first use: it needs a C++ compiler.
+DEEPSPEED = ["deepspeed"]
+EIGHT_BIT = ["bitsandbytes"]
+TEST = [*TRAIN, *ONNX, *VISION, *DEEPSPEED, *EIGHT_BIT, "pytest", "ruff", "tensorboard"]
 
 setup(
     name="ijepa-transformers",
@@ -43,6 +46,8 @@ setup(
         "train": TRAIN,
         "onnx": ONNX,
         "vision": VISION,
+        "deepspeed": DEEPSPEED,
+        "eight_bit": EIGHT_BIT,
         "tracking": ["tensorboard"],
         "test": TEST,
     },

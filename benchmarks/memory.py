@@ -56,6 +56,7 @@ COLUMNS = {
     "ZeRO-3 x 8": {"mode": "zero3", "num_processes": 8},
 }
 
+MACHINES = ((1, 24), (1, 80), (8, 24), (8, 80), (64, 80))  # GPUs, GB of each
 DEVICES = (16, 24, 40, 80)  # GB on the label, taken for GiB less half a GiB
 
 
@@ -188,6 +189,29 @@ def print_largest_batches(names, mode):
         row(name, *cells)
 
 
+def print_launches(names, mode):
+    print("\nThe simplest launch of 2048 images per step that fits: mode, images per pass, passes per step (GiB)\n")
+    head("size", *(f"{count} x {device} GB" for count, device in MACHINES))
+    for name in names:
+        config = published_config(name)
+        tokens = worst_case(config, mode, None)
+        row(name, *(simplest_launch(config, tokens, count, device) for count, device in MACHINES))
+
+
+def simplest_launch(config, tokens, num_processes, device) -> str:
+    """Without checkpointing before with, ddp before fsdp2, large passes before small ones."""
+    modes = ["ddp", "fsdp2"] if num_processes > 1 else ["single"]
+    for checkpointing in (False, True):
+        for mode in modes:
+            for batch in (size for size in (128, 64, 32, 16) if size * num_processes <= 2048):
+                settings = {"mode": mode, "num_processes": num_processes, "gradient_checkpointing": checkpointing}
+                total = estimate_memory(config, tokens, batch, **settings).total / GIB
+                if total <= device - 0.5:
+                    passes = 2048 // (batch * num_processes)
+                    return f"{mode}{', checkpointing' * checkpointing}, {batch} x {passes} ({total:.0f})"
+    return "-"
+
+
 def worst_case(config, mode, batch) -> TokenCounts:
     return worst_case_tokens(MultiBlockMasking(config.grid_size, mode=mode))
 
@@ -233,6 +257,7 @@ def main():
         print_totals(*chosen, worst_case, "GiB of one process, bf16, worst-case tokens")
         print_totals(*chosen, sampled, "GiB of one process, bf16, longest of 200 sampled batches")
         print_largest_batches(arguments.sizes, arguments.mode)
+        print_launches(arguments.sizes, arguments.mode)
 
 
 if __name__ == "__main__":

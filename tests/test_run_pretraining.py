@@ -4,6 +4,7 @@ what it leaves behind is a model."""
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -223,6 +224,15 @@ def test_two_processes_equal_one_at_the_same_global_batch(tmp_path):
     double = load_file(tmp_path / "double/model.safetensors")
     for name in single:
         torch.testing.assert_close(double[name], single[name], atol=2e-6, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_layers_compute_the_same_under_the_same_names(tmp_path):
+    plain, compiled = pretrain(tmp_path / "plain"), pretrain(tmp_path / "compiled", compile_layers="true")
+    assert set(plain) == set(compiled)
+    for name in plain:
+        torch.testing.assert_close(compiled[name], plain[name], atol=1e-6, rtol=0)
 
 
 def test_bfloat16_keeps_float32_weights_that_move(tmp_path):
