@@ -833,6 +833,8 @@ def push_to_hub(run: Run) -> None:
 def sentence_for(error: Exception) -> str | None:
     """What to tell a user about an error that is none of this program; None for one that may be."""
     text = str(error)
+    if text.startswith("Caught "):  # by a data loading process, which adds its traceback in front
+        text = text.rstrip().splitlines()[-1].partition(": ")[2]
     if isinstance(error, (BadImageError, DivergenceError, CheckpointError)):
         return text
     if isinstance(error, OSError):

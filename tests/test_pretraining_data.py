@@ -75,6 +75,31 @@ def test_bad_images_of_a_stream_are_written_down_once_and_counted_after_a_resume
     assert "1 of 20 images cannot be read, more than the limit of 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shard_that_vanishes_is_a_sentence_and_the_run_goes_on_when_it_is_back(
+    tmp_path, shards, monkeypatch, capsys, num_workers
+):
+    changes = {"data": shards, "num_workers": num_workers, "max_steps": 10, "save_steps": 1, **STREAMED}
+    whole = pretrain(tmp_path / "whole", **changes)
+    send = run_pretraining.start
+
+    def start(run, lock):
+        send(run, lock)
+        for shard in shards.iterdir():
+            shard.rename(shard.with_suffix(".gone"))
+
+    monkeypatch.setattr(run_pretraining, "start", start)
+    with pytest.raises(SystemExit) as stop:
+        pretrain(tmp_path / "run", **changes)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 1 and error.startswith("run_pretraining.py: error: the shard") and "--resume" in error
+    monkeypatch.undo()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    for shard in shards.iterdir():
+        shard.rename(shard.with_suffix(".parquet"))
+    assert_equal_weights(pretrain(tmp_path / "run", resume="true", **changes), whole)
+
+
 def test_what_a_stream_needs_is_asked_for(tmp_path, shards, capsys):
     tar = tmp_path / "images.tar"
     write_tar(tar, 16)

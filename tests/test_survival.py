@@ -416,3 +416,41 @@ def test_too_little_memory_is_a_sentence_that_says_what_to_do(tmp_path, monkeypa
 def test_the_memory_estimate_is_printed_and_nothing_started(tmp_path, capsys):
     run_pretraining.main(words(tmp_path / "run", print_memory_estimate="true"))
     assert "peak of one process" in capsys.readouterr().out and not (tmp_path / "run").exists()
+
+
+# Slurm, make-believe
+
+
+SHIMS = {
+    "srun": 'echo $$ > "$SHIMS/launcher"; SLURM_NODEID=0 exec "$@"',
+    "scancel": '[ "$1" = --signal=TERM ] && [ "$2" = 7.0 ] && kill -TERM $(cat "$SHIMS/launcher")',
+    "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> "$SHIMS/requeued"; fi',
+    "accelerate": 'exec "$PYTHON" -m accelerate.commands.accelerate_cli "$@"',
+}
+
+
+@pytest.mark.slow
+def test_the_slurm_script_saves_before_the_time_is_up_and_requeues_until_the_run_is_finished(tmp_path):
+    """With stand-ins for Slurm's commands: one node, two processes."""
+    shims = tmp_path / "shims"
+    shims.mkdir()
+    for name, body in SHIMS.items():
+        (shims / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (shims / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{shims}:{os.environ['PATH']}", "SHIMS": str(shims)}
+    environment |= {"PYTHON": sys.executable}
+    environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "here"}
+    environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    run = tmp_path / "a run"
+    settings = {"per_device_batch_size": 4, "max_steps": 60, "logging_steps": 1, "save_steps": 50}
+    command = ["bash", "recipes/accelerate/slurm.sh", *words(run, **settings)]
+    job = subprocess.Popen(command, cwd=REPOSITORY, env=environment)
+    wait_until(lambda: (run / "metrics.jsonl").read_text().count("\n") > 5)
+    job.send_signal(signal.SIGUSR1)
+    job.wait(60)
+    assert status(run) == "preempted" and (shims / "requeued").read_text() == "requeue 7\n"
+    saved = newest_checkpoint(run / "checkpoints", pytest.fail)
+    assert saved is not None and saved.name < "step-00000060"
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=False)
+    assert status(run) == "finished" and (shims / "requeued").read_text() == "requeue 7\n"
+    assert newest_checkpoint(run / "checkpoints", pytest.fail).name == "step-00000060"
