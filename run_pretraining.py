@@ -38,6 +38,7 @@ from ijepa.checkpointing import (
     CheckpointError,
     DirectoryLock,
     checkpoint_step,
+    disk_errors,
     newest_checkpoint,
     replace_files,
     save_checkpoint,
@@ -715,6 +716,7 @@ def export(run: Run) -> None:
     on_main_process(run.accelerator, lambda: write_model(run, weights))
 
 
+@disk_errors()
 def write_model(run: Run, weights: dict[str, torch.Tensor]) -> None:
     unfinished = run.output_dir / ".tmp-export"
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from .distributed import on_main_process, raise_together
+from .distributed import on_main_process
 
 
 MANIFEST = "manifest.json"
@@ -128,14 +128,16 @@ def save_checkpoint(
         the directory `step-...`.
 
     Raises:
-        CheckpointError: on every process, if one cannot write its part. Nothing is left of it then, and the older
-            checkpoints are untouched.
+        CheckpointError: if this process, or the main one, cannot write its part. The older checkpoints are untouched.
+            A process that fails alone must end at once: the others may be waiting for it inside a library.
     """
     unfinished, finished = directory / f".tmp-{step}", directory / f"step-{step:08d}"
     try:
         on_main_process(accelerator, lambda: _make_anew(unfinished))
-        _together(accelerator, lambda: (accelerator.save_state(str(unfinished)), write_extra(unfinished)))
-        parts = gather_object([_together(accelerator, lambda: _describe_share(accelerator, unfinished))])
+        with disk_errors():
+            accelerator.save_state(str(unfinished))
+            write_extra(unfinished)
+        parts = gather_object([_describe_share(accelerator, unfinished)])
         files = {name: entry for part in parts for name, entry in part.items()}
         on_main_process(accelerator, lambda: _finish(unfinished, finished, files))
         on_main_process(accelerator, lambda: _prune(finished, keep))
@@ -150,15 +152,15 @@ def save_checkpoint(
     return finished
 
 
-def _together(accelerator: Accelerator, function: Callable):
-    """Runs `function` on every process; a failure of one, of whatever class a library chose, is an OSError of all."""
-    result = failure = None
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """A failure of whatever class a library chose (torch.save and safetensors have their own) becomes an OSError."""
     try:
-        result = function()
-    except Exception as error:  # torch.save and safetensors report a full disk in classes of their own
-        failure = error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
-    raise_together(accelerator, failure)
-    return result
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _make_anew(directory: Path):

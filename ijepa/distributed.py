@@ -25,7 +25,6 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     broadcast_object_list,
-    gather_object,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
@@ -206,13 +205,3 @@ def on_main_process(accelerator: Accelerator, function: Callable):
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
-
-
-def raise_together(accelerator: Accelerator, error: Exception | None) -> None:
-    """Raises on all processes if there was an error on one: its own where there was one, else that of the first."""
-    messages = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
-    if error is not None:
-        raise error
-    failed = [(index, message) for index, message in enumerate(messages) if message is not None]
-    if failed:
-        raise OSError(f"process {failed[0][0]} failed: {failed[0][1]}")
