@@ -62,7 +62,7 @@ from ijepa.data import (
     select_listed,
 )
 from ijepa.encoders import load_encoder, load_processor, one_line
-from ijepa.model_card import inherited_license
+from ijepa.model_card import fenced_yaml, in_markdown, in_quotes, inherited_license
 from ijepa.optimization import layer_decay_groups, parameter_places
 from ijepa.probing import accuracy_metric
 from ijepa.recipe import argument, check_launch, parse_arguments, require
@@ -219,6 +219,10 @@ class FineTuningArguments(TrainingArguments):
         )
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
+
+    def __getstate__(self) -> dict:
+        """Trainer pickles its arguments into training_args.bin, which it uploads: nobody's token belongs there."""
+        return {**vars(self), **{name: None for name in vars(self) if name.endswith("hub_token")}}
 
     @property
     def order_seed(self) -> int:
@@ -772,8 +776,7 @@ An image classifier for {num_classes} classes ({classes}), {origin} by ijepa-tra
 
 Arguments that differ from the defaults (`recipe.yaml`):
 
-```yaml
-{recipe}```
+{recipe}
 {results}"""
 
 
@@ -794,16 +797,16 @@ def write_card(trainer: ClassificationTrainer) -> None:
     name = trainer.args.hub_model_id or Path(trainer.args.output_dir).name
     is_grey = getattr(trainer.model.config, "num_channels", 3) == 1
     body = CARD.format(
-        name=name,
-        usage=(USAGE_OF_GREY if is_grey else USAGE).format(name=name),
+        name=in_markdown(name),
+        usage=(USAGE_OF_GREY if is_grey else USAGE).format(name=in_quotes(name)),
         num_classes=len(names),
-        classes=", ".join(names[:10]) + (", ..." if len(names) > 10 else ""),
+        classes=", ".join(map(in_markdown, names[:10])) + (", ..." if len(names) > 10 else ""),
         origin="trained from scratch" if arguments.model.from_scratch else origin,
-        data=arguments.data.data,
+        data=in_markdown(arguments.data.data),
         num_images=len(trainer.train_dataset),
         split=arguments.data.train_split,
-        model=source,
-        recipe=yaml.safe_dump(_plain(arguments.recipe), sort_keys=False),
+        model=in_markdown(source),
+        recipe=fenced_yaml(_plain(arguments.recipe)),
         results=f"\n## Results on {arguments.data.validation_split!r}\n\n" + "\n".join(lines) + "\n" if lines else "",
     )
     # Written directly: ModelCard.save and ModelCard.validate may ask the Hub.

@@ -14,6 +14,7 @@ import glob
 import io
 import itertools
 import json
+import logging
 import math
 import os
 import stat
@@ -76,6 +77,7 @@ _URI = "file://"
 
 # A broken file is told of once, by its name, in a BadImageError, and not by PIL as well, without a name.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 # Bad images
@@ -151,12 +153,19 @@ class BadImageLog:
             return set()
         text = self.path.read_text(encoding="utf-8")
         whole_lines = text[: text.rfind("\n") + 1]
-        if (
-            whole_lines != text and self.writes
-        ):  # a killed run may leave half a line, to which the next record must not be glued
-            self.path.write_text(whole_lines, encoding="utf-8")
-        records = [json.loads(line) for line in whole_lines.splitlines()]
-        return {record.get("index", record["name"]) for record in records}
+        if whole_lines != text and self.writes:
+            # A killed run may leave half a line, to which the next record must not be glued.
+            repaired = self.path.with_name(f".tmp-{self.path.name}")
+            repaired.write_text(whole_lines, encoding="utf-8")
+            repaired.replace(self.path)
+        return {self._key(line) for line in whole_lines.splitlines()}
+
+    def _key(self, line: str) -> int | str:
+        try:
+            record = json.loads(line)
+            return record.get("index", record["name"])
+        except (ValueError, KeyError, AttributeError):
+            raise ValueError(f"{self.path} has a line that is no record of a bad image: {line[:100]!r}") from None
 
     def _describe(self, index: int) -> dict[str, str]:
         """The reason comes from reading the file once more: a worker hands over numbers only."""

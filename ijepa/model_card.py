@@ -1,6 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """The README.md of a pretrained directory: what it is, how to use it, what it was trained on and what it reached."""
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -37,8 +38,7 @@ pretraining). There is no class token: an image's feature is the mean over its p
 
 Effective recipe (`recipe.yaml`):
 
-```yaml
-{recipe}```
+{recipe}
 {results}{metrics}"""
 
 METRICS = """
@@ -48,6 +48,23 @@ METRICS = """
 
 Last row of `metrics.jsonl`: {last}
 """
+
+
+def in_markdown(text: object) -> str:
+    """One line in which nothing is markup or HTML: names of directories, data and classes may hold anything."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+
+
+def in_quotes(text: object) -> str:
+    """What stands between the double quotes of a Python or JSON string."""
+    return json.dumps(str(text), ensure_ascii=False)[1:-1]
+
+
+def fenced_yaml(values: Mapping[str, object]) -> str:
+    """A code block that no value can end: its fence is longer than every row of backticks in it."""
+    text = yaml.safe_dump(dict(values), sort_keys=False)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}yaml\n{text}{fence}"
 
 
 def inherited_license(source: str | None) -> str | None:
@@ -89,15 +106,16 @@ def write_model_card(
         license=inherited_license(base_model),
     )
     body = BODY.format(
-        name=name,
-        usage=USAGE.format(name=name),
+        name=in_markdown(name),
+        usage=USAGE.format(name=in_quotes(name)),
         summary="\n".join(f"- {key}: {value}" for key, value in summary.items()),
-        recipe=yaml.safe_dump(dict(recipe), sort_keys=False),
+        recipe=fenced_yaml(recipe),
         results=f"\n## Results\n\n{results}\n" if results else "",
         metrics=METRICS.format(last=_in_words(metrics)) if metrics else "",
     )
     # Written directly: ModelCard.save and ModelCard.validate may ask the Hub.
-    (directory / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{body}")
+    text = f"---\n{data.to_yaml()}\n---\n\n{body}"
+    (directory / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")  # of odd names
 
 
 # Evaluation results in a card that exists, ours or not

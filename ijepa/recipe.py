@@ -144,12 +144,13 @@ class DataArguments:
         )
         require(self.data, "data is missing: name a folder, shards, a Hub dataset, or 'digits'.")
         require_text(self, "data_config", "train_split", "validation_split", "image_column", "label_column")
+        require_text(self, "validation_data")
         require_numbers(self, "max_bad_images", "num_workers", least=0)
         require(
             self.max_bad_images < 1 or self.max_bad_images == int(self.max_bad_images),
             f"max_bad_images must be a share below 1 or a whole number, got {self.max_bad_images}.",
         )
-        require_numbers(self, "eval_resize_ratio", least=1)
+        require_numbers(self, "eval_resize_ratio", "num_images", "shuffle_buffer", least=1)
         require_interval(self, "crop_scale", most=1)
         require_interval(self, "crop_ratio")
         require_choice(self, "interpolation", ("bilinear", "bicubic"))
@@ -307,6 +308,8 @@ class OptimizationArguments:
     def _check_optimization(self):
         require_numbers(self, "batch_size", "per_device_batch_size", least=1)
         require_numbers(self, "seed", least=0, most=LARGEST_SEED)
+        require_numbers(self, "max_skipped_steps", least=0)
+        require_choice(self, "optimizer", ("adamw", "adamw_8bit"))
         require_choice(self, "mixed_precision", ("no", "bf16", "fp16"))
         self._check_length()
         self._check_schedules()

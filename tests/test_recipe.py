@@ -150,7 +150,7 @@ SOUND = {"data": "digits", "output_dir": "here", "max_steps": 10}
 # Values that any text may be: paths and names, which only opening can judge. They must not be empty.
 ANY_TEXT = {
     *("data", "data_config", "train_split", "validation_split", "image_column", "label_column"),
-    *("init_from", "output_dir"),
+    *("init_from", "output_dir", "validation_data"),
 }
 
 # What the type alone refuses.
