@@ -75,7 +75,7 @@ from ijepa.memory import estimate_memory, format_memory_estimate, largest_batch_
 from ijepa.model_card import write_model_card
 from ijepa.modeling_ijepa import IJepaLayer
 from ijepa.optimization import Schedules, build_optimizer, parameter_groups
-from ijepa.preemption import StopRequest, ignore_stop_signals
+from ijepa.preemption import StopRequest, end_workers, ignore_stop_signals
 from ijepa.pretraining_data import IndexedData, StreamedData
 from ijepa.probing import extract_features, few_shot_accuracy, format_table, knn_accuracy, standardize
 from ijepa.recipe import CPU_REMEDY, PretrainingArguments, check_launch, parse_pretraining_arguments
@@ -84,6 +84,9 @@ from ijepa.visualization import plot_training_curves
 
 # Exit codes: 0 finished, 1 failed, 2 wrong arguments or settings (nothing was written), and
 PREEMPTED = 75  # stopped by a signal, saved, to be continued with --resume (sysexits.h: try again later)
+
+# What an upload to the Hub leaves out: it is of no use there, or names the user's files.
+LOCAL_FILES = ["checkpoints/*", ".tmp-*", ".lock", "run_status.json", "bad_images.jsonl", "skipped_steps.jsonl"]
 
 # Metrics shown while training, under a short name; metrics.jsonl has all of them.
 SHOWN = {
@@ -249,7 +252,7 @@ def build_accelerator(arguments: PretrainingArguments) -> Accelerator:
         project_dir=arguments.output_dir,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),  # position tables never change
-            *process_group_settings(),
+            process_group_settings(),
         ],
     )
     leave_models_whole()
@@ -371,11 +374,10 @@ def memory_estimate(arguments: PretrainingArguments) -> str:
 def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRequest) -> Run:
     """Opens the data, finds the checkpoint to resume, and builds all that is trained."""
     accelerator = build_accelerator(arguments)
-    mode, output_dir = launch_mode(accelerator), Path(arguments.output_dir)
+    mode = launch_mode(accelerator)
     if mode == "fsdp2" and arguments.optimizer == "adamw_8bit":
         raise ValueError("optimizer adamw_8bit does not work under FSDP2: bitsandbytes cannot read sharded weights.")
-    if output_dir.exists():  # else there is nothing yet that another run could hold
-        on_main_process(accelerator, lock.take)
+    on_main_process(accelerator, lock.take_if_there)
     checkpoint = on_main_process(
         accelerator, lambda: find_checkpoint(arguments, mode, accelerator.num_processes, accelerator.print)
     )
@@ -592,7 +594,7 @@ def train(run: Run) -> None:
         stops = stops or (evaluates and any_process(run.accelerator, run.stop))
         if saves or stops:
             with window.paused():
-                save(run, done, exports=not stops)
+                save(run, done, exports=not stops and not last)  # `finish` exports
             stops = stops or any_process(run.accelerator, run.stop)
         if stops:
             progress.close()
@@ -744,13 +746,26 @@ def resume(run: Run) -> None:
     state = read_state(run.checkpoint)
     run.baseline, run.skipped_steps = state["baseline"], state["skipped_steps"]
     metrics = run.output_dir / "metrics.jsonl"
-    lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+    run.metrics = rows_until(metrics, run.first_step)
+    last = run.metrics[-1] if run.metrics else {"step": None}
+    if last["step"] == run.first_step and is_evaluated(run, run.first_step) and "knn_accuracy" not in last:
+        last.update(evaluate(run))  # a signal came in between
+    on_main_process(run.accelerator, lambda: write_rows(metrics, run.metrics))
+    skipped = run.output_dir / "skipped_steps.jsonl"
+    if skipped.exists():
+        kept = rows_until(skipped, run.first_step)
+        on_main_process(run.accelerator, lambda: write_rows(skipped, kept))
+
+
+def rows_until(path: Path, step: int) -> list[dict]:
+    """The whole lines of a JSON-lines file up to a step; what a killed run did after its checkpoint, it does again."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    run.metrics = [row for row in rows if row["step"] <= run.first_step]
-    if is_evaluated(run, run.first_step) and "knn_accuracy" not in run.metrics[-1]:
-        run.metrics[-1].update(evaluate(run))  # a signal came in between
-    text = "".join(json.dumps(row) + "\n" for row in run.metrics)
-    on_main_process(run.accelerator, lambda: write_text(metrics, text))
+    return [row for row in rows if row["step"] <= step]
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def load_monitor(run: Run) -> None:
@@ -770,10 +785,18 @@ def random_encoder(run: Run) -> IJepaModel:
         return IJepaModel._from_config(run.config).to(run.accelerator.device).eval()
 
 
+def claim(run: Run, lock: DirectoryLock) -> None:
+    """Takes the directory, if it was not there before, and makes sure that no other run has come in between."""
+    if not lock.is_taken:
+        lock.take()
+        if (run.output_dir / "metrics.jsonl").exists():
+            raise ValueError(f"Another run has just begun in {run.output_dir}: choose another output_dir.")
+
+
 def start(run: Run, lock: DirectoryLock) -> None:
     """Prints the effective values, then loads the checkpoint or measures the random encoder."""
     run.output_dir.mkdir(parents=True, exist_ok=True)
-    on_main_process(run.accelerator, lock.take)
+    on_main_process(run.accelerator, lambda: claim(run, lock))
     say_status(run, "running", lock)
     for name, value in effective_values(run).items():
         run.accelerator.print(f"{name:12} {value}")
@@ -784,6 +807,8 @@ def start(run: Run, lock: DirectoryLock) -> None:
     elif run.probe and run.accelerator.is_main_process:
         with suppress(Preempted):
             run.baseline = {"random_knn_accuracy": run.probe.knn(random_encoder(run))}
+    if run.skipped_steps > run.arguments.max_skipped_steps:
+        raise divergence(run)
     if any_process(run.accelerator, run.stop):
         raise Preempted
 
@@ -795,7 +820,8 @@ def finish(run: Run) -> None:
         run.results = tabulate(run, trained) if run.accelerator.is_main_process else None
         if any_process(run.accelerator, run.stop):
             raise Preempted
-        export(run)
+    export(run)
+    if run.probe:
         run.accelerator.print(f"\nAccuracy on the {run.arguments.validation_split!r} split, frozen features:\n")
         run.accelerator.print(run.results)
     run.accelerator.print(f"\nmodel  {run.output_dir}\ncurves {run.output_dir / 'curves.png'}")
@@ -819,6 +845,7 @@ def tabulate(run: Run, trained: dict[str, IJepaModel]) -> str | None:
 def close(run: Run) -> None:
     """Frees the networks before the process group, or gloo workers abort at exit now and then."""
     accelerator = run.accelerator
+    end_workers()
     run.model = run.optimizer = None
     accelerator.free_memory()
     gc.collect()
@@ -828,7 +855,7 @@ def close(run: Run) -> None:
 def push_to_hub(run: Run) -> None:
     """Uploads the output directory without its checkpoints."""
     repository = create_repo(run.arguments.hub_model_id, private=run.arguments.hub_private, exist_ok=True)
-    upload_folder(repo_id=repository.repo_id, folder_path=run.output_dir, ignore_patterns=["checkpoints/*", ".tmp-*"])
+    upload_folder(repo_id=repository.repo_id, folder_path=run.output_dir, ignore_patterns=LOCAL_FILES)
     run.accelerator.print(f"pushed {repository.repo_id}")
 
 
@@ -891,7 +918,7 @@ def main(words: list[str] | None = None) -> None:
             run = build_run(arguments, lock, stop)
         except (ValueError, OSError) as error:
             fail(error, 2)  # the status argparse gives to wrong arguments
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             fail(error, 1)
         stop.exits = False  # from here on the loop stops, where everything can be saved
         try:
@@ -903,7 +930,7 @@ def main(words: list[str] | None = None) -> None:
             run.accelerator.print(f"stopped ({stop.reason or 'another process was asked to'}); --resume continues.")
             close(run)
             sys.exit(PREEMPTED)
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        except Exception as error:
             say_status(run, "failed", lock)
             fail(error, 1)
         say_status(run, "finished", lock)

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -65,6 +65,11 @@ class DirectoryLock:
     @property
     def is_taken(self) -> bool:
         return self._file is not None
+
+    def take_if_there(self) -> None:
+        """Takes the lock if there is a directory, and so something that another run could hold."""
+        if self.path.parent.exists():
+            self.take()
 
     def take(self) -> None:
         """Takes the lock, if it is not taken already; the directory must exist.
@@ -137,10 +142,10 @@ def save_checkpoint(
         with disk_errors():
             accelerator.save_state(str(unfinished))
             write_extra(unfinished)
+        accelerator.wait_for_everyone()
         parts = gather_object([_describe_share(accelerator, unfinished)])
         files = {name: entry for part in parts for name, entry in part.items()}
         on_main_process(accelerator, lambda: _finish(unfinished, finished, files))
-        on_main_process(accelerator, lambda: _prune(finished, keep))
     except OSError as error:
         if accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -149,6 +154,8 @@ def save_checkpoint(
             f"the checkpoint of step {step:,} cannot be written to {directory} ({error}); "
             + (f"the last one is {left}." if left else "there is none yet.")
         ) from error
+    if accelerator.is_main_process:
+        _prune(finished, keep)
     return finished
 
 
@@ -170,11 +177,12 @@ def _make_anew(directory: Path):
 
 def _describe_share(accelerator: Accelerator, directory: Path) -> dict[str, dict]:
     """Every process reads its share of the files, or hashing a large model would take as long as writing it."""
-    accelerator.wait_for_everyone()
-    files = _files(directory)[accelerator.process_index :: accelerator.num_processes]
-    for file in files:
-        _sync(file)
-    return _describe(directory, [str(file.relative_to(directory)) for file in files])
+    # A process sees its own files; those of others may take a network file system a while.
+    mine = [str(file.relative_to(directory)) for file in _files(directory)]
+    names = sorted(set(gather_object(mine)))[accelerator.process_index :: accelerator.num_processes]
+    for name in names:
+        _sync(directory / name)
+    return _describe(directory, names)
 
 
 def _describe(directory: Path, names: list[str]) -> dict[str, dict]:
@@ -191,13 +199,13 @@ def _describe_file(path: Path) -> dict:
 
 
 def _finish(unfinished: Path, finished: Path, files: dict[str, dict]):
-    there = {str(file.relative_to(unfinished)) for file in _files(unfinished)}
-    if there != set(files):
-        raise OSError(f"the processes see different files in {unfinished}: it must be on a shared file system")
+    hidden = [name for name in files if not (unfinished / name).is_file()]
+    if hidden:
+        raise OSError(f"{hidden[0]} of another process cannot be seen: this must be a file system that all share")
     manifest = unfinished / MANIFEST
     manifest.write_text(json.dumps({"step": checkpoint_step(finished), "files": files}, indent=2))
-    _sync(manifest)
-    _sync(unfinished)
+    for path in (manifest, unfinished, *(path for path in unfinished.rglob("*") if path.is_dir())):
+        _sync(path)
     if finished.exists():  # damaged, or the run would have gone on from there
         _remove(finished)
     os.replace(unfinished, finished)
@@ -229,9 +237,10 @@ def _prune(newest: Path, keep: int):
     checkpoints = _checkpoints(newest.parent)
     kept = [checkpoint for checkpoint in checkpoints if checkpoint <= newest][-keep:]
     for checkpoint in set(checkpoints) - set(kept):
-        _remove(checkpoint)
+        with suppress(OSError):  # it costs room, but no run
+            _remove(checkpoint)
     for leftover in newest.parent.glob(".tmp-*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def replace_files(source: Path, destination: Path) -> None:
@@ -239,7 +248,9 @@ def replace_files(source: Path, destination: Path) -> None:
     for file in _files(source):
         target = destination / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sync(file)
         os.replace(file, target)
+    _sync(destination)
     shutil.rmtree(source)
 
 

@@ -13,8 +13,10 @@ zero3           sharded (DeepSpeed) deepspeed_config with zero_stage: 3
 """
 
 import os
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +34,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 
 SHARDED_MODES = ("fsdp2", "zero3")
+PATIENCE = timedelta(hours=2)  # that processes have with one another
 
 
 # Starting
@@ -107,10 +110,11 @@ def accumulation(num_steps: int) -> GradientAccumulationPlugin:
     return GradientAccumulationPlugin(num_steps=num_steps, sync_with_dataloader=False, sync_each_batch=uses_fsdp())
 
 
-def process_group_settings() -> list[InitProcessGroupKwargs]:
-    """DeepSpeed on a machine without accelerators has to be told which backend is left."""
-    on_cpu = not torch.accelerator.is_available()
-    return [InitProcessGroupKwargs(backend="gloo")] if uses_deepspeed() and on_cpu else []
+def process_group_settings() -> InitProcessGroupKwargs:
+    """Patience while the main process evaluates, or indexes the data, alone; and, for DeepSpeed on a machine without
+    accelerators, which backend is left."""
+    backend = {"backend": "gloo"} if uses_deepspeed() and not torch.accelerator.is_available() else {}
+    return InitProcessGroupKwargs(timeout=PATIENCE, **backend)
 
 
 def launch_mode(accelerator: Accelerator) -> str:
@@ -200,6 +204,9 @@ def on_main_process(accelerator: Accelerator, function: Callable):
             outcome = [function(), None]
         except (ValueError, OSError) as error:
             outcome = [None, error]
+        except Exception as error:  # nobody expected it, so its traceback is wanted, and it may not travel
+            traceback.print_exc()
+            outcome = [None, RuntimeError(f"the main process failed: {type(error).__name__}: {error}")]
     if accelerator.num_processes > 1:
         broadcast_object_list(outcome)
     if outcome[1] is not None:

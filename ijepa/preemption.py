@@ -6,13 +6,15 @@ Ctrl-C, and launchers pass both on. One process acting on its own would leave th
 only raises a flag here, and the training loop asks all processes together (`ijepa/distributed.py`).
 """
 
+import multiprocessing
 import os
 import signal
 import sys
 import time
 
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")  # variables that torchrun and `accelerate launch` set
 SECOND_THOUGHT_SECONDS = 2.0  # a launcher passes on the Ctrl-C that the terminal has sent already
 
 
@@ -23,6 +25,8 @@ class StopRequest:
 
     A second Ctrl-C, at least two seconds after the first, interrupts at once, as Ctrl-C always does.
 
+    Signals that were ignored before, as `nohup` ignores SIGHUP, stay ignored.
+
     A launcher that is gone (killed, so that it could pass nothing on) counts as a request too: its orphans would go on
     writing into a directory that the next start takes for its own.
     """
@@ -31,10 +35,11 @@ class StopRequest:
         self.exit_code, self.exits = exit_code, True
         self.reason: str | None = None
         self._first_interrupt: float | None = None
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self._launcher = os.getppid() if any(name in os.environ for name in LAUNCHED) else None
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup's SIGHUP
+        self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *error):
@@ -60,6 +65,17 @@ class StopRequest:
 
 def ignore_stop_signals(worker_index: int) -> None:
     """For a DataLoader's `worker_init_fn`: a signal to the whole process group must not take the workers away from a
-    run that still finishes its step. Workers end with their parent anyway."""
+    run that still finishes its step. `end_workers` ends them."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """Kills what data loading processes are left: one that waits for a slow disk would keep its parent waiting."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler takes the death of a worker for a fault
+    children = multiprocessing.active_children()
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join()
+    signal.signal(signal.SIGCHLD, before)

@@ -3,9 +3,10 @@
     accelerate launch ... tests/launched.py WATCHED_DIR never [arguments of run_pretraining.py]
     accelerate launch ... tests/launched.py WATCHED_DIR 1:3 [arguments of run_pretraining.py]
 
-With 1:3 the losses of process 1 are NaN in step 3 (from 0). Every process leaves WATCHED_DIR/rank_N.json: the number
-of processes, the mode, a digest of all weights, whole, and which images it saw in which step. On a machine without
-accelerators, Accelerate keeps FSDP away from the CPU, although torch has it there; here it is let through.
+With 1:3 the losses of process 1 are NaN in step 3 (from 0), with 1:save its disk is full. Every process leaves
+WATCHED_DIR/rank_N.json: the number of processes, the mode, a digest of all weights, whole, and which images it saw in
+which step. On a machine without accelerators, Accelerate keeps FSDP away from the CPU, although torch has it there;
+here it is let through.
 """
 
 import hashlib
@@ -85,6 +86,18 @@ def spoil(rank, step):
     run_pretraining.IJepaForPretraining.prediction_loss = spoiled_loss
 
 
+def fail_to_save(rank):
+    """Lets the disk of one process be full."""
+    save = torch.save
+
+    def full(*arguments, **options):
+        if PartialState().process_index == rank:
+            raise OSError(28, "No space left on device")
+        return save(*arguments, **options)
+
+    torch.save = full
+
+
 if __name__ == "__main__":
     directory = Path(sys.argv[1])
     directory.mkdir(exist_ok=True, parents=True)
@@ -92,5 +105,6 @@ if __name__ == "__main__":
         let_fsdp_through()
     watch(directory)
     if sys.argv[2] != "never":
-        spoil(*map(int, sys.argv[2].split(":")))
+        rank, step = sys.argv[2].split(":")
+        fail_to_save(int(rank)) if step == "save" else spoil(int(rank), int(step))
     run_pretraining.main(sys.argv[3:])

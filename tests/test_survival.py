@@ -56,16 +56,20 @@ def test_killed_at_any_moment_a_run_ends_as_if_it_had_not_been(options):
     print(done.stdout)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_saves_and_exits_with_its_code_and_the_run_goes_on_bit_for_bit(tmp_path, monkeypatch, number):
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [(signal.SIGTERM, 4), (signal.SIGINT, 4), (signal.SIGUSR1, 4), (signal.SIGHUP, 4), (signal.SIGTERM, 5)],
+)
+def test_a_signal_saves_and_exits_with_its_code_and_the_run_goes_on_bit_for_bit(tmp_path, monkeypatch, number, step):
+    """Also in the last step, after which only the model is left to write."""
     whole = pretrain(tmp_path / "whole", drop_path_rate=0.3)
-    send_in_step(monkeypatch, 4, number)
+    send_in_step(monkeypatch, step, number)
     with pytest.raises(SystemExit) as stop:
         pretrain(tmp_path / "cut", drop_path_rate=0.3)
     monkeypatch.undo()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert stop.value.code == 75 and status(tmp_path / "cut") == "preempted"
-    assert newest_checkpoint(tmp_path / "cut/checkpoints", pytest.fail).name == "step-00000005"
+    assert newest_checkpoint(tmp_path / "cut/checkpoints", pytest.fail).name == f"step-0000000{step + 1}"
     again = pretrain(tmp_path / "cut", drop_path_rate=0.3, resume="true")
     assert_close_weights(again, whole, 0)
     assert status(tmp_path / "cut") == "finished"
@@ -328,6 +332,24 @@ def test_no_whole_checkpoint_is_removed_because_of_damaged_ones(checkpoints, tmp
     assert_close_weights(load_file(run / "model.safetensors"), load_file(checkpoints.parent / "model.safetensors"), 0)
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(tmp_path, monkeypatch):
+    def fails(checkpoint):
+        raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr(checkpointing, "_remove", fails)
+    pretrain(tmp_path / "run", save_steps=1, keep_checkpoints=1)
+    assert status(tmp_path / "run") == "finished"
+
+
+def test_a_resumed_run_does_without_the_metrics_that_were_lost(tmp_path):
+    changes = {"validation_split": "test", "max_probe_images": 60, "eval_steps": 3, "keep_checkpoints": 5}
+    whole = pretrain(tmp_path / "run", **changes)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
+    (tmp_path / "run/metrics.jsonl").unlink()
+    assert_close_weights(pretrain(tmp_path / "run", resume="true", **changes), whole, 0)
+    assert list(rows_by_step(tmp_path / "run")) == [4, 6]
+
+
 def test_if_all_checkpoints_are_damaged_nothing_is_started_over(checkpoints, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(checkpoints.parent, run)
@@ -377,6 +399,17 @@ def test_a_step_without_a_finite_gradient_changes_nothing_but_the_count(tmp_path
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run/model.safetensors").values())
 
 
+def test_a_skipped_step_that_is_done_again_is_written_down_once(tmp_path, monkeypatch):
+    spoil(monkeypatch, 3)
+    pretrain(tmp_path / "run", keep_checkpoints=5)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
+    with open(tmp_path / "run/skipped_steps.jsonl", "a") as file:
+        file.write('{"step": 5, "half')  # as after a kill
+    pretrain(tmp_path / "run", keep_checkpoints=5, resume="true")
+    lines = (tmp_path / "run/skipped_steps.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4]
+
+
 def test_too_many_such_steps_end_the_run_with_a_saved_state_and_a_report(tmp_path, monkeypatch, capsys):
     spoil(monkeypatch, 1, 2, 3)
     with pytest.raises(SystemExit) as stop:
@@ -399,6 +432,22 @@ def test_a_data_loading_process_that_dies_is_a_sentence(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit) as stop:
         pretrain(tmp_path / "run", num_workers=1)
     assert stop.value.code == 1 and "lower num_workers" in capsys.readouterr().err
+
+
+def test_a_data_loading_process_that_waits_for_a_slow_disk_does_not_delay_the_end(tmp_path, monkeypatch):
+    original = PretrainingImages.__getitem__
+
+    def slow(self, key):
+        if key[0] == 4:
+            time.sleep(100)
+        return original(self, key)
+
+    monkeypatch.setattr(PretrainingImages, "__getitem__", slow)
+    send_in_step(monkeypatch, 2, signal.SIGTERM)
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as stop:
+        pretrain(tmp_path / "run", num_workers=1)
+    assert stop.value.code == 75 and time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("where", ["build_model", "optimizer_step"])

@@ -23,27 +23,39 @@ HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 output_dir() {
     while [ $# -gt 0 ]; do
         case $1 in
-        --output_dir) echo "$2"; return ;;
-        --output_dir=*) echo "${1#*=}"; return ;;
+        --output_dir) found=$2 ;;
+        --output_dir=*) found=${1#*=} ;;
         esac
         shift
     done
+    echo "${found:-}"
 }
 OUTPUT=$(output_dir "$@")
 [ -n "$OUTPUT" ] || { echo "slurm.sh: give --output_dir" >&2; exit 2; }
 
+# Launchers know SIGTERM. They pass it on, the processes agree on a step, save it and end within 30 seconds.
+trap 'scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1 TERM
+rm -f "$OUTPUT/run_status.json" # of the attempt before this one
+
 # One launcher per node; all processes of a node are its children. --resume starts the run where there is none yet.
-srun bash -c 'exec accelerate launch --config_file "$0" --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" \
-    --num_processes "$(($SLURM_NNODES * $1))" --main_process_ip "$2" --main_process_port 29500 --rdzv_backend static \
+srun ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} bash -c 'exec accelerate launch --config_file "$0" \
+    --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" --num_processes "$(($SLURM_NNODES * $1))" \
+    --main_process_ip "$2" --main_process_port 29500 --rdzv_backend static \
     run_pretraining.py --resume true "${@:3}"' "$CONFIG" "$GPUS" "$HEAD" "$@" &
 step=$!
 
-# Launchers know SIGTERM. They pass it on, the processes agree on a step, save it and end within 30 seconds.
-trap 'scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1 TERM
-wait $step
-wait $step # the first wait ends with the signal
+# A signal ends `wait`, not the step.
+while true; do
+    wait "$step"
+    code=$?
+    kill -0 "$step" 2>/dev/null || break
+done
+wait "$step" 2>/dev/null
+last=$?
+[ "$last" = 127 ] || code=$last # 127: the loop had waited for its end already
 
 # A launcher has exit codes of its own, so the run leaves a word.
 if grep -q preempted "$OUTPUT/run_status.json" 2>/dev/null; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
+exit "$code"
