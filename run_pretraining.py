@@ -57,6 +57,7 @@ from ijepa.distributed import (
     SHARDED_MODES,
     accumulation,
     any_process,
+    computing_precision,
     deepspeed_plugin,
     fsdp_plugin,
     gradient_norm,
@@ -260,7 +261,16 @@ def build_accelerator(arguments: PretrainingArguments) -> Accelerator:
     return accelerator
 
 
-def find_checkpoint(arguments: PretrainingArguments, mode: str, num_processes: int, report) -> Path | None:
+def describe_launch(arguments: PretrainingArguments, accelerator: Accelerator) -> dict:
+    """What a checkpoint remembers of the launch that wrote it."""
+    return {
+        "mode": launch_mode(accelerator),
+        "num_processes": accelerator.num_processes,
+        "precision": computing_precision(arguments.mixed_precision),
+    }
+
+
+def find_checkpoint(arguments: PretrainingArguments, launch: dict, report) -> Path | None:
     """The checkpoint to continue from; None for a run that starts at step 0."""
     output_dir = Path(arguments.output_dir)
     if not arguments.resume:
@@ -278,20 +288,28 @@ def find_checkpoint(arguments: PretrainingArguments, mode: str, num_processes: i
             f"{checkpoint} belongs to a run with other settings ({'; '.join(differences)}). Repeat them to resume, or"
             " start a new run from its weights with --init_from."
         )
-    check_same_mode(checkpoint, state, mode, num_processes)
+    check_same_launch(checkpoint, state["launch"], launch)
     return checkpoint
 
 
-def check_same_mode(checkpoint: Path, state: dict, mode: str, num_processes: int) -> None:
+def check_same_launch(checkpoint: Path, before: dict, launch: dict) -> None:
     """DDP and FSDP2 go on with any number of processes; the files of ZeRO are those of its processes."""
     remedy = "or start a new run from the weights in output_dir with --init_from (fresh optimizer and schedules)."
-    before, count = state["mode"], state["num_processes"]
-    if before != mode and not {before, mode} <= {"single", "ddp"}:
-        raise ValueError(f"{checkpoint} was written under {before}, but this is {mode}: launch it as before, {remedy}")
-    if mode.startswith("zero") and count != num_processes:
+    modes, count = {before["mode"], launch["mode"]}, before["num_processes"]
+    if len(modes) > 1 and not modes <= {"single", "ddp"}:
         raise ValueError(
-            f"{checkpoint} was written by {count} processes, and DeepSpeed cannot go on with {num_processes}: launch"
-            f" {count} again, {remedy}"
+            f"{checkpoint} was written under {before['mode']}, but this is {launch['mode']}: launch it as"
+            f" before, {remedy}"
+        )
+    if launch["mode"].startswith("zero") and count != launch["num_processes"]:
+        raise ValueError(
+            f"{checkpoint} was written by {count} processes, and DeepSpeed cannot go on with"
+            f" {launch['num_processes']}: launch {count} again, {remedy}"
+        )
+    if before["precision"] != launch["precision"]:
+        raise ValueError(
+            f"{checkpoint} was computed with mixed_precision {before['precision']}, but this is {launch['precision']}:"
+            f" launch it as before, {remedy}"
         )
 
 
@@ -350,7 +368,7 @@ def memory_estimate(arguments: PretrainingArguments) -> str:
     masking = MultiBlockMasking(config.grid_size, **arguments.mask_fields())
     tokens = worst_case_tokens(masking)
     settings = {
-        "precision": arguments.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
+        "precision": computing_precision(arguments.mixed_precision),
         "optimizer": arguments.optimizer,
         "gradient_checkpointing": arguments.gradient_checkpointing,
         "attention": arguments.attn_implementation or "sdpa",
@@ -378,9 +396,8 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     if mode == "fsdp2" and arguments.optimizer == "adamw_8bit":
         raise ValueError("optimizer adamw_8bit does not work under FSDP2: bitsandbytes cannot read sharded weights.")
     on_main_process(accelerator, lock.take_if_there)
-    checkpoint = on_main_process(
-        accelerator, lambda: find_checkpoint(arguments, mode, accelerator.num_processes, accelerator.print)
-    )
+    launch = describe_launch(arguments, accelerator)
+    checkpoint = on_main_process(accelerator, lambda: find_checkpoint(arguments, launch, accelerator.print))
     data = open_data(arguments, accelerator, read_state(checkpoint) if checkpoint else None)
     schedules = build_schedules(arguments, data.num_images // arguments.batch_size)
     set_seed(arguments.seed)
@@ -421,7 +438,7 @@ def effective_values(run: Run) -> dict[str, object]:
     """What the settings come to, for the terminal and the model card."""
     arguments, schedules, config = run.arguments, run.schedules, run.config
     num_images, count = run.data.num_images, run.accelerator.num_processes
-    precision = arguments.mixed_precision or run.accelerator.mixed_precision
+    precision = computing_precision(arguments.mixed_precision)
     masks = [run.masking.sample(arguments.per_device_batch_size, arguments.seed, step) for step in range(8)]
     context, target = (sum(pair[kind].shape[2] for pair in masks) / len(masks) for kind in (0, 1))
     parameters = {
@@ -700,8 +717,7 @@ def save(run: Run, step: int, exports: bool) -> None:
                 "baseline": run.baseline,
                 **data_state,
                 "skipped_steps": run.skipped_steps,
-                "mode": run.mode,
-                "num_processes": run.accelerator.num_processes,
+                "launch": describe_launch(run.arguments, run.accelerator),
             }
             (directory / "run_state.json").write_text(json.dumps(state))
             run.networks.config.save_pretrained(directory)
@@ -742,6 +758,8 @@ def write_model(run: Run, weights: dict[str, torch.Tensor]) -> None:
 def resume(run: Run) -> None:
     """Loads the checkpoint, and drops the metrics that were written after it."""
     run.accelerator.load_state(str(run.checkpoint))
+    # Accelerate goes on counting forward passes where it was, but a step may now have another number of them.
+    run.accelerator.step = 0
     load_monitor(run)
     state = read_state(run.checkpoint)
     run.baseline, run.skipped_steps = state["baseline"], state["skipped_steps"]

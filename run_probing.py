@@ -82,7 +82,7 @@ from ijepa.linear_probing import (
     split_holdout,
     train_heads,
 )
-from ijepa.model_card import update_evaluation
+from ijepa.model_card import in_markdown, update_evaluation
 from ijepa.probing import (
     Accuracies,
     accuracy_metric,
@@ -1107,7 +1107,7 @@ def write_results(run: Run, rows: dict[str, list[dict]], words: Sequence[str], u
         ],
     }
     write_text(run.output_dir / "results.json", json.dumps(results, indent=2) + "\n")
-    text = f"# Frozen encoders on {run.arguments.data}\n\n{origin['date']}: `{origin['command']}`\n\n"
+    text = f"# Frozen encoders on {in_markdown(run.arguments.data)}\n\n{origin['date']}: `{origin['command']}`\n\n"
     text += f"**Unfinished**, still to be measured: {', '.join(unmeasured)}.\n\n" if unmeasured else ""
     write_text(run.output_dir / "results.md", f"{text}{report(run, rows)}\n")
 

@@ -257,6 +257,8 @@ def read_mask_fields(model: str) -> dict:
         recipe = (yaml.safe_load(path.read_text()) if path.is_file() else None) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{str(path)!r} is not a YAML file: {one_line(error)}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{str(path)!r} must hold `key: value` lines.")
     known = {entry.name for entry in dataclasses.fields(MaskArguments)}
     return MaskArguments(**{name: value for name, value in recipe.items() if name in known}).mask_fields()
 

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, a
 from conversion.key_mapping import NETWORKS, from_meta, to_meta
 from ijepa import IJEPA_SIZES, IJepaConfig, IJepaForPretraining
 from ijepa.data import build_image_processor
-from ijepa.model_card import USAGE
+from ijepa.model_card import USAGE, in_markdown, in_quotes
 from ijepa.optimization import parameter_groups
 
 
@@ -467,12 +467,12 @@ def write_card(directory: Path, name: str, file: str, encoder: str, config: IJep
         tags=["ijepa", "self-supervised-learning"],
     )
     body = CARD.format(
-        name=name,
-        file=file,
+        name=in_markdown(name),
+        file=in_markdown(file),
         contents=CONTENTS[encoder],
         heads=config.num_attention_heads,
         epsilon=config.layer_norm_eps,
-        usage=USAGE.format(name=name),
+        usage=USAGE.format(name=in_quotes(name)),
     )
     # Written directly: ModelCard.save and ModelCard.validate may ask the Hub.
     (directory / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{body}")

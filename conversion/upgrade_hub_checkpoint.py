@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, a
 from conversion.convert_meta_checkpoint import run, written_aside
 from ijepa import IJepaConfig, IJepaForImageClassification, IJepaModel
 from ijepa.data import build_image_processor
-from ijepa.model_card import USAGE
+from ijepa.model_card import USAGE, in_markdown, in_quotes
 
 
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -122,7 +122,8 @@ def write_card(directory: Path, name: str, source: Path, findings: list[str]) ->
         (directory / "README.md").write_text(text)
         return
     data = ModelCardData(library_name="transformers", pipeline_tag="image-feature-extraction", tags=["ijepa"])
-    body = CARD.format(name=name, source=source.name, findings=found, usage=USAGE.format(name=name))
+    usage = USAGE.format(name=in_quotes(name))
+    body = CARD.format(name=in_markdown(name), source=in_markdown(source.name), findings=found, usage=usage)
     (directory / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{body}")
 
 

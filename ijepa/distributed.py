@@ -55,6 +55,11 @@ def launched_mode() -> tuple[str, int]:
     return "ddp" if num_processes > 1 else "single", num_processes
 
 
+def computing_precision(mixed_precision: str | None) -> str:
+    """no, bf16 or fp16: what the recipe says, or else the launcher."""
+    return mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+
+
 def deepspeed_plugin(
     per_device_batch_size: int, accumulation_steps: int, mixed_precision: str | None, max_grad_norm: float | None
 ) -> DeepSpeedPlugin:
@@ -72,7 +77,7 @@ def deepspeed_plugin(
     except ImportError as error:
         raise ValueError(f"The launch asks for DeepSpeed: {error}; pip install deepspeed.") from None
     config = plugin.deepspeed_config
-    asked = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    asked = computing_precision(mixed_precision)
     if "fp16" in (asked, *(name for name in ("fp16",) if config.get(name, {}).get("enabled") is True)):
         raise ValueError("DeepSpeed's fp16 keeps half-precision weights; take mixed_precision bf16 or no.")
     low_precision = asked == "bf16" or config.get("bf16", {}).get("enabled") is True

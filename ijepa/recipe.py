@@ -404,6 +404,7 @@ GROUPS = (DataArguments, ModelArguments, MaskArguments, OptimizationArguments, O
 FREE_ON_RESUME = {
     *("output_dir", "resume", "num_workers", "logging_steps", "eval_steps", "save_steps", "keep_checkpoints"),
     *("trackers", "push_to_hub", "hub_model_id", "hub_private", "max_bad_images", "gradient_checkpointing"),
+    "mixed_precision",  # a checkpoint remembers what it came to, by recipe or by launcher
     *("compile_layers", "max_skipped_steps", "print_memory_estimate", "validation_data"),
     *("attn_implementation", "data", "knn_neighbors", "max_probe_images", "per_device_batch_size", "validation_split"),
 }

@@ -208,6 +208,16 @@ def test_accumulation_equals_the_large_batch(tmp_path):
         assert (ours["step"], ours["momentum"]) == (others["step"], others["momentum"])
 
 
+def test_a_resumed_run_may_cut_its_batch_otherwise(tmp_path):
+    """The first half ends after 6 forward passes, the second has 4 of them in each step."""
+    changes = {"num_context_tokens": 4, "adam_epsilon": 1e-3, "keep_checkpoints": 5}
+    whole = pretrain(tmp_path / "run", per_device_batch_size=4, **changes)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
+    again = pretrain(tmp_path / "run", per_device_batch_size=2, resume="true", **changes)
+    for name in whole:
+        torch.testing.assert_close(again[name], whole[name], atol=1e-7, rtol=0)
+
+
 def test_number_of_workers_changes_nothing(tmp_path):
     assert_equal_weights(pretrain(tmp_path / "none"), pretrain(tmp_path / "two", num_workers=2))
 
