@@ -22,6 +22,7 @@ import run_pretraining
 from ijepa import checkpointing
 from ijepa.checkpointing import DirectoryLock, damage, newest_checkpoint
 from ijepa.data import PretrainingImages
+from ijepa.preemption import STOP_SIGNALS
 
 
 REPOSITORY = Path(__file__).parent.parent
@@ -36,6 +37,15 @@ def status(directory):
 
 
 # Kills and signals
+
+
+@pytest.fixture(autouse=True)
+def signals_that_are_heard():
+    """Whoever started the tests, with nohup or in the background of a script, may have had signals ignored."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.slow
@@ -62,6 +72,7 @@ def test_killed_at_any_moment_a_run_ends_as_if_it_had_not_been(options):
 )
 def test_a_signal_saves_and_exits_with_its_code_and_the_run_goes_on_bit_for_bit(tmp_path, monkeypatch, number, step):
     """Also in the last step, after which only the model is left to write."""
+    heard = signal.getsignal(number)
     whole = pretrain(tmp_path / "whole", drop_path_rate=0.3)
     send_in_step(monkeypatch, step, number)
     with pytest.raises(SystemExit) as stop:
@@ -73,7 +84,7 @@ def test_a_signal_saves_and_exits_with_its_code_and_the_run_goes_on_bit_for_bit(
     again = pretrain(tmp_path / "cut", drop_path_rate=0.3, resume="true")
     assert_close_weights(again, whole, 0)
     assert status(tmp_path / "cut") == "finished"
-    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert signal.getsignal(number) == heard
 
 
 def send_in_step(monkeypatch, step, number):
