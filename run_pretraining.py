@@ -823,7 +823,7 @@ def start(run: Run, lock: DirectoryLock) -> None:
         resume(run)
         run.accelerator.print(f"resuming {run.checkpoint} at step {run.first_step:,}")
     elif run.probe and run.accelerator.is_main_process:
-        with suppress(Preempted):
+        with suppress(Preempted):  # all processes ask below
             run.baseline = {"random_knn_accuracy": run.probe.knn(random_encoder(run))}
     if run.skipped_steps > run.arguments.max_skipped_steps:
         raise divergence(run)
@@ -916,7 +916,7 @@ def fail(error: Exception, code: int) -> None:
 def say_status(run: Run, status: str, lock: DirectoryLock) -> None:
     """run_status.json, for job scripts: launchers have exit codes of their own."""
     if run.accelerator.is_main_process and lock.is_taken:
-        with suppress(OSError):
+        with suppress(OSError):  # on a full disk the reason for stopping is what the user has to read
             write_text(run.output_dir / "run_status.json", json.dumps({"status": status}) + "\n")
 
 

@@ -261,10 +261,8 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, in words; None if every file of its manifest is there, bit for bit."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
-        step, files = (
-            manifest["step"],
-            {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()},
-        )
+        step = manifest["step"]
+        files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its manifest is missing or unreadable"
     if step != checkpoint_step(checkpoint):

@@ -45,6 +45,11 @@ def uses_deepspeed() -> bool:
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
+def uses_fsdp() -> bool:
+    """Whether `accelerate launch` asked for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def launched_mode() -> tuple[str, int]:
     """`launch_mode` and the number of processes as the launcher's environment says, before anything is started."""
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -78,23 +83,18 @@ def deepspeed_plugin(
         raise ValueError(f"The launch asks for DeepSpeed: {error}; pip install deepspeed.") from None
     config = plugin.deepspeed_config
     asked = computing_precision(mixed_precision)
-    if "fp16" in (asked, *(name for name in ("fp16",) if config.get(name, {}).get("enabled") is True)):
+    if asked == "fp16" or config.get("fp16", {}).get("enabled") is True:
         raise ValueError("DeepSpeed's fp16 keeps half-precision weights; take mixed_precision bf16 or no.")
     low_precision = asked == "bf16" or config.get("bf16", {}).get("enabled") is True
-    config["bf16"] = config["fp16"] = {"enabled": False}
+    config["bf16"], config["fp16"] = {"enabled": False}, {"enabled": False}
     if low_precision:
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     config["train_micro_batch_size_per_gpu"] = per_device_batch_size
     config["gradient_accumulation_steps"] = accumulation_steps
     config["gradient_clipping"] = max_grad_norm or 0.0
     config.setdefault("zero_optimization", {})["stage3_gather_16bit_weights_on_model_save"] = True
-    config["zero_force_ds_cpu_optimizer"] = False
+    config["zero_force_ds_cpu_optimizer"] = False  # with offloading too the recipe's optimizer is the one that runs
     return plugin
-
-
-def uses_fsdp() -> bool:
-    """Whether `accelerate launch` asked for FSDP."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def fsdp_plugin() -> FullyShardedDataParallelPlugin:

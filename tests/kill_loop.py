@@ -30,31 +30,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from safetensors.torch import load_file
+from tiny_run import TINY
 
 import run_pretraining
 from ijepa.checkpointing import damage
 
 
-RUN = {
-    "data": "digits",
-    "num_channels": 1,
-    "image_size": 16,
-    "patch_size": 4,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "predictor_hidden_size": 8,
-    "predictor_num_hidden_layers": 1,
-    "min_patches": 2,
-    "batch_size": 8,
-    "per_device_batch_size": 4,
-    "warmup_steps": 2,
-    "logging_steps": 1,
-    "save_steps": 2,
-    "drop_path_rate": 0.1,
-    "mixed_precision": "no",
-}
+RUN = {**TINY, "per_device_batch_size": 4, "logging_steps": 1, "save_steps": 2, "drop_path_rate": 0.1}
 
 
 @dataclass

@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tiny_run import TINY
 
 from ijepa.checkpointing import damage
 from ijepa.data import load_image_dataset
@@ -40,25 +41,10 @@ TOLERANCE = 1e-7  # of weights, against one process, after six steps: measured 4
 BF16_TOLERANCE = 2e-6  # the same in bfloat16: measured 7e-7 under ZeRO-3, 1e-9 elsewhere; float32 is 6e-6 away
 
 RUN = {
-    "data": "digits",
-    "num_channels": 1,
-    "image_size": 16,
-    "patch_size": 4,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "predictor_hidden_size": 8,
-    "predictor_num_hidden_layers": 1,
-    "min_patches": 2,
-    "batch_size": 8,
+    **{name: value for name, value in TINY.items() if name != "mixed_precision"},  # the launcher's
     "per_device_batch_size": 2,  # two accumulation steps of two processes, four of one
-    "max_steps": 6,
-    "warmup_steps": 2,
     "momentum": 0.9,
-    "num_workers": 0,
     "logging_steps": 1,
-    "save_steps": 3,
     "adam_epsilon": 1e-3,
     "max_grad_norm": 0.5,
     "drop_path_rate": 0.2,

@@ -17,6 +17,7 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_run import TINY
 
 import run_pretraining
 from ijepa import IJepaForPretraining
@@ -29,29 +30,6 @@ from ijepa.recipe import ModelArguments, parse_pretraining_arguments
 
 REPOSITORY = Path(__file__).parent.parent
 ARCHITECTURE = [entry.name for entry in dataclasses.fields(ModelArguments)]
-
-
-TINY = {
-    "data": "digits",
-    "num_channels": 1,
-    "image_size": 16,
-    "patch_size": 4,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "predictor_hidden_size": 8,
-    "predictor_num_hidden_layers": 1,
-    "min_patches": 2,
-    "batch_size": 8,
-    "per_device_batch_size": 8,
-    "max_steps": 6,
-    "warmup_steps": 2,
-    "num_workers": 0,
-    "logging_steps": 2,
-    "save_steps": 3,
-    "mixed_precision": "no",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -243,6 +221,16 @@ def test_compiled_layers_compute_the_same_under_the_same_names(tmp_path):
     assert set(plain) == set(compiled)
     for name in plain:
         torch.testing.assert_close(compiled[name], plain[name], atol=1e-6, rtol=0)
+
+
+def test_an_optimizer_of_8_bits_resumes_bit_for_bit(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    changes = {"optimizer": "adamw_8bit", "hidden_size": 64, "intermediate_size": 128, "keep_checkpoints": 5}
+    whole = pretrain(tmp_path / "run", **changes)
+    state = torch.load(tmp_path / "run/checkpoints/step-00000006/optimizer.bin", weights_only=True)["state"]
+    assert any("__bnb_optimizer_quant_state__" in entry for entry in state.values())
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
+    assert_equal_weights(pretrain(tmp_path / "run", resume="true", **changes), whole)
 
 
 def test_bfloat16_keeps_float32_weights_that_move(tmp_path):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_distributed import assert_close_weights, launch, weights
-from test_run_pretraining import fresh_accelerate, pretrain, stop_after, words  # noqa: F401 (fixtures)
+from test_run_pretraining import fresh_accelerate, pretrain, words  # noqa: F401 (a fixture)
 
 import run_pretraining
 from ijepa import checkpointing
