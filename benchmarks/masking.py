@@ -1,17 +1,18 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Time of `MultiBlockMasking.sample` against a straightforward loop over images, blocks and tries.
+"""Time of `MultiBlockMasking.sample` against a straightforward loop over images, blocks and tries, and lightly.
 
     python benchmarks/masking.py [--turns 12]
 
-The loop follows the published rules with one torch operation at a time, as a collator is usually written. The samplers
-take turns of a few batches, so that other load on the machine meets all of them; figures are medians over all batches.
-`first` is the median of each turn's first batch, with the processor's caches full of another sampler's work, as after
-decoding images. The last line of the output is one JSON object.
+The loop follows the published rules with one torch operation at a time, as a collator is usually written. `lightly` is
+`lightly.data.IJEPAMaskCollator` with the published settings, where lightly is installed. The samplers take turns of a
+few batches, so that other load on the machine meets all of them; figures are medians over all batches. `first` is the
+median of each turn's first batch, with the processor's caches full of another sampler's work, as after decoding
+images. The last line of the output is one JSON object.
 """
 
 import argparse
+import importlib.util
 import json
-import platform
 import statistics
 import sys
 import time
@@ -19,18 +20,29 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
+from benchmarks.timing import environment, quartiles
 from ijepa.masking import MultiBlockMasking
 
 
 CASES = [((14, 14), 128), ((16, 16), 128), ((14, 14), 16), ((16, 16), 16), ((28, 28), 16)]
 
 BATCHES_PER_TURN = 5
+
+LIGHTLY = "lightly"
+LIGHTLY_DEVIATIONS = [
+    "by default 2 targets of scale 0.2 to 0.8 and aspect ratio 0.3 to 3, a context of scale 0.2 to 0.8 and at least 5"
+    " patches; here it is given the published settings, and then follows the published rules",
+    "positions come from torch's global generator: they are no function of a seed and a step, so a resumed run or"
+    " another number of workers has other masks",
+    "the counter that sets the block sizes is shared by the workers of a loader, which take numbers in the order in"
+    " which they happen to come; it starts again from 0 in a resumed run",
+    "a call also collates the batch, here B integers",
+]
 
 
 def random_block(grid_size, block_size):
@@ -67,13 +79,38 @@ def microseconds(function):
     return (time.perf_counter() - start) * 1e6
 
 
-def measure(grid_size, batch_size, num_turns):
+def lightly_sampler(grid_size, batch_size):
+    """Contexts and targets of B images from lightly's collator with the published settings; it counts steps itself."""
+    from lightly.data import IJEPAMaskCollator  # a peer, only there when somebody installed it
+
+    collator = IJEPAMaskCollator(
+        input_size=tuple(side * 16 for side in grid_size),
+        patch_size=16,
+        enc_mask_scale=(0.85, 1.0),
+        pred_mask_scale=(0.15, 0.2),
+        aspect_ratio=(0.75, 1.5),
+        nenc=1,
+        npred=4,
+        min_keep=10,
+    )
+    return lambda step: collator([0] * batch_size)[1:]
+
+
+def build_samplers(grid_size, batch_size):
+    """Name -> function of the step."""
     meta, unbiased = (MultiBlockMasking(grid_size, mode=mode) for mode in ("meta", "unbiased"))
     samplers = {
         "loop": lambda step: loop_sample(meta, batch_size, step),
         "meta": lambda step: meta.sample(batch_size, seed=0, step=step),
         "unbiased": lambda step: unbiased.sample(batch_size, seed=0, step=step),
     }
+    if importlib.util.find_spec(LIGHTLY):
+        samplers[LIGHTLY] = lightly_sampler(grid_size, batch_size)
+    return samplers
+
+
+def measure(grid_size, batch_size, num_turns):
+    samplers = build_samplers(grid_size, batch_size)
     turns = {name: [] for name in samplers}
     for turn in range(num_turns + 1):
         for name, sampler in samplers.items():
@@ -83,29 +120,36 @@ def measure(grid_size, batch_size, num_turns):
 
 
 def figures(turns):
-    """Microseconds per image, turn by turn -> medians and speed-ups. The warm-up turn is already dropped."""
-    medians = {name: statistics.median(chain.from_iterable(values)) for name, values in turns.items()}
-    firsts = {name: statistics.median(values[0] for values in turns[name]) for name in turns}
-    return {
-        **{f"{name}_us_per_image": round(value, 2) for name, value in medians.items()},
-        **{f"{name}_first_us_per_image": round(value, 2) for name, value in firsts.items()},
-        **{f"{name}_speedup": round(medians["loop"] / medians[name], 1) for name in ("meta", "unbiased")},
-    }
+    """Microseconds per image, turn by turn, without the warm-up -> medians, quartiles and speed-ups."""
+    spread = {name: quartiles([*chain.from_iterable(values)]) for name, values in turns.items()}
+    results = {}
+    for name, values in spread.items():
+        results[name] = {
+            "us_per_image": {key: round(value, 2) for key, value in values.items()},
+            "first_us_per_image": round(statistics.median(turn[0] for turn in turns[name]), 2),
+            "images_per_second": round(1e6 / values["median"]),
+            **{f"times_{peer}": round(spread[peer]["median"] / values["median"], 1) for peer in peers(turns)},
+        }
+    return results
 
 
-def main():
+def peers(turns):
+    return [name for name in ("loop", LIGHTLY) if name in turns]
+
+
+def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument(
         "--turns", type=int, default=12, help=f"timed turns per case, of {BATCHES_PER_TURN} batches each"
     )
-    num_turns = parser.parse_args().turns
+    num_turns = parser.parse_args(words).turns
     torch.set_num_threads(1)  # a data-loading worker has one
     results = []
     for grid_size, batch_size in CASES:
         results.append(measure(grid_size, batch_size, num_turns))
         print(results[-1], flush=True)
-    environment = {"torch": torch.__version__, "numpy": np.__version__, "machine": platform.machine()}
-    print(json.dumps({"benchmark": "masking", "turns": num_turns, **environment, "results": results}))
+    settings = {"turns": num_turns, "lightly_deviations": LIGHTLY_DEVIATIONS}
+    print(json.dumps({"benchmark": "masking", **environment(peers=(LIGHTLY,)), **settings, "results": results}))
 
 
 if __name__ == "__main__":

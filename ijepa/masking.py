@@ -11,6 +11,7 @@ neither workers nor ranks share a state, and resuming needs only the step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ MAX_POSITION_DRAWS = 50
 
 # The third word of Philox's counter, so that no two uses ever read the same random words.
 SIZES, POSITIONS, CONTEXT_TRIM, TARGET_TRIM = range(4)
+
+LAST_KEY = np.uint32(2**32 - 1)  # of a patch that is not to be kept
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class MultiBlockMasking:
             order.
         num_target_tokens: exact N_tgt: a random subset of every target block. None: the whole block. Mode "meta"
             refuses it, because published targets are never cut.
+        token_multiple: round N_ctx down to a multiple of this, say 8, for kernels that like such lengths and for fewer
+            shapes to compile; a batch where that would break `min_patches` is not rounded. Mode "unbiased" rounds
+            N_tgt down too (a random subset of every target block), unless a block is smaller than the multiple.
+        keep_all_context: cut no context to the shortest of the batch. N_ctx is then the longest, and -1 ("no patch")
+            fills the end of the shorter ones. Contradicts `num_context_tokens` and `token_multiple`.
 
     Raises:
         ValueError: a value is out of range, or some block that can be drawn cannot work on this grid; the message
@@ -83,6 +91,8 @@ class MultiBlockMasking:
     mode: str = "unbiased"
     num_context_tokens: int | None = None
     num_target_tokens: int | None = None
+    token_multiple: int = 1
+    keep_all_context: bool = False
 
     def __post_init__(self):
         self._check_values()
@@ -100,10 +110,12 @@ class MultiBlockMasking:
             step: batch counter, from 0.
             rank: which slice of the global batch: image i has the slot `rank * batch_size + i`. With gradient
                 accumulation it counts micro-batches over all processes, not processes. An image's masks depend on its
-                slot alone, up to the final cut to the slice's shortest context (none with `num_context_tokens`).
+                slot alone, up to the final cut to the slice's shortest context (none with `num_context_tokens`; with
+                `keep_all_context`, up to the number of -1).
 
         Returns:
-            context_indices (B, C, N_ctx) and target_indices (B, M, N_tgt), int64, sorted along the last dimension.
+            context_indices (B, C, N_ctx) and target_indices (B, M, N_tgt), int64, sorted along the last dimension,
+            up to the -1 that `keep_all_context` puts at the end.
 
         Raises:
             ValueError: `batch_size` below 1, or another argument negative or above 64 bits.
@@ -152,7 +164,7 @@ class MultiBlockMasking:
 
     def _clip_sides(self, block_height, block_width):
         height, width = self.grid_size
-        block_height, block_width = np.round(block_height), np.round(block_width)
+        block_height, block_width = np.rint(block_height), np.rint(block_width)
         if self.mode == "meta":  # quirk, kept for parity: strictly below the grid's sides
             return np.minimum(block_height, height - 1), np.minimum(block_width, width - 1)
         return np.minimum(np.maximum(block_height, 1), height), np.minimum(np.maximum(block_width, 1), width)
@@ -163,17 +175,16 @@ class MultiBlockMasking:
         """Masks of the images of a stream, see `_SlotStream`."""
         place = self._place_meta if self.mode == "meta" else self._place_unbiased
         target_corners, visible = place(target_size, context_size, stream)  # (B, M, 2), (B, C, N)
-        targets = _block_indices(target_corners, target_size, self.grid_size)  # (B, M, N_tgt)
-        if self.num_target_tokens is not None:
-            targets = self._trim_targets(targets, stream)
-        return torch.from_numpy(self._trim_contexts(visible, stream)), torch.from_numpy(targets)
+        contexts = self._trim_contexts(visible, stream)  # (B, C, N_ctx)
+        targets = self._trim_targets(_block_indices(target_corners, target_size, self.grid_size), stream)
+        return torch.from_numpy(contexts), torch.from_numpy(targets)
 
     def _place_unbiased(self, target_size, context_size, stream):
         """Target corners (B, M, 2) and the patches each context sees (B, C, N)."""
         targets, contexts = self._draw_corners(target_size, context_size, stream, attempt=0)
         visible = self._visible(targets, contexts, target_size, context_size)
         for attempt in range(1, MAX_POSITION_DRAWS + 1):
-            failing = np.flatnonzero((visible.sum(axis=-1) < self._required).any(axis=-1))
+            failing = np.flatnonzero((_counts(visible) < self._required).any(axis=-1))
             if not failing.size:
                 break
             new_targets, contexts = self._draw_corners(target_size, context_size, stream, attempt)
@@ -191,7 +202,7 @@ class MultiBlockMasking:
         targets, contexts = self._draw_corners(target_size, context_size, stream, attempt=0)
         visible = self._visible(targets, contexts, target_size, context_size)
         for attempt in range(1, TRIES_PER_TARGET * self.num_targets + 1):
-            images, masks = np.nonzero(visible.sum(axis=-1) < self._required)
+            images, masks = np.nonzero(_counts(visible) < self._required)
             if not images.size:
                 break
             excluded = targets[images, : self.num_targets - attempt // TRIES_PER_TARGET]
@@ -202,43 +213,49 @@ class MultiBlockMasking:
     def _draw_corners(self, target_size, context_size, stream, attempt):
         """Top-left corners of targets (B, M, 2) and of contexts (B, C, 2)."""
         words = stream.position_words(attempt, self.num_targets + self.num_contexts)  # (B, M + C, 2)
-        return (
-            (words[:, : self.num_targets] % self._num_corners(target_size)).astype(np.int64),
-            (words[:, self.num_targets :] % self._num_corners(context_size)).astype(np.int64),
-        )
+        num_corners = [self._num_corners(target_size)] * self.num_targets
+        num_corners += [self._num_corners(context_size)] * self.num_contexts
+        corners = (words % np.array(num_corners, dtype=np.uint64)).astype(np.int64)
+        return corners[:, : self.num_targets], corners[:, self.num_targets :]
 
     def _num_corners(self, block_size):
+        """How many rows and columns a block of this size can start at."""
         # Quirk, kept for parity: the published sampler leaves out the last valid row and column.
         inclusive = 0 if self.mode == "meta" else 1
-        free = [side - block_side for side, block_side in zip(self.grid_size, block_size, strict=True)]
-        return np.array(free, dtype=np.uint64) + np.uint64(inclusive)
+        return [side - block_side + inclusive for side, block_side in zip(self.grid_size, block_size, strict=True)]
 
     def _visible(self, target_corners, context_corners, target_size, context_size):
         """Patches of the context blocks (B, C, N) outside the given targets."""
-        visible = _block_coverage(context_corners, context_size, self.grid_size)
+        visible = _block_coverage(context_corners, context_size, self.grid_size)  # (C, B, bytes)
         if not self.allow_overlap:
-            covered = _block_coverage(target_corners, target_size, self.grid_size).any(axis=1)  # (B, N)
-            visible &= ~covered[:, None]
-        return visible
+            visible &= ~np.bitwise_or.reduce(_block_coverage(target_corners, target_size, self.grid_size))
+        num_patches = self.grid_size[0] * self.grid_size[1]
+        return np.unpackbits(visible.swapaxes(0, 1), axis=-1, count=num_patches).view(bool)
 
     def _trim_contexts(self, visible, stream):
         """(B, C, N) bool -> (B, C, N_ctx) indices."""
-        num_images, num_contexts, num_patches = visible.shape
-        count = self.num_context_tokens or int(visible.sum(axis=-1).min())
+        seen = _counts(visible)
+        if self.keep_all_context:
+            return _first_patches(visible, int(seen.max()))
+        count = self.num_context_tokens or self._round_down(int(seen.min()), least=self._required)
         if self.mode == "meta":  # quirk, kept for parity: the raster tail is lost
-            keys = np.arange(num_patches, dtype=np.uint32)
-        else:
-            keys = stream.trim_keys(CONTEXT_TRIM, num_contexts, num_patches)
-        kept = np.flatnonzero(_lowest(visible, keys, count)).reshape(num_images, num_contexts, count)
-        kept -= np.arange(visible.size // num_patches).reshape(num_images, num_contexts, 1) * num_patches
-        return kept
+            return _first_patches(visible, count)
+        keys = stream.trim_keys(CONTEXT_TRIM, *visible.shape[1:])
+        return _lowest(np.maximum(keys, ~visible * LAST_KEY), count)
 
     def _trim_targets(self, targets, stream):
-        """(B, M, block area) -> (B, M, num_target_tokens)."""
-        num_images, num_targets, area = targets.shape
+        """(B, M, block area) -> (B, M, N_tgt)."""
+        _, num_targets, area = targets.shape
+        count = self.num_target_tokens or (area if self.mode == "meta" else self._round_down(area, least=1))
+        if count == area:
+            return targets
         keys = stream.trim_keys(TARGET_TRIM, num_targets, area)
-        kept = _lowest(np.ones_like(targets, dtype=bool), keys, self.num_target_tokens)
-        return targets[kept].reshape(num_images, num_targets, self.num_target_tokens)
+        return np.take_along_axis(targets, _lowest(keys, count), axis=-1)
+
+    def _round_down(self, count, least):
+        """To a multiple of `token_multiple`, or not at all where too little would be left."""
+        rounded = count - count % self.token_multiple
+        return rounded if rounded >= least else count
 
     # Checks at construction.
 
@@ -271,6 +288,25 @@ class MultiBlockMasking:
                 raise ValueError(
                     f"num_target_tokens={self.num_target_tokens} needs mode 'unbiased': 'meta' never cuts a target"
                 )
+        self._check_trimming()
+
+    def _check_trimming(self):
+        _check_positive_integers(token_multiple=self.token_multiple)
+        for name in ("num_context_tokens", "num_target_tokens"):
+            if (getattr(self, name) or 0) % self.token_multiple:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is no multiple of token_multiple={self.token_multiple}"
+                )
+        if self.keep_all_context and self.num_context_tokens is not None:
+            raise ValueError(
+                f"keep_all_context={self.keep_all_context} contradicts num_context_tokens={self.num_context_tokens}: "
+                "give one of them"
+            )
+        if self.keep_all_context and self.token_multiple > 1:
+            raise ValueError(
+                f"keep_all_context={self.keep_all_context} contradicts token_multiple={self.token_multiple}, which "
+                "drops context patches: give one of them"
+            )
 
     def _check_meta_blocks(self):
         """No relaxation exists for targets, and none below a whole context block: both must always be large enough."""
@@ -370,8 +406,9 @@ class _SlotStream:
         words = self._words(purpose, 0, -(-num_masks * num_patches // 2))
         keys = words.view(np.uint32)[:, : num_masks * num_patches].reshape(self.num_slots, num_masks, num_patches)
         # The low bits hold the patch, so that ties cannot happen; 24 random bits are left on a 16x16 grid.
-        low_bits = np.uint32((1 << (num_patches - 1).bit_length()) - 1)
-        return (keys & ~low_bits) | np.arange(num_patches, dtype=np.uint32)
+        keys = keys & ~_patch_bits(num_patches)
+        keys |= np.arange(num_patches, dtype=np.uint32)
+        return keys
 
     def _words(self, purpose, attempt, words_per_slot):
         return _random_words(self.seed, self.step, purpose, attempt, self.first_slot, self.num_slots, words_per_slot)
@@ -386,17 +423,18 @@ def _random_words(seed, step, purpose, attempt, first_slot, num_slots, words_per
 
 
 def _block_coverage(corners, block_size, grid_size) -> np.ndarray:
-    """Corners (..., 2) -> (..., N) bool, True on the block's patches."""
-    rows, columns = np.divmod(np.arange(grid_size[0] * grid_size[1]), grid_size[1])  # (N,), (N,)
-    in_rows = _in_span(rows, block_size[0], grid_size[0])
-    in_columns = _in_span(columns, block_size[1], grid_size[1])
-    return in_rows[corners[..., 0]] & in_columns[corners[..., 1]]
+    """Corners (B, K, 2) of K blocks -> (K, B, bytes): the patches of each block, eight in a byte."""
+    rows, columns = corners.transpose(2, 1, 0)
+    in_rows, in_columns = (_spans(axis, block_size[axis], tuple(grid_size)) for axis in (0, 1))
+    return in_rows.take(rows, axis=0) & in_columns.take(columns, axis=0)
 
 
-def _in_span(coordinates, length, size) -> np.ndarray:
-    """(starts, N) bool: does the span of this length from each possible start hold the coordinate?"""
-    starts = np.arange(size - length + 1)[:, None]
-    return (coordinates >= starts) & (coordinates < starts + length)
+@lru_cache(maxsize=128)
+def _spans(axis, length, grid_size) -> np.ndarray:
+    """(starts, bytes): the patches whose row (axis 0) or column (axis 1) is in the span from each possible start."""
+    coordinates = np.indices(grid_size)[axis].ravel()  # (N,)
+    starts = np.arange(grid_size[axis] - length + 1)[:, None]
+    return np.packbits((coordinates >= starts) & (coordinates < starts + length), axis=-1)
 
 
 def _block_indices(corners, block_size, grid_size) -> np.ndarray:
@@ -405,11 +443,34 @@ def _block_indices(corners, block_size, grid_size) -> np.ndarray:
     return (corners[..., 0] * grid_size[1] + corners[..., 1])[..., None] + offsets
 
 
-def _lowest(mask, keys, count) -> np.ndarray:
-    """The `count` True entries of each row of a mask (..., N) that have the lowest keys; keys of a row differ."""
-    ranked = np.where(mask, keys, np.iinfo(np.uint32).max)
-    threshold = np.partition(ranked, count - 1, axis=-1)[..., count - 1, None]
-    return mask & (ranked <= threshold)
+def _counts(visible) -> np.ndarray:
+    """(B, C, N) bool -> (B, C): how many patches each context sees."""
+    return visible.sum(axis=-1, dtype=np.uint32)  # faster than NumPy's own choice of 64 bits
+
+
+def _first_patches(visible, count) -> np.ndarray:
+    """(B, C, N) bool -> (B, C, count): the first patches that each context sees, -1 where it sees fewer."""
+    num_images, num_contexts, num_patches = visible.shape
+    seen = _counts(visible).reshape(-1, 1)  # (B * C, 1)
+    starts = seen.cumsum(dtype=np.int64)[:, None] - seen
+    ranks = np.arange(count)
+    patches = np.flatnonzero(visible).take(starts + ranks, mode="clip")  # (B * C, count)
+    patches -= np.arange(len(seen))[:, None] * num_patches
+    if count > seen.min():
+        patches[ranks >= seen] = -1  # these belong to the next contexts
+    return patches.reshape(num_images, num_contexts, count)
+
+
+def _lowest(keys, count) -> np.ndarray:
+    """(B, masks, N) keys of `_SlotStream.trim_keys` -> (B, masks, count): the patches of lowest key, sorted."""
+    lowest = np.partition(keys, count - 1, axis=-1)[..., :count] & _patch_bits(keys.shape[-1])
+    lowest.sort(axis=-1)
+    return lowest.astype(np.int64)
+
+
+def _patch_bits(num_patches) -> np.uint32:
+    """The bits of a key that hold the patch."""
+    return np.uint32((1 << (num_patches - 1).bit_length()) - 1)
 
 
 def _without(sample, *names):
