@@ -3,13 +3,15 @@
 
 Shape legend:
     B images, C channels (1 or 3), H rows, W columns. A decoded image is a uint8 array (H, W, C) in 0..255, a sample's
-    `pixel_values` a uint8 tensor (C, H, W). `size` is one number for a square or (height, width), in pixels.
+    `pixel_values` a uint8 tensor (C, H, W). `size` is one number for a square or (height, width), in pixels. A box is
+    (top, left, height, width).
 
 Nothing here keeps a state that a resumed run would have to restore: the order of the images is a pure function of
 (seed, epoch) and every crop of (seed, epoch, index); neither the number of workers nor an interruption changes them.
 Normalisation happens on the device, on uint8 batches, which are a quarter of the bytes of float ones.
 """
 
+import functools
 import glob
 import io
 import itertools
@@ -27,10 +29,17 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import PIL
 import pyarrow.compute as pc
 import torch
 from PIL import Image, UnidentifiedImageError
 from transformers import BitImageProcessorPil
+
+
+try:
+    import simplejpeg
+except ImportError:  # slower, with the same pixels
+    simplejpeg = None
 
 
 IMAGE_EXTENSIONS = (
@@ -62,15 +71,18 @@ _BLOCK_STREAM, _FORWARD_STREAM = 5, 6
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
+# Whether to turn the rows upside down, to mirror the columns, and then to exchange rows and columns.
 _UPRIGHT_BY_ORIENTATION = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: (False, True, False),
+    3: (True, True, False),
+    4: (True, False, False),
+    5: (False, False, True),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (False, True, True),
 }
+_JPEG_FORMATS = ("JPEG", "MPO")  # PIL's name for a JPEG that holds further images: phones write them
+_REDUCTIONS = (8, 4, 2)  # that libjpeg can decode at, beside 1
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _PIXELS_AT_A_TIME = 2**20
 _URI = "file://"
@@ -482,7 +494,7 @@ def _holds_images(dataset: datasets.Dataset | datasets.IterableDataset, column: 
     for row in itertools.islice(dataset.select_columns([column]), 10):  # streams have no indices
         value = row[column]
         try:
-            _open_image(value if isinstance(value, dict) else {"bytes": value, "path": None})
+            _open_image(_encoded(value if isinstance(value, dict) else {"bytes": value, "path": None}))
             return True
         except Exception:  # whatever PIL says: this value is no image
             continue
@@ -599,6 +611,11 @@ def _paths(dataset: datasets.Dataset) -> list[str | None]:
 # Decoding
 
 
+def jpeg_decoder() -> str:
+    """What decodes JPEG files here, with its version: simplejpeg where it is installed, else PIL."""
+    return f"simplejpeg {simplejpeg.__version__}" if simplejpeg else f"PIL {PIL.__version__}"
+
+
 def decode_image(value, num_channels: int = 3, name: str | None = None) -> np.ndarray:
     """Decodes an image to uint8 (H, W, C), upright as its EXIF orientation says.
 
@@ -616,25 +633,110 @@ def decode_image(value, num_channels: int = 3, name: str | None = None) -> np.nd
             MAX_ASPECT_RATIO or MAX_FILE_BYTES, which is known before anything is decoded. A JPEG that is damaged
             before its end marker does decode: what is missing is grey, and libjpeg does not tell.
     """
-    return _as_array(_decode(value, num_channels, name))
+    return np.require(_OpenedImage(value, name).decode(num_channels), requirements=["C_CONTIGUOUS", "WRITEABLE"])
 
 
-def _decode(value, num_channels: int, name: str | None = None) -> Image.Image:
-    if num_channels not in (1, 3):
-        raise ValueError(f"num_channels must be 1 or 3, got {num_channels!r}")
+class _OpenedImage:
+    """An image of which only the header was read: it is within the limits, but not decoded yet.
+
+    Args:
+        value, name: as in `decode_image`.
+
+    Raises:
+        BadImageError: as `decode_image`.
+    """
+
+    def __init__(self, value, name: str | None = None):
+        self.name = name or _value_name(value) or "an image without a name"
+        with _faults_as_bad_image(self.name):
+            self._encoded = None if isinstance(value, Image.Image) else _encoded(value)
+            self._image = value if self._encoded is None else _open_image(self._encoded)
+            self._size = self._image.size  # decoding may reduce it
+            _check_size(*self._size)
+            _check_tiles(getattr(self._image, "tag_v2", {}))
+
+    @property
+    def reducible(self) -> bool:
+        """Whether `decode` can make the image smaller."""
+        return self._encoded is not None and self._image.format in _JPEG_FORMATS
+
+    @property
+    def height_and_width(self) -> tuple[int, int]:
+        """Of the upright image; for JPEG files, whose orientation is known before they are decoded."""
+        width, height = self._size
+        return (width, height) if _turns(self._image)[2] else (height, width)
+
+    def reduced_box(self, box: tuple[int, int, int, int], reduction: int) -> tuple[float, float, float, float]:
+        """Where a box of the upright image lies in what `decode` makes of it."""
+        upside_down, mirrored, exchanged = _turns(self._image)
+        turned_round = (mirrored, upside_down) if exchanged else (upside_down, mirrored)
+        # Sides are rounded up at their end as stored, which is the beginning of a side that is turned round.
+        top, left = (
+            start + (-side % reduction if turned else 0)
+            for start, side, turned in zip(box[:2], self.height_and_width, turned_round, strict=True)
+        )
+        return top / reduction, left / reduction, box[2] / reduction, box[3] / reduction
+
+    def decode(self, num_channels: int, reduction: int = 1) -> np.ndarray:
+        """Upright uint8 (H, W, C), which may be read-only and a view; once only.
+
+        Args:
+            num_channels: 1 or 3.
+            reduction: 2, 4 or 8 divides a `reducible` image's sides, rounded up: libjpeg then decodes fewer of the
+                frequencies, which takes less time.
+
+        Raises:
+            BadImageError: the image cannot be decoded to its last pixel.
+        """
+        if num_channels not in (1, 3):
+            raise ValueError(f"num_channels must be 1 or 3, got {num_channels!r}")
+        with _faults_as_bad_image(self.name):
+            array = _decode_jpeg(self._encoded, self._image, num_channels, reduction) if self.reducible else None
+            if array is None:
+                array = _decode_with_pil(self._image, num_channels, reduction)
+            return _upright(array, *_turns(self._image))
+
+
+@contextmanager
+def _faults_as_bad_image(name: str):
     try:
-        image = value if isinstance(value, Image.Image) else _open_image(value)
-        _check_size(*image.size)
-        _check_tiles(getattr(image, "tag_v2", {}))
-        image.load()
-        return _with_channels(_upright(image), num_channels)
+        yield
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, EOFError, struct.error and more
-        raise BadImageError(name or _value_name(value) or "an image without a name", _reason(error)) from error
+        raise BadImageError(name, _reason(error)) from error
 
 
-def _open_image(value: dict | None) -> Image.Image:
+def _decode_jpeg(encoded: bytes, image: Image.Image, num_channels: int, reduction: int) -> np.ndarray | None:
+    """The pixels (H, W, C) as PIL would decode them, by simplejpeg, which does so faster; None to leave them to PIL.
+
+    Both are libjpeg-turbo. But simplejpeg, being strict, gives up where libjpeg only warns: at a file that is cut off,
+    which PIL refuses too, and at one that is damaged, which PIL may accept. So what is refused, and why, is for PIL.
+    """
+    if simplejpeg is None or image.mode not in ("L", "RGB"):
+        return None
+    colorspace = "GRAY" if image.mode == "L" and num_channels == 1 else "RGB"
+    width, height = image.size
+    smallest = {"min_width": -(-width // reduction), "min_height": -(-height // reduction)} if reduction > 1 else {}
+    try:
+        if simplejpeg.decode_jpeg_header(encoded)[:2] != (height, width):
+            return None  # the limits were checked for the size that PIL has read
+        array = simplejpeg.decode_jpeg(encoded, colorspace, min_factor=reduction, **smallest)  # (H, W, C)
+    except ValueError:
+        return None
+    is_luma = num_channels == 1 and image.mode == "RGB"
+    return _as_array(Image.fromarray(array).convert("L")) if is_luma else array
+
+
+def _decode_with_pil(image: Image.Image, num_channels: int, reduction: int) -> np.ndarray:
+    if reduction > 1:
+        image.draft(None, (image.width // reduction, image.height // reduction))
+    image.load()
+    array = np.asarray(_with_channels(image, num_channels))  # read-only, which saves a copy
+    return array if array.ndim == 3 else array[:, :, None]
+
+
+def _open_image(encoded: bytes) -> Image.Image:
     """Reads the header only."""
-    return Image.open(io.BytesIO(_encoded(value)), formats=IMAGE_FORMATS)
+    return Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -651,8 +753,12 @@ def _check_tiles(tags) -> None:
         raise ValueError(f"tiles of {width} x {height} pixels are more than {MAX_IMAGE_PIXELS:,}")
 
 
-def _read_image(value, index: int, num_channels: int) -> Image.Image:
-    return _decode(value, num_channels, _value_name(value) or f"image {index}")
+def _read_image(value, index: int, num_channels: int) -> np.ndarray:
+    return _OpenedImage(value, _name_in_messages(value, index)).decode(num_channels)
+
+
+def _name_in_messages(value, index: int) -> str:
+    return _value_name(value) or f"image {index}"
 
 
 def _value_name(value) -> str | None:
@@ -678,7 +784,8 @@ def _read_file(path: str) -> bytes:
         raise ValueError("this is no regular file")
     _check_file_size(status.st_size)
     with open(path, "rb") as file:
-        return file.read(MAX_FILE_BYTES + 1)  # a file of /proc says that it has no size
+        # Python takes memory for what it is asked to read. A file of /proc says that it has no size.
+        return file.read((status.st_size or MAX_FILE_BYTES) + 1)
 
 
 def _check_file_size(num_bytes: int) -> None:
@@ -692,13 +799,20 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turns(image: Image.Image) -> tuple[bool, bool, bool]:
+    """What makes the image upright, as in _UPRIGHT_BY_ORIENTATION."""
+    as_stored = (False, False, False)
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # the pixels are there, only what was said about them is broken
-        return image
-    method = _UPRIGHT_BY_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+        return as_stored
+    return _UPRIGHT_BY_ORIENTATION.get(orientation, as_stored) if isinstance(orientation, int) else as_stored
+
+
+def _upright(array: np.ndarray, upside_down: bool, mirrored: bool, exchanged: bool) -> np.ndarray:
+    """A view of the array."""
+    array = array[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+    return array.swapaxes(0, 1) if exchanged else array
 
 
 def _with_channels(image: Image.Image, num_channels: int) -> Image.Image:
@@ -764,13 +878,61 @@ def random_resized_crop(
     """
     array = _as_array(image)
     height, width = _height_and_width(size)
-    top, left, crop_height, crop_width = sample_crop(*array.shape[:2], width / height, scale, ratio, generator)
-    crop = torch.from_numpy(array[top : top + crop_height, left : left + crop_width]).permute(2, 0, 1)[None]
+    box = sample_crop(*array.shape[:2], width / height, scale, ratio, generator)
+    return _flipped_at_random(_resize_box(array, box, (height, width), interpolation), horizontal_flip, generator)
+
+
+def _reduced_random_resized_crop(
+    image: _OpenedImage,
+    num_channels: int,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: np.random.Generator,
+    horizontal_flip: bool,
+    interpolation: str,
+) -> torch.Tensor:
+    """`random_resized_crop` of a `reducible` image, decoded no larger than the crop needs.
+
+    The crop is the same part of the image. Where it is at least two, four or eight times as large as the result in
+    both directions, libjpeg makes the image smaller by as much while it decodes; the pixels come out a little
+    different (docs/loading.md has figures). Elsewhere they are the same.
+    """
+    box = sample_crop(*image.height_and_width, size[1] / size[0], scale, ratio, generator)
+    reduction = next((n for n in _REDUCTIONS if box[2] >= n * size[0] and box[3] >= n * size[1]), 1)
+    array = image.decode(num_channels, reduction)
+    if reduction == 1:
+        resized = _resize_box(array, box, size, interpolation)
+    else:
+        resized = _resize_fractional_box(array, image.reduced_box(box, reduction), size, interpolation)
+    return _flipped_at_random(resized, horizontal_flip, generator)
+
+
+def _resize_box(array: np.ndarray, box, size: tuple[int, int], interpolation: str) -> torch.Tensor:
+    """A box of (H, W, C), resized with antialiasing to (C, *size)."""
+    top, left, height, width = box
+    # Copied, because torch takes no view that runs backwards or is read-only; it would copy any other one itself.
+    crop = torch.from_numpy(array[top : top + height, left : left + width].copy()).permute(2, 0, 1)
     # On uint8 this gives PIL's result up to one grey level in about a quarter of the time.
-    resized = torch.nn.functional.interpolate(crop, (height, width), mode=interpolation, antialias=True)[0]
+    return torch.nn.functional.interpolate(crop[None], size, mode=interpolation, antialias=True)[0]
+
+
+def _resize_fractional_box(array: np.ndarray, box, size: tuple[int, int], interpolation: str) -> torch.Tensor:
+    """As `_resize_box`, by PIL, for a box whose edges lie between pixels."""
+    top, left, height, width = box
+    first_row, first_column = int(top), int(left)
+    array = array[first_row : math.ceil(top + height), first_column : math.ceil(left + width)]
+    top, left = top - first_row, left - first_column
+    image = Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])
+    resample = Image.Resampling[interpolation.upper()]
+    resized = image.resize((size[1], size[0]), resample, box=(left, top, left + width, top + height))
+    return torch.from_numpy(_as_array(resized)).permute(2, 0, 1)
+
+
+def _flipped_at_random(image: torch.Tensor, horizontal_flip: bool, generator: np.random.Generator) -> torch.Tensor:
     if horizontal_flip and generator.random() < 0.5:
-        resized = resized.flip(-1)
-    return resized.contiguous()
+        image = image.flip(-1)
+    return image.contiguous()
 
 
 def sample_crop(
@@ -869,9 +1031,14 @@ def normalize_pixel_values(
         raise TypeError(f"pixel_values must be uint8 in 0..255, got {pixel_values.dtype}: normalised already?")
     if not len(image_mean) == len(image_std) == pixel_values.shape[-3]:
         raise ValueError(f"mean {image_mean} and std {image_std} do not fit {pixel_values.shape[-3]} channels")
-    mean = 255 * torch.tensor(image_mean, device=pixel_values.device).view(-1, 1, 1)  # (C, 1, 1)
-    std = 255 * torch.tensor(image_std, device=pixel_values.device).view(-1, 1, 1)
+    mean, std = (_of_levels(tuple(values), pixel_values.device) for values in (image_mean, image_std))
     return (pixel_values.float() - mean) / std
+
+
+@functools.cache  # or every step would wait for the device to take these few numbers
+def _of_levels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Numbers for pixels in 0..1, made those for 0..255: (C, 1, 1)."""
+    return 255 * torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def build_image_processor(
@@ -923,6 +1090,8 @@ class PretrainingImages(torch.utils.data.Dataset):
         num_channels: 1 or 3.
         crop_scale, crop_ratio, horizontal_flip, interpolation: as in `random_resized_crop`; the published recipe by
             default.
+        fast_large_photos: decode a JPEG two, four or eight times smaller where its crop stays at least as large as
+            the sample. Faster on photos of some megapixels, but the pixels differ a little (docs/loading.md).
         seed: of the crops, which are a pure function of (seed, epoch, index).
     """
 
@@ -936,6 +1105,7 @@ class PretrainingImages(torch.utils.data.Dataset):
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         horizontal_flip: bool = False,
         interpolation: str = "bilinear",
+        fast_large_photos: bool = False,
         seed: int = 0,
     ):
         if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
@@ -952,6 +1122,7 @@ class PretrainingImages(torch.utils.data.Dataset):
         self.crop_ratio = crop_ratio
         self.horizontal_flip = horizontal_flip
         self.interpolation = interpolation
+        self.fast_large_photos = fast_large_photos
         self.seed = seed
 
     def __len__(self) -> int:
@@ -961,33 +1132,62 @@ class PretrainingImages(torch.utils.data.Dataset):
         """key (step, slot_block, epoch, index) -> `pixel_values` uint8 (C, H, W) and the ints `step`, `slot_block`,
         `index`, `num_bad`."""
         step, slot_block, epoch, index = key
-        image, num_bad = self._first_readable(index)
+        pixel_values, num_bad = self._first_readable(epoch, index)
         return {
-            # The requested index seeds the crop of a substitute too: the image is seen again under its own index.
-            "pixel_values": self.crop(image, epoch, index),
+            "pixel_values": pixel_values,
             "step": step,
             "slot_block": slot_block,
             "index": index,
             "num_bad": num_bad,
         }
 
+    def read_crop(self, value, name: str, epoch: int, *identity: int) -> torch.Tensor:
+        """The crop in an epoch of an image that is still encoded, uint8 (C, H, W).
+
+        Args:
+            value, name: as in `decode_image`.
+            epoch: in which it is seen.
+            identity: its index, or shard and row.
+
+        Raises:
+            BadImageError: as `decode_image`.
+        """
+        image = _OpenedImage(value, name)
+        if not (self.fast_large_photos and image.reducible):
+            return self.crop(image.decode(self.num_channels), epoch, *identity)
+        return _reduced_random_resized_crop(
+            image,
+            self.num_channels,
+            self.image_size,
+            self.crop_scale,
+            self.crop_ratio,
+            self._crop_generator(epoch, *identity),
+            self.horizontal_flip,
+            self.interpolation,
+        )
+
     def crop(self, image: Image.Image | np.ndarray, epoch: int, *identity: int) -> torch.Tensor:
-        """The crop of an image in an epoch, uint8 (C, H, W); `identity` is its index, or shard and row."""
+        """The crop in an epoch of a decoded image, uint8 (C, H, W)."""
         return random_resized_crop(
             image,
             self.image_size,
             self.crop_scale,
             self.crop_ratio,
-            np.random.Generator(_random_stream(self.seed, _CROP_STREAM, epoch, *identity)),
+            self._crop_generator(epoch, *identity),
             horizontal_flip=self.horizontal_flip,
             interpolation=self.interpolation,
         )
 
-    def _first_readable(self, index: int) -> tuple[Image.Image, int]:
+    def _crop_generator(self, epoch: int, *identity: int) -> np.random.Generator:
+        return np.random.Generator(_random_stream(self.seed, _CROP_STREAM, epoch, *identity))
+
+    def _first_readable(self, epoch: int, index: int) -> tuple[torch.Tensor, int]:
         for num_bad in range(min(MAX_SUBSTITUTES, len(self))):
+            substitute = (index + num_bad) % len(self)
+            value = self.dataset[substitute]["image"]
             try:
-                substitute = (index + num_bad) % len(self)
-                return _read_image(self.dataset[substitute]["image"], substitute, self.num_channels), num_bad
+                # The requested index seeds the crop of a substitute too: it is seen again under its own index.
+                return self.read_crop(value, _name_in_messages(value, substitute), epoch, index), num_bad
             except BadImageError as error:
                 last = error
         raise BadImageError(
@@ -1080,7 +1280,7 @@ class FineTuningImages(PretrainingImages):
         """`pixel_values` uint8 (C, H, W) and the ints `labels`, `epoch` and `index`."""
         epoch, index = key
         row = self.dataset[index]
-        pixel_values = self.crop(_read_image(row["image"], index, self.num_channels), epoch, index)
+        pixel_values = self.read_crop(row["image"], _name_in_messages(row["image"], index), epoch, index)
         if self.augment is not None:
             with seeded_torch(self.seed, _AUGMENTATION_STREAM, epoch, index):
                 pixel_values = self.augment(pixel_values)

@@ -182,6 +182,7 @@ def _crop_settings(arguments, config) -> dict:
         "crop_ratio": tuple(arguments.crop_ratio),
         "horizontal_flip": arguments.horizontal_flip,
         "interpolation": arguments.interpolation,
+        "fast_large_photos": arguments.fast_large_photos,
     }
 
 

@@ -28,7 +28,6 @@ from typing import NamedTuple
 
 import datasets
 import fsspec.asyn
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 
@@ -39,7 +38,6 @@ from .data import (
     PretrainingImages,
     block_order,
     choose_split,
-    decode_image,
     epoch_order,
     files_of_one_kind,
     find_image_column,
@@ -460,8 +458,8 @@ class StreamingBatches(torch.utils.data.IterableDataset):
         start_step: the optimizer step to go on with after an interruption.
         start: where the lanes go on; it must hold all lanes of all processes.
         accumulation_steps, rank, world_size: as in `PretrainingBatchSampler`.
-        crop_settings: `num_channels`, `crop_scale`, `crop_ratio`, `horizontal_flip`, `interpolation` as in
-            `PretrainingImages`.
+        crop_settings: `num_channels`, `crop_scale`, `crop_ratio`, `horizontal_flip`, `interpolation`,
+            `fast_large_photos` as in `PretrainingImages`.
 
     Yields:
         What `collate_fn` returns, plus `lane` (int), `position` (the five ints of the lane's `Position` after this
@@ -584,17 +582,12 @@ class StreamingBatches(torch.utils.data.IterableDataset):
         for image in itertools.islice(reader, MAX_SUBSTITUTES):
             name = self._name(image)
             try:
-                array = decode_image(image.value, self.images.num_channels, name)
+                return image, self.images.read_crop(image.value, name, image.epoch, image.shard, image.row)
             except BadImageError as error:
                 bad_images.append({"name": name, "reason": error.reason})
-                continue
-            return image, self._crop(array, image)
         raise BadImageError(
             f"{MAX_SUBSTITUTES} images in a row cannot be read; the last one is {name}: {bad_images[-1]['reason']}"
         )
-
-    def _crop(self, array: np.ndarray, image: StreamedImage) -> torch.Tensor:
-        return self.images.crop(array, image.epoch, image.shard, image.row)
 
     def _name(self, image: StreamedImage) -> str:
         stored = image.value.get("path") if image.value else None

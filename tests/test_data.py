@@ -42,6 +42,7 @@ from ijepa.data import (
     select_labelled,
     select_listed,
 )
+from ijepa.recipe import PretrainingArguments
 
 
 @pytest.fixture(autouse=True)
@@ -377,6 +378,16 @@ def test_images_that_fit_no_crop_give_their_centre():
     assert sample_crop(1, 1, 1.0, (0.3, 1.0), (3 / 4, 4 / 3), generator()) == (0, 0, 1, 1)
 
 
+def test_crops_are_where_they_have_always_been():
+    """The very numbers are part of a run: a change here breaks the resumption of everybody's runs."""
+    images = PretrainingImages(None, 224, seed=7)
+    boxes = [
+        sample_crop(375, 500, 1.0, (0.3, 1.0), (3 / 4, 4 / 3), images._crop_generator(epoch, index))
+        for epoch, index in ((0, 0), (0, 1), (3, 1234567))
+    ]
+    assert boxes == [(101, 108, 247, 304), (19, 153, 321, 322), (11, 23, 357, 346)]
+
+
 @pytest.mark.parametrize("num_channels", [1, 3])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_random_crop_is_pils_crop_and_resize_up_to_rounding(num_channels, interpolation):
@@ -539,6 +550,93 @@ def test_workers_change_nothing():
         assert one.keys() == other.keys() == {"pixel_values", "step", "slot_block", "index", "num_bad"}
         assert all(torch.equal(one[name], other[name]) for name in one)
     assert alone[0]["pixel_values"].shape == (4, 3, 16, 24) and alone[0]["pixel_values"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_a_sample_is_the_crop_of_the_decoded_image(num_channels):
+    dataset = images_dataset([encoded(photo(41, 57), file_format) for file_format in ("PNG", "JPEG")])
+    images = PretrainingImages(dataset, (16, 24), num_channels=num_channels, seed=5)
+    for index in range(2):
+        image = decode_image(dataset[index]["image"], num_channels)
+        rng = images._crop_generator(2, index)
+        expected = random_resized_crop(image, (16, 24), (0.3, 1.0), (3 / 4, 4 / 3), rng)
+        found = images[(0, 0, 2, index)]["pixel_values"]
+        assert torch.equal(found, expected) and found.is_contiguous()
+
+
+# Large photos
+
+
+def detailed(height, width):
+    """A picture with details of all sizes down to a few pixels."""
+    layers = [photo(height, width)]
+    for side in (64, 16, 5):
+        noise = np.random.default_rng(side).integers(0, 256, (height // side, width // side, 3), dtype=np.uint8)
+        layers.append(np.array(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)))
+    return np.mean(layers, axis=0).astype(np.uint8)
+
+
+def fast_and_exact(content, size=32, **settings):
+    """The pairs of crops with and without `fast_large_photos`, as ints."""
+    dataset = images_dataset([content])
+    fast, exact = (PretrainingImages(dataset, size, fast_large_photos=on, **settings) for on in (True, False))
+    for epoch in range(4):
+        pair = (images[(0, 0, epoch, 0)]["pixel_values"] for images in (fast, exact))
+        yield tuple(crop.int() for crop in pair)
+
+
+@pytest.mark.parametrize("decoder", ["simplejpeg", "PIL"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("settings", [{}, {"num_channels": 1, "horizontal_flip": True, "interpolation": "bicubic"}])
+def test_large_photos_decoded_smaller_give_nearly_the_same_crops(monkeypatch, decoder, orientation, settings):
+    """Also where sides are no multiple of eight, which puts the crop elsewhere if an image is turned round."""
+    if decoder == "PIL":
+        monkeypatch.setattr(ijepa.data, "simplejpeg", None)
+    else:
+        pytest.importorskip("simplejpeg")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for fast, exact in fast_and_exact(encoded(detailed(257, 395), "JPEG", quality=95, exif=exif), **settings):
+        difference = (fast - exact).abs().float()
+        assert 0 < difference.mean() < 1 and difference.max() <= 8
+
+
+@pytest.mark.parametrize(("size", "reduction"), [(32, 4), (15, 8), (100, 2), (130, 1), ((32, 100), 2)])
+def test_photos_are_decoded_no_smaller_than_their_crop_needs(monkeypatch, size, reduction):
+    simplejpeg = pytest.importorskip("simplejpeg")
+    factors, decode = [], simplejpeg.decode_jpeg
+
+    def decode_jpeg(content, colorspace, min_factor=1, **options):
+        array = decode(content, colorspace, min_factor=min_factor, **options)
+        assert array.shape[:2] == (-(-257 // min_factor), -(-395 // min_factor))
+        factors.append(min_factor)
+        return array
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", decode_jpeg)
+    dataset = images_dataset([encoded(detailed(257, 395), "JPEG")])
+    images = PretrainingImages(dataset, size, crop_scale=(0.5, 0.5), crop_ratio=(1.0, 1.0), fast_large_photos=True)
+    assert images[(0, 0, 0, 0)]["pixel_values"].shape[1:] == images.image_size
+    assert factors == [reduction]
+
+
+def test_small_photos_and_other_formats_are_decoded_exactly_also_then():
+    for content in (encoded(detailed(60, 62), "JPEG"), encoded(detailed(257, 395), "PNG")):
+        for fast, exact in fast_and_exact(content):
+            assert torch.equal(fast, exact)
+
+
+def test_large_photos_are_decoded_exactly_unless_asked():
+    assert not PretrainingImages(photos(1), 16).fast_large_photos
+    assert not PretrainingArguments(data="digits", output_dir="here", max_steps=1).fast_large_photos
+
+
+def test_a_large_photo_that_is_cut_off_is_a_bad_image_also_when_decoded_smaller():
+    whole = encoded(detailed(257, 395), "JPEG")
+    images = PretrainingImages(images_dataset([whole[:-2], whole]), 32, fast_large_photos=True)
+    assert images[(0, 0, 0, 0)]["num_bad"] == 1
+
+
+# Bad images
 
 
 def test_bad_images_are_replaced_by_the_next_readable_one_and_reported():

@@ -1,6 +1,7 @@
 """Whatever file lies in a folder of photographs, it is decoded upright with the right channels, or it is a bad image
 with a name and a reason; training goes on, and memory stays bounded. docs/bad_images.md is this as a table."""
 
+import io
 import json
 import os
 import resource
@@ -12,7 +13,7 @@ import datasets
 import numpy as np
 import pytest
 from nasty_images import ACCEPTED, REFUSED, encoded, gray_png, mutations, photo, rgb16_png, solid, truncations
-from PIL import Image
+from PIL import Image, ImageOps
 from test_run_pretraining import fresh_accelerate, pretrain, rows  # noqa: F401 (a fixture that applies itself)
 
 import ijepa.data
@@ -21,6 +22,19 @@ from ijepa.data import BadImageError, BadImageLog, decode_image, image_name, loa
 
 REPOSITORY = Path(__file__).parent.parent
 FROM_LIBTIFF = ("TIFF", "ZIP", "LZW", "Fax", "_TIFF")
+DECODERS = ["simplejpeg", "PIL"]
+
+
+@pytest.fixture(params=DECODERS)
+def jpeg_decoder(request, monkeypatch):
+    use_decoder(request.param, monkeypatch)
+
+
+def use_decoder(name, monkeypatch):
+    if name == "simplejpeg":
+        pytest.importorskip("simplejpeg")
+    else:
+        monkeypatch.setattr(ijepa.data, "simplejpeg", None)
 
 
 def decoded(content, name="photo.jpg", num_channels=3):
@@ -36,6 +50,7 @@ def reason_of(value):
 # Contents
 
 
+@pytest.mark.usefixtures("jpeg_decoder")
 @pytest.mark.parametrize("name", ACCEPTED)
 @pytest.mark.parametrize("num_channels", [1, 3])
 def test_an_unusual_image_is_decoded(name, num_channels):
@@ -47,6 +62,7 @@ def test_an_unusual_image_is_decoded(name, num_channels):
         assert np.abs(array.reshape(-1, num_channels).astype(int) - expected).max() <= 3
 
 
+@pytest.mark.usefixtures("jpeg_decoder")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_image_is_a_bad_image_with_a_reason(name):
     make, reason = REFUSED[name]
@@ -54,6 +70,7 @@ def test_what_is_no_image_is_a_bad_image_with_a_reason(name):
     assert reason in said and said.strip()
 
 
+@pytest.mark.usefixtures("jpeg_decoder")
 def test_a_truncated_file_of_any_format_is_a_bad_image():
     for name, content in truncations():
         try:
@@ -63,6 +80,7 @@ def test_a_truncated_file_of_any_format_is_a_bad_image():
         raise AssertionError(f"{name} was decoded")
 
 
+@pytest.mark.usefixtures("jpeg_decoder")
 @pytest.mark.parametrize("seed", range(4))
 def test_random_damage_gives_an_image_or_a_bad_image_and_nothing_else(seed):
     outcomes = {True: 0, False: 0}
@@ -77,6 +95,7 @@ def test_random_damage_gives_an_image_or_a_bad_image_and_nothing_else(seed):
     assert min(outcomes.values()) > 20  # the damage is neither nothing nor everything
 
 
+@pytest.mark.usefixtures("jpeg_decoder")
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_every_format_comes_out_upright(file_format, orientation):
@@ -89,6 +108,107 @@ def test_every_format_comes_out_upright(file_format, orientation):
     assert array.shape[:2] == ((16, 32) if orientation < 5 else (32, 16))
     bright = [place for place in ((0, 0), (0, -1), (-1, 0), (-1, -1)) if array[place].mean() > 127]
     assert bright == [corners[orientation]]
+
+
+# JPEG by simplejpeg, and by PIL
+
+
+JPEG_KINDS = {
+    **{f"4:{ratio}": {"subsampling": place} for place, ratio in enumerate(("4:4", "2:2", "2:0"))},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_blocks": 2},
+    "hardly compressed": {"quality": 100},
+    "strongly compressed": {"quality": 5},
+    "RGB": {"keep_rgb": True},
+    "grey": {},
+    "CMYK": {},
+    "several images": {"save_all": True, "append_images": [photo(seed=1)]},
+}
+
+
+def jpeg(kind, height=61, width=83, **options):
+    image = photo(height, width).convert({"grey": "L", "CMYK": "CMYK"}.get(kind, "RGB"))
+    return encoded(image, "MPO" if kind == "several images" else "JPEG", **JPEG_KINDS[kind], **options)
+
+
+def by_both(monkeypatch, content, num_channels=3):
+    """What simplejpeg and PIL make of a file: pixels, or the reason for refusing it."""
+    outcomes = []
+    for decoder in DECODERS:
+        with monkeypatch.context() as patch:
+            use_decoder(decoder, patch)
+            try:
+                outcomes.append(decoded(content, num_channels=num_channels).astype(int))
+            except BadImageError as error:
+                outcomes.append(error.reason)
+    return outcomes
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+def test_both_decoders_give_the_same_pixels(monkeypatch, kind, num_channels):
+    for height, width in ((61, 83), (64, 80), (1, 9), (8, 8)):
+        fast, slow = by_both(monkeypatch, jpeg(kind, height, width), num_channels)
+        assert fast.shape == slow.shape == (height, width, num_channels) and np.abs(fast - slow).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_both_decoders_turn_an_image_upright_alike(monkeypatch, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = jpeg("4:2:0", exif=exif)
+    upright = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(content))), dtype=int)
+    for array in by_both(monkeypatch, content):
+        assert np.abs(array - upright).max() <= 1
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+def test_both_decoders_refuse_a_jpeg_that_is_cut_off(monkeypatch, kind):
+    """Wherever it is cut; of several images, only the first one counts."""
+    whole = jpeg(kind, 24, 31)
+    for end in range(whole.index(b"\xff\xd9") + 1):
+        fast, slow = by_both(monkeypatch, whole[:end])
+        assert isinstance(fast, str) and fast == slow
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+def test_both_decoders_make_the_same_of_a_damaged_jpeg(monkeypatch, kind):
+    accepted = 0
+    for content in damaged(jpeg(kind), 100):
+        fast, slow = by_both(monkeypatch, content)
+        if isinstance(slow, str):
+            assert fast == slow
+        else:
+            accepted += 1
+            assert fast.shape == slow.shape and np.abs(fast - slow).max() <= 1
+    assert 0 < accepted < 100
+
+
+def damaged(whole, count):
+    generator = np.random.default_rng(0)
+    for _ in range(count):
+        content = bytearray(whole)
+        for place in generator.integers(0, len(content), generator.integers(1, 6)).tolist():
+            content[place] = int(generator.integers(256))
+        yield bytes(content)
+
+
+def test_simplejpeg_decodes_nothing_that_it_takes_for_another_size(monkeypatch):
+    """Or an image beyond the limits could hide behind a header that PIL reads otherwise."""
+    simplejpeg = pytest.importorskip("simplejpeg")
+    content = jpeg("4:2:0")
+    expected = decoded(content)
+    asked = []
+    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", lambda encoded: (20_000, 30_000, "YCbCr", "420"))
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *arguments, **options: asked.append(arguments))
+    assert np.abs(decoded(content).astype(int) - expected).max() <= 1 and not asked
+
+
+def test_the_decoder_of_jpeg_files_has_a_name(monkeypatch):
+    simplejpeg = pytest.importorskip("simplejpeg")
+    assert ijepa.data.jpeg_decoder() == f"simplejpeg {simplejpeg.__version__}"
+    monkeypatch.setattr(ijepa.data, "simplejpeg", None)
+    assert ijepa.data.jpeg_decoder().startswith("PIL ")
 
 
 # Bounds

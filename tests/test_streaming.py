@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
 import ijepa.streaming
-from ijepa.data import MAX_SUBSTITUTES, BadImageError, decode_image
+from ijepa.data import MAX_SUBSTITUTES, BadImageError, PretrainingImages, decode_image
 from ijepa.masking import MaskingCollator, MultiBlockMasking
 from ijepa.streaming import (
     ImageStream,
@@ -410,15 +410,33 @@ def test_the_number_of_batches_is_known(shards):
 
 def test_no_image_is_decoded_at_the_start_and_only_what_is_needed_later(shards, monkeypatch):
     decoded, opened = [], []
-    decode, rows = ijepa.streaming.decode_image, ijepa.streaming.ImageStream.rows
-    monkeypatch.setattr(ijepa.streaming, "decode_image", lambda *args: decoded.append(1) or decode(*args))
+    decode, rows = PretrainingImages.read_crop, ijepa.streaming.ImageStream.rows
+    monkeypatch.setattr(PretrainingImages, "read_crop", lambda *args: decoded.append(1) or decode(*args))
     monkeypatch.setattr(ijepa.streaming.ImageStream, "rows", lambda *args: opened.append(args[1]) or rows(*args))
     monkeypatch.setattr(Image, "open", functools.partial(_counted, Image.open, decoded))
     batches = batches_of(open_stream(shards), lanes=2)
     assert not decoded and not opened
     batch = next(iter(batches))
-    assert len(decoded) == 2 * 3  # decode_image, and Image.open in it
+    assert len(decoded) == 2 * 3  # read_crop, and Image.open in it
     assert len(opened) == 1 and len(identities(batch)) == 3
+
+
+def test_large_photos_are_decoded_smaller_only_where_asked(tmp_path):
+    files = []
+    for seed in range(4):
+        noise = Image.fromarray(np.random.default_rng(seed).integers(64, 192, (20, 30, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        noise.resize((300, 200), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
+        files.append({"bytes": file.getvalue(), "path": None})
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    datasets.Dataset.from_dict({"image": files}, features=features).to_parquet(tmp_path / "train.parquet")
+    settings = {"collate_fn": default_collate, "batch_size": 3, "total_steps": 1, "lanes": 1}
+    fast, exact = (
+        next(iter(StreamingBatches(open_stream(tmp_path), 32, fast_large_photos=on, **settings)))["pixel_values"]
+        for on in (True, False)
+    )
+    difference = (fast.int() - exact.int()).abs().float()
+    assert 0 < difference.mean() < 2 and difference.max() <= 16
 
 
 def _counted(function, calls, *args, **options):
