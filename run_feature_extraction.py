@@ -40,12 +40,14 @@ from transformers.utils.logging import disable_progress_bar
 from ijepa.checkpointing import write_text, written_aside
 from ijepa.data import ProcessedImages, load_image_dataset
 from ijepa.encoders import load_encoder, load_processor, weights_digest
+from ijepa.execution import configure
 from ijepa.recipe import CPU_REMEDY, check_launch
 
 
 PROGRAM = "run_feature_extraction.py"
 SETTINGS, MANIFEST, BAD_IMAGES = "settings.json", "manifest.json", "bad_images.jsonl"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # as Accelerate calls them
 
 # --features -> the output of the model, which is also the name of the column or tensor.
 OUTPUTS = {"pooled": "pooler_output", "patch": "last_hidden_state"}
@@ -248,6 +250,7 @@ class Run:
     shapes: dict[str, list[int]]
     shards: list[Shard]
     settings: dict
+    execution: str
 
     @property
     def output_dir(self) -> Path:
@@ -275,9 +278,10 @@ def build_run(arguments: FeatureExtractionArguments) -> Run:
     settings = describe(arguments, model, processor, dataset, shards)
     check_settings(Path(arguments.output_dir), settings)
     model = model.to(accelerator.device)
+    execution = configure(model, accelerator.device.type, PRECISIONS[arguments.dtype])
     blank = images.prepare(np.zeros((256, 256, images.num_channels), dtype=np.uint8))
     shapes = {name: list(value.shape[1:]) for name, value in embed(model, blank[None], arguments.outputs).items()}
-    return Run(arguments, accelerator, model, images, shapes, shards, settings)
+    return Run(arguments, accelerator, model, images, shapes, shards, settings, execution)
 
 
 def describe(arguments: FeatureExtractionArguments, model, processor, dataset, shards: list[Shard]) -> dict:
@@ -321,7 +325,7 @@ def start(run: Run) -> list[Shard]:
     done = len(run.shards) - len(missing)
     run.accelerator.print(
         f"{run.settings['num_images']:,} images in {len(run.shards):,} shards, {done:,} of them done; processes:"
-        f" {run.accelerator.num_processes}"
+        f" {run.accelerator.num_processes}; {run.accelerator.device.type}, {run.arguments.dtype}, {run.execution}"
     )
     return missing[run.accelerator.process_index :: run.accelerator.num_processes]
 

@@ -62,6 +62,7 @@ from ijepa.data import (
     select_listed,
 )
 from ijepa.encoders import load_encoder, load_processor, one_line
+from ijepa.execution import configure
 from ijepa.model_card import fenced_yaml, in_markdown, in_quotes, inherited_license
 from ijepa.optimization import layer_decay_groups, parameter_places
 from ijepa.probing import accuracy_metric
@@ -591,6 +592,8 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
         arguments.training.ddp_find_unused_parameters = False  # every trained weight is used; a search takes time
     if arguments.model.image_size is not None:
         processor = resize_processor(processor, arguments.model.height_and_width)
+    half = [name for name in ("bf16", "fp16") if getattr(arguments.training, name)]
+    configure(model, arguments.training.device.type, *(half or ["no"]))
     options = build_data(arguments, model, processor, training_data, validation_data)
     return ClassificationTrainer(arguments, checkpoint, model=model, processing_class=processor, **options)
 

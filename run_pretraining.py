@@ -50,6 +50,7 @@ from ijepa.data import (
     EvaluationImages,
     build_image_processor,
     forward_seed,
+    jpeg_decoder,
     load_image_dataset,
     normalize_pixel_values,
 )
@@ -71,6 +72,7 @@ from ijepa.distributed import (
     uses_fsdp,
     whole_weights,
 )
+from ijepa.execution import choose_attention, set_matmul_precision
 from ijepa.masking import MultiBlockMasking
 from ijepa.memory import estimate_memory, format_memory_estimate, largest_batch_size, sampled_tokens, worst_case_tokens
 from ijepa.model_card import write_model_card
@@ -258,6 +260,7 @@ def build_accelerator(arguments: PretrainingArguments) -> Accelerator:
     )
     leave_models_whole()
     check_launch(accelerator.num_processes, CPU_REMEDY)
+    set_matmul_precision(accelerator.device.type, computing_precision(precision))
     return accelerator
 
 
@@ -313,17 +316,21 @@ def check_same_launch(checkpoint: Path, before: dict, launch: dict) -> None:
         )
 
 
-def build_model(arguments: PretrainingArguments, checkpoint: Path | None) -> IJepaForPretraining:
+def build_model(
+    arguments: PretrainingArguments, accelerator: Accelerator, checkpoint: Path | None
+) -> IJepaForPretraining:
     """Fresh weights, or those of `init_from`; when resuming, the checkpoint's weights are loaded later."""
-    attention = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
+    precision = computing_precision(arguments.mixed_precision)
+    attention = arguments.attn_implementation or choose_attention(accelerator.device.type, precision)
     if checkpoint:
-        return IJepaForPretraining._from_config(IJepaConfig.from_pretrained(checkpoint), **attention)
+        config = IJepaConfig.from_pretrained(checkpoint)
+        return IJepaForPretraining._from_config(config, attn_implementation=attention)
     if arguments.init_from:
         # float32 whatever the checkpoint's precision: in half precision the moving average would not move.
         return IJepaForPretraining.from_pretrained(
-            arguments.init_from, dtype=torch.float32, **arguments.model_fields(), **attention
+            arguments.init_from, dtype=torch.float32, **arguments.model_fields(), attn_implementation=attention
         )
-    return IJepaForPretraining._from_config(IJepaConfig(**arguments.model_fields()), **attention)
+    return IJepaForPretraining._from_config(IJepaConfig(**arguments.model_fields()), attn_implementation=attention)
 
 
 def build_schedules(arguments: PretrainingArguments, steps_per_epoch: int) -> Schedules:
@@ -401,7 +408,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     data = open_data(arguments, accelerator, read_state(checkpoint) if checkpoint else None)
     schedules = build_schedules(arguments, data.num_images // arguments.batch_size)
     set_seed(arguments.seed)
-    model = build_model(arguments, checkpoint)
+    model = build_model(arguments, accelerator, checkpoint)
     config = model.config
     masking = MultiBlockMasking(config.grid_size, **arguments.mask_fields())
     processor = build_image_processor(
@@ -453,13 +460,15 @@ def effective_values(run: Run) -> dict[str, object]:
         "batch": f"{arguments.batch_size} images = {arguments.per_device_batch_size} per pass x {count} processes x"
         f" {run.accelerator.gradient_accumulation_steps} accumulation steps",
         "images": f"{config.image_size} pixels, patches of {config.patch_size}, grid {config.grid_size}",
+        "decoding": f"JPEG by {jpeg_decoder()}",
         "masks": f"about {context:.0f} of {config.num_patches} patches of context,"
         f" {arguments.num_targets} targets of about {target:.0f}",
         "encoder": f"{parameters['encoder']:.2f} M parameters, {config.num_hidden_layers} layers of"
         f" {config.hidden_size}",
         "predictor": f"{parameters['predictor']:.2f} M parameters, {config.predictor_num_hidden_layers} layers of"
         f" {config.predictor_hidden_size}",
-        "computation": f"{run.accelerator.device.type}, {run.mode}, mixed precision {precision}",
+        "computation": f"{run.accelerator.device.type}, {run.mode}, mixed precision {precision},"
+        f" {config._attn_implementation} attention, float32 products {torch.get_float32_matmul_precision()}",
     }
 
 
@@ -553,6 +562,7 @@ def optimizer_step(run: Run, batches: Iterator[dict], number: int) -> Step:
                     normalize_pixel_values(pixel_values, run.processor.image_mean, run.processor.image_std),
                     batch["context_indices"].to(accelerator.device, non_blocking=True),
                     batch["target_indices"].to(accelerator.device, non_blocking=True),
+                    keep_all_context=run.arguments.keep_all_context,
                 )
             accelerator.backward(output.loss)
             step.add(batch, output)

@@ -67,6 +67,7 @@ from ijepa.encoders import (
     open_encoder,
     weights_digest,
 )
+from ijepa.execution import configure
 from ijepa.linear_probing import (
     OPTIMIZERS,
     SCHEDULES,
@@ -467,6 +468,7 @@ def open_entry(run: Run, entry: Entry) -> OpenedEncoder:
 def open_spec(arguments: ProbingArguments, spec: EncoderSpec, device: torch.device) -> OpenedEncoder:
     processor = load_processor(spec.source)  # first: it is the quicker to fail
     model = open_encoder(spec, DTYPES[arguments.dtype])
+    configure(model, device.type, "no" if arguments.dtype == "fp32" else arguments.dtype)
     config = getattr(model, "config", None) or transformers.AutoConfig.from_pretrained(spec.source)
     return OpenedEncoder(spec, model.to(device), processor, getattr(config, "num_channels", 3))
 

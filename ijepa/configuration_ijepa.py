@@ -98,6 +98,10 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
         predictor_num_hidden_layers (`int`, defaults to 6): layers of the predictor.
         predictor_num_attention_heads (`int`, *optional*): heads of the predictor; the encoder's number by default.
         predictor_intermediate_size (`int`, *optional*): feed-forward width of the predictor; 4 x its width by default.
+        predictor_attention (`str`, defaults to `"full"`): `"full"`, as published, in which each target block
+            goes through all layers together with a copy of the context; or `"shared_context"`, in which the context
+            attends to itself alone and each target block to the context and itself, so that the context goes through
+            the predictor once for all blocks. Another function of the same weights, and cheaper.
         loss_type (`str`, defaults to `"smooth_l1"`): `"smooth_l1"` (beta 1, Meta's released code) or `"mse"` (the
             squared L2 distance of the paper's section 3), both averaged over every element.
         normalize_targets (`bool`, defaults to `True`): whether the target encoder's outputs are layer-normalised once
@@ -141,6 +145,7 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
     predictor_num_hidden_layers: int = 6
     predictor_num_attention_heads: int | None = None
     predictor_intermediate_size: int | None = None
+    predictor_attention: str = "full"
     loss_type: str = "smooth_l1"
     normalize_targets: bool = True
     _out_features: list[str] | None = None
@@ -211,7 +216,11 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
             )
 
     def _check_choices(self):
-        choices = {"loss_type": ("smooth_l1", "mse"), "patch_embedding_init": ("published", "fan_in")}
+        choices = {
+            "loss_type": ("smooth_l1", "mse"),
+            "patch_embedding_init": ("published", "fan_in"),
+            "predictor_attention": ("full", "shared_context"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")

@@ -40,12 +40,17 @@ MARGIN_SHARE = 0.05
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Patches in each of `num_contexts` contexts and in each of `num_targets` target blocks of an image."""
+    """Patches in each of `num_contexts` contexts and in each of `num_targets` target blocks of an image.
+
+    Args:
+        is_padded: shorter contexts are filled up to `context`, and a mask hides what fills them (`keep_all_context`).
+    """
 
     context: int
     target: int
     num_contexts: int = 1
     num_targets: int = 4
+    is_padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def worst_case_tokens(masking) -> TokenCounts:
     """The most patches that a batch of this `MultiBlockMasking` can hold, whatever the seed, the step and the batch.
 
     A bound: with one image per pass it is reached, with many it is far away, because the shortest context of a batch
-    sets the length of all (`sampled_tokens`).
+    sets the length of all (`sampled_tokens`). With `keep_all_context` it is the longest, and the bound is near.
     """
     small_targets, large_targets = _block_sides(masking, masking._target_sides, masking.target_scale)
     _, contexts = _block_sides(masking, masking._context_sides, masking.context_scale, (1.0, 1.0))
@@ -104,6 +109,7 @@ def worst_case_tokens(masking) -> TokenCounts:
         masking.num_target_tokens or target,
         masking.num_contexts,
         masking.num_targets,
+        masking.keep_all_context,
     )
 
 
@@ -149,7 +155,7 @@ def sampled_tokens(masking, batch_size: int, num_batches: int = 200, seed: int =
     """The most patches seen in `num_batches` sampled batches of `batch_size` images: what a run meets, no bound."""
     shapes = [masking.sample(batch_size, seed, step) for step in range(num_batches)]
     context, target = (max(pair[kind].shape[2] for pair in shapes) for kind in (0, 1))
-    return TokenCounts(context, target, masking.num_contexts, masking.num_targets)
+    return TokenCounts(context, target, masking.num_contexts, masking.num_targets, masking.keep_all_context)
 
 
 # Parameters
@@ -179,11 +185,17 @@ def _layers_of(config) -> list[tuple[Counter, int]]:
     return [(_layer_tensors(width, inner, config.qkv_bias), depth) for width, inner, depth in sizes]
 
 
+def _patch_numbers(config) -> int:
+    """Numbers in the pixels of one patch."""
+    return config.num_channels * math.prod(config.patch_height_and_width)
+
+
 def _outer_tensors(config) -> tuple[Counter, Counter]:
     """Tensors outside of layers, of one encoder and of the predictor: projections, norms, mask token."""
     width, narrow = config.hidden_size, config.predictor_hidden_size
-    patch = config.num_channels * config.patch_height_and_width[0] * config.patch_height_and_width[1]
-    return Counter([patch * width, *[width] * 3]), Counter([width * narrow] * 2 + [narrow] * 4 + [width])
+    return Counter([_patch_numbers(config) * width, *[width] * 3]), Counter(
+        [width * narrow] * 2 + [narrow] * 4 + [width]
+    )
 
 
 def trained_tensors(config) -> Counter:
@@ -221,7 +233,11 @@ def _state_bytes_8bit(size: int) -> int:
 
 @dataclass(frozen=True)
 class _Layers:
-    """Layers of one width on `sequences` sequences of `length` tokens; `compute` bytes in matrix products."""
+    """Layers of one width on `sequences` sequences of `length` tokens; `compute` bytes in matrix products.
+
+    The tokens attend to one another and to `memory` more, of which `sharing` sequences in succession have the same. A
+    mask, where `is_masked`, has a number for each query and key, and is the same for all heads.
+    """
 
     width: int
     intermediate: int
@@ -231,10 +247,27 @@ class _Layers:
     length: int
     compute: int
     eager: bool
+    is_masked: bool = False
+    memory: int = 0
+    sharing: int = 1
 
     @property
     def tokens(self) -> int:
         return self.sequences * self.length
+
+    @property
+    def memory_tokens(self) -> int:
+        return self.sequences // self.sharing * self.memory
+
+    @property
+    def keys(self) -> int:
+        """How many keys, and as many values, the attention is given: each sequence has its own copy of the memory."""
+        return self.sequences * (self.length + self.memory)
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs there are of a query and a key that it may attend to."""
+        return self.length * self.keys
 
     @property
     def low(self) -> bool:
@@ -246,25 +279,35 @@ class _Layers:
         return FLOAT32 * self.width * self.tokens
 
     @property
+    def memory_residual(self) -> int:
+        """Bytes of the memory before its norm."""
+        return FLOAT32 * self.width * self.memory_tokens
+
+    @property
     def scores(self) -> int:
         """How many attention scores one layer has."""
-        return self.heads * self.length * self.tokens
+        return self.heads * self.pairs
+
+    @property
+    def mask(self) -> int:
+        """Bytes of the mask that all layers are given: bool, or for eager attention what is added to the scores."""
+        return (FLOAT32 if self.eager else 1) * self.pairs * self.is_masked
 
     @property
     def saved(self) -> int:
-        """Bytes that one layer saves for its backward pass."""
+        """Bytes that one layer saves for its backward pass, without the memory, which another layer may save too."""
         return self.saved_attention + self.saved_mlp
 
     @property
     def saved_attention(self) -> int:
         # Autocast casts the input of each product anew: queries, keys and values save three casts of one tensor.
-        inputs = 3 if self.low else 1
-        mixing = self.compute * self.width * (inputs + 4)  # query, key, value and their mix
+        inputs = 3 * self.tokens + 2 * self.memory_tokens if self.low else self.tokens + self.memory_tokens
+        mixing = self.compute * self.width * (inputs + 2 * self.tokens + 2 * self.keys)  # query and mix, key and value
         if self.eager:  # probabilities in float32 and, under autocast, in low precision for the next product
             probabilities = self.scores * (FLOAT32 + self.compute * self.low)
-        else:
-            probabilities = FLOAT32 * self.heads * self.tokens  # logsumexp
-        return self.tokens * (self._norm + mixing) + probabilities
+        else:  # logsumexp, and the mask as numbers, in each layer anew
+            probabilities = FLOAT32 * self.heads * self.tokens + self.compute * self.pairs * self.is_masked
+        return self.tokens * self._norm + self.memory_tokens * NORM + mixing + probabilities
 
     @property
     def saved_mlp(self) -> int:
@@ -280,17 +323,19 @@ class _Layers:
         """Bytes alive at most within one layer that saves nothing, its input included."""
         kept = self.compute * self.scores * self.eager  # the layer returns its probabilities
         mlp = 3 * self.residual + self.tokens * self.compute * (self.width + 2 * self.intermediate) + kept
-        attention = 2 * self.residual + self.tokens * self.compute * self.width * (7 if self.eager else 4)
+        attention = 2 * self.residual + self.tokens * self.compute * self.width * (3 if self.eager else 4)
         attention += self.scores * self.eager * (2 * FLOAT32 + self.compute * self.low)
         return max(mlp, attention)
 
     @property
     def recomputed_peak(self) -> int:
         """Bytes alive at most within the backward pass of one recomputed layer, beyond its saved input."""
-        gradient = self.residual + self.tokens * self.compute * self.width
+        gradient = self.residual + self.tokens * self.compute * self.width * self.low
+        weight = FLOAT32 * self.width * self.intermediate  # its gradient, before it is added
         mlp = self.saved + self.tokens * self.compute * self.intermediate
         scores = self.saved_attention + self.scores * self.eager * (2 * FLOAT32 - self.compute * self.low)
-        return gradient + max(mlp, scores) - self.residual
+        inputs = self.saved_attention + 2 * self.compute * self.width * (self.tokens + self.keys)  # gradients of them
+        return gradient + weight + max(mlp, scores, inputs) - self.residual
 
 
 @dataclass(frozen=True)
@@ -312,39 +357,58 @@ class _Pass:
     def low(self) -> bool:
         return self.compute < FLOAT32
 
-    def _encoder(self, sequences, length) -> _Layers:
+    @property
+    def is_masked(self) -> bool:
+        """Whether the context's layers are given a dense mask; flash and flex attention are not."""
+        return self.tokens.is_padded and self.attention in ("sdpa", "eager")
+
+    @property
+    def num_contexts(self) -> int:
+        return self.batch_size * self.tokens.num_contexts
+
+    def _encoder(self, *sequences) -> _Layers:
         config = self.config
         sizes = config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_hidden_layers
-        return _Layers(*sizes, sequences, length, self.compute, self.attention == "eager")
+        return _Layers(*sizes, *sequences)
 
     @property
     def context(self) -> _Layers:
-        return self._encoder(self.batch_size * self.tokens.num_contexts, self.tokens.context)
+        attention = self.compute, self.attention == "eager", self.is_masked
+        return self._encoder(self.num_contexts, self.tokens.context, *attention)
 
     @property
     def target(self) -> _Layers:
-        return self._encoder(self.batch_size, self.config.num_patches)
+        return self._encoder(self.batch_size, self.config.num_patches, self.compute, self.attention == "eager")
 
-    @property
-    def predictor(self) -> _Layers:
-        config, tokens = self.config, self.tokens
+    def _predictor(self, depth, sequences, length, memory=0, sharing=1) -> _Layers:
+        config = self.config
         sizes = (
             config.predictor_hidden_size,
             config.predictor_intermediate_size,
             config.predictor_num_attention_heads,
-            config.predictor_num_hidden_layers,
         )
-        sequences = self.batch_size * tokens.num_contexts * tokens.num_targets
-        return _Layers(*sizes, sequences, tokens.context + tokens.target, self.compute, self.attention == "eager")
+        attention = self.compute, self.attention == "eager", self.is_masked
+        return _Layers(*sizes, depth, sequences, length, *attention, memory, sharing)
 
     @property
-    def target_tokens(self) -> int:
-        return self.batch_size * self.tokens.num_targets * self.tokens.target
+    def predictor(self) -> tuple[_Layers, _Layers]:
+        """Layers in which context tokens go on, all but the last one, and layers on mask tokens alone."""
+        tokens, depth = self.tokens, self.config.predictor_num_hidden_layers
+        num_blocks = self.num_contexts * tokens.num_targets
+        if self.config.predictor_attention == "full":
+            joint = self._predictor(max(depth - 1, 0), num_blocks, tokens.context + tokens.target)
+            return joint, self._predictor(min(depth, 1), num_blocks, tokens.target, tokens.context)
+        context = self._predictor(max(depth - 1, 0), self.num_contexts, tokens.context)
+        return context, self._predictor(depth, num_blocks, tokens.target, tokens.context, tokens.num_targets)
+
+    @property
+    def trained_layers(self) -> list[_Layers]:
+        return [layers for layers in (self.context, *self.predictor) if layers.depth]
 
     @property
     def predictions(self) -> int:
         """How many numbers are predicted."""
-        return self.target_tokens * self.tokens.num_contexts * self.config.hidden_size
+        return self.predictor[1].tokens * self.config.hidden_size
 
     @property
     def pixels(self) -> int:
@@ -353,30 +417,37 @@ class _Pass:
 
     @property
     def embedding_bytes(self) -> int:
-        """Before the first layer: what the patch embedding and the choice of patches save."""
-        num_contexts = self.tokens.num_contexts
-        is_copy = self.low or num_contexts > 1  # else the batch's own pixels are saved
-        whole_grid = self.target.residual  # `gather` saves its input, dropped patches included
-        return num_contexts * (self.compute * self.pixels * is_copy + whole_grid)
+        """Before the first layer: the pixels of the kept patches, as the patch embedding multiplies them."""
+        return self.compute * self.context.tokens * _patch_numbers(self.config)
 
     @property
     def head_bytes(self) -> int:
         """After the last layers: final norms, the predictor's projections and the loss."""
         encoder = self.context.tokens * (self.config.hidden_size * (FLOAT32 + self.compute) + NORM)
-        targets = FLOAT32 * self.target_tokens * self.config.hidden_size
-        return encoder + self.predictor_head_bytes + FLOAT32 * self.predictions + targets
+        return encoder + self.predictor_head_bytes + FLOAT32 * self.predictions + self.target_bytes
+
+    @property
+    def target_bytes(self) -> int:
+        """Of the target encoder's features at the targets, the same for every context."""
+        return FLOAT32 * self.predictions // self.tokens.num_contexts
 
     @property
     def predictor_head_bytes(self) -> int:
-        mask_tokens = self.target_tokens * self.tokens.num_contexts
-        # The norm sees mask tokens only, but what it saves is a view of all tokens.
-        return self.predictor.residual + mask_tokens * (self.predictor.width * self.compute + NORM)
+        blocks = self.predictor[1]
+        return blocks.residual + blocks.tokens * (blocks.width * self.compute + NORM)
+
+    @property
+    def last_memory(self) -> int:
+        """Bytes of the context that the predictor's last layer is given; it is in no residual stream that goes on."""
+        return self.predictor[1].memory_residual * bool(self.predictor[1].depth)
 
     @property
     def saved(self) -> int:
-        layers = (self.context, self.predictor)
-        inside = sum(part.depth * (part.residual if self.gradient_checkpointing else part.saved) for part in layers)
-        return self.embedding_bytes + inside + self.head_bytes
+        if self.gradient_checkpointing:
+            inside = sum(layers.depth * layers.residual + layers.mask for layers in self.trained_layers)
+        else:
+            inside = sum(layers.depth * layers.saved for layers in self.trained_layers)
+        return self.embedding_bytes + inside + self.last_memory + self.head_bytes
 
     @property
     def outputs(self) -> int:
@@ -385,15 +456,25 @@ class _Pass:
 
     def working(self) -> int:
         """Bytes at the fuller of two moments: a layer of the target encoder, or a layer's backward pass."""
-        target = self.target.forward_peak + self.compute * self.pixels * self.low
+        not_yet = self.target_bytes + FLOAT32 * self.predictions * self.low  # what the loss saves
+        target = self.target.forward_peak - not_yet
         backward = (FLOAT32 + self.compute * self.low) * self.predictions
         if self.gradient_checkpointing:
-            recomputed = max(part.recomputed_peak for part in (self.context, self.predictor) if part.depth)
-            gone = self.predictor_head_bytes + FLOAT32 * self.predictions * self.low
             # The copies of autocast are gone too, but `autocast` counts them.
-            backward = max(backward, recomputed - gone) - self.autocast
+            backward = max(backward, self.recomputed_peak) - self.autocast
         backward += self.target.residual  # an output
         return self.outputs + max(target, backward)
+
+    @property
+    def recomputed_peak(self) -> int:
+        """Bytes alive at most while a layer is recomputed, beyond all that the forward pass saves."""
+        others, blocks = self.predictor
+        inputs = self.last_memory + sum(layers.depth * layers.residual for layers in self.predictor)
+        # Before the first of its kind is recomputed, these inputs of layers are gone, and what comes after the layers.
+        gone = (0, blocks.residual + self.last_memory, inputs + self.context.residual)
+        kinds = zip((blocks, others, self.context), gone, strict=True)
+        most = max(layers.recomputed_peak - size for layers, size in kinds if layers.depth)
+        return most - self.predictor_head_bytes - FLOAT32 * self.predictions * self.low
 
     @property
     def autocast(self) -> int:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -89,6 +90,14 @@ def gather_patches(hidden_states: torch.Tensor, patch_indices: torch.Tensor) -> 
     return hidden_states.gather(1, patch_indices.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))
 
 
+def mean_over_patches(hidden_states: torch.Tensor, patch_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """(B, K, D), and (B, K) bool that says which of them count, give (B, D)."""
+    if patch_mask is None:
+        return hidden_states.mean(dim=1)
+    weights = patch_mask.unsqueeze(-1).to(hidden_states.dtype)
+    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1)
+
+
 class IJepaPatchEmbeddings(nn.Module):
     """Cuts images (B, channels, height, width) into patches and projects each to (B, N, D)."""
 
@@ -100,12 +109,26 @@ class IJepaPatchEmbeddings(nn.Module):
             config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
         )
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor, patch_indices: torch.Tensor | None = None) -> torch.Tensor:
+        """The whole grid, or only the patches (B, K) of `patch_indices`, for the price of these: (B, K, D)."""
         if pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f"pixel_values have {pixel_values.shape[1]} channels, but the model was built for {self.num_channels}."
             )
-        return self.projection(pixel_values.to(self.projection.weight.dtype)).flatten(2).transpose(1, 2)
+        pixel_values = pixel_values.to(self.projection.weight.dtype)
+        if patch_indices is None:
+            return self.projection(pixel_values).flatten(2).transpose(1, 2)
+        # The convolution as the matrix product that it is, because its stride is its kernel size.
+        weight = self.projection.weight.flatten(1)  # (D, channels * patch height * patch width)
+        return nn.functional.linear(self._kept_pixels(pixel_values, patch_indices), weight, self.projection.bias)
+
+    def _kept_pixels(self, pixel_values: torch.Tensor, patch_indices: torch.Tensor) -> torch.Tensor:
+        """(B, channels, height, width), (B, K) -> (B, K, channels * patch height * patch width)."""
+        rows, columns = (side // patch for side, patch in zip(pixel_values.shape[2:], self.patch_size, strict=True))
+        pixel_values = pixel_values[:, :, : rows * self.patch_size[0], : columns * self.patch_size[1]]
+        patches = pixel_values.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).permute(0, 2, 4, 1, 3, 5)
+        images = torch.arange(len(patches), device=patches.device).unsqueeze(1)  # (B, 1)
+        return patches[images, patch_indices // columns, patch_indices % columns].flatten(2)
 
 
 class IJepaEmbeddings(nn.Module):
@@ -140,10 +163,9 @@ class IJepaEmbeddings(nn.Module):
         # In the weights' precision: loading in half precision leaves buffers alone, and under autocast the sum, and
         # with it the residual stream, stays float32.
         positions = positions.to(self.patch_embeddings.projection.weight.dtype)
-        embeddings = self.patch_embeddings(pixel_values) + positions  # (B, N, D)
         if patch_indices is not None:
-            embeddings = gather_patches(embeddings, patch_indices)  # (B, K, D)
-        return self.dropout(embeddings)
+            positions = positions[0][patch_indices]  # (B, K, D)
+        return self.dropout(self.patch_embeddings(pixel_values, patch_indices) + positions)
 
 
 def eager_attention_forward(
@@ -165,8 +187,21 @@ def eager_attention_forward(
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
 
 
+def key_mask(config: IJepaConfig, queries: torch.Tensor, is_token: torch.Tensor):
+    """Hides keys from all queries: (B, K, D) and bool (B, K') give the mask in the form of the attention in use.
+
+    For SDPA and eager attention it is dense, for flex attention a block mask; flash attention computes the tokens
+    without the padding, as sequences of different length.
+    """
+    keys = queries.new_empty(*is_token.shape, 0)
+    # To look whether nothing is hidden would be to wait for the device.
+    return create_bidirectional_mask(
+        config, queries, is_token, encoder_hidden_states=keys, allow_is_bidirectional_skip=False
+    )
+
+
 class IJepaAttention(nn.Module):
-    """Multi-head self-attention among all tokens it is given."""
+    """Multi-head attention of all tokens it is given among themselves and, if there is one, to a memory."""
 
     def __init__(self, config: IJepaConfig, hidden_size: int, num_attention_heads: int):
         super().__init__()
@@ -180,20 +215,44 @@ class IJepaAttention(nn.Module):
         self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query, key, value = (
-            projection(hidden_states).view(heads).transpose(1, 2)  # (B, H, K, D / H)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        memory: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            hidden_states: (B, K, D).
+            memory: (B / R, K', D), tokens that are attended to and give no output; R rows in succession share one.
+            attention_mask: over the memory's tokens and then the others, in the form the attention function takes.
+        """
+        query = self._split_heads(self.q_proj(hidden_states))  # (B, H, K, D / H)
+        key, value = (
+            self._split_heads(self._project(projection, hidden_states, memory))  # (B, H, K' + K, D / H)
+            for projection in (self.k_proj, self.v_proj)
         )
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.dropout if self.training else 0.0
         mixed, probabilities = attention(
-            self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
         return self.o_proj(mixed.flatten(2)), probabilities
+
+    def _split_heads(self, projected: torch.Tensor) -> torch.Tensor:
+        return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _project(self, projection: nn.Linear, hidden_states: torch.Tensor, memory: torch.Tensor | None):
+        """Keys or values of the memory, projected once however many rows share it, and of the other tokens."""
+        projected = projection(hidden_states)
+        if memory is None:
+            return projected
+        num_sharing = hidden_states.shape[0] // memory.shape[0]
+        remembered = projection(memory).unsqueeze(1).expand(-1, num_sharing, -1, -1).flatten(0, 1)
+        return torch.cat([remembered, projected], dim=1)
 
 
 class IJepaMLP(nn.Module):
@@ -242,8 +301,17 @@ class IJepaLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = IJepaDropPath(drop_path_rate)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        mixed, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        memory: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """One more layer for `hidden_states`; what `memory` and `attention_mask` are, `IJepaAttention` says."""
+        normed_memory = None if memory is None else self.layernorm_before(memory)
+        mixed = self.attention(self.layernorm_before(hidden_states), normed_memory, attention_mask, **kwargs)[0]
+        del normed_memory  # or it would be kept while the tokens go through the MLP
         hidden_states = hidden_states + self.drop_path(self.dropout(mixed))
         transformed = self.mlp(self.layernorm_after(hidden_states))
         return hidden_states + self.drop_path(self.dropout(transformed))
@@ -255,6 +323,7 @@ class IJepaPredictor(nn.Module):
     def __init__(self, config: IJepaConfig):
         super().__init__()
         width = config.predictor_hidden_size
+        self.config = config
         self.grid_size = config.grid_size
         self.input_projection = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -272,6 +341,7 @@ class IJepaPredictor(nn.Module):
         context_indices: torch.Tensor,
         target_indices: torch.Tensor,
         grid_size: tuple[int, int] | None = None,
+        context_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """
@@ -280,28 +350,60 @@ class IJepaPredictor(nn.Module):
             context_indices: (B, C, N_ctx) patch indices the context tokens came from.
             target_indices: (B, M, N_tgt) patch indices to predict.
             grid_size: rows and columns of patches in the images; the configured grid by default.
+            context_mask: (B, C, N_ctx) bool, False where there is no context token; there is one everywhere by
+                default.
 
         Returns:
             (B, C, M, N_tgt, D): for each context and each target block, the predicted features.
         """
-        batch_size, num_contexts, num_context_tokens, _ = context_hidden_states.shape
-        num_targets, num_target_tokens = target_indices.shape[1:]
         positions = resize_position_embeddings(self.position_embeddings, self.grid_size, grid_size or self.grid_size)
         positions = positions.to(self.mask_token.dtype)
         context = self.input_projection(context_hidden_states) + positions[0][context_indices]  # (B, C, N_ctx, P)
         targets = self.mask_token + positions[0][target_indices]  # (B, M, N_tgt, P)
-        pairs = (batch_size, num_contexts, num_targets)  # every context meets every target block
-        hidden_states = torch.cat(
-            [
-                context.unsqueeze(2).expand(*pairs, -1, -1),
-                targets.unsqueeze(1).expand(*pairs, -1, -1).to(context.dtype),
-            ],
-            dim=3,
-        ).flatten(0, 2)  # (B * C * M, N_ctx + N_tgt, P)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, **kwargs)
-        predictions = self.output_projection(self.layernorm(hidden_states[:, num_context_tokens:]))
-        return predictions.view(*pairs, num_target_tokens, -1)
+        pairs = (*context.shape[:2], targets.shape[1])  # (B, C, M): every context meets every target block
+        targets = targets.to(context.dtype).unsqueeze(1).expand(*pairs, -1, -1).flatten(0, 2)  # (B * C * M, N_tgt, P)
+        predict = self._predict_jointly if self.config.predictor_attention == "full" else self._predict_from_context
+        if self.layers:
+            targets = predict(context, targets, context_mask, **kwargs)
+        return self.output_projection(self.layernorm(targets)).unflatten(0, pairs)
+
+    def _predict_jointly(self, context, targets, context_mask, **kwargs) -> torch.Tensor:
+        """Each target block goes through the layers with its own copy of the context (the published predictor)."""
+        num_blocks = targets.shape[0] // (context.shape[0] * context.shape[1])
+        context = context.unsqueeze(2).expand(-1, -1, num_blocks, -1, -1).flatten(0, 2)  # (B * C * M, N_ctx, P)
+        mask = self._attention_mask(targets, context, context_mask)
+        *layers, last_layer = self.layers
+        hidden_states = torch.cat([context, targets], dim=1)  # (B * C * M, N_ctx + N_tgt, P)
+        joint_mask = self._attention_mask(hidden_states, None, context_mask)
+        for layer in layers:
+            hidden_states = layer(hidden_states, None, joint_mask, **kwargs)
+        context, targets = hidden_states.split([context.shape[1], targets.shape[1]], dim=1)
+        return last_layer(targets, context, mask, **kwargs)  # what it would make of the context, nobody reads
+
+    def _predict_from_context(self, context, targets, context_mask, **kwargs) -> torch.Tensor:
+        """The context attends to itself alone, so that all target blocks share one pass over it."""
+        context = context.flatten(0, 1)  # (B * C, N_ctx, P)
+        mask = self._attention_mask(targets, context, context_mask)
+        context_only_mask = self._attention_mask(context, None, context_mask)
+        *layers, last_layer = self.layers
+        for layer in layers:
+            next_context = layer(context, None, context_only_mask, **kwargs)
+            targets = layer(targets, context, mask, **kwargs)
+            context = next_context
+        return last_layer(targets, context, mask, **kwargs)
+
+    def _attention_mask(self, queries, memory, context_mask):
+        """What hides the missing context tokens from `queries` (rows, K, P), in the attention function's own form.
+
+        The keys are the tokens of the memory, if any, and of the queries; those of the context come first.
+        """
+        if context_mask is None:
+            return None
+        num_rows, num_keys = queries.shape[0], queries.shape[1] + (0 if memory is None else memory.shape[1])
+        is_token = context_mask.flatten(0, 1)  # (B * C, N_ctx)
+        is_token = is_token.repeat_interleave(num_rows // is_token.shape[0], dim=0)
+        is_token = nn.functional.pad(is_token, (0, num_keys - is_token.shape[1]), value=True)  # targets are all there
+        return key_mask(self.config, queries, is_token)
 
 
 class IJepaPreTrainedModel(PreTrainedModel):
@@ -448,6 +550,7 @@ class IJepaModel(IJepaPreTrainedModel):
         pixel_values: torch.Tensor,
         patch_indices: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        patch_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """
@@ -456,6 +559,8 @@ class IJepaModel(IJepaPreTrainedModel):
             patch_indices: (B, K) indices of the patches to encode; the others are dropped before the first layer, so
                 they cost nothing and cannot be seen. All patches by default.
             interpolate_pos_encoding: resize the position embeddings to the images' own grid, square or not.
+            patch_mask: (B, K) bool, False where `patch_indices` only fills up a row: no token attends to what is
+                there, and `pooler_output` leaves it out. `last_hidden_state` has values there that mean nothing.
             output_hidden_states, output_attentions, return_dict: as in Transformers.
 
         Returns:
@@ -466,10 +571,13 @@ class IJepaModel(IJepaPreTrainedModel):
             ValueError: if channels or size do not match the model.
         """
         hidden_states = self.embeddings(pixel_values, patch_indices, bool(interpolate_pos_encoding))
+        attention_mask = None if patch_mask is None else key_mask(self.config, hidden_states, patch_mask)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, **kwargs)
+            hidden_states = layer(hidden_states, None, attention_mask, **kwargs)
         hidden_states = self.layernorm(hidden_states)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=1))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states, pooler_output=mean_over_patches(hidden_states, patch_mask)
+        )
 
 
 @dataclass
@@ -573,12 +681,13 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         buffers = (list(encoder.buffers()) for encoder in (self.ijepa, self.context_encoder))
         torch._foreach_lerp_(*buffers, 1.0 - momentum)
 
-    def encode_context(self, pixel_values, context_indices, **kwargs) -> torch.Tensor:
+    def encode_context(self, pixel_values, context_indices, context_mask=None, **kwargs) -> torch.Tensor:
         """The context encoder on each context: (B, channels, height, width), (B, C, N_ctx) -> (B, C, N_ctx, D)."""
-        batch_size, num_contexts, num_context_tokens = context_indices.shape
+        num_contexts = context_indices.shape[1]
         images = pixel_values.unsqueeze(1).expand(-1, num_contexts, -1, -1, -1).flatten(0, 1)  # (B * C, ...)
-        encoded = self.context_encoder(images, patch_indices=context_indices.flatten(0, 1), **kwargs)
-        return encoded.last_hidden_state.view(batch_size, num_contexts, num_context_tokens, -1)
+        patch_mask = None if context_mask is None else context_mask.flatten(0, 1)
+        encoded = self.context_encoder(images, context_indices.flatten(0, 1), patch_mask=patch_mask, **kwargs)
+        return encoded.last_hidden_state.unflatten(0, (-1, num_contexts))
 
     @torch.no_grad()
     def encode_targets(self, pixel_values, target_indices, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -596,6 +705,7 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         context_indices: torch.Tensor,
         target_indices: torch.Tensor,
         interpolate_pos_encoding: bool = False,
+        keep_all_context: bool = False,
         **kwargs,
     ) -> IJepaForPretrainingOutput:
         """
@@ -604,6 +714,8 @@ class IJepaForPretraining(IJepaPreTrainedModel):
             context_indices: (B, C, N_ctx) indices of the patches the context encoder may see.
             target_indices: (B, M, N_tgt) indices of the patches to predict, one row per target block.
             interpolate_pos_encoding: resize all position embeddings to the images' own grid.
+            keep_all_context: contexts differ in length, and -1 in `context_indices` means that there is no patch (the
+                masks of `MultiBlockMasking(keep_all_context=True)`).
 
         Returns:
             `IJepaForPretrainingOutput` with `loss`, `predictions` and `targets`.
@@ -618,8 +730,12 @@ class IJepaForPretraining(IJepaPreTrainedModel):
                 )
         kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
         grid_size = self.ijepa.embeddings.patch_grid(pixel_values)
-        context_hidden_states = self.encode_context(pixel_values, context_indices, **kwargs)
-        predictions = self.predictor(context_hidden_states, context_indices, target_indices, grid_size)
+        context_mask = context_indices >= 0 if keep_all_context else None
+        context_indices = context_indices.clamp(min=0) if keep_all_context else context_indices
+        context_hidden_states = self.encode_context(pixel_values, context_indices, context_mask, **kwargs)
+        predictions = self.predictor(
+            context_hidden_states, context_indices, target_indices, grid_size, context_mask=context_mask
+        )
         targets, target_hidden_states = self.encode_targets(pixel_values, target_indices, **kwargs)
         targets = targets.unsqueeze(1).expand_as(predictions)
         return IJepaForPretrainingOutput(

@@ -122,6 +122,9 @@ class DataArguments:
     crop_ratio: list[float] = argument([3 / 4, 4 / 3], "aspect ratio of the random crop: least, most")
     horizontal_flip: bool = argument(False, "mirror every second image at random (the published recipe does not)")
     interpolation: str = argument("bilinear", "resizing of the crop: bilinear or bicubic")
+    fast_large_photos: bool = argument(
+        False, "decode large JPEG photos at a half to an eighth of their size: faster, pixels differ a little"
+    )
     image_mean: list[float] | None = argument(None, "mean of each channel, pixels in 0..1; ImageNet's by default")
     image_std: list[float] | None = argument(None, "standard deviation of each channel; ImageNet's by default")
     eval_resize_ratio: float = argument(
@@ -196,6 +199,9 @@ class ModelArguments:
     predictor_num_hidden_layers: int | None = argument(None, "layers of the predictor")
     predictor_num_attention_heads: int | None = argument(None, "attention heads of the predictor")
     predictor_intermediate_size: int | None = argument(None, "feed-forward width of the predictor")
+    predictor_attention: str | None = argument(
+        None, "full (published), or shared_context: the context passes the predictor once for all targets"
+    )
     drop_path_rate: float | None = argument(None, "stochastic depth of the last context encoder layer")
     patch_embedding_init: str | None = argument(None, "published (std 0.02) or fan_in (1/sqrt of a patch's values)")
     loss_type: str | None = argument(None, "smooth_l1 (released code) or mse (paper)")
@@ -218,7 +224,8 @@ class ModelArguments:
         require_choice(self, "attn_implementation", ("sdpa", "eager", "flash_attention_2", "flex_attention"))
         require_text(self, "init_from")
         self._check_sizes()
-        architecture = sorted(set(self.model_fields()) - {"drop_path_rate", "loss_type", "normalize_targets"})
+        free = {"drop_path_rate", "loss_type", "normalize_targets", "predictor_attention"}
+        architecture = sorted(set(self.model_fields()) - free)
         require(
             not (self.init_from and architecture),
             f"init_from brings its own architecture, so {', '.join(architecture)} cannot be set beside it.",
@@ -229,6 +236,7 @@ class ModelArguments:
     def _check_sizes(self):
         require_choice(self, "loss_type", ("smooth_l1", "mse"))
         require_choice(self, "patch_embedding_init", ("published", "fan_in"))
+        require_choice(self, "predictor_attention", ("full", "shared_context"))
         require_numbers(self, "drop_path_rate", least=0, below=1)
         require_numbers(self, "predictor_num_hidden_layers", least=0)
         sides = ("image_size", "patch_size")
@@ -257,6 +265,8 @@ class MaskArguments:
     allow_overlap: bool = argument(False, "leave target patches in the context")
     num_context_tokens: int | None = argument(None, "fixed number of context patches (steady memory and speed)")
     num_target_tokens: int | None = argument(None, "fixed number of patches per target block")
+    token_multiple: int = argument(1, "round the number of context patches down to a multiple, such as 8")
+    keep_all_context: bool = argument(False, "cut no context to the shortest of its batch: dearer, nothing is lost")
 
     def mask_fields(self) -> dict:
         """Arguments of `MultiBlockMasking` but the grid."""
@@ -270,7 +280,7 @@ class MaskArguments:
         require_interval(self, "target_scale", "context_scale", most=1)
         require_interval(self, "target_aspect_ratio")
         require_numbers(self, "num_targets", "num_contexts", "min_patches", least=1)
-        require_numbers(self, "num_context_tokens", "num_target_tokens", least=1)
+        require_numbers(self, "num_context_tokens", "num_target_tokens", "token_multiple", least=1)
 
 
 @dataclass

@@ -43,6 +43,7 @@ BF16_TOLERANCE = 2e-6  # the same in bfloat16: measured 7e-7 under ZeRO-3, 1e-9 
 RUN = {
     **{name: value for name, value in TINY.items() if name != "mixed_precision"},  # the launcher's
     "per_device_batch_size": 2,  # two accumulation steps of two processes, four of one
+    "predictor_num_hidden_layers": 2,  # one that computes all tokens, and the last
     "momentum": 0.9,
     "logging_steps": 1,
     "adam_epsilon": 1e-3,
@@ -181,6 +182,16 @@ def test_bfloat16_computes_on_float32_weights(finished, mode):
     assert any(not torch.equal(ours[name], full[name]) for name in ours)  # it did compute in bfloat16
     averages = [name for name in ours if name.startswith("ijepa.layers")]
     assert any(not torch.equal(ours[name], ours[name].bfloat16().float()) for name in averages)
+
+
+@pytest.mark.parametrize("mode", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
+def test_layers_that_run_twice_in_a_pass_are_sharded_rightly(finished, mode, tmp_path):
+    """With predictor_attention shared_context a predictor layer takes the context and then the targets."""
+    for name, launched in (("single", None), (mode, mode)):
+        launch(launched, tmp_path / name, 1 if launched is None else 2, predictor_attention="shared_context")
+    ours = weights(tmp_path / mode)
+    assert_close_weights(ours, weights(tmp_path / "single"), TOLERANCE)
+    assert any(not torch.equal(ours[name], value) for name, value in weights(finished(mode)).items())
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -28,6 +28,8 @@ CONFIGS = {
     "deep": {"num_hidden_layers": 3, "predictor_num_hidden_layers": 2, "image_size": [64, 96], "patch_size": 16},
     "wide": {"hidden_size": 96, "intermediate_size": 200, "num_attention_heads": 3, "qkv_bias": False},
     "no predictor": {"predictor_num_hidden_layers": 0, "num_channels": 1, "loss_type": "mse", "image_size": 32},
+    "shared context": {"predictor_attention": "shared_context", "predictor_num_hidden_layers": 3, "qkv_bias": False},
+    "shared context, one layer": {"predictor_attention": "shared_context", "image_size": [40, 48]},
 }
 
 
@@ -52,7 +54,7 @@ def autocast(precision):
 # Saved activations, counted
 
 
-def counted_bytes(model, batch, precision):
+def counted_bytes(model, batch, precision, keep_all_context=False):
     """Bytes of the storages that autograd saves: no parameters, no copies of them, nothing of the batch."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers(), *batch)}
     saved, shapes = {}, {parameter.shape for parameter in model.parameters()}
@@ -65,7 +67,7 @@ def counted_bytes(model, batch, precision):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor), autocast(precision):
-        model(*batch)
+        model(*batch, keep_all_context=keep_all_context)
     return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
@@ -78,6 +80,20 @@ def test_saved_activations_are_those_that_autograd_saves(name, precision, attent
     config, tokens = small_config(name), TokenCounts(10, 5, num_contexts, num_targets=3)
     model, batch = build(config, attention, checkpointing), random_batch(config, tokens, batch_size=2)
     counted = counted_bytes(model, batch, precision)
+    estimated = saved_activation_bytes(config, tokens, 2, precision, checkpointing, attention)
+    assert estimated == pytest.approx(counted, rel=0.001)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_mask_of_padded_contexts_is_counted(name, precision, attention, checkpointing):
+    config, tokens = small_config(name), TokenCounts(10, 5, num_contexts=2, num_targets=3, is_padded=True)
+    model, batch = build(config, attention, checkpointing), random_batch(config, tokens, batch_size=2)
+    batch[1][0, 0, -2:] = -1  # in contexts of one length Transformers makes no mask
+    unused_mean = 4 * 2 * tokens.num_contexts * (tokens.context + 1)  # weights of the pooled output, soon gone
+    counted = counted_bytes(model, batch, precision, keep_all_context=True) - unused_mean
     estimated = saved_activation_bytes(config, tokens, 2, precision, checkpointing, attention)
     assert estimated == pytest.approx(counted, rel=0.001)
 
@@ -102,10 +118,20 @@ def assert_near_the_peak(config, tokens, batch_size, precision, attention, check
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_estimate_is_near_the_peak_of_whole_steps(precision, attention, checkpointing):
+@pytest.mark.parametrize("predictor_attention", ["full", "shared_context"])
+def test_estimate_is_near_the_peak_of_whole_steps(predictor_attention, precision, attention, checkpointing):
     """Activations outweigh everything else here, and the predictor outweighs the encoder."""
     sizes = {**IJEPA_SIZES["tiny"], "num_hidden_layers": 3, "predictor_num_hidden_layers": 2}
-    assert_near_the_peak(IJepaConfig(**sizes), TokenCounts(120, 35), 32, precision, attention, checkpointing)
+    config = IJepaConfig(**sizes, predictor_attention=predictor_attention)
+    assert_near_the_peak(config, TokenCounts(120, 35), 32, precision, attention, checkpointing)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("predictor_attention", ["full", "shared_context"])
+def test_estimate_is_near_the_peak_with_several_contexts(predictor_attention, checkpointing):
+    sizes = {**IJEPA_SIZES["base"], "num_hidden_layers": 2, "predictor_num_hidden_layers": 3}
+    config = IJepaConfig(**sizes, predictor_attention=predictor_attention)
+    assert_near_the_peak(config, TokenCounts(60, 35, num_contexts=2), 16, "bf16", "sdpa", checkpointing)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -163,6 +189,16 @@ def test_no_batch_holds_more_tokens_than_the_worst_case(grid_size, mode, setting
         assert targets.shape[1:2] == (worst.num_targets,) and targets.shape[2] <= worst.target
 
 
+@pytest.mark.parametrize("mode", ["unbiased", "meta"])
+def test_no_batch_holds_more_tokens_than_the_worst_case_where_no_context_is_cut(mode):
+    masking = MultiBlockMasking((14, 14), mode=mode, keep_all_context=True)
+    worst, cut = worst_case_tokens(masking), worst_case_tokens(MultiBlockMasking((14, 14), mode=mode))
+    met = sampled_tokens(masking, batch_size=64, num_batches=100)
+    assert worst.is_padded and met.is_padded and not cut.is_padded
+    assert (worst.context, worst.target) == (cut.context, cut.target)
+    assert sampled_tokens(MultiBlockMasking((14, 14), mode=mode), 64, 100).context < met.context <= worst.context
+
+
 def test_no_batch_holds_more_tokens_than_the_worst_case_where_targets_are_forgiven():
     masking = MultiBlockMasking((8, 8), mode="meta", context_scale=(0.3, 0.4), target_scale=(0.3, 0.35))
     worst = worst_case_tokens(masking)
@@ -200,6 +236,14 @@ def test_parts_add_up(huge):
 def test_checkpointing_lowers_activations_and_nothing_that_is_kept(huge):
     plain, saving = (estimate_memory(huge, TOKENS, 64, gradient_checkpointing=value) for value in (False, True))
     assert saving.activations < 0.2 * plain.activations and saving.total < plain.total
+    for part in ("parameters", "gradients", "optimizer", "autocast", "batch"):
+        assert getattr(saving, part) == getattr(plain, part)
+
+
+def test_a_shared_context_lowers_activations_and_nothing_that_is_kept(huge):
+    shared = IJepaConfig(**{**huge.to_dict(), "predictor_attention": "shared_context"})
+    plain, saving = (estimate_memory(config, TOKENS, 64) for config in (huge, shared))
+    assert saving.activations < plain.activations
     for part in ("parameters", "gradients", "optimizer", "autocast", "batch"):
         assert getattr(saving, part) == getattr(plain, part)
 

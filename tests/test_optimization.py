@@ -240,8 +240,9 @@ def test_adamw_is_that_of_torch_with_the_settings_given(tiny_model):
     for group in optimizer.param_groups:
         assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-2, (0.9, 0.95), 1e-6, 0.0)
     settings = {"learning_rate": 1e-2, "betas": (0.9, 0.95), "epsilon": 1e-6}
-    fused = build_optimizer(parameter_groups(tiny_model), name="adamw", device_type="cuda", **settings)
-    assert fused.param_groups[0]["fused"] and not optimizer.param_groups[0]["fused"]
+    for device_type, fused in (("cuda", True), ("cpu", True), ("xla", False)):
+        optimizer = build_optimizer(parameter_groups(tiny_model), name="adamw", device_type=device_type, **settings)
+        assert optimizer.param_groups[0]["fused"] is fused
 
 
 @pytest.mark.parametrize(("size", "steps", "tolerance"), [(4096, 1, 1e-6), (4096, 10, 0.02), (4095, 10, 1e-5)])

@@ -1,0 +1,63 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""How to compute: which attention, and how float32 matrices are multiplied, for a device and a precision.
+
+What is chosen is as exact as what it replaces. Measured by `benchmarks/pretraining_step.py` and
+`benchmarks/feature_extraction.py`.
+"""
+
+import torch
+
+
+# Largest relative error of a float32 product that counts as float32: two sums of 512 terms in another order differ
+# by about 1e-7, products of bfloat16 by 3e-3.
+FLOAT32_ERROR = 3e-6
+
+
+def choose_attention(device_type: str, precision: str) -> str:
+    """Sdpa or eager, as Transformers calls them.
+
+    PyTorch's fused attention is the fastest but on CPUs, where two matrix products with a softmax between them are
+    faster in bfloat16 and float16, and in float32 once `set_matmul_precision` has chosen oneDNN: call that first.
+
+    Args:
+        device_type: such as "cuda" or "cpu".
+        precision: of matrix products: "no" (float32), "bf16" or "fp16", Accelerate's names.
+    """
+    is_plain = precision == "no" and torch.get_float32_matmul_precision() == "highest"
+    return "sdpa" if device_type != "cpu" or is_plain else "eager"
+
+
+def set_matmul_precision(device_type: str, precision: str) -> str:
+    """Sets how PyTorch multiplies float32 matrices, for the whole process; returns the setting's name.
+
+    On CPUs "medium" hands the products to oneDNN, which is faster than the default on many of them, and on CPUs with
+    AMX rounds to bfloat16 on the way. So it is taken only where a product is as exact as before. On GPUs nothing
+    changes: TensorFloat-32 is the user's choice (`torch.set_float32_matmul_precision("high")` before).
+
+    Args:
+        device_type, precision: as in `choose_attention`.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device_type != "cpu" or precision != "no":
+        return before
+    torch.set_float32_matmul_precision("medium")
+    if _matmul_error() > FLOAT32_ERROR:
+        torch.set_float32_matmul_precision(before)
+    return torch.get_float32_matmul_precision()
+
+
+def configure(model: torch.nn.Module, device_type: str, precision: str) -> str:
+    """Chooses both for a loaded model of Transformers, whichever it is; returns them in words."""
+    products = set_matmul_precision(device_type, precision)
+    if getattr(getattr(model, "config", None), "_attn_implementation", None) == "sdpa":
+        model.set_attn_implementation(choose_attention(device_type, precision))
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    return f"{attention or 'its own'} attention, float32 products {products}"
+
+
+def _matmul_error() -> float:
+    """Largest error of a product of random matrices, relative to its largest entry."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    exact = left.double() @ right.double()
+    return ((left @ right - exact).abs().max() / exact.abs().max()).item()

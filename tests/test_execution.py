@@ -1,0 +1,57 @@
+"""What is chosen for a device and a precision is as exact as what it replaces."""
+
+import pytest
+import torch
+
+from ijepa import IJepaModel, execution
+from ijepa.execution import choose_attention, configure, set_matmul_precision
+
+
+@pytest.fixture(autouse=True)
+def default_precision():
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_float32_products_stay_as_exact_as_float32():
+    torch.manual_seed(0)
+    left, right = torch.randn(300, 700), torch.randn(700, 200)
+    exact = left.double() @ right.double()
+
+    def error():
+        return ((left @ right - exact).abs().max() / exact.abs().max()).item()
+
+    before = error()
+    assert set_matmul_precision("cpu", "no") in ("highest", "medium")
+    assert error() < 1e-6 + 2 * before
+
+
+def test_a_setting_that_rounds_to_bfloat16_is_not_kept(monkeypatch):
+    monkeypatch.setattr(execution, "_matmul_error", lambda: 3e-3)  # as on a processor with AMX
+    assert set_matmul_precision("cpu", "no") == torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(("device_type", "precision"), [("cuda", "no"), ("cuda", "bf16"), ("cpu", "bf16")])
+def test_nothing_is_set_where_nothing_is_gained(device_type, precision):
+    torch.set_float32_matmul_precision("high")
+    assert set_matmul_precision(device_type, precision) == torch.get_float32_matmul_precision() == "high"
+
+
+def test_attention_is_fused_but_for_half_precision_and_onednn_on_a_cpu():
+    chosen = {
+        (device, precision): choose_attention(device, precision)
+        for device in ("cuda", "cpu")
+        for precision in ("no", "bf16", "fp16")
+    }
+    assert {pair for pair, attention in chosen.items() if attention == "eager"} == {("cpu", "bf16"), ("cpu", "fp16")}
+    torch.set_float32_matmul_precision("medium")
+    assert (choose_attention("cpu", "no"), choose_attention("cuda", "no")) == ("eager", "sdpa")
+
+
+def test_a_model_is_configured_and_what_the_user_chose_stays(tiny_config):
+    model = IJepaModel._from_config(tiny_config, attn_implementation="sdpa")
+    assert configure(model, "cpu", "bf16") == "eager attention, float32 products highest"
+    assert model.config._attn_implementation == "eager"
+    assert configure(model, "cuda", "no").startswith("eager attention")
+    assert configure(torch.nn.Linear(2, 2), "cuda", "no") == "its own attention, float32 products highest"
