@@ -1,0 +1,167 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""The benchmarks of masks, features and scaling run, compare equal work and report what they promise.
+
+Sizes are the smallest that work; no figure is looked at, only that it is one.
+"""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import feature_extraction, masking, scaling, timing
+from ijepa.masking import MultiBlockMasking
+
+
+def last_line(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def is_environment(report):
+    return {"torch", "transformers"} <= report["versions"].keys() and report["cpu"] and report["threads"] >= 1
+
+
+@pytest.fixture(autouse=True)
+def global_settings():
+    """Benchmarks run in a process of their own and set what is global in torch."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
+# ---- turns ----------------------------------------------------------------------------------------------------------
+
+
+def test_turns_call_every_contender_equally_often_and_not_always_in_one_order():
+    calls = []
+    times = timing.take_turns({name: lambda name=name: calls.append(name) for name in "abc"}, seconds=0)
+    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
+    assert calls == list("abcbcacab")
+
+
+def test_matmul_precision_is_put_back_even_after_an_error():
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(KeyError), timing.matmul_precision("medium"):
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_quartiles_of_one_value_are_that_value():
+    assert timing.quartiles([2.0]) == {"q1": 2.0, "median": 2.0, "q3": 2.0}
+    assert timing.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == {"q1": 2.0, "median": 3.0, "q3": 4.0}
+
+
+# ---- masking --------------------------------------------------------------------------------------------------------
+
+
+def test_masking_benchmark_reports_every_sampler(monkeypatch, capsys):
+    monkeypatch.setattr(masking, "CASES", [((14, 14), 2)])
+    masking.main(["--turns", "1"])
+    report = last_line(capsys)
+    assert report["benchmark"] == "masking" and is_environment(report) and report["lightly_deviations"]
+    (result,) = report["results"]
+    for name in ("loop", "meta", "unbiased"):
+        assert result[name]["images_per_second"] > 0 and result[name]["times_loop"] > 0
+
+
+def test_the_loop_of_the_masking_benchmark_follows_the_published_rules():
+    meta = MultiBlockMasking((14, 14), mode="meta")
+    contexts, targets = masking.loop_sample(meta, batch_size=16, step=3)
+    ours = meta.sample(16, seed=0, step=3)
+    assert contexts.shape[:2] == ours[0].shape[:2] and targets.shape == ours[1].shape
+    assert contexts.shape[-1] > meta.min_patches
+    for context, blocks in zip(contexts, targets, strict=True):
+        assert not set(context.flatten().tolist()) & set(blocks.flatten().tolist())
+        assert max(context.max(), blocks.max()) < 13 * 14  # never the last row
+
+
+# ---- feature extraction ---------------------------------------------------------------------------------------------
+
+
+def test_feature_benchmark_reports_both_precisions(capsys):
+    feature_extraction.main(["--cases", "Ti/16:32:3", "--seconds", "0"])
+    report = last_line(capsys)
+    assert report["benchmark"] == "feature_extraction" and is_environment(report)
+    assert [result["precision"] for result in report["results"]] == ["fp32", "bf16"]
+    for result in report["results"]:
+        assert {"ours", "stock sdpa", "stock eager"} <= set(result["contenders"]) and result["turns"] == 3
+        assert result["contenders"]["stock sdpa"]["times_stock_sdpa"]["median"] == 1
+        for values in result["contenders"].values():
+            assert values["images_per_second"]["median"] > 0
+            assert values["error"] <= feature_extraction.TOLERANCES[result["precision"]]
+
+
+def test_feature_benchmark_stops_when_outputs_differ():
+    case = feature_extraction.Case.parse("Ti/16:32:2")
+    source = feature_extraction.IJepaModel(case.config).eval()
+    models = feature_extraction.contenders(source, "fp32", "cpu", with_compiled=False)
+    pixel_values = torch.randn(2, 3, 32, 32)
+    expected = models["stock eager"].features(pixel_values).double()
+    assert feature_extraction.check(models, expected, pixel_values, "fp32").keys() == models.keys()
+    with pytest.raises(ValueError, match="ours is off by"):
+        feature_extraction.check(models, expected + 1e-3, pixel_values, "fp32")
+
+
+def test_contenders_have_the_same_weights():
+    case = feature_extraction.Case.parse("Ti/16:32:2")
+    source = feature_extraction.IJepaModel(case.config).eval()
+    for precision in ("fp32", "bf16"):
+        models = feature_extraction.contenders(source, precision, "cpu", with_compiled=False)
+        for contender in models.values():
+            weights = contender.model.state_dict()
+            assert weights.keys() == source.state_dict().keys()
+            for name, value in source.state_dict().items():
+                assert torch.equal(weights[name], value.to(feature_extraction.DTYPES[precision]))
+
+
+@pytest.mark.parametrize("text", ["S/16:224", "S:224:8", "X/16:224:8", "S/16:224:many"])
+def test_a_case_that_makes_no_sense_is_refused_by_name(text):
+    with pytest.raises(feature_extraction.argparse.ArgumentTypeError, match=text):
+        feature_extraction.Case.parse(text)
+    assert str(feature_extraction.Case.parse("H/14:224:64")) == "H/14:224:64"
+
+
+# ---- scaling --------------------------------------------------------------------------------------------------------
+
+
+def test_scaling_benchmark_reports_exponents_and_reasons(monkeypatch, capsys):
+    monkeypatch.setitem(scaling.SWEEPS, "cpu", {"image_size": [64, 96], "batch": [1, 2], "depth": [1, 2]})
+    words = ["--seconds", "0", "--image_size", "64", "--batch", "1", "--depth", "1"]
+    scaling.main(["--sweeps", "image_size", "batch", "depth", *words])
+    report = last_line(capsys)
+    assert report["benchmark"] == "scaling" and is_environment(report) and report["base"]["batch"] == 1
+    for sweep in ("image_size", "batch", "depth"):
+        for work in ("step", "features"):
+            first, second = report["results"][sweep][work]
+            assert first["milliseconds"]["median"] > 0 and second["exponent"] is not None and second["why"]
+            if sweep == "batch":
+                assert second["flops_exponent"] == 1
+
+
+def test_scaling_benchmark_sweeps_loader_workers():
+    rows = scaling.measure_workers(scaling.BASES["cpu"], [0, 1], seconds=0.03, num_images=8)
+    assert [row["value"] for row in rows] == [0, 1]
+    assert all(row["images_per_second"]["median"] > 0 and row["why"] for row in rows)
+
+
+@pytest.mark.slow
+def test_scaling_benchmark_runs_on_two_processes():
+    base = scaling.replace(scaling.BASES["cpu"], image_size=64, batch=1, depth=1)
+    (row,) = scaling.measure_processes(base, [2])
+    assert row["value"] == 2 and row["images_per_second"]["median"] > 0 and row["why"]
+
+
+@pytest.mark.parametrize(
+    ("time_exponent", "flops_exponent", "reason"),
+    [
+        (1.02, 1.0, "in proportion"),
+        (1.3, 1.25, "attention's square is 12%"),
+        (0.6, 1.0, "costs that do not grow"),
+        (1.3, 1.0, "grows faster"),
+        (0.5, 0.5, "masks are rounded"),
+    ],
+)
+def test_reasons_follow_from_the_exponents(time_exponent, flops_exponent, reason):
+    assert reason in scaling.explain(time_exponent, flops_exponent, attention=0.12, name="image_size")
