@@ -15,4 +15,6 @@ test:
 	$(PYTHON) -m pytest
 
 benchmark:
-	$(PYTHON) benchmarks/masking.py
+	for name in masking pretraining_step savings feature_extraction input_pipeline end_to_end scaling; do \
+		$(PYTHON) benchmarks/$$name.py || exit 1; \
+	done

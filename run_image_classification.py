@@ -593,7 +593,7 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
     if arguments.model.image_size is not None:
         processor = resize_processor(processor, arguments.model.height_and_width)
     half = [name for name in ("bf16", "fp16") if getattr(arguments.training, name)]
-    configure(model, arguments.training.device.type, *(half or ["no"]))
+    configure(model, arguments.training.device.type, *(half or ["no"]), training=True)
     options = build_data(arguments, model, processor, training_data, validation_data)
     return ClassificationTrainer(arguments, checkpoint, model=model, processing_class=processor, **options)
 

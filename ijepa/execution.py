@@ -13,18 +13,23 @@ import torch
 FLOAT32_ERROR = 3e-6
 
 
-def choose_attention(device_type: str, precision: str) -> str:
+def choose_attention(device_type: str, precision: str, training: bool = True) -> str:
     """Sdpa or eager, as Transformers calls them.
 
-    PyTorch's fused attention is the fastest but on CPUs, where two matrix products with a softmax between them are
-    faster in bfloat16 and float16, and in float32 once `set_matmul_precision` has chosen oneDNN: call that first.
+    PyTorch's fused attention is the fastest but on CPUs. There two matrix products with a softmax between them are
+    faster in float32 once `set_matmul_precision` has chosen oneDNN (call that first), and in training with bfloat16
+    or float16, because the backward pass of the fused attention is slow.
 
     Args:
         device_type: such as "cuda" or "cpu".
         precision: of matrix products: "no" (float32), "bf16" or "fp16", Accelerate's names.
+        training: whether gradients are computed.
     """
-    is_plain = precision == "no" and torch.get_float32_matmul_precision() == "highest"
-    return "sdpa" if device_type != "cpu" or is_plain else "eager"
+    if device_type != "cpu":
+        return "sdpa"
+    if precision == "no":
+        return "sdpa" if torch.get_float32_matmul_precision() == "highest" else "eager"
+    return "eager" if training else "sdpa"
 
 
 def set_matmul_precision(device_type: str, precision: str) -> str:
@@ -46,11 +51,11 @@ def set_matmul_precision(device_type: str, precision: str) -> str:
     return torch.get_float32_matmul_precision()
 
 
-def configure(model: torch.nn.Module, device_type: str, precision: str) -> str:
+def configure(model: torch.nn.Module, device_type: str, precision: str, training: bool = False) -> str:
     """Chooses both for a loaded model of Transformers, whichever it is; returns them in words."""
     products = set_matmul_precision(device_type, precision)
     if getattr(getattr(model, "config", None), "_attn_implementation", None) == "sdpa":
-        model.set_attn_implementation(choose_attention(device_type, precision))
+        model.set_attn_implementation(choose_attention(device_type, precision, training))
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
     return f"{attention or 'its own'} attention, float32 products {products}"
 

@@ -117,7 +117,8 @@ class IJepaPatchEmbeddings(nn.Module):
             )
         pixel_values = pixel_values.to(self.projection.weight.dtype)
         if patch_indices is None:
-            return self.projection(pixel_values).flatten(2).transpose(1, 2)
+            # In the tokens' own order: every sum along the residual stream would keep the convolution's.
+            return self.projection(pixel_values).flatten(2).transpose(1, 2).contiguous()
         # The convolution as the matrix product that it is, because its stride is its kernel size.
         weight = self.projection.weight.flatten(1)  # (D, channels * patch height * patch width)
         return nn.functional.linear(self._kept_pixels(pixel_values, patch_indices), weight, self.projection.bias)

@@ -38,20 +38,26 @@ def test_nothing_is_set_where_nothing_is_gained(device_type, precision):
     assert set_matmul_precision(device_type, precision) == torch.get_float32_matmul_precision() == "high"
 
 
-def test_attention_is_fused_but_for_half_precision_and_onednn_on_a_cpu():
-    chosen = {
-        (device, precision): choose_attention(device, precision)
+def test_attention_is_fused_but_where_that_is_slow_on_a_cpu():
+    cases = [
+        (device, precision, training)
         for device in ("cuda", "cpu")
         for precision in ("no", "bf16", "fp16")
-    }
-    assert {pair for pair, attention in chosen.items() if attention == "eager"} == {("cpu", "bf16"), ("cpu", "fp16")}
+        for training in (True, False)
+    ]
+    eager = {case for case in cases if choose_attention(*case) == "eager"}
+    assert eager == {("cpu", "bf16", True), ("cpu", "fp16", True)}
     torch.set_float32_matmul_precision("medium")
-    assert (choose_attention("cpu", "no"), choose_attention("cuda", "no")) == ("eager", "sdpa")
+    assert {case for case in cases if choose_attention(*case) == "eager"} - eager == {
+        ("cpu", "no", True),
+        ("cpu", "no", False),
+    }
 
 
 def test_a_model_is_configured_and_what_the_user_chose_stays(tiny_config):
     model = IJepaModel._from_config(tiny_config, attn_implementation="sdpa")
-    assert configure(model, "cpu", "bf16") == "eager attention, float32 products highest"
+    assert configure(model, "cpu", "bf16") == "sdpa attention, float32 products highest"
+    assert configure(model, "cpu", "bf16", training=True) == "eager attention, float32 products highest"
     assert model.config._attn_implementation == "eager"
     assert configure(model, "cuda", "no").startswith("eager attention")
     assert configure(torch.nn.Linear(2, 2), "cuda", "no") == "its own attention, float32 products highest"

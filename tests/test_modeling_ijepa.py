@@ -143,6 +143,12 @@ def test_the_embedding_of_kept_patches_is_the_convolution_there(tiny_config, ima
         torch.testing.assert_close(gradient, plain, atol=1e-12, rtol=0)
 
 
+def test_the_residual_stream_lies_in_memory_token_by_token(tiny_model, tiny_batch):
+    """The convolution's order would be kept from sum to sum, and every layer norm would have to turn it."""
+    output = tiny_model.ijepa(tiny_batch["pixel_values"], output_hidden_states=True)
+    assert all(hidden_states.is_contiguous() for hidden_states in output.hidden_states)
+
+
 # Contexts of different length
 
 
