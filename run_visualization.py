@@ -267,6 +267,7 @@ def build_masking(grid_size: tuple[int, int], fields: dict, mode: str) -> MultiB
     """The masks of a run, or what they would be in the other mode, with `min_patches` lowered as far as needed."""
     if mode != fields["mode"]:  # numbers fixed for one mode need not be possible in the other
         fields = {**fields, "mode": mode, "num_context_tokens": None, "num_target_tokens": None}
+    fields = {**fields, "keep_all_context": False}  # the pictures are of a few images, cut to rows of one length
     for least in range(fields["min_patches"], 0, -1):
         try:
             return MultiBlockMasking(grid_size, **{**fields, "min_patches": least})

@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
 from ijepa import IJepaConfig, IJepaForPretraining
-from ijepa.execution import set_matmul_precision
+from ijepa.execution import choose_attention, set_matmul_precision
 from ijepa.masking import MultiBlockMasking
 from ijepa.optimization import build_optimizer, parameter_groups
 from ijepa.recipe import parse_pretraining_arguments
@@ -66,7 +66,7 @@ def stepper(arguments):
     """A function that takes an optimizer step, given its number."""
     torch.manual_seed(0)
     config = IJepaConfig(**arguments.model_fields())
-    model = IJepaForPretraining(config).train()
+    model = IJepaForPretraining._from_config(config, attn_implementation=choose_attention("cpu", "no")).train()
     optimizer = build_optimizer(
         parameter_groups(model),
         name="adamw",

@@ -70,7 +70,7 @@ class Contender:
         torch.manual_seed(0)
         if undone != PRODUCTS:
             set_matmul_precision(device, precision)  # on which the choice of attention depends
-        attention = choose_attention(device, precision)
+        attention, self.products = choose_attention(device, precision), torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         if undone == "attention that suits the precision":
             attention = "sdpa" if attention == "eager" else "eager"
@@ -90,9 +90,7 @@ class Contender:
         with ExitStack() as stack:
             if self.undone in UNDONE:
                 stack.enter_context(patch.object(*UNDONE[self.undone]))
-            stack.enter_context(matmul_precision("highest"))
-            if self.undone != PRODUCTS:
-                set_matmul_precision(self.device, self.precision)
+            stack.enter_context(matmul_precision(self.products))
             yield
 
     def __call__(self):

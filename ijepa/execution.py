@@ -43,7 +43,7 @@ def set_matmul_precision(device_type: str, precision: str) -> str:
         device_type, precision: as in `choose_attention`.
     """
     before = torch.get_float32_matmul_precision()
-    if device_type != "cpu" or precision != "no":
+    if device_type != "cpu" or precision != "no" or not torch.backends.mkldnn.is_available():
         return before
     torch.set_float32_matmul_precision("medium")
     if _matmul_error() > FLOAT32_ERROR:

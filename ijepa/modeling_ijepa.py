@@ -128,8 +128,7 @@ class IJepaPatchEmbeddings(nn.Module):
         rows, columns = (side // patch for side, patch in zip(pixel_values.shape[2:], self.patch_size, strict=True))
         pixel_values = pixel_values[:, :, : rows * self.patch_size[0], : columns * self.patch_size[1]]
         patches = pixel_values.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).permute(0, 2, 4, 1, 3, 5)
-        images = torch.arange(len(patches), device=patches.device).unsqueeze(1)  # (B, 1)
-        return patches[images, patch_indices // columns, patch_indices % columns].flatten(2)
+        return gather_patches(patches.flatten(3).flatten(1, 2), patch_indices)  # which refuses what is no patch
 
 
 class IJepaEmbeddings(nn.Module):

@@ -445,11 +445,20 @@ class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments
             require(fits, f"{name} has {len(value or [])} numbers, {value}, but num_channels is {channels}.")
 
     def differences(self, other: dict) -> list[str]:
-        """What `other`, the arguments of the first half of a run, has otherwise, of all that must not change."""
+        """What `other`, the arguments of the first half of a run, has otherwise, of all that must not change.
+
+        A field that there was not yet when the run began has its default there.
+        """
+        new = (entry for entry in dataclasses.fields(self) if entry.name not in other)
+        defaults = {
+            entry.name: entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+            for entry in new
+        }
+        before = {**defaults, **other}
         return [
-            f"{name} was {other[name]!r}, is {value!r}"
+            f"{name} was {before[name]!r}, is {value!r}"
             for name, value in dataclasses.asdict(self).items()
-            if name not in FREE_ON_RESUME and name in other and other[name] != value
+            if name not in FREE_ON_RESUME and before[name] != value
         ]
 
     def save(self, path) -> None:

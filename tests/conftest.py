@@ -15,6 +15,14 @@ from ijepa.optimization import Schedules
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
+@pytest.fixture(autouse=True)
+def precision_of_products():
+    """A run in this process chooses it for the whole process; the next test starts with torch's own."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
 def reference_json(name):
     return json.loads((FIXTURES / name).read_text())
 

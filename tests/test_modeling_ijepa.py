@@ -149,6 +149,15 @@ def test_the_residual_stream_lies_in_memory_token_by_token(tiny_model, tiny_batc
     assert all(hidden_states.is_contiguous() for hidden_states in output.hidden_states)
 
 
+@pytest.mark.parametrize("index", [-1, 16])
+def test_an_index_without_a_patch_is_refused(tiny_model, tiny_batch, index):
+    """-1 must not be the last patch when `keep_all_context` is forgotten."""
+    indices = tiny_batch["context_indices"].clone()
+    indices[1, 0, -1] = index
+    with pytest.raises((RuntimeError, IndexError), match=r"out of (bounds|range)"):
+        tiny_model(**{**tiny_batch, "context_indices": indices})
+
+
 # Contexts of different length
 
 

@@ -324,3 +324,15 @@ def test_an_output_directory_that_is_a_file_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("a novel")
     assert "is there already and is no directory" in pretraining_refusal(capsys, output_dir=str(tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "a novel"
+
+
+def test_a_setting_that_a_checkpoint_does_not_know_yet_had_its_default(tmp_path):
+    values = dataclasses.asdict(PretrainingArguments(data="digits", output_dir=str(tmp_path), max_steps=1))
+    older = {name: value for name, value in values.items() if name not in ("keep_all_context", "predictor_attention")}
+    same = PretrainingArguments(**values)
+    other = PretrainingArguments(**{**values, "keep_all_context": True, "predictor_attention": "shared_context"})
+    assert same.differences(older) == []
+    assert other.differences(older) == [
+        "predictor_attention was None, is 'shared_context'",
+        "keep_all_context was False, is True",
+    ]
