@@ -47,7 +47,6 @@ from ijepa.recipe import CPU_REMEDY, check_launch
 PROGRAM = "run_feature_extraction.py"
 SETTINGS, MANIFEST, BAD_IMAGES = "settings.json", "manifest.json", "bad_images.jsonl"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # as Accelerate calls them
 
 # --features -> the output of the model, which is also the name of the column or tensor.
 OUTPUTS = {"pooled": "pooler_output", "patch": "last_hidden_state"}
@@ -278,7 +277,7 @@ def build_run(arguments: FeatureExtractionArguments) -> Run:
     settings = describe(arguments, model, processor, dataset, shards)
     check_settings(Path(arguments.output_dir), settings)
     model = model.to(accelerator.device)
-    execution = configure(model, accelerator.device.type, PRECISIONS[arguments.dtype])
+    execution = configure(model, accelerator.device.type, arguments.dtype)
     blank = images.prepare(np.zeros((256, 256, images.num_channels), dtype=np.uint8))
     shapes = {name: list(value.shape[1:]) for name, value in embed(model, blank[None], arguments.outputs).items()}
     return Run(arguments, accelerator, model, images, shapes, shards, settings, execution)

@@ -62,7 +62,7 @@ from ijepa.data import (
     select_listed,
 )
 from ijepa.encoders import load_encoder, load_processor, one_line
-from ijepa.execution import configure
+from ijepa.execution import configure, describe
 from ijepa.model_card import fenced_yaml, in_markdown, in_quotes, inherited_license
 from ijepa.optimization import layer_decay_groups, parameter_places
 from ijepa.probing import accuracy_metric
@@ -592,8 +592,8 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
         arguments.training.ddp_find_unused_parameters = False  # every trained weight is used; a search takes time
     if arguments.model.image_size is not None:
         processor = resize_processor(processor, arguments.model.height_and_width)
-    half = [name for name in ("bf16", "fp16") if getattr(arguments.training, name)]
-    configure(model, arguments.training.device.type, *(half or ["no"]), training=True)
+    precision = "bf16" if arguments.training.bf16 else "fp16" if arguments.training.fp16 else "fp32"
+    configure(model, arguments.training.device.type, precision, training=True)
     options = build_data(arguments, model, processor, training_data, validation_data)
     return ClassificationTrainer(arguments, checkpoint, model=model, processing_class=processor, **options)
 
@@ -718,6 +718,7 @@ def start(trainer: ClassificationTrainer) -> None:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     classes = f"{model.config.num_labels:,} classes"
     print(f"{type(model).__name__} of {arguments.model.model}, {origin}: {trained:,} trained weights, {classes}")
+    print(f"{arguments.training.device.type}, {describe(model)}")
     evaluation = "no validation_split, so nothing is evaluated"
     if trainer.eval_dataset is not None:
         evaluation = f"{len(trainer.eval_dataset):,} images to evaluate on"

@@ -468,7 +468,7 @@ def open_entry(run: Run, entry: Entry) -> OpenedEncoder:
 def open_spec(arguments: ProbingArguments, spec: EncoderSpec, device: torch.device) -> OpenedEncoder:
     processor = load_processor(spec.source)  # first: it is the quicker to fail
     model = open_encoder(spec, DTYPES[arguments.dtype])
-    configure(model, device.type, "no" if arguments.dtype == "fp32" else arguments.dtype)
+    configure(model, device.type, arguments.dtype)
     config = getattr(model, "config", None) or transformers.AutoConfig.from_pretrained(spec.source)
     return OpenedEncoder(spec, model.to(device), processor, getattr(config, "num_channels", 3))
 

@@ -39,7 +39,6 @@ from ijepa.execution import configure
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16"}  # of the precisions, which `ijepa.execution` takes
 
 # Largest error of the last hidden state, relative to stock eager in float32 (Frobenius norms). Rounding of bfloat16
 # weights and activations through all layers is between .01 and .03 for every contender, stock eager included.
@@ -105,7 +104,7 @@ def ours(
     model = prepare(model, source, compiled)
     with matmul_precision(torch.get_float32_matmul_precision()):
         if configured:
-            configure(model, device_type, ACCELERATE_NAMES[precision])
+            configure(model, device_type, precision)
         return Contender(model, torch.get_float32_matmul_precision())
 
 

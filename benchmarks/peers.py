@@ -26,7 +26,6 @@ from ijepa.optimization import Schedules, build_optimizer, parameter_groups
 # A run long enough for the benchmark to stay in its warm-up, whose small steps keep the loss finite on any images.
 SCHEDULES = Schedules(total_steps=1_000_000, warmup_steps=100_000)
 
-EXECUTION_NAMES = {"fp32": "no", "bf16": "bf16"}  # what ijepa.execution, as Accelerate, calls the precisions
 
 STABLE_PRETRAINING_LEFT_OUT = (
     "stable-pretraining 0.1.8 (methods.IJEPA) takes no masks and does other work: it draws its own blocks inside"
@@ -212,10 +211,10 @@ def automatic_execution(device: torch.device, precision: str, matmul_precision: 
     before = torch.get_float32_matmul_precision()
     try:
         if matmul_precision is None:
-            set_matmul_precision(device.type, EXECUTION_NAMES[precision])
+            set_matmul_precision(device.type, precision)
         else:
             torch.set_float32_matmul_precision(matmul_precision)
-        return torch.get_float32_matmul_precision(), choose_attention(device.type, EXECUTION_NAMES[precision])
+        return torch.get_float32_matmul_precision(), choose_attention(device.type, precision)
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -12,6 +12,8 @@ import torch
 # by about 1e-7, products of bfloat16 by 3e-3.
 FLOAT32_ERROR = 3e-6
 
+FLOAT32 = ("no", "fp32")  # as Accelerate calls it, and as our own commands do
+
 
 def choose_attention(device_type: str, precision: str, training: bool = True) -> str:
     """Sdpa or eager, as Transformers calls them.
@@ -22,12 +24,12 @@ def choose_attention(device_type: str, precision: str, training: bool = True) ->
 
     Args:
         device_type: such as "cuda" or "cpu".
-        precision: of matrix products: "no" (float32), "bf16" or "fp16", Accelerate's names.
+        precision: of matrix products: "fp32" (or "no", as Accelerate calls it), "bf16" or "fp16".
         training: whether gradients are computed.
     """
     if device_type != "cpu":
         return "sdpa"
-    if precision == "no":
+    if precision in FLOAT32:
         return "sdpa" if torch.get_float32_matmul_precision() == "highest" else "eager"
     return "eager" if training else "sdpa"
 
@@ -43,7 +45,7 @@ def set_matmul_precision(device_type: str, precision: str) -> str:
         device_type, precision: as in `choose_attention`.
     """
     before = torch.get_float32_matmul_precision()
-    if device_type != "cpu" or precision != "no" or not torch.backends.mkldnn.is_available():
+    if device_type != "cpu" or precision not in FLOAT32 or not torch.backends.mkldnn.is_available():
         return before
     torch.set_float32_matmul_precision("medium")
     if _matmul_error() > FLOAT32_ERROR:
@@ -52,12 +54,21 @@ def set_matmul_precision(device_type: str, precision: str) -> str:
 
 
 def configure(model: torch.nn.Module, device_type: str, precision: str, training: bool = False) -> str:
-    """Chooses both for a loaded model of Transformers, whichever it is; returns them in words."""
-    products = set_matmul_precision(device_type, precision)
+    """Chooses both for a loaded model of Transformers, whichever it is; returns them in words.
+
+    Only "sdpa" gives way, which is what Transformers itself chooses: a model that was loaded with another attention
+    keeps it. Arguments are those of `choose_attention`.
+    """
+    set_matmul_precision(device_type, precision)
     if getattr(getattr(model, "config", None), "_attn_implementation", None) == "sdpa":
         model.set_attn_implementation(choose_attention(device_type, precision, training))
+    return describe(model)
+
+
+def describe(model: torch.nn.Module) -> str:
+    """How this model computes in this process, in words for people."""
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    return f"{attention or 'its own'} attention, float32 products {products}"
+    return f"{attention or 'its own'} attention, float32 products {torch.get_float32_matmul_precision()}"
 
 
 def _matmul_error() -> float:

@@ -98,6 +98,28 @@ def mean_over_patches(hidden_states: torch.Tensor, patch_mask: torch.Tensor | No
     return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1)
 
 
+class IJepaPatchProjection(nn.Conv2d):
+    """A convolution whose stride is its kernel size, which can be computed at some patches alone.
+
+    Both ways are this module's forward, because ZeRO-3 and FSDP gather a module's weights when its forward begins.
+    """
+
+    def forward(self, pixel_values: torch.Tensor, patch_indices: torch.Tensor | None = None) -> torch.Tensor:
+        pixel_values = pixel_values.to(self.weight.dtype)
+        if patch_indices is None:
+            # In the tokens' own order: every sum along the residual stream would keep the convolution's.
+            return super().forward(pixel_values).flatten(2).transpose(1, 2).contiguous()
+        # weight: (D, channels * patch height * patch width)
+        return nn.functional.linear(self._kept_pixels(pixel_values, patch_indices), self.weight.flatten(1), self.bias)
+
+    def _kept_pixels(self, pixel_values: torch.Tensor, patch_indices: torch.Tensor) -> torch.Tensor:
+        """(B, channels, height, width), (B, K) -> (B, K, channels * patch height * patch width)."""
+        rows, columns = (side // patch for side, patch in zip(pixel_values.shape[2:], self.kernel_size, strict=True))
+        pixel_values = pixel_values[:, :, : rows * self.kernel_size[0], : columns * self.kernel_size[1]]
+        patches = pixel_values.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).permute(0, 2, 4, 1, 3, 5)
+        return gather_patches(patches.flatten(3).flatten(1, 2), patch_indices)  # which refuses what is no patch
+
+
 class IJepaPatchEmbeddings(nn.Module):
     """Cuts images (B, channels, height, width) into patches and projects each to (B, N, D)."""
 
@@ -105,7 +127,7 @@ class IJepaPatchEmbeddings(nn.Module):
         super().__init__()
         self.num_channels = config.num_channels
         self.patch_size = config.patch_height_and_width
-        self.projection = nn.Conv2d(
+        self.projection = IJepaPatchProjection(
             config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
         )
 
@@ -115,20 +137,7 @@ class IJepaPatchEmbeddings(nn.Module):
             raise ValueError(
                 f"pixel_values have {pixel_values.shape[1]} channels, but the model was built for {self.num_channels}."
             )
-        pixel_values = pixel_values.to(self.projection.weight.dtype)
-        if patch_indices is None:
-            # In the tokens' own order: every sum along the residual stream would keep the convolution's.
-            return self.projection(pixel_values).flatten(2).transpose(1, 2).contiguous()
-        # The convolution as the matrix product that it is, because its stride is its kernel size.
-        weight = self.projection.weight.flatten(1)  # (D, channels * patch height * patch width)
-        return nn.functional.linear(self._kept_pixels(pixel_values, patch_indices), weight, self.projection.bias)
-
-    def _kept_pixels(self, pixel_values: torch.Tensor, patch_indices: torch.Tensor) -> torch.Tensor:
-        """(B, channels, height, width), (B, K) -> (B, K, channels * patch height * patch width)."""
-        rows, columns = (side // patch for side, patch in zip(pixel_values.shape[2:], self.patch_size, strict=True))
-        pixel_values = pixel_values[:, :, : rows * self.patch_size[0], : columns * self.patch_size[1]]
-        patches = pixel_values.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).permute(0, 2, 4, 1, 3, 5)
-        return gather_patches(patches.flatten(3).flatten(1, 2), patch_indices)  # which refuses what is no patch
+        return self.projection(pixel_values, patch_indices)
 
 
 class IJepaEmbeddings(nn.Module):
@@ -162,7 +171,7 @@ class IJepaEmbeddings(nn.Module):
         positions = resize_position_embeddings(self.position_embeddings, self.grid_size, self.patch_grid(pixel_values))
         # In the weights' precision: loading in half precision leaves buffers alone, and under autocast the sum, and
         # with it the residual stream, stays float32.
-        positions = positions.to(self.patch_embeddings.projection.weight.dtype)
+        positions = positions.to(next(self.parameters()).dtype)  # which does not gather them, as an attribute would
         if patch_indices is not None:
             positions = positions[0][patch_indices]  # (B, K, D)
         return self.dropout(self.patch_embeddings(pixel_values, patch_indices) + positions)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 import run_feature_extraction
 from ijepa import IJepaModel
 from ijepa.data import build_image_processor
+from ijepa.execution import configure
 
 
 SCRIPT = Path(run_feature_extraction.__file__)
@@ -136,6 +137,7 @@ def test_features_equal_the_models_outputs_image_by_image(place, model, file_for
 
 def test_with_one_image_per_batch_the_features_are_equal_bit_for_bit(place, model):
     rows = read(extract(place, batch_size=1))
+    configure(model.ijepa, "cpu", "no")  # as the command has chosen for itself
     assert torch.equal(torch.from_numpy(rows["pooler_output"]), expected_features(model.ijepa, place)[0])
 
 
