@@ -352,7 +352,11 @@ def prepare_networks(arguments: PretrainingArguments, accelerator: Accelerator, 
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if arguments.compile_layers:  # in place, so that the names of the weights stay
-        for layer in (module for module in model.modules() if isinstance(module, IJepaLayer)):
+        layers = [module for module in model.modules() if isinstance(module, IJepaLayer)]
+        # Beyond the limit PyTorch would go on uncompiled: the rate of stochastic depth differs from layer to layer.
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, 4 * len(layers))
+        for layer in layers:
             layer.compile(dynamic=True)
     optimizer = build_optimizer(
         parameter_groups(model),

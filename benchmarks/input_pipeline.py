@@ -9,18 +9,15 @@ ends in uint8 batches, because normalisation is done on the device; what it cost
 `torchvision v2` decodes to tensors; `v2, uint8` leaves normalisation to the device, as ours does.
 
 The pipelines take turns of one batch, so that other load on the machine meets all of them, and time is that of the
-processor. `speedup` is the median over turns of torchvision v1's time over a pipeline's in the same turn; lists are
-quartiles. `difference` compares with PIL's decoder and PIL's antialiased bilinear resize of the same box, in grey
+processor. `speedup` is torchvision v1's time over a pipeline's in the same turn: median and quartiles over the turns.
+`difference` compares with PIL's decoder and PIL's antialiased bilinear resize of the same box, in grey
 levels. `profile` is microseconds per image in each part, in turns of their own. The last line of the output is one
 JSON object.
 """
 
 import argparse
-import datetime
 import io
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -29,9 +26,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
-import transformers
 from PIL import Image, ImageDraw
 from torch.utils.data import default_collate
 
@@ -39,6 +34,7 @@ from torch.utils.data import default_collate
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
 import ijepa.data
+from benchmarks.timing import environment, quartiles
 from ijepa.data import PretrainingImages, default_image_statistics, normalize_pixel_values, sample_crop
 
 
@@ -185,24 +181,25 @@ def seconds(function, *arguments) -> float:
     return time.process_time() - start
 
 
-def quartiles(values: list[float], digits: int) -> list[float]:
-    return [round(value, digits) for value in statistics.quantiles(values, n=4)]
-
-
 def race(pipelines: dict, batch_size: int, num_turns: int) -> dict:
     """Images per second of each pipeline, and how many times faster than the baseline it is; two turns to warm up."""
-    times = {name: [] for name in pipelines}
+    names, times = list(pipelines), {name: [] for name in pipelines}
     for turn in range(num_turns + 2):
-        for name, pipeline in pipelines.items():
-            times[name].append(seconds(pipeline, turn))
+        shift = turn % len(names)  # other load on the machine, and warm caches, meet all of them
+        for name in names[shift:] + names[:shift]:
+            times[name].append(seconds(pipelines[name], turn))
     times = {name: values[2:] for name, values in times.items()}
     results = {}
     for name, values in times.items():
-        results[name] = {"images_per_second": quartiles([batch_size / value for value in values], 1)}
+        results[name] = {"images_per_second": rounded([batch_size / value for value in values], 1)}
         if torchvision is not None:
             ratios = [theirs / value for theirs, value in zip(times[BASELINE], values, strict=True)]
-            results[name].update(speedup=round(statistics.median(ratios), 2), speedups=quartiles(ratios, 2))
+            results[name]["speedup"] = rounded(ratios, 2)
     return results
+
+
+def rounded(values: list[float], digits: int) -> dict[str, float]:
+    return {name: round(value, digits) for name, value in quartiles(values).items()}
 
 
 def difference(pipeline: OurPipeline, photos: list[bytes], num_crops: int = 8) -> dict:
@@ -295,30 +292,6 @@ def measure(size: str, num_turns: int) -> dict:
     return result
 
 
-def environment() -> dict:
-    absent = "not installed: its pipelines were not run"
-    return {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "pillow": PIL.__version__,
-        "jpeg_decoder": ijepa.data.jpeg_decoder(),
-        "torchvision": torchvision.__version__ if torchvision else absent,
-        "machine": platform.machine(),
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def cpu_model() -> str:
-    """As Linux calls it."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--turns", type=int, default=30, help="timed turns of one batch of each pipeline")
@@ -328,7 +301,8 @@ def main():
     if torchvision is None:
         print("torchvision is not installed: its pipelines are left out", flush=True)
     results = [measure(size, arguments.turns) for size in arguments.sizes]
-    summary = {"benchmark": "input_pipeline", "turns": arguments.turns, **environment()}
+    machine = {"jpeg_decoder": ijepa.data.jpeg_decoder(), **environment(peers=("pillow", "torchvision", "simplejpeg"))}
+    summary = {"benchmark": "input_pipeline", "turns": arguments.turns, **machine}
     print(json.dumps({**summary, "normalisation_us_per_image": normalisation(), "results": results}))
 
 

@@ -367,8 +367,8 @@ class Lightly(Contender):
         "no norm of the gradient is taken",
     )
 
-    def __init__(self, config: IJepaConfig, device: torch.device, precision: str, ours: Ours):
-        super().__init__(device, precision, "timm's fused attention (sdpa)", "highest")
+    def __init__(self, config: IJepaConfig, device: torch.device, precision: str, ours: Ours, matmul_precision: str):
+        super().__init__(device, precision, "timm's fused attention (sdpa)", matmul_precision)
         from lightly.models import utils  # a peer, only there when it was asked for
 
         self.utils = utils

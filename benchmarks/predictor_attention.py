@@ -6,14 +6,15 @@
 Pretrains the recipe of each data set, with a predictor of 4 layers and for fewer steps, three times per seed: with the
 published predictor, with the shared context for as many steps, and with the shared context for as long as the
 published one takes. How much faster a step is, is measured first: both kinds take turns, in processor time of one
-thread, which other work on the machine disturbs least. DIRECTORY is what `benchmarks/build_fashion_mnist.py` wrote.
+thread, which other work on the machine disturbs least. The momentum is the recipe's, made shorter as the run is, so
+that the target encoder's memory is the same share of the run. Both encoders are measured. DIRECTORY is what
+`benchmarks/build_fashion_mnist.py` wrote.
 The last line is one JSON object.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
+from benchmarks.timing import environment
 from ijepa import IJepaConfig, IJepaForPretraining
 from ijepa.execution import choose_attention, set_matmul_precision
 from ijepa.masking import MultiBlockMasking
@@ -38,7 +40,7 @@ RECIPES = {"digits": "quickstart.yaml", "fashion_mnist": "fashion_mnist.yaml"}
 CHANGES = ["--predictor_num_hidden_layers=4", "--num_workers=0", "--mixed_precision=no"]
 CHANGES += ["--eval_steps=100000", "--save_steps=100000"]
 KINDS = ("full", "shared_context")
-ENCODER = "I-JEPA target encoder"
+ENCODERS = {"I-JEPA target encoder": "target", "I-JEPA context encoder": "context"}
 
 
 def words_of(name, directory, *more):
@@ -88,24 +90,36 @@ def stepper(arguments):
 
 
 def pretrain(words):
-    """Columns of the target encoder in the table that a run ends with, and the wall time in seconds."""
+    """Cells of the table that a run ends with, and the wall time in seconds."""
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "run_pretraining.py", *words, "--output_dir", f"{directory}/run"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         began = time.perf_counter()
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=one_thread, check=False)
         seconds = time.perf_counter() - began
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    return table_row(done.stdout), seconds
+    return table_cells(done.stdout), seconds
 
 
-def table_row(text):
-    """{column: accuracy} of ENCODER; a cell may say "mean ± deviation"."""
+def table_cells(text):
+    """{"target 20-NN": accuracy, ...}."""
     lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if "|" in line]
     header = next(cells for cells in lines if cells[0] == "features")
-    row = next(cells for cells in lines if cells[0] == ENCODER)
-    return {name: float(cell.split()[0]) for name, cell in zip(header[1:], row[1:], strict=True)}
+    rows = {ENCODERS[cells[0]]: cells[1:] for cells in lines if cells[0] in ENCODERS}
+    return {
+        f"{encoder} {column}": float(cell)
+        for encoder, cells in rows.items()
+        for column, cell in zip(header[1:], cells, strict=True)
+        if not column.endswith(" std")
+    }
+
+
+def schedule(words, steps):
+    """The recipe's, for fewer steps."""
+    recipe = parse_pretraining_arguments([*words, "--output_dir=unused"])
+    momentum = recipe.momentum ** (recipe.max_steps / steps)
+    return [f"--max_steps={steps}", f"--warmup_steps={steps // 10}", f"--momentum={momentum:.4f}"]
 
 
 def compare(name, directory, steps, num_seeds):
@@ -121,8 +135,8 @@ def compare(name, directory, steps, num_seeds):
     for contender, (kind, length) in contenders.items():
         rows, result["steps"][contender] = [], length
         for seed in range(num_seeds):
-            more = [f"--seed={seed}", f"--predictor_attention={kind}"]
-            row, wall = pretrain([*words, *more, f"--max_steps={length}", f"--warmup_steps={length // 10}"])
+            more = [f"--seed={seed}", f"--predictor_attention={kind}", *schedule(words, length)]
+            row, wall = pretrain([*words, *more])
             rows.append({**row, "seconds": round(wall)})
             print(name, contender, seed, rows[-1], flush=True)
         result["runs"][contender] = {key: [row[key] for row in rows] for key in rows[0]}
@@ -143,8 +157,7 @@ def main():
     directories = {"digits": None, "fashion_mnist": arguments.fashion_mnist}
     steps, seeds = arguments.steps, arguments.seeds
     results = [compare(name, directories[name], steps, seeds) for name in arguments.data]
-    environment = {"torch": torch.__version__, "machine": platform.machine()}
-    print(json.dumps({"benchmark": "predictor_attention", **environment, "results": results}))
+    print(json.dumps({"benchmark": "predictor_attention", **environment(), "results": results}))
 
 
 if __name__ == "__main__":

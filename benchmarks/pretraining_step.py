@@ -21,7 +21,6 @@ import importlib
 import json
 import math
 import os
-import platform
 import statistics
 import sys
 import time
@@ -29,9 +28,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from datetime import date
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -49,6 +46,7 @@ from benchmarks.peers import (
     Reference,
     automatic_execution,
 )
+from benchmarks.timing import environment, quartiles
 from ijepa import IJEPA_SIZES, IJepaConfig
 from ijepa.masking import MultiBlockMasking
 from ijepa.memory import TokenCounts
@@ -94,6 +92,7 @@ DEFAULT_CASES = {  # the most important first: when time runs out, the last ones
     ],
     "cuda": [Case("L/16", 128, "bf16", 2), Case("H/14", 128, "bf16", 3), Case("B/16", 128, "bf16", 1.5)],
 }
+PEERS = ("lightly", "timm", "stable-pretraining")
 DEFAULT_BATCH_SIZE = {"cpu": 16, "cuda": 128}
 DEFAULT_PRECISIONS = {"cpu": ["fp32", "bf16"], "cuda": ["bf16"]}
 DEFAULT_TURNS = {"cpu": (12, 1), "cuda": (10, 10)}  # turns, steps of each
@@ -107,6 +106,7 @@ CONTENDERS = (  # in the order in which they are prepared: the ones that may be 
     "ours-shared-context",
     "ours-highest",
     "reference-automatic",
+    "lightly-automatic",
 )
 ESSENTIAL = ("ours", "reference")
 # Of a case's time, what preparing may take before the contenders beyond the essential are left out.
@@ -201,7 +201,7 @@ def build_contender(name: str, case: Case, config: IJepaConfig, device: torch.de
     if name == "reference":
         return Reference(config, device, case.precision, ours, "highest")
     if name == "lightly":
-        return Lightly(config, device, case.precision, ours)
+        return Lightly(config, device, case.precision, ours, "highest")
     if case.precision != "fp32" or automatic == "highest":
         raise LeftOut(f"the automatic precision of float32 products, {automatic}, changes nothing in this case.")
     if name == "ours-highest":
@@ -215,8 +215,9 @@ def build_contender(name: str, case: Case, config: IJepaConfig, device: torch.de
             weights_of=ours,
             matmul_precision="highest",
         )
-    contender = Reference(config, device, case.precision, ours, automatic)
-    contender.name, contender.description = name, "the reference with our precision of float32 products"
+    peer = Lightly if name == "lightly-automatic" else Reference
+    contender = peer(config, device, case.precision, ours, automatic)
+    contender.name, contender.description = name, f"{peer.name} with our precision of float32 products"
     return contender
 
 
@@ -231,7 +232,7 @@ def default_contenders(device: torch.device) -> tuple[list[str], dict[str, str]]
         importlib.import_module("lightly.models.modules")
         importlib.import_module("timm")
     except ImportError as error:
-        left_out["lightly"] = f"not importable here: {error}"
+        left_out |= dict.fromkeys(("lightly", "lightly-automatic"), f"not importable here: {error}")
     return [name for name in CONTENDERS if name not in left_out], left_out
 
 
@@ -387,6 +388,8 @@ def take_turns(
             try:
                 with_smaller_batches(entry, partial(take_turn, entry, steps, numbers))
             except LeftOut as reason:
+                if entry.name in ESSENTIAL:
+                    raise
                 left_out[entry.name] = str(reason)
                 entries.remove(entry)
         turns.append(numbers)
@@ -563,8 +566,7 @@ def prepare(name, case, config, steps, options, entries, deadline) -> tuple[Entr
     entry, differences = Entry(name, contender, case.batch_size), {}
     if ours is not None and contender.is_exact and "compiled" not in name:
         differences = compare(ours, contender, steps.batch(0).first(2))
-        if isinstance(contender, (Ours, Reference)):
-            assert_equal(name, differences, options.device)
+        assert_equal(name, differences, options.device)
     warm_up(entry, ours or contender, steps, options.turns * options.steps_per_turn)
     return entry, differences
 
@@ -603,8 +605,8 @@ def run_case(case: Case, options: "Options", hardware: Hardware, deadline: float
         "size": case.size,
         "batch_size": case.batch_size,
         "precision": case.precision,
-        "context_tokens": quartiles([steps.tokens(n).context for numbers in turns for n in numbers]),
-        "target_tokens": quartiles([steps.tokens(n).target for numbers in turns for n in numbers]),
+        "context_tokens": spread([steps.tokens(n).context for numbers in turns for n in numbers]),
+        "target_tokens": spread([steps.tokens(n).target for numbers in turns for n in numbers]),
         "gflop_per_image": round(statistics.mean(flops) / 1e9, 3),
         "turns": len(turns),
         "steps_per_turn": options.steps_per_turn,
@@ -620,11 +622,10 @@ def run_case(case: Case, options: "Options", hardware: Hardware, deadline: float
     return result
 
 
-def quartiles(values: list[float], digits: int = 4) -> dict[str, float]:
+def spread(values: list[float], digits: int = 4) -> dict[str, float]:
     """Median, first and third quartile, of the values that are numbers."""
-    values = [value for value in values if not math.isnan(value)]
-    first, median, third = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return {name: round(value, digits) for name, value in (("median", median), ("q1", first), ("q3", third))}
+    found = quartiles([value for value in values if not math.isnan(value)])
+    return {name: round(found[name], digits) for name in ("median", "q1", "q3")}
 
 
 def figures(entry: Entry, entries: list[Entry], flops: list[float], peak_tflops: float) -> dict:
@@ -641,11 +642,12 @@ def figures(entry: Entry, entries: list[Entry], flops: list[float], peak_tflops:
         "notes": entry.notes,
         "deviations": list(contender.deviations),
         "same_mathematics": contender.is_exact,
-        "images_per_second": quartiles([1 / time for time in seconds]),
-        "step_milliseconds": quartiles([time * entry.batch_size * 1e3 for time in seconds]),
-        "tflops": quartiles(tflops),
-        "mfu": quartiles([rate / peak_tflops for rate in tflops]),
-        "ours_is_times_faster": quartiles(
+        "images_per_second": spread([1 / time for time in seconds]),
+        "step_milliseconds": spread([time * entry.batch_size * 1e3 for time in seconds]),
+        # Of other mathematics the operations are not the plain recipe's, so there is no rate.
+        "tflops": spread(tflops) if contender.is_exact else None,
+        "mfu": spread([rate / peak_tflops for rate in tflops]) if contender.is_exact else None,
+        "ours_is_times_faster": spread(
             [time / own for time, own in zip(seconds, entries[0].seconds_per_image, strict=True)]
         ),
         "loss_difference_from_ours": entry.loss_difference,
@@ -681,9 +683,12 @@ def print_case(result: dict) -> None:
     print(f"{'MFU':>7}{'ours is':>9}{'warm-up':>10}")
     for name, row in result["contenders"].items():
         rate = row["images_per_second"]
+        work = f"{'':16}"
+        if row["tflops"]:
+            work = f"{row['tflops']['median']:9.3f}{row['mfu']['median']:7.1%}"
         print(
             f"{name:22}{row['batch_size']:6d}{rate['median']:10.2f}{rate['q1']:9.2f}{rate['q3']:9.2f}"
-            f"{row['step_milliseconds']['median']:10.1f}{row['tflops']['median']:9.3f}{row['mfu']['median']:7.1%}"
+            f"{row['step_milliseconds']['median']:10.1f}{work}"
             f"{row['ours_is_times_faster']['median']:8.2f}x{row['warm_up_seconds']:8.1f} s"
         )
     floor = result["roofline"]
@@ -753,35 +758,6 @@ def choose_cases(kind: str, sizes, batch_size, precisions) -> list[Case]:
     ]
 
 
-def environment(options: Options) -> dict:
-    packages = ("torch", "transformers", "lightly", "timm", "stable-pretraining", "numpy")
-    on_gpu = options.device.type == "cuda"
-    return {
-        "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if on_gpu else cpu_model(),
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "cuda": torch.version.cuda if on_gpu else None,
-        **{package: installed_version(package) for package in packages},
-    }
-
-
-def installed_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def cpu_model() -> str:
-    path = Path("/proc/cpuinfo")
-    names = [line for line in path.read_text().splitlines() if line.startswith("model name")] if path.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor()
-
-
 def main(words: list[str] | None = None) -> None:
     ends = time.perf_counter()
     options = parse(words)
@@ -805,7 +781,7 @@ def main(words: list[str] | None = None) -> None:
             torch.cuda.empty_cache()
     summary = {
         "benchmark": "pretraining_step",
-        "environment": environment(options),
+        "environment": environment(options.device.type, PEERS),
         "hardware": hardware.report(),
         "masks": "published rules (mode meta), seed 0",
         "memory": "peak_memory_gib: torch.cuda.max_memory_allocated less what other contenders keep on the device"

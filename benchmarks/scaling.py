@@ -100,8 +100,8 @@ def masks(point: Point) -> tuple[torch.Tensor, torch.Tensor]:
     return MultiBlockMasking(point.config.grid_size, num_context_tokens=num_context_tokens).sample(point.batch, seed=0)
 
 
-def build(point: Point) -> IJepaForPretraining:
-    attention = choose_attention(point.device_type, point.precision)
+def build(point: Point, training: bool = True) -> IJepaForPretraining:
+    attention = choose_attention(point.device_type, point.precision, training)
     with torch.device(point.device_type):
         return IJepaForPretraining._from_config(point.config, attn_implementation=attention).train()
 
@@ -135,7 +135,7 @@ def build_step(point: Point, wrap: Callable = lambda model: model) -> Callable[[
 def build_extraction(point: Point) -> Callable[[], None]:
     """Features of one random batch, with weights in the point's precision."""
     dtype = torch.bfloat16 if point.precision == "bf16" else torch.float32
-    encoder = build(point).ijepa.to(dtype).eval()
+    encoder = build(point, training=False).ijepa.to(dtype).eval()
     shape = (point.batch, 3, point.image_size, point.image_size)
     pixel_values = torch.randn(shape, device=point.device_type, dtype=dtype)
 

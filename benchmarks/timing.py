@@ -3,7 +3,6 @@
 
 import datetime
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import statistics
@@ -79,7 +78,10 @@ def environment(device_type: str = "cpu", peers: tuple[str, ...] = ()) -> dict:
 
 
 def version(package: str) -> str:
-    return importlib.metadata.version(package) if importlib.util.find_spec(package) else "not installed"
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def cpu_model() -> str:

@@ -1,20 +1,36 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""The benchmarks of masks, features and scaling run, compare equal work and report what they promise.
+"""The benchmarks beside that of the step run, compare equal work and report what they promise.
 
 Sizes are the smallest that work; no figure is looked at, only that it is one.
 """
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import feature_extraction, masking, scaling, timing
+from benchmarks import feature_extraction, input_pipeline, masking, predictor_attention, savings, scaling, timing
 from ijepa.masking import MultiBlockMasking
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def last_line(capsys):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def report_of(script, *words):
+    """What a benchmark prints last that changes what it imports, and so has a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / script), *words]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def is_environment(report):
@@ -165,3 +181,96 @@ def test_scaling_benchmark_runs_on_two_processes():
 )
 def test_reasons_follow_from_the_exponents(time_exponent, flops_exponent, reason):
     assert reason in scaling.explain(time_exponent, flops_exponent, attention=0.12, name="image_size")
+
+
+# ---- savings --------------------------------------------------------------------------------------------------------
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL |= {"predictor_hidden_size": 16, "predictor_num_hidden_layers": 2, "predictor_num_attention_heads": 2}
+
+
+def test_every_saving_is_undone_on_its_own_and_the_loss_stays(monkeypatch):
+    monkeypatch.setitem(savings.IJEPA_SIZES, "smoke", SMALL)
+    for precision in ("no", "bf16"):
+        result = savings.measure("smoke", 2, "cpu", precision, seconds=0)  # which compares the losses
+        assert set(result["longer_in_percent"]) == set(savings.names_of_savings("cpu", precision))
+
+
+def test_a_saving_that_changes_the_loss_stops_the_benchmark(monkeypatch):
+    monkeypatch.setitem(savings.IJEPA_SIZES, "smoke", SMALL)
+
+    def wrong(self, context, targets, context_mask, **kwargs):
+        return 0 * savings.predict_all_tokens(self, context, targets, context_mask)
+
+    place = (savings.IJepaPredictor, "_predict_jointly", wrong)
+    monkeypatch.setitem(savings.UNDONE, "last predictor layer for mask tokens only", place)
+    with pytest.raises(RuntimeError, match="last predictor layer"):
+        savings.measure("smoke", 2, "cpu", "no", seconds=0)
+
+
+# ---- input pipeline, whole runs -------------------------------------------------------------------------------------
+
+
+def test_input_pipeline_benchmark_reports_speed_difference_and_profile(monkeypatch, capsys):
+    monkeypatch.setitem(input_pipeline.CASES, "500x375", {"photos": 2, "batch": 2, "texture": 12.0})
+    monkeypatch.setattr(sys, "argv", ["input_pipeline.py", "--sizes", "500x375", "--turns", "2"])
+    input_pipeline.main()
+    report = last_line(capsys)
+    assert report["benchmark"] == "input_pipeline" and is_environment(report)
+    (result,) = report["results"]
+    for name, figures in result["pipelines"].items():
+        assert figures["images_per_second"]["median"] > 0 and figures["profile"]
+        if name.startswith("ours") and "fast" not in name:
+            assert figures["difference"]["largest"] <= 1, "the promise of docs/loading.md"
+
+
+@pytest.mark.slow
+def test_end_to_end_benchmark_accounts_for_all_time():
+    words = ["--image_size", "128", "--images", "16", "--batch_size", "4", "--workers", "0", "--logging_steps", "2"]
+    report = report_of("end_to_end.py", *words)
+    assert report["benchmark"] == "end_to_end" and is_environment(report) and report["steps"] == 4
+    assert sum(report["phases"].values()) == pytest.approx(report["seconds"], rel=0.1)
+    assert report["loop"]["calls"]["step"] == 2 * report["steps"]
+    assert 0 < report["loop"]["outside_step"]["total_percent"] < 100
+
+
+# ---- the shared-context predictor -----------------------------------------------------------------------------------
+
+
+TABLE = """done
+
+| features               | 20-NN | 5-shot | 5-shot std |
+| ---------------------- | ----: | -----: | ---------: |
+| random encoder         | 0.506 |  0.437 |      0.038 |
+| I-JEPA target encoder  | 0.844 |  0.771 |      0.016 |
+| I-JEPA context encoder | 0.872 |  0.776 |      0.021 |
+"""
+
+
+def test_the_predictors_are_compared_at_equal_steps_and_at_equal_time(monkeypatch):
+    launched = []
+
+    def pretrain(words):
+        launched.append(predictor_attention.parse_pretraining_arguments([*words, "--output_dir=unused"]))
+        return predictor_attention.table_cells(TABLE), 1.0
+
+    monkeypatch.setattr(predictor_attention, "pretrain", pretrain)
+    monkeypatch.setattr(predictor_attention, "seconds_per_step", lambda words: {"full": 3.0, "shared_context": 2.0})
+    result = predictor_attention.compare("digits", None, steps=100, num_seeds=2)
+    expected = [("full", 100), ("shared_context", 100), ("shared_context", 150)]
+    runs = [(run.predictor_attention, run.max_steps, run.seed) for run in launched]
+    assert runs == [(*contender, seed) for contender in expected for seed in (0, 1)]
+    assert list(result["steps"].values()) == [100, 100, 150] and result["speedup"] == 1.5
+    for cells in result["runs"].values():
+        assert cells["target 20-NN"] == [0.844, 0.844] and cells["context 5-shot"] == [0.776, 0.776]
+
+
+def test_both_predictors_take_steps_that_are_timed():
+    seconds = predictor_attention.seconds_per_step(predictor_attention.words_of("digits", None), 1, 1)
+    assert min(seconds.values()) > 0 and seconds.keys() == {"full", "shared_context"}
+
+
+def test_a_shorter_run_has_a_shorter_memory():
+    words = predictor_attention.words_of("digits", None)
+    assert predictor_attention.schedule(words, 2000)[2] == "--momentum=0.9900", "that of the recipe, for its steps"
+    assert predictor_attention.schedule(words, 500)[2] == "--momentum=0.9606"

@@ -91,7 +91,7 @@ def test_saved_activations_are_those_that_autograd_saves(name, precision, attent
 def test_the_mask_of_padded_contexts_is_counted(name, precision, attention, checkpointing):
     config, tokens = small_config(name), TokenCounts(10, 5, num_contexts=2, num_targets=3, is_padded=True)
     model, batch = build(config, attention, checkpointing), random_batch(config, tokens, batch_size=2)
-    batch[1][0, 0, -2:] = -1  # in contexts of one length Transformers makes no mask
+    batch[1][0, 0, -2:] = -1  # a mask is computed with, as in a batch whose contexts differ
     unused_mean = 4 * 2 * tokens.num_contexts * (tokens.context + 1)  # weights of the pooled output, soon gone
     counted = counted_bytes(model, batch, precision, keep_all_context=True) - unused_mean
     estimated = saved_activation_bytes(config, tokens, 2, precision, checkpointing, attention)
