@@ -445,13 +445,18 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     )
 
 
+def mean_patches(indices: torch.Tensor) -> float:
+    """Of a context or target block; with `keep_all_context` the index -1 fills short contexts."""
+    return (indices >= 0).sum(dim=-1).float().mean().item()
+
+
 def effective_values(run: Run) -> dict[str, object]:
     """What the settings come to, for the terminal and the model card."""
     arguments, schedules, config = run.arguments, run.schedules, run.config
     num_images, count = run.data.num_images, run.accelerator.num_processes
     precision = computing_precision(arguments.mixed_precision)
     masks = [run.masking.sample(arguments.per_device_batch_size, arguments.seed, step) for step in range(8)]
-    context, target = (sum(pair[kind].shape[2] for pair in masks) / len(masks) for kind in (0, 1))
+    context, target = (sum(mean_patches(pair[kind]) for pair in masks) / len(masks) for kind in (0, 1))
     parameters = {
         name: sum(getattr(p, "ds_numel", p.numel()) for p in part.parameters()) / 1e6  # ds_: whole under ZeRO-3
         for name, part in (("encoder", run.networks.ijepa), ("predictor", run.networks.predictor))
@@ -488,7 +493,7 @@ class Window:
         self.clear()
 
     def clear(self):
-        self.losses, self.bad_images, self.tokens, self.grad_norm = [], [], None, float("nan")
+        self.losses, self.bad_images, self.masks, self.grad_norm = [], [], None, float("nan")
         self.images, self.started = 0, time.perf_counter()
 
     @contextmanager
@@ -503,7 +508,7 @@ class Window:
         for batch in step.batches:
             self.run.data.used(batch)
             self.bad_images += self.run.data.bad_images(batch)
-            self.tokens = batch["context_indices"].shape[2], batch["target_indices"].shape[2]
+            self.masks = batch["context_indices"], batch["target_indices"]
         self.images += self.run.arguments.batch_size
         if step.moved:
             self.grad_norm = step.grad_norm
@@ -524,8 +529,8 @@ class Window:
             "weight_decay": run.schedules.weight_decay(step),
             "momentum": run.schedules.momentum(step),
             "grad_norm": self.grad_norm,
-            "context_tokens": self.tokens[0],
-            "target_tokens": self.tokens[1],
+            "context_tokens": mean_patches(self.masks[0]),
+            "target_tokens": mean_patches(self.masks[1]),
             "images_per_second": self.images / (time.perf_counter() - self.started),
             "bad_images": len(run.data.log.indices),
             "skipped_steps": run.skipped_steps,

@@ -38,7 +38,7 @@ from ijepa.recipe import parse_pretraining_arguments
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPES = {"digits": "quickstart.yaml", "fashion_mnist": "fashion_mnist.yaml"}
 CHANGES = ["--predictor_num_hidden_layers=4", "--num_workers=0", "--mixed_precision=no"]
-CHANGES += ["--eval_steps=100000", "--save_steps=100000"]
+CHANGES += ["--eval_steps=100000", "--save_steps=100000", "--max_probe_images=4000"]
 KINDS = ("full", "shared_context")
 ENCODERS = {"I-JEPA target encoder": "target", "I-JEPA context encoder": "context"}
 
