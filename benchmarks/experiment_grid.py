@@ -29,6 +29,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -66,14 +67,17 @@ class Run:
     def words(self, output_dir: str) -> list[str]:
         """Arguments of run_pretraining.py."""
         settings = {**self.settings, "seed": self.seed, "output_dir": output_dir}
-        return ["--recipe", str(REPOSITORY / self.recipe), *(f"--{key}={as_word(settings[key])}" for key in settings)]
+        recipe = ["--recipe", str(REPOSITORY / self.recipe)]
+        return [*recipe, *chain.from_iterable(as_words(*setting) for setting in settings.items())]
 
     def is_that_of(self, row: dict) -> bool:
         return all(row[key] == getattr(self, key) for key in ("seed", "recipe", "settings"))
 
 
-def as_word(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def as_words(key: str, value) -> list[str]:
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}"]
 
 
 def read_grid(path: Path) -> list[Run]:

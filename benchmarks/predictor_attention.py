@@ -7,7 +7,7 @@ Pretrains the recipe of each data set, with a predictor of 4 layers and for fewe
 published predictor, with the shared context for as many steps, and with the shared context for as long as the
 published one takes. How much faster a step is, is measured first: both kinds take turns, in processor time of one
 thread, which other work on the machine disturbs least. The momentum is the recipe's, made shorter as the run is, so
-that the target encoder's memory is the same share of the run. Both encoders are measured. DIRECTORY is what
+that the target encoder's memory is the same share of the run. DIRECTORY is what
 `benchmarks/build_fashion_mnist.py` wrote.
 The last line is one JSON object.
 """
@@ -27,6 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
+from benchmarks.experiment_grid import table_cells
 from benchmarks.timing import environment
 from ijepa import IJepaConfig, IJepaForPretraining
 from ijepa.execution import choose_attention, set_matmul_precision
@@ -40,7 +41,6 @@ RECIPES = {"digits": "quickstart.yaml", "fashion_mnist": "fashion_mnist.yaml"}
 CHANGES = ["--predictor_num_hidden_layers=4", "--num_workers=0", "--mixed_precision=no"]
 CHANGES += ["--eval_steps=100000", "--save_steps=100000", "--max_probe_images=4000"]
 KINDS = ("full", "shared_context")
-ENCODERS = {"I-JEPA target encoder": "target", "I-JEPA context encoder": "context"}
 
 
 def words_of(name, directory, *more):
@@ -100,19 +100,6 @@ def pretrain(words):
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return table_cells(done.stdout), seconds
-
-
-def table_cells(text):
-    """{"target 20-NN": accuracy, ...}."""
-    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if "|" in line]
-    header = next(cells for cells in lines if cells[0] == "features")
-    rows = {ENCODERS[cells[0]]: cells[1:] for cells in lines if cells[0] in ENCODERS}
-    return {
-        f"{encoder} {column}": float(cell)
-        for encoder, cells in rows.items()
-        for column, cell in zip(header[1:], cells, strict=True)
-        if not column.endswith(" std")
-    }
 
 
 def schedule(words, steps):
