@@ -12,7 +12,7 @@ from ijepa.recipe import parse_pretraining_arguments
 
 GRID = {
     "recipe": "recipes/quickstart.yaml",
-    "settings": {"max_steps": 10, "crop_scale": [0.5, 1.0]},
+    "settings": {"max_steps": 10, "warmup_steps": 1, "crop_scale": [0.5, 1.0]},
     "seeds": [0, 1],
     "runs": {"as it is": None, "other momentum": {"momentum": 0.9, "max_steps": 20}},
 }
@@ -57,8 +57,8 @@ def test_every_line_is_run_with_every_seed_and_its_own_settings(grid):
     assert [(run.name, run.seed) for run in runs] == [
         ("as it is", 0), ("other momentum", 0), ("as it is", 1), ("other momentum", 1),
     ]  # fmt: skip
-    assert runs[0].settings == {"max_steps": 10, "crop_scale": [0.5, 1.0]}
-    assert runs[3].settings == {"max_steps": 20, "crop_scale": [0.5, 1.0], "momentum": 0.9}
+    assert runs[0].settings == GRID["settings"]
+    assert runs[3].settings == {**GRID["settings"], "max_steps": 20, "momentum": 0.9}
 
 
 def test_the_words_of_a_run_are_understood_by_the_pretraining_command(grid):
