@@ -229,7 +229,7 @@ def test_end_to_end_benchmark_accounts_for_all_time():
     words = ["--image_size", "128", "--images", "16", "--batch_size", "4", "--workers", "0", "--logging_steps", "2"]
     report = report_of("end_to_end.py", *words)
     assert report["benchmark"] == "end_to_end" and is_environment(report) and report["steps"] == 4
-    assert 0.5 * report["seconds"] < sum(report["phases"].values()) <= report["seconds"] + 0.1, "the rest is starting up"
+    assert 0.5 * report["seconds"] < sum(report["phases"].values()) <= report["seconds"] + 0.1
     assert report["loop"]["calls"]["step"] == 2 * report["steps"]
     assert 0 < report["loop"]["outside_step"]["total_percent"] < 100
 
