@@ -72,7 +72,7 @@ from ijepa.distributed import (
     uses_fsdp,
     whole_weights,
 )
-from ijepa.execution import choose_attention, set_matmul_precision
+from ijepa.execution import choose_attention, describe, set_matmul_precision
 from ijepa.masking import MultiBlockMasking
 from ijepa.memory import estimate_memory, format_memory_estimate, largest_batch_size, sampled_tokens, worst_case_tokens
 from ijepa.model_card import write_model_card
@@ -477,7 +477,7 @@ def effective_values(run: Run) -> dict[str, object]:
         "predictor": f"{parameters['predictor']:.2f} M parameters, {config.predictor_num_hidden_layers} layers of"
         f" {config.predictor_hidden_size}",
         "computation": f"{run.accelerator.device.type}, {run.mode}, mixed precision {precision},"
-        f" {config._attn_implementation} attention, float32 products {torch.get_float32_matmul_precision()}",
+        f" {describe(run.networks)}",
     }
 
 

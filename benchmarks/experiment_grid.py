@@ -1,7 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Pretrains every line of a grid with several seeds, and prints one table: mean and spread of what was learned.
 
-    python benchmarks/experiment_grid.py benchmarks/grids/digits_causes.yaml --output_dir results/digits [--jobs 2]
+    python benchmarks/experiment_grid.py GRID.yaml --output_dir DIRECTORY [--jobs 2] [--threads 1] [--only LINE ...]
 
 A grid is a YAML file of four keys:
 
