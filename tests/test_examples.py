@@ -1,18 +1,14 @@
-"""The segmentation example trains what it says it trains, and the builder of Fashion-MNIST keeps pixels and labels."""
+"""The segmentation example trains what it says it trains."""
 
-import gzip
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import build_fashion_mnist
 from examples import semantic_segmentation
 from examples.semantic_segmentation import CLASSES, SIDE, Scenes, build_model, mean_iou, train
 from ijepa import IJepaModel
-from ijepa.data import decode_image, load_image_dataset
 
 
 DIGITS_ENCODER = str(Path(__file__).parent / "fixtures" / "digits_encoder")
@@ -57,46 +53,3 @@ def test_the_measure_is_one_for_the_truth_and_low_for_background_alone(scenes, m
 
     assert mean_iou(Oracle(), scenes, lambda pixels: pixels) == 1.0
     assert 0.05 < mean_iou(Background(), scenes, lambda pixels: pixels) < 0.1  # one of 11 classes
-
-
-def write_idx_files(tmp_path):
-    """The four original files in small; split -> images and labels."""
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for split, prefix, count in (("train", "train", 12), ("test", "t10k", 5)):
-        images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = generator.integers(0, 10, count, dtype=np.uint8)
-        (tmp_path / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes()))
-        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(bytes(8) + labels.tobytes())
-        arrays[split] = images, labels
-    return arrays
-
-
-def test_the_fashion_mnist_files_keep_every_pixel_and_label(tmp_path):
-    arrays = write_idx_files(tmp_path)
-    build_fashion_mnist.main(["--source", str(tmp_path), "--output", str(tmp_path / "out")])
-    for split, (images, labels) in arrays.items():
-        dataset = load_image_dataset(str(tmp_path / "out"), split=split)
-        assert dataset["label"][:] == labels.tolist() and dataset.features["label"].names[9] == "ankle boot"
-        for row, image in zip(dataset, images, strict=True):
-            assert np.array_equal(decode_image(row["image"], num_channels=1)[..., 0], image)
-
-
-def test_a_fashion_mnist_file_is_whole_or_not_there(tmp_path, monkeypatch):
-    write_idx_files(tmp_path)
-
-    def write_half(dataset, path):
-        Path(path).write_bytes(b"PAR1")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(datasets.Dataset, "to_parquet", write_half)
-    with pytest.raises(KeyboardInterrupt):
-        build_fashion_mnist.main(["--source", str(tmp_path), "--output", str(tmp_path / "out")])
-    assert not list(tmp_path.glob("out/[!.]*"))
-
-
-def test_missing_fashion_mnist_files_are_named(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        build_fashion_mnist.main(["--source", str(tmp_path), "--output", str(tmp_path / "out")])
-    assert stopped.value.code == 1 and "holds no file train-images-idx*-ubyte.gz" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
