@@ -77,7 +77,13 @@ from ijepa.masking import MultiBlockMasking
 from ijepa.memory import estimate_memory, format_memory_estimate, largest_batch_size, sampled_tokens, worst_case_tokens
 from ijepa.model_card import write_model_card
 from ijepa.modeling_ijepa import IJepaLayer
-from ijepa.optimization import Schedules, build_optimizer, parameter_groups
+from ijepa.optimization import (
+    Schedules,
+    build_optimizer,
+    half_life_of_momentum,
+    momentum_of_half_life,
+    parameter_groups,
+)
 from ijepa.preemption import StopRequest, end_workers, ignore_stop_signals
 from ijepa.pretraining_data import IndexedData, StreamedData
 from ijepa.probing import extract_features, few_shot_accuracy, format_table, knn_accuracy, standardize
@@ -333,16 +339,24 @@ def build_model(
     return IJepaForPretraining._from_config(IJepaConfig(**arguments.model_fields()), attn_implementation=attention)
 
 
+def start_momentum(arguments: PretrainingArguments, total_steps: int) -> float:
+    """As given, or that of the half-life, or the published one."""
+    if arguments.momentum_half_life is not None:
+        return momentum_of_half_life(arguments.momentum_half_life * total_steps)
+    return Schedules.start_momentum if arguments.momentum is None else arguments.momentum
+
+
 def build_schedules(arguments: PretrainingArguments, steps_per_epoch: int) -> Schedules:
+    total_steps = arguments.total_steps(steps_per_epoch)
     return Schedules(
-        total_steps=arguments.total_steps(steps_per_epoch),
+        total_steps=total_steps,
         warmup_steps=arguments.total_warmup_steps(steps_per_epoch),
         start_learning_rate=arguments.start_learning_rate,
         peak_learning_rate=arguments.learning_rate,
         final_learning_rate=arguments.final_learning_rate,
         start_weight_decay=arguments.weight_decay,
         final_weight_decay=arguments.final_weight_decay,
-        start_momentum=arguments.momentum,
+        start_momentum=start_momentum(arguments, total_steps),
         final_momentum=arguments.final_momentum,
     )
 
@@ -466,6 +480,8 @@ def effective_values(run: Run) -> dict[str, object]:
         "length": f"{schedules.total_steps:,} steps, {schedules.total_steps * arguments.batch_size / num_images:.1f}"
         f" epochs of {num_images // arguments.batch_size:,} steps",
         "warm-up": f"{schedules.warmup_steps:,} steps",
+        "momentum": f"{schedules.start_momentum:.4g} to {schedules.final_momentum:.4g}; at first the target encoder"
+        f" forgets half within {half_life_of_momentum(schedules.start_momentum):,.0f} steps",
         "batch": f"{arguments.batch_size} images = {arguments.per_device_batch_size} per pass x {count} processes x"
         f" {run.accelerator.gradient_accumulation_steps} accumulation steps",
         "images": f"{config.image_size} pixels, patches of {config.patch_size}, grid {config.grid_size}",

@@ -19,6 +19,16 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
+def momentum_of_half_life(steps: float) -> float:
+    """The momentum with which a moving average forgets half of what it was within `steps` steps."""
+    return 0.5 ** (1 / steps)
+
+
+def half_life_of_momentum(momentum: float) -> float:
+    """Steps within which a moving average forgets half of what it was: 0 for momentum 0, infinite for 1."""
+    return math.log(0.5) / math.log(momentum) if 0 < momentum < 1 else (0.0, math.inf)[int(momentum)]
+
+
 @dataclass(frozen=True)
 class Schedules:
     """

@@ -26,6 +26,8 @@ from .configuration_ijepa import IJEPA_SIZES, IJepaConfig
 CPU_REMEDY = "set ACCELERATE_USE_CPU=true"
 LARGEST_SEED = 2**31 - 1  # NumPy takes 32 bits, and every process adds its rank
 MAX_RECIPE_BYTES = 1_000_000
+# Two ways to say one thing. Both at once are an error, but a flag of one replaces the other in the recipe.
+ALTERNATIVES = [("epochs", "max_steps"), ("warmup_epochs", "warmup_steps"), ("momentum", "momentum_half_life")]
 # What argparse shall take for a value after a flag; its own pattern takes -1e-3 and -inf for unknown flags.
 NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-(inf|nan)$", re.IGNORECASE)
 
@@ -301,7 +303,10 @@ class OptimizationArguments:
     final_learning_rate: float = argument(1e-6, "learning rate at the end (cosine)")
     weight_decay: float = argument(0.04, "weight decay at the start")
     final_weight_decay: float = argument(0.4, "weight decay at the end (cosine)")
-    momentum: float = argument(0.996, "momentum of the target encoder at the start")
+    momentum: float | None = argument(None, "momentum of the target encoder at the start; 0.996 by default")
+    momentum_half_life: float | None = argument(
+        None, "share of the run within which the target encoder forgets half; sets momentum from the number of steps"
+    )
     final_momentum: float = argument(1.0, "momentum of the target encoder at the end (linear)")
     adam_beta1: float = argument(0.9, "AdamW's first decay")
     adam_beta2: float = argument(0.999, "AdamW's second decay")
@@ -347,6 +352,11 @@ class OptimizationArguments:
         require_numbers(self, "start_learning_rate", "learning_rate", "final_learning_rate", least=0)
         require_numbers(self, "weight_decay", "final_weight_decay", least=0)
         require_numbers(self, "momentum", "final_momentum", least=0, most=1)
+        require_numbers(self, "momentum_half_life", above=0, most=1)
+        require(
+            None in (self.momentum, self.momentum_half_life),
+            f"Give momentum {self.momentum} or momentum_half_life {self.momentum_half_life}, not both.",
+        )
         require_numbers(self, "adam_beta1", "adam_beta2", least=0, below=1)
         require_numbers(self, "adam_epsilon", "max_grad_norm", above=0)
 
@@ -517,6 +527,14 @@ def _recipe_path(words: Sequence[str], prog: str) -> str | None:
     return paths[0] if paths else None
 
 
+def _without_replaced(recipe: dict, words: Sequence[str]) -> dict:
+    """The recipe without what a flag says in another way."""
+    flags = {word.partition("=")[0] for word in words}
+    pairs = [pair for one, other in ALTERNATIVES for pair in ((one, other), (other, one))]
+    replaced = {key for key, flag in pairs if f"--{flag}" in flags}
+    return {key: value for key, value in recipe.items() if key not in replaced}
+
+
 def _as_flags(recipe: dict, actions: dict[str, argparse.Action]) -> list[str]:
     """A recipe as command-line words, so that both ways have one set of types and errors.
 
@@ -573,6 +591,7 @@ def parse_arguments(
     try:
         path = _recipe_path(words, prog)
         recipe = {} if path is None else _read_recipe(path, groups)
+        recipe = _without_replaced(recipe, words)
         flags = _as_flags(recipe, {action.dest: action for action in parser._actions})
         values = vars(parser.parse_args(flags + words))
         values.pop("recipe")

@@ -1,5 +1,6 @@
 """Schedules depend on the step alone; groups hold every trained parameter once; optimizers read the groups."""
 
+import math
 import sys
 
 import pytest
@@ -11,7 +12,9 @@ from ijepa import IJepaForImageClassification
 from ijepa.optimization import (
     Schedules,
     build_optimizer,
+    half_life_of_momentum,
     layer_decay_groups,
+    momentum_of_half_life,
     parameter_groups,
     parameter_places,
 )
@@ -24,6 +27,17 @@ def test_learning_rate_rises_to_the_peak_then_falls_to_its_final_value():
     assert rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[0] > schedules.start_learning_rate
     assert rates[-1] == pytest.approx(schedules.final_learning_rate)
+
+
+@pytest.mark.parametrize("steps", [0.5, 1, 68, 10_000])
+def test_within_its_half_life_a_moving_average_forgets_half(steps):
+    momentum = momentum_of_half_life(steps)
+    assert momentum**steps == pytest.approx(0.5)
+    assert half_life_of_momentum(momentum) == pytest.approx(steps)
+
+
+def test_the_extremes_of_momentum_have_a_half_life_too():
+    assert (half_life_of_momentum(0.0), half_life_of_momentum(1.0)) == (0, math.inf)
 
 
 def test_weight_decay_and_momentum_move_from_start_to_end():

@@ -216,6 +216,7 @@ OUT_OF_RANGE = {
     "weight_decay": NOT_NEGATIVE,
     "final_weight_decay": NOT_NEGATIVE,
     "momentum": ["-0.1", "1.001"],
+    "momentum_half_life": [*POSITIVE, "1.001"],
     "final_momentum": ["-0.1", "1.001"],
     "adam_beta1": ["-0.1", "1"],
     "adam_beta2": ["-0.1", "1"],
@@ -292,7 +293,8 @@ def test_a_number_that_is_none_in_a_recipe_is_refused_too(tmp_path, capsys, name
     for value in (float("nan"), float("inf"), "1e999", True, "many"):
         path.write_text(yaml.safe_dump({name: value}))
         if name != "max_steps" or value:
-            words = [word for key, entry in SOUND.items() if key != name for word in (f"--{key}", str(entry))]
+            replaced = {name, "max_steps" if name == "epochs" else None}
+            words = [word for key, entry in SOUND.items() if key not in replaced for word in (f"--{key}", str(entry))]
             with pytest.raises(SystemExit) as stopped:
                 parse_pretraining_arguments(["--recipe", str(path), *words])
             assert stopped.value.code == 2 and name in capsys.readouterr().err.splitlines()[-1]
@@ -304,6 +306,7 @@ def test_a_number_that_is_none_in_a_recipe_is_refused_too(tmp_path, capsys, name
         ({"warmup_steps": "11"}, "warmup_steps 11 is longer than the run, which has max_steps 10"),
         ({"epochs": "3"}, "got epochs 3.0 and max_steps 10"),
         ({"warmup_steps": "1", "warmup_epochs": "1"}, "got 1.0 and 1"),
+        ({"momentum": "0.99", "momentum_half_life": "0.1"}, "Give momentum 0.99 or momentum_half_life 0.1, not both"),
         ({"image_mean": "0.5 0.5 0.5", "image_std": "0.2"}, "image_mean and image_std must be equally many"),
         ({"image_mean": "0.5", "num_channels": "3"}, "image_mean has 1 numbers, [0.5], but num_channels is 3"),
         ({"image_std": "1 1 1", "num_channels": "1"}, "image_std has 3 numbers, [1.0, 1.0, 1.0], but num_channels"),
@@ -318,6 +321,17 @@ def test_a_number_that_is_none_in_a_recipe_is_refused_too(tmp_path, capsys, name
 def test_settings_that_contradict_each_other_are_refused(capsys, monkeypatch, changes, message):
     monkeypatch.setattr("ijepa.recipe.get_available_trackers", lambda: ["tensorboard"])
     assert message in pretraining_refusal(capsys, **changes)
+
+
+def test_a_flag_replaces_what_the_recipe_says_in_another_way(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: digits\noutput_dir: x\nepochs: 3\nwarmup_epochs: 1\nmomentum_half_life: 0.1\n")
+    as_written = parse_pretraining_arguments(["--recipe", str(recipe)])
+    flags = ["--max_steps=7", "--warmup_steps", "2", "--momentum=0.9"]
+    changed = parse_pretraining_arguments(["--recipe", str(recipe), *flags])
+    names = ("epochs", "max_steps", "warmup_epochs", "warmup_steps", "momentum", "momentum_half_life")
+    assert [getattr(as_written, name) for name in names] == [3, None, 1, None, None, 0.1]
+    assert [getattr(changed, name) for name in names] == [None, 7, None, 2, 0.9, None]
 
 
 def test_an_output_directory_that_is_a_file_is_refused(tmp_path, capsys):
