@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import chain
@@ -107,9 +108,10 @@ def measure(run: Run, threads: int) -> dict:
     """A line of results.jsonl."""
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, str(REPOSITORY / "run_pretraining.py"), *run.words(f"{directory}/run")]
-        variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
         began = time.perf_counter()
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=variables, check=False)
+        done = subprocess.run(
+            command, cwd=REPOSITORY, capture_output=True, text=True, env=with_threads(threads), check=False
+        )
         row = {
             "run": run.name,
             "seed": run.seed,
@@ -119,10 +121,20 @@ def measure(run: Run, threads: int) -> dict:
             "seconds": round(time.perf_counter() - began, 1),
         }
         if done.returncode:
-            return {**row, "error": done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]}
+            return {**row, "error": error_of(done)}
         metrics = (Path(directory) / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
         last = json.loads(metrics[-1])
         return {**row, **{key: last[key] for key in WATCHED}, **table_cells(done.stdout)}
+
+
+def with_threads(threads: int) -> dict[str, str]:
+    """Environment of a process that computes with as many threads."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+
+
+def error_of(done: subprocess.CompletedProcess) -> list[str]:
+    """The last line that a failed process has to say."""
+    return done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]
 
 
 def table_cells(text: str) -> dict[str, float]:
@@ -154,20 +166,40 @@ def rows_of(path: Path) -> list[dict]:
 
 def run_grid(runs: list[Run], output_dir: Path, jobs: int, threads: int) -> list[dict]:
     """Measures what is not in results.jsonl yet, and returns the row of every run, failures included."""
+    rows = rows_of_all(runs, output_dir, jobs, lambda run: measure(run, threads), describe)
+    return [{**row, "run": run.name} for run, row in zip(runs, rows, strict=True)]
+
+
+def describe(row: dict) -> str:
+    shown = row.get("error") or {key: row[key] for key in COLUMNS if key in row}
+    return f"{row['run']}, seed {row['seed']}, {row['seconds']:.0f} s: {shown}"
+
+
+def rows_of_all(
+    runs: list,
+    output_dir: Path,
+    jobs: int,
+    measure: Callable[..., dict],
+    describe: Callable[[dict], str],
+    device_type: str = "cpu",
+) -> list[dict]:
+    """The row of every run: of results.jsonl if it is there without an error, else of `measure(run)`, written there.
+
+    A run says with `is_that_of(row)` which row is its own; `jobs` of them are measured at a time.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
     results = output_dir / "results.jsonl"
     known = [row for row in rows_of(results) if "error" not in row]
     rows = [next((row for row in known if run.is_that_of(row)), None) for run in runs]
-    origin = {"commit": commit(), "jobs": jobs, "machine": environment()}
+    origin = {"commit": commit(), "jobs": jobs, "machine": environment(device_type)}
     with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(measure, run, threads): place for place, run in enumerate(runs) if rows[place] is None}
+        running = {pool.submit(measure, run): place for place, run in enumerate(runs) if rows[place] is None}
         for done in as_completed(running):
             row = rows[running[done]] = done.result()
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**row, **origin}) + "\n")
-            shown = row.get("error") or {key: row[key] for key in COLUMNS if key in row}
-            print(f"{row['run']}, seed {row['seed']}, {row['seconds']:.0f} s: {shown}", flush=True)
-    return [{**row, "run": run.name} for run, row in zip(runs, rows, strict=True)]
+            print(describe(row), flush=True)
+    return rows
 
 
 # The table

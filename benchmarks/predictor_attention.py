@@ -28,7 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
 from benchmarks.experiment_grid import table_cells
-from benchmarks.timing import environment
+from benchmarks.timing import environment, seconds_of
 from ijepa import IJepaConfig, IJepaForPretraining
 from ijepa.execution import choose_attention, set_matmul_precision
 from ijepa.masking import MultiBlockMasking
@@ -54,34 +54,53 @@ def seconds_per_step(words, num_turns=9, steps_per_turn=4):
     for kind in KINDS:
         arguments = parse_pretraining_arguments([*words, "--output_dir=unused", f"--predictor_attention={kind}"])
         steps[kind] = stepper(arguments)
-    times = {kind: [] for kind in KINDS}
+    return median_seconds(steps, num_turns, steps_per_turn)
+
+
+def median_seconds(steps, num_turns=9, steps_per_turn=4, device_type="cpu"):
+    """Median time of each of `steps`, functions of the step's number, in turns of which the first warms up."""
+    times = {kind: [] for kind in steps}
     for turn in range(num_turns + 1):
-        for kind in KINDS:
-            for number in range(steps_per_turn):
-                began = time.process_time()
-                steps[kind](turn * steps_per_turn + number)
-                times[kind] += [time.process_time() - began] if turn else []
+        for kind, step in steps.items():
+            for number in range(turn * steps_per_turn, (turn + 1) * steps_per_turn):
+                seconds = seconds_of_step(step, number, device_type)
+                times[kind] += [seconds] if turn else []
     return {kind: statistics.median(values) for kind, values in times.items()}
 
 
-def stepper(arguments):
+def seconds_of_step(step, number, device_type):
+    """Processor time, which other work on the machine disturbs least; on a GPU wall time, until it is done."""
+    if device_type == "cuda":
+        return seconds_of(lambda: step(number), device_type)
+    began = time.process_time()
+    step(number)
+    return time.process_time() - began
+
+
+def stepper(arguments, device_type="cpu", precision="no"):
     """A function that takes an optimizer step, given its number."""
     torch.manual_seed(0)
     config = IJepaConfig(**arguments.model_fields())
-    model = IJepaForPretraining._from_config(config, attn_implementation=choose_attention("cpu", "no")).train()
+    model = IJepaForPretraining._from_config(config, attn_implementation=choose_attention(device_type, precision))
+    model.to(device_type).train()
     optimizer = build_optimizer(
         parameter_groups(model),
         name="adamw",
         learning_rate=1e-4,
         betas=(0.9, 0.999),
         epsilon=1e-8,
-        device_type="cpu",
+        device_type=device_type,
     )
     masking = MultiBlockMasking(config.grid_size, **arguments.mask_fields())
-    pixels = torch.randn(arguments.per_device_batch_size, config.num_channels, *config.image_height_and_width)
+    size, passes = arguments.per_device_batch_size, arguments.batch_size // arguments.per_device_batch_size
+    pixels = torch.randn(size, config.num_channels, *config.image_height_and_width, device=device_type)
 
     def step(number):
-        model(pixels, *masking.sample(len(pixels), 0, number)).loss.backward()
+        for slot_block in range(passes):
+            masks = [indices.to(device_type) for indices in masking.sample(size, 0, number, rank=slot_block)]
+            with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16"):
+                loss = model(pixels, *masks, keep_all_context=arguments.keep_all_context).loss
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         model.update_target_encoder(0.99)
