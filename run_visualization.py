@@ -507,7 +507,7 @@ class Guesses:
     blocks: torch.Tensor  # (B, M, T)
     predictions: torch.Tensor  # (B, M, T, D)
     truths: torch.Tensor  # (B, M, T, D)
-    bank: torch.Tensor  # (K', N, D), as the predictor's targets: layer-normalised if the model says so
+    bank: torch.Tensor  # (K', N, D), as the predictor's targets
     bank_patches: torch.Tensor  # (K' * N, channels, patch height, patch width)
 
     def block(self, image: int, block: int) -> "Guesses":
@@ -540,15 +540,14 @@ def guess(study: Study) -> Guesses:
     contexts, blocks = masking.sample(len(images), study.arguments.seed)
     pixel_values = study.pool.pixel_values(slice(len(images)))
     output = model(*(each.to(model.device) for each in (pixel_values, contexts, blocks)))
-    bank = study.target_features.patches[: study.arguments.bank_size]
-    if model.config.normalize_targets:
-        bank = torch.nn.functional.layer_norm(bank, bank.shape[-1:])
+    targets = model.normalize_targets(study.target_features.patches)  # of more images than the forward pass saw
+    bank = targets[: study.arguments.bank_size]
     return Guesses(
         images=torch.arange(len(images)),
         contexts=contexts[:, 0],
         blocks=blocks,
         predictions=output.predictions[:, 0].cpu(),
-        truths=output.targets[:, 0].cpu(),
+        truths=targets[torch.arange(len(images))[:, None, None], blocks],
         bank=bank,
         bank_patches=cut_patches(study.whole_patches(len(bank)), study.patch_size).flatten(0, 1),
     )

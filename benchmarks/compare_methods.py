@@ -101,7 +101,7 @@ PUBLISHED = {
     "predictor_attention": "full",
     "drop_path_rate": 0.0,
     "loss_type": "smooth_l1",  # of the code; the paper writes the squared distance
-    "normalize_targets": True,
+    "target_normalization": "layer",
     "weight_decay": 0.04,
     "final_weight_decay": 0.4,  # rises along a cosine
     "momentum": 0.996,

@@ -104,8 +104,11 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
             the predictor once for all blocks. Another function of the same weights, and cheaper.
         loss_type (`str`, defaults to `"smooth_l1"`): `"smooth_l1"` (beta 1, Meta's released code) or `"mse"` (the
             squared L2 distance of the paper's section 3), both averaged over every element.
-        normalize_targets (`bool`, defaults to `True`): whether the target encoder's outputs are layer-normalised once
-            more over their features, without affine parameters, before the loss.
+        target_normalization (`str`, defaults to `"layer"`): what is done to the target encoder's outputs before the
+            loss. `"layer"`, as released: a layer norm over their features without affine parameters. `"content"`: at
+            each place the mean over the images of the forward pass (of one process) is taken away, and each feature is
+            divided by its standard deviation over images and places: what the place alone tells is no target; this
+            project's own, for small data. `"none"`.
         out_features, out_indices (`list`, *optional*): stages an `IJepaBackbone` returns: `"stem"`, `"stage1"`, ...
 
     Raises:
@@ -147,7 +150,7 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
     predictor_intermediate_size: int | None = None
     predictor_attention: str = "full"
     loss_type: str = "smooth_l1"
-    normalize_targets: bool = True
+    target_normalization: str = "layer"
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -220,6 +223,7 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
             "loss_type": ("smooth_l1", "mse"),
             "patch_embedding_init": ("published", "fan_in"),
             "predictor_attention": ("full", "shared_context"),
+            "target_normalization": ("layer", "content", "none"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -43,6 +43,8 @@ EARLY_HUB_NAMES = {
     r"(?<!attention\.)output\.dense": "mlp.fc2",
 }
 
+CONTENT_EPSILON = 1e-4  # beside the spread of a feature over images; a feature without any stays near zero
+
 PARAMETERS_PER_LAYER = 16  # weights and biases of attention, feed-forward and their norms
 
 # What `config.json` says when a directory carries this code (`register_for_auto_class`, then `save_pretrained`).
@@ -702,10 +704,24 @@ class IJepaForPretraining(IJepaPreTrainedModel):
     def encode_targets(self, pixel_values, target_indices, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """The target encoder's features of the target blocks, (B, M, N_tgt, D), and of all patches, (B, N, D)."""
         hidden_states = self.ijepa(pixel_values, **kwargs).last_hidden_state
-        targets = hidden_states.float()
-        if self.config.normalize_targets:
-            targets = nn.functional.layer_norm(targets, targets.shape[-1:])
+        targets = self.normalize_targets(hidden_states)
         return gather_patches(targets, target_indices.flatten(1)).view(*target_indices.shape, -1), hidden_states
+
+    def normalize_targets(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the predictor is to predict, of the target encoder's output: (B, N, D) -> (B, N, D) in float32.
+
+        Raises:
+            ValueError: if the images of a batch are to be compared with each other, and there is only one.
+        """
+        features, kind = hidden_states.float(), self.config.target_normalization
+        if kind == "layer":
+            return nn.functional.layer_norm(features, features.shape[-1:])
+        if kind == "content":
+            if len(features) < 2:
+                raise ValueError('target_normalization "content" needs at least 2 images in a batch, got 1.')
+            content = features - features.mean(dim=0)  # what the place alone tells, is gone
+            return content / (content.square().mean(dim=(0, 1)).sqrt() + CONTENT_EPSILON)
+        return features
 
     @can_return_tuple
     def forward(

@@ -207,7 +207,9 @@ class ModelArguments:
     drop_path_rate: float | None = argument(None, "stochastic depth of the last context encoder layer")
     patch_embedding_init: str | None = argument(None, "published (std 0.02) or fan_in (1/sqrt of a patch's values)")
     loss_type: str | None = argument(None, "smooth_l1 (released code) or mse (paper)")
-    normalize_targets: bool | None = argument(None, "layer-normalise the targets")
+    target_normalization: str | None = argument(
+        None, "layer (released code), content (what the place alone would tell is taken away) or none"
+    )
     attn_implementation: str | None = argument(None, "sdpa, eager, flash_attention_2 or flex_attention")
     compile_layers: bool = argument(False, "torch.compile every layer: a slow first step, faster ones after it")
     gradient_checkpointing: bool = argument(False, "recompute layers in the backward pass: less memory, more time")
@@ -226,7 +228,7 @@ class ModelArguments:
         require_choice(self, "attn_implementation", ("sdpa", "eager", "flash_attention_2", "flex_attention"))
         require_text(self, "init_from")
         self._check_sizes()
-        free = {"drop_path_rate", "loss_type", "normalize_targets", "predictor_attention"}
+        free = {"drop_path_rate", "loss_type", "predictor_attention", "target_normalization"}
         architecture = sorted(set(self.model_fields()) - free)
         require(
             not (self.init_from and architecture),
@@ -239,6 +241,7 @@ class ModelArguments:
         require_choice(self, "loss_type", ("smooth_l1", "mse"))
         require_choice(self, "patch_embedding_init", ("published", "fan_in"))
         require_choice(self, "predictor_attention", ("full", "shared_context"))
+        require_choice(self, "target_normalization", ("layer", "content", "none"))
         require_numbers(self, "drop_path_rate", least=0, below=1)
         require_numbers(self, "predictor_num_hidden_layers", least=0)
         sides = ("image_size", "patch_size")
@@ -328,6 +331,11 @@ class OptimizationArguments:
         require_choice(self, "mixed_precision", ("no", "bf16", "fp16"))
         self._check_length()
         self._check_schedules()
+        require(
+            self.target_normalization != "content" or self.per_device_batch_size > 1,
+            "target_normalization content compares the images of a forward pass, so per_device_batch_size must be at"
+            f" least 2, got {self.per_device_batch_size}.",
+        )
 
     def _check_length(self):
         require_numbers(self, "epochs", above=0)
