@@ -105,10 +105,10 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
         loss_type (`str`, defaults to `"smooth_l1"`): `"smooth_l1"` (beta 1, Meta's released code) or `"mse"` (the
             squared L2 distance of the paper's section 3), both averaged over every element.
         target_normalization (`str`, defaults to `"layer"`): what is done to the target encoder's outputs before the
-            loss. `"layer"`, as released: a layer norm over their features without affine parameters. `"content"`: at
-            each place the mean over the images of the forward pass (of one process) is taken away, and each feature is
-            divided by its standard deviation over images and places: what the place alone tells is no target; this
-            project's own, for small data. `"none"`.
+            loss. `"layer"`, as released: a layer norm over the features of each patch, without affine parameters.
+            `"batch"`: each feature is given mean 0 and standard deviation 1 over all patches of the images of a forward
+            pass (on one process), so that faint features weigh as much as strong ones; this project's own, for small
+            data. `"none"`.
         out_features, out_indices (`list`, *optional*): stages an `IJepaBackbone` returns: `"stem"`, `"stage1"`, ...
 
     Raises:
@@ -223,7 +223,7 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
             "loss_type": ("smooth_l1", "mse"),
             "patch_embedding_init": ("published", "fan_in"),
             "predictor_attention": ("full", "shared_context"),
-            "target_normalization": ("layer", "content", "none"),
+            "target_normalization": ("layer", "batch", "none"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

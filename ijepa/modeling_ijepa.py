@@ -43,7 +43,7 @@ EARLY_HUB_NAMES = {
     r"(?<!attention\.)output\.dense": "mlp.fc2",
 }
 
-CONTENT_EPSILON = 1e-4  # beside the spread of a feature over images; a feature without any stays near zero
+TARGET_EPSILON = 1e-4  # beside the standard deviation of a feature over a batch, which is near 1
 
 PARAMETERS_PER_LAYER = 16  # weights and biases of attention, feed-forward and their norms
 
@@ -708,19 +708,13 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         return gather_patches(targets, target_indices.flatten(1)).view(*target_indices.shape, -1), hidden_states
 
     def normalize_targets(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """What the predictor is to predict, of the target encoder's output: (B, N, D) -> (B, N, D) in float32.
-
-        Raises:
-            ValueError: if the images of a batch are to be compared with each other, and there is only one.
-        """
+        """What the predictor is to predict, of the target encoder's output: (B, N, D) -> (B, N, D) in float32."""
         features, kind = hidden_states.float(), self.config.target_normalization
         if kind == "layer":
             return nn.functional.layer_norm(features, features.shape[-1:])
-        if kind == "content":
-            if len(features) < 2:
-                raise ValueError('target_normalization "content" needs at least 2 images in a batch, got 1.')
-            content = features - features.mean(dim=0)  # what the place alone tells, is gone
-            return content / (content.square().mean(dim=(0, 1)).sqrt() + CONTENT_EPSILON)
+        if kind == "batch":
+            centred = features - features.mean(dim=(0, 1))
+            return centred / (centred.square().mean(dim=(0, 1)).sqrt() + TARGET_EPSILON)
         return features
 
     @can_return_tuple

@@ -208,7 +208,7 @@ class ModelArguments:
     patch_embedding_init: str | None = argument(None, "published (std 0.02) or fan_in (1/sqrt of a patch's values)")
     loss_type: str | None = argument(None, "smooth_l1 (released code) or mse (paper)")
     target_normalization: str | None = argument(
-        None, "layer (released code), content (what the place alone would tell is taken away) or none"
+        None, "layer (released code: over the features of a patch), batch (each feature over all patches) or none"
     )
     attn_implementation: str | None = argument(None, "sdpa, eager, flash_attention_2 or flex_attention")
     compile_layers: bool = argument(False, "torch.compile every layer: a slow first step, faster ones after it")
@@ -241,7 +241,7 @@ class ModelArguments:
         require_choice(self, "loss_type", ("smooth_l1", "mse"))
         require_choice(self, "patch_embedding_init", ("published", "fan_in"))
         require_choice(self, "predictor_attention", ("full", "shared_context"))
-        require_choice(self, "target_normalization", ("layer", "content", "none"))
+        require_choice(self, "target_normalization", ("layer", "batch", "none"))
         require_numbers(self, "drop_path_rate", least=0, below=1)
         require_numbers(self, "predictor_num_hidden_layers", least=0)
         sides = ("image_size", "patch_size")
@@ -331,11 +331,6 @@ class OptimizationArguments:
         require_choice(self, "mixed_precision", ("no", "bf16", "fp16"))
         self._check_length()
         self._check_schedules()
-        require(
-            self.target_normalization != "content" or self.per_device_batch_size > 1,
-            "target_normalization content compares the images of a forward pass, so per_device_batch_size must be at"
-            f" least 2, got {self.per_device_batch_size}.",
-        )
 
     def _check_length(self):
         require_numbers(self, "epochs", above=0)
