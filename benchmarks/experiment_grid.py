@@ -11,6 +11,7 @@ A grid is a YAML file of four keys:
     runs:                               name -> what this line changes
       as it is: {}
       published momentum: {momentum: 0.996}
+      as the recipe is: {max_steps: null}     takes back what `settings` say
 
 Every run is a process of its own with as many threads as `--threads` says, `--jobs` at a time. What it found goes as a
 line into `results.jsonl` of the output directory, with settings, command, wall seconds, versions and the commit; a run
@@ -95,10 +96,14 @@ def read_grid(path: Path) -> list[Run]:
         raise GridError(f"{path} names the recipe {grid['recipe']!r}, and there is no such file in {REPOSITORY}.")
     shared = grid.get("settings") or {}
     return [
-        Run(name, seed, grid["recipe"], {**shared, **(changes or {})})
+        Run(name, seed, grid["recipe"], _given({**shared, **(changes or {})}))
         for seed in grid.get("seeds", [0, 1, 2])
         for name, changes in grid["runs"].items()
     ]
+
+
+def _given(settings: dict) -> dict:
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 # One run

@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from benchmarks import experiment_grid
+from ijepa import IJepaConfig
+from ijepa.masking import MultiBlockMasking
 from ijepa.recipe import parse_pretraining_arguments
 
 
@@ -59,6 +61,20 @@ def test_every_line_is_run_with_every_seed_and_its_own_settings(grid):
     ]  # fmt: skip
     assert runs[0].settings == GRID["settings"]
     assert runs[3].settings == {**GRID["settings"], "max_steps": 20, "momentum": 0.9}
+
+
+def test_a_line_can_take_back_what_all_lines_share(grid):
+    changed = {**GRID, "runs": {"long": {"max_steps": None, "warmup_steps": None}}}
+    grid.write_text(yaml.safe_dump(changed), encoding="utf-8")
+    assert experiment_grid.read_grid(grid)[0].settings == {"crop_scale": [0.5, 1.0]}
+
+
+def test_the_grids_of_this_repository_are_understood_by_the_pretraining_command():
+    grids = sorted((experiment_grid.REPOSITORY / "benchmarks/grids").glob("*.yaml"))
+    assert grids
+    for run in (run for path in grids for run in experiment_grid.read_grid(path)):
+        arguments = parse_pretraining_arguments(run.words("somewhere"))
+        MultiBlockMasking(IJepaConfig(**arguments.model_fields()).grid_size, **arguments.mask_fields())
 
 
 def test_the_words_of_a_run_are_understood_by_the_pretraining_command(grid):
