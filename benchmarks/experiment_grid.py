@@ -127,6 +127,8 @@ def measure(run: Run, threads: int) -> dict:
         }
         if done.returncode:
             return {**row, "error": error_of(done)}
+        if "| features" not in done.stdout:
+            return {**row, "error": ["the run ended without a table: name a validation_split"]}
         metrics = (Path(directory) / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
         last = json.loads(metrics[-1])
         return {**row, **{key: last[key] for key in WATCHED}, **table_cells(done.stdout)}

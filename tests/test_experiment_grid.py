@@ -2,6 +2,7 @@
 """A grid of runs: every line with every seed, once, in one table that hides no failure."""
 
 import json
+import subprocess
 
 import pytest
 import yaml
@@ -131,6 +132,13 @@ def test_a_grid_that_makes_no_sense_is_refused(grid, changes, words, tmp_path, c
 def test_cells_of_the_final_table():
     cells = experiment_grid.table_cells(TABLE)
     assert cells["pixels 5-shot"] == 0.798 and cells["context 20-NN"] == 0.872 and len(cells) == 8
+
+
+def test_a_run_that_nothing_judged_is_named_as_one(monkeypatch):
+    done = subprocess.CompletedProcess([], 0, stdout="model  outputs/run\n", stderr="")
+    monkeypatch.setattr(experiment_grid.subprocess, "run", lambda *_, **__: done)
+    run = experiment_grid.Run("unjudged", 0, "recipes/small_images.yaml", {})
+    assert "name a validation_split" in experiment_grid.measure(run, threads=1)["error"][0]
 
 
 @pytest.mark.slow
