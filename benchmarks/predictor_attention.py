@@ -124,8 +124,10 @@ def pretrain(words):
 def schedule(words, steps):
     """The recipe's, for fewer steps."""
     recipe = parse_pretraining_arguments([*words, "--output_dir=unused"])
-    momentum = recipe.momentum ** (recipe.max_steps / steps)
-    return [f"--max_steps={steps}", f"--warmup_steps={steps // 10}", f"--momentum={momentum:.4f}"]
+    length = [f"--max_steps={steps}", f"--warmup_steps={steps // 10}"]
+    if recipe.momentum_half_life is not None:  # a share of the run already
+        return length
+    return [*length, f"--momentum={recipe.momentum ** (recipe.max_steps / steps):.4f}"]
 
 
 def compare(name, directory, steps, num_seeds):

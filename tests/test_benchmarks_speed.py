@@ -264,3 +264,7 @@ def test_a_shorter_run_has_a_shorter_memory():
     words = predictor_attention.words_of("digits", None)
     assert predictor_attention.schedule(words, 2000)[2] == "--momentum=0.9900", "that of the recipe, for its steps"
     assert predictor_attention.schedule(words, 500)[2] == "--momentum=0.9606"
+    assert predictor_attention.schedule([*words, "--momentum_half_life=0.03"], 500) == [
+        "--max_steps=500",
+        "--warmup_steps=50",
+    ]
