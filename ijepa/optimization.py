@@ -26,7 +26,9 @@ def momentum_of_half_life(steps: float) -> float:
 
 def half_life_of_momentum(momentum: float) -> float:
     """Steps within which a moving average forgets half of what it was: 0 for momentum 0, infinite for 1."""
-    return math.log(0.5) / math.log(momentum) if 0 < momentum < 1 else (0.0, math.inf)[int(momentum)]
+    if momentum in (0, 1):
+        return math.inf if momentum else 0.0
+    return math.log(0.5) / math.log(momentum)
 
 
 @dataclass(frozen=True)
