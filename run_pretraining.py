@@ -488,6 +488,11 @@ def effective_values(run: Run) -> dict[str, object]:
         "decoding": f"JPEG by {jpeg_decoder()}",
         "masks": f"about {context:.0f} of {config.num_patches} patches of context,"
         f" {arguments.num_targets} targets of about {target:.0f}",
+        "targets": {
+            "layer": "layer-normalised, as released",
+            "batch": f"each feature normalised over the patches of {arguments.per_device_batch_size} images",
+            "none": "as the target encoder gives them",
+        }[config.target_normalization],
         "encoder": f"{parameters['encoder']:.2f} M parameters, {config.num_hidden_layers} layers of"
         f" {config.hidden_size}",
         "predictor": f"{parameters['predictor']:.2f} M parameters, {config.predictor_num_hidden_layers} layers of"

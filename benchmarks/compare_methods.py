@@ -14,6 +14,9 @@ makes the run longer or shorter, the warm-up with it) and learning rate:
     MAE                             `ViTMAEForPreTraining` of Transformers, its decoder of the predictor's sizes
     supervised                      `IJepaForImageClassification` from scratch on the labels of the training images
 
+Nothing is tuned for the other methods: MAE and the supervised classifier take the recipe's learning rate, with the
+weight decay and betas usual for them, the published method its own settings. Read the table with that in mind.
+
 MAE and the supervised classifier take as many steps as ours ("equal steps") and as many as they can in the time of
 ours ("equal time"). How long a step takes is measured first, on random pixels and in turns: in processor time of one
 thread, on a GPU in wall time. Loading images is left out of it: where that takes time as well, the method with the
@@ -441,6 +444,8 @@ def take_step(learner: Learner, optimizer, batches: Iterator[tuple], arguments, 
             loss = learner.loss_of(pixel_values, labels) / passes
         loss.backward()
         total = total + loss.detach()
+    if arguments.max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(learner.model.parameters(), arguments.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
     return total
@@ -492,6 +497,7 @@ def run_ijepa(arguments: PretrainingArguments, probe: Probe) -> dict:
         recipe, output_dir = Path(directory) / "recipe.yaml", Path(directory) / "run"
         changes = {"validation_split": None, "eval_steps": None, "save_steps": arguments.max_steps, "trackers": []}
         plain = {"output_dir": str(output_dir), "push_to_hub": False, "hub_model_id": None, "resume": False}
+        plain["mixed_precision"] = precision_of(arguments)  # whatever Accelerate is set to: as for the others
         dataclasses.replace(arguments, **changes, **plain).save(recipe)
         pretrain(recipe)
         metrics = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
@@ -534,7 +540,8 @@ def run(method: str, arguments: PretrainingArguments, max_probe_images: int, dev
     if method == "raw pixels":
         return evaluate(pixel_features, probe)
     if method == "random encoder":
-        return evaluate(embedding_of(IJepaModel._from_config(config_of(arguments)), device), probe)
+        born = IJepaForPretraining._from_config(config_of(arguments)).ijepa
+        return evaluate(embedding_of(born, device), probe)
     if method.startswith("MAE"):
         return run_mae(arguments, probe)
     if method.startswith("supervised"):
@@ -585,6 +592,8 @@ class Run:
         unread = UNSEEN if is_ijepa else UNSEEN | (PUBLISHED.keys() - SHARED)
         effective = (published(arguments) if method == "published I-JEPA" else arguments).effective()
         settings = {key: value for key, value in effective.items() if key not in unread}
+        if method == STEP_TIME:  # of this machine only
+            settings["machine"] = machine()
         return cls(method, seed, steps, max_probe_images, settings)
 
     def is_that_of(self, row: dict) -> bool:
@@ -594,6 +603,12 @@ class Run:
         """Arguments of the process that makes this run."""
         own = {"run": self.method, "seed": self.seed, "steps": self.steps, "max_probe_images": self.max_probe_images}
         return [*recipe_words, *(f"--{key}={value}" for key, value in own.items())]
+
+
+def machine() -> str:
+    """What steps are timed on."""
+    found = environment("cuda" if torch.cuda.is_available() else "cpu")
+    return f"{found['device']}, {found['cpu']}"
 
 
 def measure(one: Run, recipe_words: list[str], threads: int) -> dict:

@@ -96,14 +96,18 @@ def read_grid(path: Path) -> list[Run]:
         raise GridError(f"{path} names the recipe {grid['recipe']!r}, and there is no such file in {REPOSITORY}.")
     shared = grid.get("settings") or {}
     return [
-        Run(name, seed, grid["recipe"], _given({**shared, **(changes or {})}))
+        Run(name, seed, grid["recipe"], _settings(name, shared, changes or {}))
         for seed in grid.get("seeds", [0, 1, 2])
         for name, changes in grid["runs"].items()
     ]
 
 
-def _given(settings: dict) -> dict:
-    return {key: value for key, value in settings.items() if value is not None}
+def _settings(name: str, shared: dict, changes: dict) -> dict:
+    """Of a line; null takes back what all lines share."""
+    nothing = sorted(key for key, value in changes.items() if value is None and key not in shared)
+    if nothing:
+        raise GridError(f"the line {name!r} takes back {nothing}, which `settings` do not say.")
+    return {key: value for key, value in {**shared, **changes}.items() if value is not None}
 
 
 # One run

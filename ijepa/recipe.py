@@ -468,10 +468,12 @@ class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments
             for entry in new
         }
         before = {**defaults, **other}
+        # Targets that are normalised over the images of a forward pass depend on how many these are.
+        free = FREE_ON_RESUME - ({"per_device_batch_size"} if self.target_normalization == "batch" else set())
         return [
             f"{name} was {before[name]!r}, is {value!r}"
             for name, value in dataclasses.asdict(self).items()
-            if name not in FREE_ON_RESUME and before[name] != value
+            if name not in free and before[name] != value
         ]
 
     def save(self, path) -> None:

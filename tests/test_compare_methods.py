@@ -115,11 +115,15 @@ def test_ours_are_the_two_encoders_of_the_pretraining_command(arguments, tmp_pat
         return opened[-1][-1]
 
     monkeypatch.setattr(compare_methods.IJepaForPretraining, "from_pretrained", from_pretrained)
-    changed = compare_methods.with_steps(dataclasses.replace(arguments, seed=3), 3)
+    changed = compare_methods.with_steps(dataclasses.replace(arguments, seed=3, momentum=1.0), 3)
     row = compare_methods.run("ours", changed, max_probe_images=20, device="cpu")
     step, warmup, seed, networks = opened[0]
     assert (step, warmup, seed) == (3, 1, 3) and row["context_knn"] == row["knn"] == 1.0
     assert judged == [networks.context_encoder, networks.ijepa]
+    # With a momentum of 1 the target encoder stays as it was born: the random encoder of the table.
+    compare_methods.run("random encoder", changed, max_probe_images=20, device="cpu")
+    born, target, context = (list(judged[place].parameters()) for place in (2, 1, 0))
+    assert all(map(torch.equal, born, target)) and not any(map(torch.equal, born[:1], context[:1]))
 
 
 def test_pixels_are_judged_at_no_more_than_32_by_32():

@@ -58,3 +58,10 @@ def test_grid_counts_whole_patches_only():
 def test_sizes_that_do_not_fit_are_refused_with_their_values(fields, message):
     with pytest.raises(ValueError, match=message):
         IJepaConfig(**fields)
+
+
+def test_directories_of_earlier_versions_keep_their_kind_of_targets():
+    kinds = {True: "layer", False: "none"}
+    for before, kind in kinds.items():
+        config = IJepaConfig.from_dict({"model_type": "ijepa", "normalize_targets": before})
+        assert config.target_normalization == kind and not hasattr(config, "normalize_targets")

@@ -118,6 +118,7 @@ def test_what_was_measured_is_not_run_again_but_failures_and_new_settings_are(gr
     [
         ({"sedes": [1]}, "sedes"),
         ({"recipe": "recipes/none.yaml"}, "recipes/none.yaml"),
+        ({"runs": {"typo": {"max_step": None}}}, "the line 'typo' takes back ['max_step']"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(grid, changes, words, tmp_path, capsys):

@@ -341,6 +341,15 @@ def test_an_output_directory_that_is_a_file_is_refused(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "a novel"
 
 
+def test_images_per_pass_may_change_unless_targets_are_normalised_over_them(tmp_path):
+    values = {"data": "digits", "output_dir": str(tmp_path), "max_steps": 1, "batch_size": 32}
+    for kind, differences in {"layer": [], "batch": ["per_device_batch_size was 16, is 32"]}.items():
+        before, after = (
+            PretrainingArguments(**values, target_normalization=kind, per_device_batch_size=size) for size in (16, 32)
+        )
+        assert after.differences(dataclasses.asdict(before)) == differences
+
+
 def test_a_setting_that_a_checkpoint_does_not_know_yet_had_its_default(tmp_path):
     values = dataclasses.asdict(PretrainingArguments(data="digits", output_dir=str(tmp_path), max_steps=1))
     older = {name: value for name, value in values.items() if name not in ("keep_all_context", "predictor_attention")}
