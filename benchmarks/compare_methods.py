@@ -15,12 +15,13 @@ makes the run longer or shorter, the warm-up with it) and learning rate:
     supervised                      `IJepaForImageClassification` from scratch on the labels of the training images
 
 Nothing is tuned for the other methods: MAE and the supervised classifier take the recipe's learning rate, with the
-weight decay and betas usual for them, the published method its own settings. Read the table with that in mind.
+weight decay and betas usual for them, the published method its own settings. Another rate for one of them is another
+call: `--methods "MAE, equal steps" --learning_rate 2e-3`, into a directory of its own.
 
-MAE and the supervised classifier take as many steps as ours ("equal steps") and as many as they can in the time of
-ours ("equal time"). How long a step takes is measured first, on random pixels and in turns: in processor time of one
-thread, on a GPU in wall time. Loading images is left out of it: where that takes time as well, the method with the
-cheaper step gets more steps than wall time would give it.
+The other methods take as many steps as ours ("equal steps") and as many as they can in the time of ours ("equal
+time"). How long a step takes is measured first, on random pixels and in turns: in processor time of one thread, on a
+GPU in wall time. Loading images is left out of it: where that takes time as well, the method with the cheaper step
+gets more steps than wall time would give it.
 
 Encoders are judged by the mean of their patch tokens after the last norm: k-NN, logistic regression on 5 images of
 each class (20 draws) and on all, on at most `--max_probe_images` labelled images of each split, those that the
@@ -122,9 +123,10 @@ UNSEEN = {field.name for field in dataclasses.fields(OutputArguments)} | {"seed"
 # As published for MAE (arXiv 2111.06377, table 8), and usual for Vision Transformers that learn from labels.
 MASK_RATIO, MAE_BETAS, WEIGHT_DECAY = 0.75, (0.9, 0.95), 0.05
 
+PUBLISHED_IJEPA = "published I-JEPA"
 METHODS = (
-    *("raw pixels", "random encoder", "published I-JEPA", "ours"),
-    *("MAE, equal steps", "MAE, equal time", "supervised, equal steps", "supervised, equal time"),
+    *("raw pixels", "random encoder", "ours"),
+    *(f"{kind}, equal {budget}" for kind in (PUBLISHED_IJEPA, "MAE", "supervised") for budget in ("steps", "time")),
 )
 STEP_TIME = "seconds per step"  # is measured like a method
 NEIGHBORS, SHOTS, DRAWS = 20, 5, 20
@@ -546,14 +548,18 @@ def run(method: str, arguments: PretrainingArguments, max_probe_images: int, dev
         return run_mae(arguments, probe)
     if method.startswith("supervised"):
         return run_supervised(arguments, probe)
-    return run_ijepa(published(arguments) if method == "published I-JEPA" else arguments, probe)
+    if not method.startswith(PUBLISHED_IJEPA):
+        return run_ijepa(arguments, probe)
+    changed = published(arguments)
+    return {**run_ijepa(changed, probe), "min_patches": changed.min_patches}
 
 
 def seconds_per_step(
     arguments: PretrainingArguments, device: str, num_turns: int = 9, steps_per_turn: int = 4
 ) -> dict[str, float]:
-    """Of ours, MAE and the supervised classifier, which has 10 classes here: its head takes next to no time."""
-    steps = {"ours": stepper(arguments, device, precision_of(arguments))}
+    """Of all that train. The supervised classifier has 10 classes here: its head takes next to no time."""
+    kinds = {"ours": arguments, PUBLISHED_IJEPA: published(arguments)}
+    steps = {kind: stepper(changed, device, precision_of(changed)) for kind, changed in kinds.items()}
     for kind, learner in {"MAE": mae(arguments, device), "supervised": supervised(arguments, device, 10)}.items():
         steps[kind] = learning_step(learner, arguments, device)
     return median_seconds(steps, num_turns, steps_per_turn, device)
@@ -588,9 +594,10 @@ class Run:
 
     @classmethod
     def of(cls, method: str, seed: int, steps: int, max_probe_images: int, arguments: PretrainingArguments) -> "Run":
-        is_ijepa = method in ("ours", "published I-JEPA", STEP_TIME)
+        is_published = method.startswith(PUBLISHED_IJEPA)
+        is_ijepa = is_published or method in ("ours", STEP_TIME)
         unread = UNSEEN if is_ijepa else UNSEEN | (PUBLISHED.keys() - SHARED)
-        effective = (published(arguments) if method == "published I-JEPA" else arguments).effective()
+        effective = (published(arguments) if is_published else arguments).effective()
         settings = {key: value for key, value in effective.items() if key not in unread}
         if method == STEP_TIME:  # of this machine only
             settings["machine"] = machine()
@@ -708,6 +715,9 @@ def notes(rows: list[dict], own_accuracy: str) -> str:
     found = [f"its own classifier {own_accuracy}"] if own_accuracy else []
     found += [f"collapsed in {collapsed} of {len(rows) - failed}"] if collapsed else []
     found += [f"{failed} failed"] if failed else []
+    allowed = PUBLISHED["min_patches"]
+    fewest = min((row.get("min_patches", allowed) for row in rows), default=allowed)
+    found += [f"masks of at least {fewest} patches, not {allowed}"] if fewest < allowed else []
     return ", ".join(found)
 
 

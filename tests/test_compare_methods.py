@@ -20,7 +20,7 @@ from tiny_run import TINY
 
 import run_pretraining
 from benchmarks import compare_methods
-from benchmarks.compare_methods import METHODS, PUBLISHED, STEP_TIME
+from benchmarks.compare_methods import METHODS, PUBLISHED, PUBLISHED_IJEPA, STEP_TIME
 from ijepa import IJepaModel
 from ijepa.data import load_image_dataset
 from ijepa.execution import choose_attention
@@ -90,8 +90,10 @@ def digits():
 def test_every_method_is_trained_and_judged(arguments, method):
     row = compare_methods.run(method, arguments, max_probe_images=120, device="cpu")
     figures = dict.fromkeys(("knn", "shot5", "linear", "effective_rank"), 1)
-    if method in ("ours", "published I-JEPA"):
+    if method == "ours" or method.startswith(PUBLISHED_IJEPA):
         figures |= {f"context_{name}": 1 for name in figures} | {"collapsed": 1}
+    if method.startswith(PUBLISHED_IJEPA):
+        figures |= {"min_patches": 1}
     if method.startswith("supervised"):
         figures |= {"own_accuracy": 1}
     if method not in ("raw pixels", "random encoder"):
@@ -305,7 +307,8 @@ def test_the_warm_up_remains_the_same_share_of_a_shorter_run(arguments):
 
 
 def test_equal_time_is_equal_time():
-    seconds = {"ours": 0.3, "MAE": 0.2, "supervised": 0.6}
+    seconds = {"ours": 0.3, PUBLISHED_IJEPA: 0.25, "MAE": 0.2, "supervised": 0.6}
+    assert compare_methods.steps_of("published I-JEPA, equal time", 100, seconds) == 120
     assert compare_methods.steps_of("MAE, equal time", 100, seconds) == 150
     assert compare_methods.steps_of("supervised, equal time", 101, seconds) == 50
     assert compare_methods.steps_of("supervised, equal time", 1, seconds) == 1
@@ -313,9 +316,9 @@ def test_equal_time_is_equal_time():
     assert compare_methods.steps_of("random encoder", 100, {}) == 0
 
 
-def test_steps_of_all_three_are_timed(arguments):
+def test_steps_of_all_that_train_are_timed(arguments):
     seconds = compare_methods.seconds_per_step(arguments, "cpu", num_turns=1, steps_per_turn=1)
-    assert seconds.keys() == {"ours", "MAE", "supervised"} and min(seconds.values()) > 0
+    assert seconds.keys() == {"ours", PUBLISHED_IJEPA, "MAE", "supervised"} and min(seconds.values()) > 0
 
 
 def test_seconds_of_training_leave_out_what_is_between_the_steps():
@@ -342,10 +345,12 @@ def measured(monkeypatch):
         made.append((one.method, one.seed, one.steps))
         row = {**dataclasses.asdict(one), "wall_seconds": 1.0}
         if one.method == STEP_TIME:
-            return {**row, "seconds_per_step": {"ours": 0.4, "MAE": 0.2, "supervised": 0.1}}
+            return {**row, "seconds_per_step": {"ours": 0.4, PUBLISHED_IJEPA: 0.5, "MAE": 0.2, "supervised": 0.1}}
         if one.method.startswith("MAE") and one.seed == 1:
             return {**row, "error": ["no such thing"]}
         figures = {"knn": 0.8 + 0.1 * one.seed, "shot5": None, "linear": 0.9, "effective_rank": 12.34, "seconds": 30.0}
+        if one.method.startswith(PUBLISHED_IJEPA):
+            figures["min_patches"] = 8
         if one.method == "ours":
             figures |= {"context_knn": 0.5, "collapsed": one.seed == 1}
         return {**row, **figures}
@@ -365,13 +370,14 @@ def split(line):
 
 
 def test_the_table_has_mean_and_spread_and_names_failures(recipe, measured, capsys):
-    methods = ["raw pixels", "ours", "MAE, equal steps", "MAE, equal time"]
+    methods = ["raw pixels", "ours", "published I-JEPA, equal time", "MAE, equal steps", "MAE, equal time"]
     lines = {cells[0]: cells for cells in map(split, compare(recipe, "--methods", *methods).splitlines())}
     assert lines["ours, target encoder"][1:] == [
         "6", "0.5 ± 0.0", "0.850 ± 0.071", "", "0.900 ± 0.000", "12.3 ± 0.0", "collapsed in 1 of 2",
     ]  # fmt: skip
     assert lines["ours, context encoder"][3] == "0.500 ± 0.000"
     assert lines["MAE, equal time"][1] == "12" and lines["MAE, equal steps"][-1] == "1 failed"
+    assert lines["published I-JEPA, equal time"][-1] == "masks of at least 8 patches, not 10"
     assert lines["raw pixels"][1] == "" and lines["raw pixels"][3] == "0.800", "it has no seed"
     output = capsys.readouterr().out
     assert "no such thing" in output
@@ -381,11 +387,11 @@ def test_the_table_has_mean_and_spread_and_names_failures(recipe, measured, caps
         and report["cpu"]
         and {"torch", "transformers"} <= set(report["versions"])
     )
-    assert len(report["results"]) == 7 and sum("error" in row for row in report["results"]) == 2
+    assert len(report["results"]) == 9 and sum("error" in row for row in report["results"]) == 2
 
 
 def test_a_finished_run_is_not_repeated(recipe, measured):
-    methods = ("--methods", "raw pixels", "published I-JEPA", "ours", "supervised, equal time")
+    methods = ("--methods", "raw pixels", "published I-JEPA, equal steps", "ours", "supervised, equal time")
     compare(recipe, *methods)
     assert measured[0] == (STEP_TIME, 0, 1) and measured.count(("supervised, equal time", 0, 24)) == 1
     del measured[:]
@@ -433,7 +439,7 @@ def test_processes_of_their_own_become_rows_and_failures_too(recipe, monkeypatch
     monkeypatch.undo()
     command = [sys.executable, "benchmarks/compare_methods.py", f"--recipe={recipe}", "--seeds=0", "--jobs=2"]
     command += [f"--output_dir={recipe.parent / 'out'}", "--max_probe_images=60", "--image_size=16"]
-    command += ["--methods", "ours", "published I-JEPA"]
+    command += ["--methods", "ours", "published I-JEPA, equal steps"]
     repository = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -163,6 +163,15 @@ def test_two_processes_equal_one_at_the_same_global_batch(finished, mode):
         assert rows(together)[-1][name] == pytest.approx(rows(alone)[-1][name], abs=0.02)
 
 
+def test_targets_normalised_over_the_images_of_a_pass_do_not_depend_on_the_number_of_processes(finished, tmp_path):
+    """Which images share a pass is the same for two processes as for the four accumulated passes of one."""
+    for mode, name in ((None, "alone"), ("ddp", "together")):
+        launch(mode, tmp_path / name, target_normalization="batch")
+    assert_close_weights(weights(tmp_path / "together"), weights(tmp_path / "alone"), TOLERANCE)
+    released = weights(finished("ddp"))
+    assert any(not torch.equal(weight, released[name]) for name, weight in weights(tmp_path / "together").items())
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_moving_average_moves_and_is_no_copy(finished, mode):
     tensors = weights(finished(mode))
