@@ -445,6 +445,21 @@ def test_every_recipe_is_complete(recipe):
     )
 
 
+SMALL = ("quickstart", "small_images", "medium_images", "custom_images_single_gpu", "cifar10", "stl10", "imagenette")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_small_data_gets_what_was_measured_on_it_and_published_recipes_what_was_published(recipe):
+    arguments = parse_pretraining_arguments(["--recipe", str(recipe), "--output_dir", "somewhere", "--data", "digits"])
+    config = run_pretraining.IJepaConfig(**arguments.model_fields())
+    settings = config.patch_embedding_init, config.target_normalization
+    if recipe.stem in SMALL:
+        assert (*settings, arguments.mask_mode) == ("fan_in", "batch", "unbiased")
+    elif recipe.stem.startswith("vit_"):
+        assert settings == ("published", "layer")
+        assert (arguments.momentum, arguments.momentum_half_life) == (0.996, None)
+
+
 def test_help_is_grouped():
     result = subprocess.run(
         [sys.executable, "run_pretraining.py", "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
