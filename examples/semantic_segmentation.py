@@ -9,7 +9,8 @@ called background or the digit it belongs to. Training scenes are made of the 1,
 scenes of its 500 test scans. Four settings are compared at equal steps: backbone frozen or trained, its weights
 pretrained or random. The measure is the intersection over union, averaged over the 11 classes (mean IoU).
 
-From the encoder of the quickstart of commit 5d68ce0, mean and deviation of 2 seeds after 150 steps (22 November 2026, one CPU core, 9 min):
+From the encoder of the quickstart of commit 5d68ce0, mean and deviation of 2 seeds after 150 steps (22 November 2026,
+one CPU core, 9 min):
 
     | backbone   |        frozen |       trained |
     |------------|--------------:|--------------:|
