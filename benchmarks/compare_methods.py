@@ -717,7 +717,7 @@ def notes(rows: list[dict], own_accuracy: str) -> str:
     found += [f"{failed} failed"] if failed else []
     allowed = PUBLISHED["min_patches"]
     fewest = min((row.get("min_patches", allowed) for row in rows), default=allowed)
-    found += [f"masks of at least {fewest} patches, not {allowed}"] if fewest < allowed else []
+    found += [f"min_patches {fewest}, not {allowed}"] if fewest < allowed else []
     return ", ".join(found)
 
 

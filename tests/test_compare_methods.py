@@ -377,7 +377,7 @@ def test_the_table_has_mean_and_spread_and_names_failures(recipe, measured, caps
     ]  # fmt: skip
     assert lines["ours, context encoder"][3] == "0.500 ± 0.000"
     assert lines["MAE, equal time"][1] == "12" and lines["MAE, equal steps"][-1] == "1 failed"
-    assert lines["published I-JEPA, equal time"][-1] == "masks of at least 8 patches, not 10"
+    assert lines["published I-JEPA, equal time"][-1] == "min_patches 8, not 10"
     assert lines["raw pixels"][1] == "" and lines["raw pixels"][3] == "0.800", "it has no seed"
     output = capsys.readouterr().out
     assert "no such thing" in output
