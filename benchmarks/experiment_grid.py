@@ -15,8 +15,8 @@ A grid is a YAML file of four keys:
 
 Every run is a process of its own with as many threads as `--threads` says, `--jobs` at a time. What it found goes as a
 line into `results.jsonl` of the output directory, with settings, command, wall seconds, versions and the commit; a run
-that is found there with the same settings is not repeated, so a grid that was stopped goes on where it was. A run that
-fails is a line too. The table is written to `table.md`.
+that is found there with the same settings, those of the recipe included, is not repeated, so a grid that was stopped
+goes on where it was. A run that fails is a line too. The table is written to `table.md`.
 """
 
 import argparse
@@ -64,7 +64,7 @@ class Run:
     name: str
     seed: int
     recipe: str
-    settings: dict
+    settings: dict  # what the grid changes in the recipe
 
     def words(self, output_dir: str) -> list[str]:
         """Arguments of run_pretraining.py."""
@@ -72,8 +72,14 @@ class Run:
         recipe = ["--recipe", str(REPOSITORY / self.recipe)]
         return [*recipe, *chain.from_iterable(as_words(*setting) for setting in settings.items())]
 
+    @property
+    def all_settings(self) -> dict:
+        """Those of the recipe too: it may change while a row is kept."""
+        recipe = yaml.safe_load((REPOSITORY / self.recipe).read_text(encoding="utf-8"))
+        return {**recipe, **self.settings, "seed": self.seed, "output_dir": None}
+
     def is_that_of(self, row: dict) -> bool:
-        return all(row[key] == getattr(self, key) for key in ("seed", "recipe", "settings"))
+        return row["all_settings"] == self.all_settings
 
 
 def as_words(key: str, value) -> list[str]:
@@ -126,6 +132,7 @@ def measure(run: Run, threads: int) -> dict:
             "seed": run.seed,
             "recipe": run.recipe,
             "settings": run.settings,
+            "all_settings": run.all_settings,
             "command": shlex.join(["run_pretraining.py", *run.words("OUTPUT")]),
             "seconds": round(time.perf_counter() - began, 1),
         }

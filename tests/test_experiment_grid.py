@@ -44,7 +44,7 @@ def measured(monkeypatch):
 
     def measure(run, threads):
         made.append((run.name, run.seed))
-        row = {"run": run.name, "seed": run.seed, "recipe": run.recipe, "settings": run.settings, "seconds": 60.0}
+        row = {"run": run.name, "seed": run.seed, "all_settings": run.all_settings, "seconds": 60.0}
         if run.settings.get("momentum") == 0.9 and run.seed == 1:
             return {**row, "error": ["no such thing"]}
         watched = {"loss": 0.1, "target_std": 0.5, "effective_rank": 10.0, "collapsing": False}
@@ -111,6 +111,17 @@ def test_what_was_measured_is_not_run_again_but_failures_and_new_settings_are(gr
     assert "a new name" in (tmp_path / "out/table.md").read_text()
     rows = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
     assert len(rows) == 7 and all(row["commit"] and row["machine"]["cpu"] for row in rows)
+
+
+def test_what_was_measured_before_the_recipe_changed_is_measured_again(grid, measured, tmp_path, monkeypatch):
+    recipe = tmp_path / "repository" / GRID["recipe"]
+    recipe.parent.mkdir(parents=True)
+    monkeypatch.setattr(experiment_grid, "REPOSITORY", tmp_path / "repository")
+    for text, runs in (("num_targets: 2", 4), ("num_targets: 2\noutput_dir: elsewhere", 1), ("num_targets: 4", 4)):
+        recipe.write_text(text, encoding="utf-8")
+        measured.clear()
+        experiment_grid.main([str(grid), "--output_dir", str(tmp_path / "out")])
+        assert len(measured) == runs, "the one that failed is made again each time"
 
 
 @pytest.mark.parametrize(
