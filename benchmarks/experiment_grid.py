@@ -15,8 +15,9 @@ A grid is a YAML file of four keys:
 
 Every run is a process of its own with as many threads as `--threads` says, `--jobs` at a time. What it found goes as a
 line into `results.jsonl` of the output directory, with settings, command, wall seconds, versions and the commit; a run
-that is found there with the same settings, those of the recipe included, is not repeated, so a grid that was stopped
-goes on where it was. A run that fails is a line too. The table is written to `table.md`.
+that is found there with the same settings, those of the recipe included (not the defaults of run_pretraining.py), is
+not repeated, so a grid that was stopped goes on where it was. A run that fails is a line too, and is repeated. The
+table is written to `table.md`.
 """
 
 import argparse
@@ -65,6 +66,7 @@ class Run:
     seed: int
     recipe: str
     settings: dict  # what the grid changes in the recipe
+    recipe_settings: dict  # what the recipe said when the grid was read
 
     def words(self, output_dir: str) -> list[str]:
         """Arguments of run_pretraining.py."""
@@ -74,12 +76,11 @@ class Run:
 
     @property
     def all_settings(self) -> dict:
-        """Those of the recipe too: it may change while a row is kept."""
-        recipe = yaml.safe_load((REPOSITORY / self.recipe).read_text(encoding="utf-8"))
-        return {**recipe, **self.settings, "seed": self.seed, "output_dir": None}
+        """By which a row is known: a recipe may change while rows are kept."""
+        return {**self.recipe_settings, **self.settings, "seed": self.seed, "output_dir": None}
 
     def is_that_of(self, row: dict) -> bool:
-        return row["all_settings"] == self.all_settings
+        return row.get("all_settings") == self.all_settings
 
 
 def as_words(key: str, value) -> list[str]:
@@ -101,11 +102,16 @@ def read_grid(path: Path) -> list[Run]:
     if not (REPOSITORY / grid["recipe"]).is_file():
         raise GridError(f"{path} names the recipe {grid['recipe']!r}, and there is no such file in {REPOSITORY}.")
     shared = grid.get("settings") or {}
+    recipe_settings = read_recipe(grid["recipe"])
     return [
-        Run(name, seed, grid["recipe"], _settings(name, shared, changes or {}))
+        Run(name, seed, grid["recipe"], _settings(name, shared, changes or {}), recipe_settings)
         for seed in grid.get("seeds", [0, 1, 2])
         for name, changes in grid["runs"].items()
     ]
+
+
+def read_recipe(recipe: str) -> dict:
+    return yaml.safe_load((REPOSITORY / recipe).read_text(encoding="utf-8"))
 
 
 def _settings(name: str, shared: dict, changes: dict) -> dict:
@@ -138,6 +144,8 @@ def measure(run: Run, threads: int) -> dict:
         }
         if done.returncode:
             return {**row, "error": error_of(done)}
+        if read_recipe(run.recipe) != run.recipe_settings:
+            return {**row, "error": [f"{run.recipe} was changed while the grid ran"]}
         if "| features" not in done.stdout:
             return {**row, "error": ["the run ended without a table: name a validation_split"]}
         metrics = (Path(directory) / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -1,6 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """A grid of runs: every line with every seed, once, in one table that hides no failure."""
 
+import dataclasses
 import json
 import subprocess
 
@@ -149,15 +150,38 @@ def test_cells_of_the_final_table():
 def test_a_run_that_nothing_judged_is_named_as_one(monkeypatch):
     done = subprocess.CompletedProcess([], 0, stdout="model  outputs/run\n", stderr="")
     monkeypatch.setattr(experiment_grid.subprocess, "run", lambda *_, **__: done)
-    run = experiment_grid.Run("unjudged", 0, "recipes/small_images.yaml", {})
-    assert "name a validation_split" in experiment_grid.measure(run, threads=1)["error"][0]
+    assert (
+        "name a validation_split"
+        in experiment_grid.measure(run_of("recipes/small_images.yaml"), threads=1)["error"][0]
+    )
+
+
+def test_a_run_whose_recipe_changes_meanwhile_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment_grid, "REPOSITORY", tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("num_targets: 2")
+    run = run_of("recipe.yaml")
+
+    def process(*_, **__):
+        recipe.write_text("num_targets: 4")
+        return subprocess.CompletedProcess([], 0, stdout=TABLE, stderr="")
+
+    monkeypatch.setattr(experiment_grid.subprocess, "run", process)
+    row = experiment_grid.measure(run, threads=1)
+    assert row["error"] == ["recipe.yaml was changed while the grid ran"]
+    assert row["all_settings"]["num_targets"] == 2
+
+
+def run_of(recipe, **settings):
+    return experiment_grid.Run("a run", 0, recipe, settings, experiment_grid.read_recipe(recipe))
 
 
 @pytest.mark.slow
 def test_a_real_run_becomes_a_row():
     settings = {"max_steps": 2, "warmup_steps": 1, "num_workers": 0, "max_probe_images": 100, "mixed_precision": "no"}
-    row = experiment_grid.measure(experiment_grid.Run("short", 3, "recipes/quickstart.yaml", settings), threads=1)
+    run = dataclasses.replace(run_of("recipes/quickstart.yaml", **settings), seed=3)
+    row = experiment_grid.measure(run, threads=1)
     assert "error" not in row and row["collapsing"] in (True, False) and "--seed=3" in row["command"]
     assert set(experiment_grid.COLUMNS) <= row.keys()
-    broken = experiment_grid.Run("broken", 0, "recipes/quickstart.yaml", {"learning_rate": -1})
+    broken = run_of("recipes/quickstart.yaml", learning_rate=-1)
     assert "learning_rate must be at least 0" in experiment_grid.measure(broken, threads=1)["error"][0]
