@@ -150,10 +150,8 @@ def test_cells_of_the_final_table():
 def test_a_run_that_nothing_judged_is_named_as_one(monkeypatch):
     done = subprocess.CompletedProcess([], 0, stdout="model  outputs/run\n", stderr="")
     monkeypatch.setattr(experiment_grid.subprocess, "run", lambda *_, **__: done)
-    assert (
-        "name a validation_split"
-        in experiment_grid.measure(run_of("recipes/small_images.yaml"), threads=1)["error"][0]
-    )
+    row = experiment_grid.measure(run_of("recipes/small_images.yaml"), threads=1)
+    assert "name a validation_split" in row["error"][0]
 
 
 def test_a_run_whose_recipe_changes_meanwhile_is_a_failure(tmp_path, monkeypatch):
