@@ -39,6 +39,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ijepa.checkpointing import write_text, written_aside
 from ijepa.data import ProcessedImages, load_image_dataset
+from ijepa.distributed import end_process_group
 from ijepa.encoders import load_encoder, load_processor, weights_digest
 from ijepa.execution import configure
 from ijepa.recipe import CPU_REMEDY, check_launch
@@ -399,7 +400,7 @@ def finish(run: Run) -> None:
         manifest = {**sources, "shapes": run.shapes, "num_bad_images": len(bad_images), "files": files, **run.settings}
         write_text(run.output_dir / MANIFEST, json.dumps(manifest, indent=2))
         print(f"{len(bad_images):,} images could not be read; the features are complete in {run.output_dir}")
-    run.accelerator.end_training()
+    end_process_group(run.accelerator)
 
 
 def main(words: list[str] | None = None) -> None:

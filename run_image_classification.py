@@ -61,6 +61,7 @@ from ijepa.data import (
     select_labelled,
     select_listed,
 )
+from ijepa.distributed import end_process_group
 from ijepa.encoders import load_encoder, load_processor, one_line
 from ijepa.execution import configure, describe
 from ijepa.model_card import fenced_yaml, in_markdown, in_quotes, inherited_license
@@ -832,6 +833,9 @@ def main(words: list[str] | None = None) -> None:
     except BadImageError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         sys.exit(1)
+    accelerator = trainer.accelerator
+    del trainer
+    end_process_group(accelerator)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ The same command runs on a CPU, a GPU or many; `python run_pretraining.py --help
 """
 
 import dataclasses
-import gc
 import json
 import math
 import os
@@ -60,6 +59,7 @@ from ijepa.distributed import (
     any_process,
     computing_precision,
     deepspeed_plugin,
+    end_process_group,
     fsdp_plugin,
     gradient_norm,
     launch_mode,
@@ -901,13 +901,9 @@ def tabulate(run: Run, trained: dict[str, IJepaModel]) -> str | None:
 
 
 def close(run: Run) -> None:
-    """Frees the networks before the process group, or gloo workers abort at exit now and then."""
-    accelerator = run.accelerator
     end_workers()
     run.model = run.optimizer = None
-    accelerator.free_memory()
-    gc.collect()
-    accelerator.end_training()
+    end_process_group(run.accelerator)
 
 
 def push_to_hub(run: Run) -> None:

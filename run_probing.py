@@ -17,7 +17,6 @@ Shape legend: B images of a batch, N images of a split, D features.
 
 import dataclasses
 import datetime
-import gc
 import hashlib
 import json
 import os
@@ -57,6 +56,7 @@ from ijepa.data import (
     labels_of,
     load_image_dataset,
 )
+from ijepa.distributed import end_process_group
 from ijepa.encoders import (
     EncoderSpec,
     architecture,
@@ -1182,16 +1182,6 @@ def evaluate(run: Run, words: Sequence[str]) -> None:
     print(f"\n{report(run, rows)}\n\nresults {run.output_dir / 'results.md'} and results.json")
 
 
-def close(accelerator: Accelerator) -> None:
-    """Frees what belongs to the process group before it ends, or gloo workers abort at exit now and then."""
-    if accelerator.num_processes == 1:
-        return
-    accelerator.wait_for_everyone()
-    accelerator.free_memory()
-    gc.collect()
-    accelerator.end_training()
-
-
 def main(words: list[str] | None = None) -> None:
     disable_progress_bar()  # of Transformers' loading
     words = sys.argv[1:] if words is None else words
@@ -1204,7 +1194,8 @@ def main(words: list[str] | None = None) -> None:
     except ValueError as error:  # a BadImageError, among others
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         sys.exit(status)
-    close(run.accelerator)
+    run.accelerator.wait_for_everyone()
+    end_process_group(run.accelerator)
 
 
 if __name__ == "__main__":

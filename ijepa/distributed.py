@@ -12,6 +12,7 @@ zero1, zero2    whole               deepspeed_config with zero_stage: 1 or 2
 zero3           sharded (DeepSpeed) deepspeed_config with zero_stage: 3
 """
 
+import gc
 import os
 import traceback
 from collections.abc import Callable, Iterable
@@ -217,3 +218,17 @@ def on_main_process(accelerator: Accelerator, function: Callable):
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+# Ending
+
+
+def end_process_group(accelerator: Accelerator) -> None:
+    """Ends the trackers and the process group; gloo workers left to the interpreter's exit abort now and then.
+
+    The caller first drops what holds the group: models wrapped for several processes, and a Trainer. What torch itself
+    keeps of sharded weights (FSDP2) holds the workers still, but idle ones.
+    """
+    accelerator.free_memory()
+    gc.collect()
+    accelerator.end_training()

@@ -445,11 +445,23 @@ def launch(*arguments, through=(), **variables):
     return subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=300)
 
 
+# A gloo worker that the interpreter meets at its exit aborts the process now and then, when the work is done.
+NO_WORKER_IS_LEFT = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+names = [open(f"/proc/self/task/{thread}/comm").read().strip() for thread in os.listdir("/proc/self/task")]
+assert "pt_gloo_runloop" not in names, names
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_evaluate_every_image_once(directory, folder, tmp_path):
     options = {"data": folder, "validation_split": "validation", "images_per_class": None, "optim": "sgd"}
     options |= {"learning_rate": 0.05, "per_device_eval_batch_size": 2, "crop_scale": [0.5, 1.0], "max_steps": 3}
-    done = launch(*words(directory, tmp_path / "two", per_device_train_batch_size=3, **options))
+    script = tmp_path / "no_worker_is_left.py"
+    script.write_text(NO_WORKER_IS_LEFT)
+    done = launch(*words(directory, tmp_path / "two", per_device_train_batch_size=3, **options), through=[str(script)])
     assert done.returncode == 0, done.stderr[-3000:]
     one = fine_tune(directory, tmp_path / "one", per_device_train_batch_size=6, **options)
     two = load_file(tmp_path / "two" / "model.safetensors")
@@ -484,6 +496,7 @@ FullyShardedDataParallel.__init__ = with_options(FullyShardedDataParallel.__init
 FullStateDictConfig.__init__ = with_options(FullStateDictConfig.__init__, offload_to_cpu=False)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
+assert not torch.distributed.is_initialized()
 """
 
 
