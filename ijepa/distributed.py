@@ -226,8 +226,8 @@ def on_main_process(accelerator: Accelerator, function: Callable):
 def end_process_group(accelerator: Accelerator) -> None:
     """Ends the trackers and the process group; gloo workers left to the interpreter's exit abort now and then.
 
-    The caller first drops what holds the group: models wrapped for several processes, and a Trainer. What torch itself
-    keeps of sharded weights (FSDP2) holds the workers still, but idle ones.
+    The caller first drops what holds the group: models wrapped for several processes, and a Trainer. PyTorch itself
+    may still hold the workers (2.13 under FSDP2, 2.15 under DDP too), but by then they are idle.
     """
     accelerator.free_memory()
     gc.collect()
