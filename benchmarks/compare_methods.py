@@ -11,7 +11,8 @@ makes the run longer or shorter, the warm-up with it) and learning rate:
     raw pixels, random encoder      of images shrunk to at most 32 x 32; with the weights that ours starts from
     published I-JEPA                `run_pretraining.py` with the settings of the table PUBLISHED
     ours                            `run_pretraining.py` with the recipe
-    MAE                             `ViTMAEForPreTraining` of Transformers, its decoder of the predictor's sizes
+    MAE                             `ViTMAEForPreTraining` of Transformers, its decoder of the predictor's sizes, both
+                                    position tables filled (Transformers 5.x leaves them at zero)
     supervised                      `IJepaForImageClassification` from scratch on the labels of the training images
 
 Nothing is tuned for the other methods: MAE and the supervised classifier take the recipe's learning rate, with the
@@ -71,6 +72,7 @@ from ijepa.data import (
 )
 from ijepa.execution import choose_attention, configure, set_matmul_precision
 from ijepa.masking import MultiBlockMasking
+from ijepa.modeling_ijepa import sincos_position_embeddings
 from ijepa.optimization import Schedules, build_optimizer, parameter_places
 from ijepa.probing import (
     class_indices,
@@ -380,7 +382,29 @@ def mae(arguments: PretrainingArguments, device: str) -> Learner:
         norm_pix_loss=True,
     )
     model = built(ViTMAEForPreTraining, theirs, arguments, device)
+    initialize_mae(model)
     return Learner(model, lambda pixel_values, labels: model(pixel_values).loss, MAE_BETAS)
+
+
+@torch.no_grad()
+def initialize_mae(model: ViTMAEForPreTraining) -> None:
+    """Sets the initial values that the MAE paper names (arXiv 2111.06377, appendix A.1).
+
+    In Transformers 5.x a new `ViTMAEForPreTraining` has zeros in both frozen position tables, so its encoder and its
+    decoder do not know where a patch is. Here both tables get sine-cosine positions and the class token's place stays
+    zero. The weights of linear layers and of the patch embedding are Xavier uniform, a patch seen as one flat vector;
+    both tokens are normal with the configuration's deviation.
+    """
+    embeddings, decoder = model.vit.embeddings, model.decoder
+    side = math.isqrt(embeddings.patch_embeddings.num_patches)
+    for positions in (embeddings.position_embeddings, decoder.decoder_pos_embed):
+        positions[:, :1] = 0
+        positions[:, 1:] = sincos_position_embeddings(positions.shape[-1], (side, side))
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            torch.nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+    for token in (embeddings.cls_token, decoder.mask_token):
+        torch.nn.init.normal_(token, std=model.config.initializer_range)
 
 
 def supervised(arguments: PretrainingArguments, device: str, num_classes: int) -> Learner:
@@ -599,6 +623,8 @@ class Run:
         unread = UNSEEN if is_ijepa else UNSEEN | (PUBLISHED.keys() - SHARED)
         effective = (published(arguments) if is_published else arguments).effective()
         settings = {key: value for key, value in effective.items() if key not in unread}
+        if method.startswith("MAE"):  # rows without it, of runs before 28 November 2026, had no positions
+            settings["mae_positions"] = "sin-cos"
         if method == STEP_TIME:  # of this machine only
             settings["machine"] = machine()
         return cls(method, seed, steps, max_probe_images, settings)

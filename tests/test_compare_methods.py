@@ -216,6 +216,41 @@ def test_mae_has_the_encoder_of_ours_and_the_predictors_decoder(arguments):
     assert model.config.norm_pix_loss and model.config.mask_ratio == 0.75
 
 
+def test_mae_knows_where_its_patches_are(arguments):
+    """Transformers 5.x leaves both position tables at zero: then all masked places get one and the same prediction."""
+    model = compare_methods.mae(arguments, "cpu").model.eval()
+    for positions in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+        assert not positions.requires_grad and not positions[:, 0].any()
+        assert len(positions[0, 1:].unique(dim=0)) == 36, "every place has a vector of its own"
+    noise = torch.arange(36.0).repeat(2, 1)  # keeps the first quarter of the patches
+    with torch.no_grad():
+        output = model(torch.randn(2, 1, 24, 24), noise=noise)
+    assert output.mask[0, 9:].all() and not output.mask[0, :9].any()
+    predictions = output.logits[0, 9:]
+    nearest = torch.cdist(predictions, predictions).fill_diagonal_(math.inf).min()
+    assert nearest > 1e-3, "two masked places get different predictions"
+
+
+def test_the_order_of_the_pixels_patches_matters_to_mae(arguments):
+    """Moving the visible patches to other places changes what the encoder makes of them."""
+    encoder = compare_methods.mae_encoder(compare_methods.mae(arguments, "cpu").model)
+    pixel_values = torch.randn(3, 1, 24, 24)
+    with torch.no_grad():
+        there = compare_methods.mae_features(encoder, pixel_values)
+        elsewhere = compare_methods.mae_features(encoder, pixel_values.roll(8, dims=-1))
+    assert (there - elsewhere).abs().max() > 1e-3
+
+
+def test_initial_values_of_mae_are_those_of_its_paper(arguments):
+    model = compare_methods.mae(arguments, "cpu").model
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            bound = math.sqrt(6 / sum(module.weight.flatten(1).shape))
+            assert 0.9 * bound < module.weight.abs().max() <= bound and not module.bias.any(), name
+    for token in (model.vit.embeddings.cls_token, model.decoder.mask_token):
+        assert 0.005 < token.std() < 0.05
+
+
 def test_both_halves_of_mae_compute_with_the_attention_of_ours(arguments):
     model = compare_methods.mae(arguments, "cpu").model
     layers = [*model.vit.layers, *model.decoder.decoder_layers]
@@ -403,6 +438,11 @@ def test_a_finished_run_is_not_repeated(recipe, measured):
     compare(recipe, "--methods", "MAE, equal steps")
     compare(recipe, "--methods", "MAE, equal steps")
     assert measured == [("MAE, equal steps", seed, 6) for seed in (0, 1, 1)], "that of seed 1 had failed"
+    del measured[:]
+    results = recipe.parent / "out" / "results.jsonl"
+    results.write_text(results.read_text(encoding="utf-8").replace('"mae_positions"', '"other"'), encoding="utf-8")
+    compare(recipe, "--methods", "MAE, equal steps")
+    assert measured[0] == ("MAE, equal steps", 0, 6), "a row of the time when MAE had no positions is not taken"
     del measured[:]
     compare(recipe, "--methods", "MAE, equal steps", "--steps", "9", "--hidden_size", "32")
     assert measured == [("MAE, equal steps", seed, 9) for seed in (0, 1)]
