@@ -15,6 +15,6 @@ test:
 	$(PYTHON) -m pytest
 
 benchmark:
-	for name in masking pretraining_step savings feature_extraction input_pipeline end_to_end scaling; do \
+	for name in masking pretraining_step feature_extraction input_pipeline end_to_end; do \
 		$(PYTHON) benchmarks/$$name.py || exit 1; \
 	done

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import feature_extraction, input_pipeline, masking, predictor_attention, savings, scaling, timing
+from benchmarks import feature_extraction, input_pipeline, masking, predictor_attention, timing
 from ijepa.masking import MultiBlockMasking
 
 
@@ -137,75 +137,6 @@ def test_a_case_that_makes_no_sense_is_refused_by_name(text):
     with pytest.raises(feature_extraction.argparse.ArgumentTypeError, match=text):
         feature_extraction.Case.parse(text)
     assert str(feature_extraction.Case.parse("H/14:224:64")) == "H/14:224:64"
-
-
-# ---- scaling --------------------------------------------------------------------------------------------------------
-
-
-def test_scaling_benchmark_reports_exponents_and_reasons(monkeypatch, capsys):
-    monkeypatch.setitem(scaling.SWEEPS, "cpu", {"image_size": [64, 96], "batch": [1, 2], "depth": [1, 2]})
-    words = ["--seconds", "0", "--image_size", "64", "--batch", "1", "--depth", "1"]
-    scaling.main(["--sweeps", "image_size", "batch", "depth", *words])
-    report = last_line(capsys)
-    assert report["benchmark"] == "scaling" and is_environment(report) and report["base"]["batch"] == 1
-    for sweep in ("image_size", "batch", "depth"):
-        for work in ("step", "features"):
-            first, second = report["results"][sweep][work]
-            assert first["milliseconds"]["median"] > 0 and second["exponent"] is not None and second["why"]
-            if sweep == "batch":
-                assert second["flops_exponent"] == 1
-
-
-def test_scaling_benchmark_sweeps_loader_workers():
-    rows = scaling.measure_workers(scaling.BASES["cpu"], [0, 1], seconds=0.03, num_images=8)
-    assert [row["value"] for row in rows] == [0, 1]
-    assert all(row["images_per_second"]["median"] > 0 and row["why"] for row in rows)
-
-
-@pytest.mark.slow
-def test_scaling_benchmark_runs_on_two_processes():
-    base = scaling.replace(scaling.BASES["cpu"], image_size=64, batch=1, depth=1)
-    (row,) = scaling.measure_processes(base, [2])
-    assert row["value"] == 2 and row["images_per_second"]["median"] > 0 and row["why"]
-
-
-@pytest.mark.parametrize(
-    ("time_exponent", "flops_exponent", "reason"),
-    [
-        (1.02, 1.0, "in proportion"),
-        (1.3, 1.25, "attention's square is 12%"),
-        (0.6, 1.0, "costs that do not grow"),
-        (1.3, 1.0, "grows faster"),
-        (0.5, 0.5, "masks are rounded"),
-    ],
-)
-def test_reasons_follow_from_the_exponents(time_exponent, flops_exponent, reason):
-    assert reason in scaling.explain(time_exponent, flops_exponent, attention=0.12, name="image_size")
-
-
-# ---- savings --------------------------------------------------------------------------------------------------------
-
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-SMALL |= {"predictor_hidden_size": 16, "predictor_num_hidden_layers": 2, "predictor_num_attention_heads": 2}
-
-
-def test_every_saving_is_undone_on_its_own_and_the_loss_stays(monkeypatch):
-    monkeypatch.setitem(savings.IJEPA_SIZES, "smoke", SMALL)
-    for precision in ("no", "bf16"):
-        result = savings.measure("smoke", 2, "cpu", precision, seconds=0)  # which compares the losses
-        assert set(result["longer_in_percent"]) == set(savings.names_of_savings("cpu", precision))
-
-
-def test_a_saving_that_changes_the_loss_stops_the_benchmark(monkeypatch):
-    monkeypatch.setitem(savings.IJEPA_SIZES, "smoke", SMALL)
-
-    def wrong(self, context, targets, context_mask, **kwargs):
-        return 0 * savings.predict_all_tokens(self, context, targets, context_mask)
-
-    place = (savings.IJepaPredictor, "_predict_jointly", wrong)
-    monkeypatch.setitem(savings.UNDONE, "last predictor layer for mask tokens only", place)
-    with pytest.raises(RuntimeError, match="last predictor layer"):
-        savings.measure("smoke", 2, "cpu", "no", seconds=0)
 
 
 # ---- input pipeline, whole runs -------------------------------------------------------------------------------------
