@@ -16,5 +16,5 @@ test:
 
 benchmark:
 	for name in masking pretraining_step feature_extraction input_pipeline end_to_end; do \
-		$(PYTHON) benchmarks/$$name.py || exit 1; \
+		$(PYTHON) benchmarks/speed/$$name.py || exit 1; \
 	done

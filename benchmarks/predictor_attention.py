@@ -8,7 +8,7 @@ published predictor, with the shared context for as many steps, and with the sha
 published one takes. How much faster a step is, is measured first: both kinds take turns, in processor time of one
 thread, which other work on the machine disturbs least. The momentum is the recipe's, made shorter as the run is, so
 that the target encoder's memory is the same share of the run. DIRECTORY is what
-`benchmarks/build_fashion_mnist.py` wrote.
+`examples/datasets/build_fashion_mnist.py` wrote.
 The last line is one JSON object.
 """
 
@@ -27,8 +27,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
-from benchmarks.experiment_grid import table_cells
-from benchmarks.timing import environment, seconds_of
+from benchmarks.learning.experiment_grid import table_cells
+from benchmarks.speed.timing import environment, seconds_of
 from ijepa import IJepaConfig, IJepaForPretraining
 from ijepa.execution import choose_attention, set_matmul_precision
 from ijepa.masking import MultiBlockMasking
@@ -159,7 +159,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     if "fashion_mnist" in arguments.data and not arguments.fashion_mnist:
-        parser.error("--fashion_mnist names the directory that benchmarks/build_fashion_mnist.py wrote.")
+        parser.error("--fashion_mnist names the directory that examples/datasets/build_fashion_mnist.py wrote.")
     torch.set_num_threads(1)
     set_matmul_precision("cpu", "no")
     directories = {"digits": None, "fashion_mnist": arguments.fashion_mnist}

@@ -1,8 +1,8 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """How to compute: which attention, and how float32 matrices are multiplied, for a device and a precision.
 
-What is chosen is as exact as what it replaces. Measured by `benchmarks/pretraining_step.py` and
-`benchmarks/feature_extraction.py`.
+What is chosen is as exact as what it replaces. Measured by `benchmarks/speed/pretraining_step.py` and
+`benchmarks/speed/feature_extraction.py`.
 """
 
 import torch

@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
-from benchmarks import pretraining_step
-from benchmarks.peers import Batch, Ours, Reference
-from benchmarks.pretraining_step import (
+from benchmarks.speed import pretraining_step
+from benchmarks.speed.peers import Batch, Ours, Reference
+from benchmarks.speed.pretraining_step import (
     Entry,
     LeftOut,
     Steps,

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import feature_extraction, input_pipeline, masking, predictor_attention, timing
+from benchmarks import predictor_attention
+from benchmarks.speed import feature_extraction, input_pipeline, masking, timing
 from ijepa.masking import MultiBlockMasking
 
 
@@ -27,7 +28,7 @@ def last_line(capsys):
 def report_of(script, *words):
     """What a benchmark prints last that changes what it imports, and so has a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / script), *words]
+    command = [sys.executable, str(REPOSITORY / "benchmarks/speed" / script), *words]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

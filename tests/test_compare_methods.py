@@ -19,8 +19,8 @@ from PIL import Image
 from tiny_run import TINY
 
 import run_pretraining
-from benchmarks import compare_methods
-from benchmarks.compare_methods import METHODS, PUBLISHED, PUBLISHED_IJEPA, STEP_TIME
+from benchmarks.learning import compare_methods
+from benchmarks.learning.compare_methods import METHODS, PUBLISHED, PUBLISHED_IJEPA, STEP_TIME
 from ijepa import IJepaModel
 from ijepa.data import load_image_dataset
 from ijepa.execution import choose_attention
@@ -477,7 +477,7 @@ def test_a_comparison_that_makes_no_sense_is_refused(recipe, measured, more, wor
 @pytest.mark.slow
 def test_processes_of_their_own_become_rows_and_failures_too(recipe, monkeypatch):
     monkeypatch.undo()
-    command = [sys.executable, "benchmarks/compare_methods.py", f"--recipe={recipe}", "--seeds=0", "--jobs=2"]
+    command = [sys.executable, "benchmarks/learning/compare_methods.py", f"--recipe={recipe}", "--seeds=0", "--jobs=2"]
     command += [f"--output_dir={recipe.parent / 'out'}", "--max_probe_images=60", "--image_size=16"]
     command += ["--methods", "ours", "published I-JEPA, equal steps"]
     repository = Path(__file__).resolve().parents[1]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import build_clip_art, build_fashion_mnist, build_photo_crops
-from benchmarks.build_clip_art import ROOT, read_drawing
-from benchmarks.build_photo_crops import SIDE, TILE, WIDTH
+from examples.datasets import build_clip_art, build_fashion_mnist, build_photo_crops
+from examples.datasets.build_clip_art import ROOT, read_drawing
+from examples.datasets.build_photo_crops import SIDE, TILE, WIDTH
 from ijepa.data import decode_image, load_image_dataset
 
 

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from benchmarks import experiment_grid
+from benchmarks.learning import experiment_grid
 from ijepa import IJepaConfig
 from ijepa.masking import MultiBlockMasking
 from ijepa.recipe import parse_pretraining_arguments
@@ -72,7 +72,7 @@ def test_a_line_can_take_back_what_all_lines_share(grid):
 
 
 def test_the_grids_of_this_repository_are_understood_by_the_pretraining_command():
-    grids = sorted((experiment_grid.REPOSITORY / "benchmarks/grids").glob("*.yaml"))
+    grids = sorted((experiment_grid.REPOSITORY / "benchmarks/learning/grids").glob("*.yaml"))
     assert grids
     for run in (run for path in grids for run in experiment_grid.read_grid(path)):
         arguments = parse_pretraining_arguments(run.words("somewhere"))

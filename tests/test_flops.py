@@ -1,12 +1,12 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""The formula of benchmarks/flops.py against operations counted while they run."""
+"""The formula of benchmarks/speed/flops.py against operations counted while they run."""
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.flops import step_flops
-from benchmarks.peers import Batch, Ours, Reference
+from benchmarks.speed.flops import step_flops
+from benchmarks.speed.peers import Batch, Ours, Reference
 from ijepa import IJEPA_SIZES, IJepaConfig
 from ijepa.memory import TokenCounts
 

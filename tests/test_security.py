@@ -26,7 +26,8 @@ from ijepa.report import Section, build_page
 
 
 REPOSITORY = Path(__file__).parent.parent
-PLACES = ("*.py", "ijepa/*.py", "conversion/*.py", "benchmarks/*.py", "examples/*.py")  # not a .venv that lies beside
+# Named one by one, because a .venv may lie beside them.
+PLACES = ("*.py", "ijepa/*.py", "conversion/*.py", "benchmarks/**/*.py", "examples/**/*.py")
 SOURCES = sorted(path for place in PLACES for path in REPOSITORY.glob(place))
 SCRIPT = "<script>alert(1)</script>"
 

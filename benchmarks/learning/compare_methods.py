@@ -1,7 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """I-JEPA beside other ways to an encoder of the same size, at equal steps and at equal time.
 
-    python benchmarks/compare_methods.py --recipe recipes/quickstart.yaml --output_dir DIRECTORY
+    python benchmarks/learning/compare_methods.py --recipe recipes/quickstart.yaml --output_dir DIRECTORY
         [--seeds 0 1 2] [--methods METHOD ...] [--steps N] [--jobs 2] [--threads 1] [--data OTHER ...]
 
 The recipe is ours; words that are not listed by `--help` are flags of `run_pretraining.py`, laid over it. It gives all
@@ -54,11 +54,11 @@ from torch.utils.data import DataLoader, Subset
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from benchmarks.experiment_grid import error_of, rows_of_all, spread, with_threads
+from benchmarks.learning.experiment_grid import error_of, rows_of_all, spread, with_threads
 from benchmarks.predictor_attention import median_seconds, stepper
-from benchmarks.timing import environment
+from benchmarks.speed.timing import environment
 from ijepa import IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel
 from ijepa.collapse import effective_rank
 from ijepa.data import (
@@ -85,7 +85,7 @@ from ijepa.probing import (
 from ijepa.recipe import OutputArguments, PretrainingArguments, parse_pretraining_arguments
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 # The released settings (paper and code), laid over the recipe for "published I-JEPA". Architecture, images, crops,
 # batch, steps, warm-up and learning rate stay the recipe's: the published rate belongs to batches of 2048 images, and
@@ -651,7 +651,7 @@ def measure(one: Run, recipe_words: list[str], threads: int) -> dict:
     done = subprocess.run(command, capture_output=True, text=True, env=with_threads(threads), check=False)
     row = {
         **dataclasses.asdict(one),
-        "command": shlex.join(["benchmarks/compare_methods.py", *words]),
+        "command": shlex.join(["benchmarks/learning/compare_methods.py", *words]),
         "threads": threads,
         "wall_seconds": round(time.perf_counter() - began, 1),
     }

@@ -2,7 +2,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Builds `clip_art`, small coloured drawings labelled by what they show, from a package of Debian, without root:
 
-    python benchmarks/build_clip_art.py --output data/clip_art
+    python examples/datasets/build_clip_art.py --output data/clip_art
 
 The drawings are those of the Open Clip Art Library (public domain) in Debian's package openclipart-png; a class is one
 or a few of its folders. Each drawing is laid on white, freed of its margins, made square with white, and scaled to
@@ -31,9 +31,9 @@ import numpy as np
 from PIL import Image
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from benchmarks.debian_data import (
+from examples.datasets.debian_data import (
     as_dataset,
     at_least,
     command_line,

@@ -2,7 +2,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Fetches Fashion-MNIST from Debian's package, without root and without the Hub, as Parquet files:
 
-    python benchmarks/build_fashion_mnist.py --output data/fashion_mnist
+    python examples/datasets/build_fashion_mnist.py --output data/fashion_mnist
 
 70,000 grey photographs of clothes, 28 x 28 pixels, 10 classes (Xiao et al. 2017, arXiv 1708.07747, MIT licence);
 60,000 to train on, 10,000 to test on. On another system than Debian, `--source FOLDER` takes the four original files.
@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from benchmarks.debian_data import as_dataset, command_line, errors_in_one_sentence, source_folder, write_splits
+from examples.datasets.debian_data import as_dataset, command_line, errors_in_one_sentence, source_folder, write_splits
 
 
 PACKAGE = "dataset-fashion-mnist"

@@ -1,7 +1,8 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Pretrains every line of a grid with several seeds, and prints one table: mean and spread of what was learned.
 
-    python benchmarks/experiment_grid.py GRID.yaml --output_dir DIRECTORY [--jobs 2] [--threads 1] [--only LINE ...]
+    python benchmarks/learning/experiment_grid.py GRID.yaml --output_dir DIRECTORY
+        [--jobs 2] [--threads 1] [--only LINE ...]
 
 A grid is a YAML file of four keys:
 
@@ -38,12 +39,12 @@ from pathlib import Path
 import yaml
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from benchmarks.timing import environment
+from benchmarks.speed.timing import environment
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 KEYS = {"recipe", "settings", "seeds", "runs"}
 FEATURES = {  # rows of the table that a run ends with
     "raw pixels": "pixels",

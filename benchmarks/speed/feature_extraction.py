@@ -1,7 +1,8 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Images per second of the encoder, ours against stock Transformers, with the same weights.
 
-    python benchmarks/feature_extraction.py [--device cuda] [--cases S/16:224:8 B/16:224:32] [--precisions fp32 bf16]
+    python benchmarks/speed/feature_extraction.py [--device cuda] [--cases S/16:224:8 B/16:224:32]
+        [--precisions fp32 bf16]
 
 `ours` is `IJepaModel` with the settings that the package chooses, as in run_feature_extraction.py; `stock` is
 `transformers.IJepaModel`. Where the package sets another precision of float32 products than torch's own, ours without
@@ -30,10 +31,10 @@ from transformers.models.ijepa import configuration_ijepa as stock_configuration
 from transformers.models.ijepa import modeling_ijepa as stock
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from benchmarks.flops import embedding_flops, encoder_flops
-from benchmarks.timing import environment, matmul_precision, quartiles, seconds_of, take_turns
+from benchmarks.speed.flops import embedding_flops, encoder_flops
+from benchmarks.speed.timing import environment, matmul_precision, quartiles, seconds_of, take_turns
 from ijepa import IJEPA_SIZES, IJepaConfig, IJepaModel
 from ijepa.execution import configure
 

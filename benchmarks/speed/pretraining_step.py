@@ -1,16 +1,16 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Speed of one whole pretraining step, side by side with other implementations:
 
-    python benchmarks/pretraining_step.py                        about 5 minutes on 2 CPU cores
-    python benchmarks/pretraining_step.py --device cuda          at most 8 minutes on an H100
-    python benchmarks/pretraining_step.py --sizes S/16 --batch 16 --precision bf16 --contenders ours reference
+    python benchmarks/speed/pretraining_step.py                        about 5 minutes on 2 CPU cores
+    python benchmarks/speed/pretraining_step.py --device cuda          at most 8 minutes on an H100
+    python benchmarks/speed/pretraining_step.py --sizes S/16 --batch 16 --precision bf16 --contenders ours reference
 
 A step is the forward pass of context encoder, predictor and target encoder, the loss, the backward pass, AdamW and
 the moving average. All contenders start from the same weights and take the same steps: masks of the published rules,
 whose token counts differ from step to step. They take turns of a few steps in rotated order, so that other load on the
 machine meets all of them; figures are medians and quartiles over turns. Before anything is timed, loss and gradients
 of ours and of the reference are compared in float32. Rates count the operations of the plain recipe for everyone
-(benchmarks/flops.py). Data loading is not part of the step: images lie on the device, masks on the host.
+(benchmarks/speed/flops.py). Data loading is not part of the step: images lie on the device, masks on the host.
 
 The last line of the output is one JSON object.
 """
@@ -34,10 +34,10 @@ from pathlib import Path
 import torch
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from benchmarks.flops import step_flops
-from benchmarks.peers import (
+from benchmarks.speed.flops import step_flops
+from benchmarks.speed.peers import (
     STABLE_PRETRAINING_LEFT_OUT,
     Batch,
     Contender,
@@ -46,7 +46,7 @@ from benchmarks.peers import (
     Reference,
     automatic_execution,
 )
-from benchmarks.timing import environment, quartiles
+from benchmarks.speed.timing import environment, quartiles
 from ijepa import IJEPA_SIZES, IJepaConfig
 from ijepa.masking import MultiBlockMasking
 from ijepa.memory import TokenCounts

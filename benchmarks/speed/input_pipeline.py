@@ -1,7 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """From encoded JPEG files to a batch of 224 pixels, on one thread: this package against torchvision's pipelines.
 
-    python benchmarks/input_pipeline.py [--turns 30] [--sizes 500x375 1600x1200 4000x3000]
+    python benchmarks/speed/input_pipeline.py [--turns 30] [--sizes 500x375 1600x1200 4000x3000]
 
 All pipelines read the same generated photographs from memory, draw crops of 30 to 100 % of the area and collate. Ours
 ends in uint8 batches, because normalisation is done on the device; what it costs on one CPU thread is measured too.
@@ -31,10 +31,10 @@ from PIL import Image, ImageDraw
 from torch.utils.data import default_collate
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 import ijepa.data
-from benchmarks.timing import environment, quartiles
+from benchmarks.speed.timing import environment, quartiles
 from ijepa.data import PretrainingImages, default_image_statistics, normalize_pixel_values, sample_crop
 
 

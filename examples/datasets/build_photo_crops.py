@@ -2,7 +2,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Builds `photo_crops`, grey crops labelled by their photograph, from wallpaper packages of Debian, without root:
 
-    python benchmarks/build_photo_crops.py --output data/photo_crops
+    python examples/datasets/build_photo_crops.py --output data/photo_crops
 
 Each image has 48 x 48 pixels, its class is the photograph it comes from. A photograph is cut into tiles, every fourth
 tile is for the test split, and a crop never leaves its tile: nothing in a test image was seen in training. Grey, and
@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from benchmarks.debian_data import (
+from examples.datasets.debian_data import (
     as_dataset,
     at_least,
     command_line,

@@ -1,7 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Streaming of Parquet and tar shards against random access: time to the first batch, memory, speed, resuming.
 
-    python benchmarks/streaming.py [--images 1000000] [--shards 100] [--seconds 15] [--directory DIR]
+    python benchmarks/speed/streaming.py [--images 1000000] [--shards 100] [--seconds 15] [--directory DIR]
 
 Builds small JPEG files of 32 x 32 pixels (about 800 bytes each) in shards, in a temporary directory that is removed
 again. Every figure comes from a process of its own, whose files are not in the page cache when it starts.
@@ -33,7 +33,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 from ijepa.data import PretrainingBatchSampler, PretrainingImages, load_image_dataset
 from ijepa.streaming import LanePositions, Position, StreamingBatches, choose_lanes, open_stream, read_lane

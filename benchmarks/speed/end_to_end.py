@@ -1,8 +1,8 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """A whole pretraining run on JPEG files, and how much of its time is not spent in the optimizer step.
 
-    python benchmarks/end_to_end.py [--size tiny] [--image_size 128] [--images 768] [--batch_size 16] [--epochs 1]
-                                    [--workers 1] [--mixed_precision no] [more arguments of run_pretraining.py]
+    python benchmarks/speed/end_to_end.py [--size tiny] [--image_size 128] [--images 768] [--batch_size 16]
+        [--epochs 1] [--workers 1] [--mixed_precision no] [more arguments of run_pretraining.py]
 
 Writes a folder of generated photographs of 500 x 375 pixels, runs `run_pretraining.main` on it in this process (as
 `python run_pretraining.py` would) and times its functions from outside: waiting for the next batch, the step (forward
@@ -28,10 +28,10 @@ import torch
 from torch.utils.data import DataLoader
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 import run_pretraining
-from benchmarks.input_pipeline import CASES, environment, jpeg, photograph
+from benchmarks.speed.input_pipeline import CASES, environment, jpeg, photograph
 from ijepa.recipe import OutputArguments
 
 

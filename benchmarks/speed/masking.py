@@ -1,7 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Time of `MultiBlockMasking.sample` against a straightforward loop over images, blocks and tries, and lightly.
 
-    python benchmarks/masking.py [--turns 12]
+    python benchmarks/speed/masking.py [--turns 12]
 
 The loop follows the published rules with one torch operation at a time, as a collator is usually written. `lightly` is
 `lightly.data.IJEPAMaskCollator` with the published settings, where lightly is installed. The samplers take turns of a
@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from benchmarks.timing import environment, quartiles
+from benchmarks.speed.timing import environment, quartiles
 from ijepa.masking import MultiBlockMasking
 
 
