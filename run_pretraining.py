@@ -87,7 +87,13 @@ from ijepa.optimization import (
 from ijepa.preemption import StopRequest, end_workers, ignore_stop_signals
 from ijepa.pretraining_data import IndexedData, StreamedData
 from ijepa.probing import extract_features, few_shot_accuracy, format_table, knn_accuracy, standardize
-from ijepa.recipe import CPU_REMEDY, PretrainingArguments, check_launch, parse_pretraining_arguments
+from ijepa.recipe import (
+    CPU_REMEDY,
+    PretrainingArguments,
+    check_launch,
+    parse_pretraining_arguments,
+    without_removed_keys,
+)
 from ijepa.visualization import plot_training_curves
 
 
@@ -291,7 +297,7 @@ def find_checkpoint(arguments: PretrainingArguments, launch: dict, report) -> Pa
         report(f"{output_dir} holds no complete checkpoint to resume from: the run starts at step 0.")
         return None
     state = read_state(checkpoint)
-    differences = arguments.differences(state["arguments"])
+    differences = arguments.differences(without_removed_keys(state["arguments"], str(checkpoint)))
     if differences:
         raise ValueError(
             f"{checkpoint} belongs to a run with other settings ({'; '.join(differences)}). Repeat them to resume, or"
@@ -459,18 +465,13 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     )
 
 
-def mean_patches(indices: torch.Tensor) -> float:
-    """Of a context or target block; with `keep_all_context` the index -1 fills short contexts."""
-    return (indices >= 0).sum(dim=-1).float().mean().item()
-
-
 def effective_values(run: Run) -> dict[str, object]:
     """What the settings come to, for the terminal and the model card."""
     arguments, schedules, config = run.arguments, run.schedules, run.config
     num_images, count = run.data.num_images, run.accelerator.num_processes
     precision = computing_precision(arguments.mixed_precision)
     masks = [run.masking.sample(arguments.per_device_batch_size, arguments.seed, step) for step in range(8)]
-    context, target = (sum(mean_patches(pair[kind]) for pair in masks) / len(masks) for kind in (0, 1))
+    context, target = (sum(pair[kind].shape[-1] for pair in masks) / len(masks) for kind in (0, 1))
     parameters = {
         name: sum(getattr(p, "ds_numel", p.numel()) for p in part.parameters()) / 1e6  # ds_: whole under ZeRO-3
         for name, part in (("encoder", run.networks.ijepa), ("predictor", run.networks.predictor))
@@ -550,8 +551,8 @@ class Window:
             "weight_decay": run.schedules.weight_decay(step),
             "momentum": run.schedules.momentum(step),
             "grad_norm": self.grad_norm,
-            "context_tokens": mean_patches(self.masks[0]),
-            "target_tokens": mean_patches(self.masks[1]),
+            "context_tokens": float(self.masks[0].shape[-1]),
+            "target_tokens": float(self.masks[1].shape[-1]),
             "images_per_second": self.images / (time.perf_counter() - self.started),
             "bad_images": len(run.data.log.indices),
             "skipped_steps": run.skipped_steps,
@@ -592,7 +593,6 @@ def optimizer_step(run: Run, batches: Iterator[dict], number: int) -> Step:
                     normalize_pixel_values(pixel_values, run.processor.image_mean, run.processor.image_std),
                     batch["context_indices"].to(accelerator.device, non_blocking=True),
                     batch["target_indices"].to(accelerator.device, non_blocking=True),
-                    keep_all_context=run.arguments.keep_all_context,
                 )
             accelerator.backward(output.loss)
             step.add(batch, output)

@@ -38,7 +38,7 @@ from ijepa.checkpointing import write_text
 from ijepa.data import ProcessedImages, labels_of, load_image_dataset, normalize_pixel_values
 from ijepa.encoders import load_encoder, load_processor, one_line, random_encoder
 from ijepa.masking import MODES, MultiBlockMasking
-from ijepa.recipe import MaskArguments, argument, parse_arguments, require
+from ijepa.recipe import MaskArguments, argument, parse_arguments, require, without_removed_keys
 from ijepa.report import Picture, Section, build_page, write_pictures
 from ijepa.visualization import (
     PredictionScores,
@@ -251,7 +251,11 @@ def read_metrics(directory: Path) -> list[dict]:
 
 
 def read_mask_fields(model: str) -> dict:
-    """The settings of the masks in the run's recipe; the defaults of `run_pretraining.py` where there is none."""
+    """The settings of the masks in the run's recipe; the defaults of `run_pretraining.py` where there is none.
+
+    Raises:
+        ValueError: the recipe cannot be read, or has a setting that this version no longer supports.
+    """
     path = Path(model) / "recipe.yaml"
     try:
         recipe = (yaml.safe_load(path.read_text()) if path.is_file() else None) or {}
@@ -259,6 +263,7 @@ def read_mask_fields(model: str) -> dict:
         raise ValueError(f"{str(path)!r} is not a YAML file: {one_line(error)}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{str(path)!r} must hold `key: value` lines.")
+    recipe = without_removed_keys(recipe, repr(str(path)))
     known = {entry.name for entry in dataclasses.fields(MaskArguments)}
     return MaskArguments(**{name: value for name, value in recipe.items() if name in known}).mask_fields()
 
@@ -267,7 +272,6 @@ def build_masking(grid_size: tuple[int, int], fields: dict, mode: str) -> MultiB
     """The masks of a run, or what they would be in the other mode, with `min_patches` lowered as far as needed."""
     if mode != fields["mode"]:  # numbers fixed for one mode need not be possible in the other
         fields = {**fields, "mode": mode, "num_context_tokens": None, "num_target_tokens": None}
-    fields = {**fields, "keep_all_context": False}  # the pictures are of a few images, cut to rows of one length
     for least in range(fields["min_patches"], 0, -1):
         try:
             return MultiBlockMasking(grid_size, **{**fields, "min_patches": least})

@@ -99,7 +99,7 @@ def stepper(arguments, device_type="cpu", precision="no"):
         for slot_block in range(passes):
             masks = [indices.to(device_type) for indices in masking.sample(size, 0, number, rank=slot_block)]
             with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16"):
-                loss = model(pixels, *masks, keep_all_context=arguments.keep_all_context).loss
+                loss = model(pixels, *masks).loss
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -72,8 +72,6 @@ class MultiBlockMasking:
         token_multiple: round N_ctx down to a multiple of this, say 8, for kernels that like such lengths and for fewer
             shapes to compile; a batch where that would break `min_patches` is not rounded. Mode "unbiased" rounds
             N_tgt down too (a random subset of every target block), unless a block is smaller than the multiple.
-        keep_all_context: cut no context to the shortest of the batch. N_ctx is then the longest, and -1 ("no patch")
-            fills the end of the shorter ones. Contradicts `num_context_tokens` and `token_multiple`.
 
     Raises:
         ValueError: a value is out of range, or some block that can be drawn cannot work on this grid; the message
@@ -92,7 +90,6 @@ class MultiBlockMasking:
     num_context_tokens: int | None = None
     num_target_tokens: int | None = None
     token_multiple: int = 1
-    keep_all_context: bool = False
 
     def __post_init__(self):
         self._check_values()
@@ -110,12 +107,10 @@ class MultiBlockMasking:
             step: batch counter, from 0.
             rank: which slice of the global batch: image i has the slot `rank * batch_size + i`. With gradient
                 accumulation it counts micro-batches over all processes, not processes. An image's masks depend on its
-                slot alone, up to the final cut to the slice's shortest context (none with `num_context_tokens`; with
-                `keep_all_context`, up to the number of -1).
+                slot alone, up to the final cut to the slice's shortest context (none with `num_context_tokens`).
 
         Returns:
-            context_indices (B, C, N_ctx) and target_indices (B, M, N_tgt), int64, sorted along the last dimension,
-            up to the -1 that `keep_all_context` puts at the end.
+            context_indices (B, C, N_ctx) and target_indices (B, M, N_tgt), int64, sorted along the last dimension.
 
         Raises:
             ValueError: `batch_size` below 1, or another argument negative or above 64 bits.
@@ -234,10 +229,7 @@ class MultiBlockMasking:
 
     def _trim_contexts(self, visible, stream):
         """(B, C, N) bool -> (B, C, N_ctx) indices."""
-        seen = _counts(visible)
-        if self.keep_all_context:
-            return _first_patches(visible, int(seen.max()))
-        count = self.num_context_tokens or self._round_down(int(seen.min()), least=self._required)
+        count = self.num_context_tokens or self._round_down(int(_counts(visible).min()), least=self._required)
         if self.mode == "meta":  # quirk, kept for parity: the raster tail is lost
             return _first_patches(visible, count)
         keys = stream.trim_keys(CONTEXT_TRIM, *visible.shape[1:])
@@ -297,16 +289,6 @@ class MultiBlockMasking:
                 raise ValueError(
                     f"{name}={getattr(self, name)} is no multiple of token_multiple={self.token_multiple}"
                 )
-        if self.keep_all_context and self.num_context_tokens is not None:
-            raise ValueError(
-                f"keep_all_context={self.keep_all_context} contradicts num_context_tokens={self.num_context_tokens}: "
-                "give one of them"
-            )
-        if self.keep_all_context and self.token_multiple > 1:
-            raise ValueError(
-                f"keep_all_context={self.keep_all_context} contradicts token_multiple={self.token_multiple}, which "
-                "drops context patches: give one of them"
-            )
 
     def _check_meta_blocks(self):
         """No relaxation exists for targets, and none below a whole context block: both must always be large enough."""
@@ -449,15 +431,12 @@ def _counts(visible) -> np.ndarray:
 
 
 def _first_patches(visible, count) -> np.ndarray:
-    """(B, C, N) bool -> (B, C, count): the first patches that each context sees, -1 where it sees fewer."""
+    """(B, C, N) bool -> (B, C, count): the first patches that each context sees; it sees at least `count`."""
     num_images, num_contexts, num_patches = visible.shape
     seen = _counts(visible).reshape(-1, 1)  # (B * C, 1)
     starts = seen.cumsum(dtype=np.int64)[:, None] - seen
-    ranks = np.arange(count)
-    patches = np.flatnonzero(visible).take(starts + ranks, mode="clip")  # (B * C, count)
+    patches = np.flatnonzero(visible).take(starts + np.arange(count))  # (B * C, count)
     patches -= np.arange(len(seen))[:, None] * num_patches
-    if count > seen.min():
-        patches[ranks >= seen] = -1  # these belong to the next contexts
     return patches.reshape(num_images, num_contexts, count)
 
 

@@ -40,17 +40,12 @@ MARGIN_SHARE = 0.05
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Patches in each of `num_contexts` contexts and in each of `num_targets` target blocks of an image.
-
-    Args:
-        is_padded: shorter contexts are filled up to `context`, and a mask hides what fills them (`keep_all_context`).
-    """
+    """Patches in each of `num_contexts` contexts and in each of `num_targets` target blocks of an image."""
 
     context: int
     target: int
     num_contexts: int = 1
     num_targets: int = 4
-    is_padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ def worst_case_tokens(masking) -> TokenCounts:
     """The most patches that a batch of this `MultiBlockMasking` can hold, whatever the seed, the step and the batch.
 
     A bound: with one image per pass it is reached, with many it is far away, because the shortest context of a batch
-    sets the length of all (`sampled_tokens`). With `keep_all_context` it is the longest, and the bound is near.
+    sets the length of all (`sampled_tokens`).
     """
     small_targets, large_targets = _block_sides(masking, masking._target_sides, masking.target_scale)
     _, contexts = _block_sides(masking, masking._context_sides, masking.context_scale, (1.0, 1.0))
@@ -109,7 +104,6 @@ def worst_case_tokens(masking) -> TokenCounts:
         masking.num_target_tokens or target,
         masking.num_contexts,
         masking.num_targets,
-        masking.keep_all_context,
     )
 
 
@@ -155,7 +149,7 @@ def sampled_tokens(masking, batch_size: int, num_batches: int = 200, seed: int =
     """The most patches seen in `num_batches` sampled batches of `batch_size` images: what a run meets, no bound."""
     shapes = [masking.sample(batch_size, seed, step) for step in range(num_batches)]
     context, target = (max(pair[kind].shape[2] for pair in shapes) for kind in (0, 1))
-    return TokenCounts(context, target, masking.num_contexts, masking.num_targets, masking.keep_all_context)
+    return TokenCounts(context, target, masking.num_contexts, masking.num_targets)
 
 
 # Parameters
@@ -235,8 +229,7 @@ def _state_bytes_8bit(size: int) -> int:
 class _Layers:
     """Layers of one width on `sequences` sequences of `length` tokens; `compute` bytes in matrix products.
 
-    The tokens attend to one another and to `memory` more, of which `sharing` sequences in succession have the same. A
-    mask, where `is_masked`, has a number for each query and key, and is the same for all heads.
+    The tokens attend to one another and to `memory` more, of which `sharing` sequences in succession have the same.
     """
 
     width: int
@@ -247,7 +240,6 @@ class _Layers:
     length: int
     compute: int
     eager: bool
-    is_masked: bool = False
     memory: int = 0
     sharing: int = 1
 
@@ -289,11 +281,6 @@ class _Layers:
         return self.heads * self.pairs
 
     @property
-    def mask(self) -> int:
-        """Bytes of the mask that all layers are given: bool, or for eager attention what is added to the scores."""
-        return (FLOAT32 if self.eager else 1) * self.pairs * self.is_masked
-
-    @property
     def saved(self) -> int:
         """Bytes that one layer saves for its backward pass, without the memory, which another layer may save too."""
         return self.saved_attention + self.saved_mlp
@@ -305,8 +292,8 @@ class _Layers:
         mixing = self.compute * self.width * (inputs + 2 * self.tokens + 2 * self.keys)  # query and mix, key and value
         if self.eager:  # probabilities in float32 and, under autocast, in low precision for the next product
             probabilities = self.scores * (FLOAT32 + self.compute * self.low)
-        else:  # logsumexp, and the mask as numbers, in each layer anew
-            probabilities = FLOAT32 * self.heads * self.tokens + self.compute * self.pairs * self.is_masked
+        else:  # logsumexp
+            probabilities = FLOAT32 * self.heads * self.tokens
         return self.tokens * self._norm + self.memory_tokens * NORM + mixing + probabilities
 
     @property
@@ -358,11 +345,6 @@ class _Pass:
         return self.compute < FLOAT32
 
     @property
-    def is_masked(self) -> bool:
-        """Whether the context's layers are given a dense mask; flash and flex attention are not."""
-        return self.tokens.is_padded and self.attention in ("sdpa", "eager")
-
-    @property
     def num_contexts(self) -> int:
         return self.batch_size * self.tokens.num_contexts
 
@@ -373,7 +355,7 @@ class _Pass:
 
     @property
     def context(self) -> _Layers:
-        attention = self.compute, self.attention == "eager", self.is_masked
+        attention = self.compute, self.attention == "eager"
         return self._encoder(self.num_contexts, self.tokens.context, *attention)
 
     @property
@@ -387,7 +369,7 @@ class _Pass:
             config.predictor_intermediate_size,
             config.predictor_num_attention_heads,
         )
-        attention = self.compute, self.attention == "eager", self.is_masked
+        attention = self.compute, self.attention == "eager"
         return _Layers(*sizes, depth, sequences, length, *attention, memory, sharing)
 
     @property
@@ -444,7 +426,7 @@ class _Pass:
     @property
     def saved(self) -> int:
         if self.gradient_checkpointing:
-            inside = sum(layers.depth * layers.residual + layers.mask for layers in self.trained_layers)
+            inside = sum(layers.depth * layers.residual for layers in self.trained_layers)
         else:
             inside = sum(layers.depth * layers.saved for layers in self.trained_layers)
         return self.embedding_bytes + inside + self.last_memory + self.head_bytes

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -90,14 +89,6 @@ def resize_position_embeddings(
 def gather_patches(hidden_states: torch.Tensor, patch_indices: torch.Tensor) -> torch.Tensor:
     """The tokens of chosen patches: (B, N, D) and (B, K) give (B, K, D)."""
     return hidden_states.gather(1, patch_indices.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))
-
-
-def mean_over_patches(hidden_states: torch.Tensor, patch_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """(B, K, D), and (B, K) bool that says which of them count, give (B, D)."""
-    if patch_mask is None:
-        return hidden_states.mean(dim=1)
-    weights = patch_mask.unsqueeze(-1).to(hidden_states.dtype)
-    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 class IJepaPatchProjection(nn.Conv2d):
@@ -189,26 +180,14 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention over (B, H, K, D/H); returns the mix as (B, K, H, D/H) and the probabilities (B, H, K, K)."""
+    """Plain attention over (B, H, K, D/H); returns the mix as (B, K, H, D/H) and the probabilities (B, H, K, K).
+
+    `attention_mask` belongs to the interface of Transformers. Here it is always None: all tokens are attended to.
+    """
     scores = (query * scaling) @ key.transpose(-1, -2)
-    if attention_mask is not None:
-        scores = scores + attention_mask
     probabilities = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
     probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
-
-
-def key_mask(config: IJepaConfig, queries: torch.Tensor, is_token: torch.Tensor):
-    """Hides keys from all queries: (B, K, D) and bool (B, K') give the mask in the form of the attention in use.
-
-    For SDPA and eager attention it is dense, for flex attention a block mask; flash attention computes the tokens
-    without the padding, as sequences of different length.
-    """
-    keys = queries.new_empty(*is_token.shape, 0)
-    # To look whether nothing is hidden would be to wait for the device.
-    return create_bidirectional_mask(
-        config, queries, is_token, encoder_hidden_states=keys, allow_is_bidirectional_skip=False
-    )
 
 
 class IJepaAttention(nn.Module):
@@ -230,14 +209,12 @@ class IJepaAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         memory: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             hidden_states: (B, K, D).
             memory: (B / R, K', D), tokens that are attended to and give no output; R rows in succession share one.
-            attention_mask: over the memory's tokens and then the others, in the form the attention function takes.
         """
         query = self._split_heads(self.q_proj(hidden_states))  # (B, H, K, D / H)
         key, value = (
@@ -249,7 +226,7 @@ class IJepaAttention(nn.Module):
         )
         dropout = self.dropout if self.training else 0.0
         mixed, probabilities = attention(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+            self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs
         )
         return self.o_proj(mixed.flatten(2)), probabilities
 
@@ -316,12 +293,11 @@ class IJepaLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         memory: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """One more layer for `hidden_states`; what `memory` and `attention_mask` are, `IJepaAttention` says."""
+        """One more layer for `hidden_states`; `IJepaAttention` says what `memory` is."""
         normed_memory = None if memory is None else self.layernorm_before(memory)
-        mixed, _ = self.attention(self.layernorm_before(hidden_states), normed_memory, attention_mask, **kwargs)
+        mixed, _ = self.attention(self.layernorm_before(hidden_states), normed_memory, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(mixed))
         del normed_memory, mixed  # memory that is used again at once lies in the cache: features cost up to 5 % less
         transformed = self.mlp(self.layernorm_after(hidden_states))
@@ -352,7 +328,6 @@ class IJepaPredictor(nn.Module):
         context_indices: torch.Tensor,
         target_indices: torch.Tensor,
         grid_size: tuple[int, int] | None = None,
-        context_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """
@@ -361,8 +336,6 @@ class IJepaPredictor(nn.Module):
             context_indices: (B, C, N_ctx) patch indices the context tokens came from.
             target_indices: (B, M, N_tgt) patch indices to predict.
             grid_size: rows and columns of patches in the images; the configured grid by default.
-            context_mask: (B, C, N_ctx) bool, False where there is no context token; there is one everywhere by
-                default.
 
         Returns:
             (B, C, M, N_tgt, D): for each context and each target block, the predicted features.
@@ -375,46 +348,29 @@ class IJepaPredictor(nn.Module):
         targets = targets.to(context.dtype).unsqueeze(1).expand(*pairs, -1, -1).flatten(0, 2)  # (B * C * M, N_tgt, P)
         predict = self._predict_jointly if self.config.predictor_attention == "full" else self._predict_from_context
         if self.layers:
-            targets = predict(context, targets, context_mask, **kwargs)
+            targets = predict(context, targets, **kwargs)
         return self.output_projection(self.layernorm(targets)).unflatten(0, pairs)
 
-    def _predict_jointly(self, context, targets, context_mask, **kwargs) -> torch.Tensor:
+    def _predict_jointly(self, context, targets, **kwargs) -> torch.Tensor:
         """Each target block goes through the layers with its own copy of the context (the published predictor)."""
         num_blocks = targets.shape[0] // (context.shape[0] * context.shape[1])
         context = context.unsqueeze(2).expand(-1, -1, num_blocks, -1, -1).flatten(0, 2)  # (B * C * M, N_ctx, P)
-        mask = self._attention_mask(targets, context, context_mask)
         *layers, last_layer = self.layers
         hidden_states = torch.cat([context, targets], dim=1)  # (B * C * M, N_ctx + N_tgt, P)
-        joint_mask = self._attention_mask(hidden_states, None, context_mask)
         for layer in layers:
-            hidden_states = layer(hidden_states, None, joint_mask, **kwargs)
+            hidden_states = layer(hidden_states, **kwargs)
         context, targets = hidden_states.split([context.shape[1], targets.shape[1]], dim=1)
-        return last_layer(targets, context, mask, **kwargs)  # what it would make of the context, nobody reads
+        return last_layer(targets, context, **kwargs)  # what it would make of the context, nobody reads
 
-    def _predict_from_context(self, context, targets, context_mask, **kwargs) -> torch.Tensor:
+    def _predict_from_context(self, context, targets, **kwargs) -> torch.Tensor:
         """The context attends to itself alone, so that all target blocks share one pass over it."""
         context = context.flatten(0, 1)  # (B * C, N_ctx, P)
-        mask = self._attention_mask(targets, context, context_mask)
-        context_only_mask = self._attention_mask(context, None, context_mask)
         *layers, last_layer = self.layers
         for layer in layers:
-            next_context = layer(context, None, context_only_mask, **kwargs)
-            targets = layer(targets, context, mask, **kwargs)
+            next_context = layer(context, **kwargs)
+            targets = layer(targets, context, **kwargs)
             context = next_context
-        return last_layer(targets, context, mask, **kwargs)
-
-    def _attention_mask(self, queries, memory, context_mask):
-        """What hides the missing context tokens from `queries` (rows, K, P), in the attention function's own form.
-
-        The keys are the tokens of the memory, if any, and of the queries; those of the context come first.
-        """
-        if context_mask is None:
-            return None
-        num_rows, num_keys = queries.shape[0], queries.shape[1] + (0 if memory is None else memory.shape[1])
-        is_token = context_mask.flatten(0, 1)  # (B * C, N_ctx)
-        is_token = is_token.repeat_interleave(num_rows // is_token.shape[0], dim=0)
-        is_token = nn.functional.pad(is_token, (0, num_keys - is_token.shape[1]), value=True)  # targets are all there
-        return key_mask(self.config, queries, is_token)
+        return last_layer(targets, context, **kwargs)
 
 
 class IJepaPreTrainedModel(PreTrainedModel):
@@ -561,7 +517,6 @@ class IJepaModel(IJepaPreTrainedModel):
         pixel_values: torch.Tensor,
         patch_indices: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        patch_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """
@@ -570,8 +525,6 @@ class IJepaModel(IJepaPreTrainedModel):
             patch_indices: (B, K) indices of the patches to encode; the others are dropped before the first layer, so
                 they cost nothing and cannot be seen. All patches by default.
             interpolate_pos_encoding: resize the position embeddings to the images' own grid, square or not.
-            patch_mask: (B, K) bool, False where `patch_indices` only fills up a row: no token attends to what is
-                there, and `pooler_output` leaves it out. `last_hidden_state` has values there that mean nothing.
             output_hidden_states, output_attentions, return_dict: as in Transformers.
 
         Returns:
@@ -582,13 +535,10 @@ class IJepaModel(IJepaPreTrainedModel):
             ValueError: if channels or size do not match the model.
         """
         hidden_states = self.embeddings(pixel_values, patch_indices, bool(interpolate_pos_encoding))
-        attention_mask = None if patch_mask is None else key_mask(self.config, hidden_states, patch_mask)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, None, attention_mask, **kwargs)
+            hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layernorm(hidden_states)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states, pooler_output=mean_over_patches(hidden_states, patch_mask)
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=1))
 
 
 @dataclass
@@ -692,12 +642,11 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         buffers = (list(encoder.buffers()) for encoder in (self.ijepa, self.context_encoder))
         torch._foreach_lerp_(*buffers, 1.0 - momentum)
 
-    def encode_context(self, pixel_values, context_indices, context_mask=None, **kwargs) -> torch.Tensor:
+    def encode_context(self, pixel_values, context_indices, **kwargs) -> torch.Tensor:
         """The context encoder on each context: (B, channels, height, width), (B, C, N_ctx) -> (B, C, N_ctx, D)."""
         num_contexts = context_indices.shape[1]
         images = pixel_values.unsqueeze(1).expand(-1, num_contexts, -1, -1, -1).flatten(0, 1)  # (B * C, ...)
-        patch_mask = None if context_mask is None else context_mask.flatten(0, 1)
-        encoded = self.context_encoder(images, context_indices.flatten(0, 1), patch_mask=patch_mask, **kwargs)
+        encoded = self.context_encoder(images, context_indices.flatten(0, 1), **kwargs)
         return encoded.last_hidden_state.unflatten(0, (-1, num_contexts))
 
     @torch.no_grad()
@@ -724,7 +673,6 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         context_indices: torch.Tensor,
         target_indices: torch.Tensor,
         interpolate_pos_encoding: bool = False,
-        keep_all_context: bool = False,
         **kwargs,
     ) -> IJepaForPretrainingOutput:
         """
@@ -733,8 +681,6 @@ class IJepaForPretraining(IJepaPreTrainedModel):
             context_indices: (B, C, N_ctx) indices of the patches the context encoder may see.
             target_indices: (B, M, N_tgt) indices of the patches to predict, one row per target block.
             interpolate_pos_encoding: resize all position embeddings to the images' own grid.
-            keep_all_context: contexts differ in length, and -1 in `context_indices` means that there is no patch (the
-                masks of `MultiBlockMasking(keep_all_context=True)`).
 
         Returns:
             `IJepaForPretrainingOutput` with `loss`, `predictions` and `targets`.
@@ -749,12 +695,8 @@ class IJepaForPretraining(IJepaPreTrainedModel):
                 )
         kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
         grid_size = self.ijepa.embeddings.patch_grid(pixel_values)
-        context_mask = context_indices >= 0 if keep_all_context else None
-        context_indices = context_indices.clamp(min=0) if keep_all_context else context_indices
-        context_hidden_states = self.encode_context(pixel_values, context_indices, context_mask, **kwargs)
-        predictions = self.predictor(
-            context_hidden_states, context_indices, target_indices, grid_size, context_mask=context_mask
-        )
+        context_hidden_states = self.encode_context(pixel_values, context_indices, **kwargs)
+        predictions = self.predictor(context_hidden_states, context_indices, target_indices, grid_size)
         targets, target_hidden_states = self.encode_targets(pixel_values, target_indices, **kwargs)
         targets = targets.unsqueeze(1).expand_as(predictions)
         return IJepaForPretrainingOutput(

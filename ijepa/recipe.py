@@ -271,7 +271,6 @@ class MaskArguments:
     num_context_tokens: int | None = argument(None, "fixed number of context patches (steady memory and speed)")
     num_target_tokens: int | None = argument(None, "fixed number of patches per target block")
     token_multiple: int = argument(1, "round the number of context patches down to a multiple, such as 8")
-    keep_all_context: bool = argument(False, "cut no context to the shortest of its batch: dearer, nothing is lost")
 
     def mask_fields(self) -> dict:
         """Arguments of `MultiBlockMasking` but the grid."""
@@ -432,6 +431,23 @@ FREE_ON_RESUME = {
     *("attn_implementation", "data", "knn_neighbors", "max_probe_images", "per_device_batch_size", "validation_split"),
 }
 
+# Keys of recipes that earlier versions wrote, with the values that mean what is done today.
+REMOVED_KEYS = {
+    "keep_all_context": (False,),
+}
+
+
+def without_removed_keys(values: dict, source: str) -> dict:
+    """`values`, which an earlier version may have written, without the keys of `REMOVED_KEYS`.
+
+    Raises:
+        ValueError: such a key has a value that this version does not support; `source` names the file in the message.
+    """
+    for name in REMOVED_KEYS.keys() & values.keys():
+        supported = values[name] in REMOVED_KEYS[name]
+        require(supported, f"{source} has {name} {values[name]!r}, which this version no longer supports.")
+    return {name: value for name, value in values.items() if name not in REMOVED_KEYS}
+
 
 @dataclass
 class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments, ModelArguments, DataArguments):
@@ -460,7 +476,8 @@ class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments
     def differences(self, other: dict) -> list[str]:
         """What `other`, the arguments of the first half of a run, has otherwise, of all that must not change.
 
-        A field that there was not yet when the run began has its default there.
+        A field that there was not yet when the run began has its default there. Fields that are gone are left to
+        `without_removed_keys`.
         """
         new = (entry for entry in dataclasses.fields(self) if entry.name not in other)
         defaults = {
@@ -496,12 +513,13 @@ class _RecipeLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_recipe(path: str, groups: Sequence[type]) -> dict:
+def _read_recipe(path: str, groups: Sequence[type], clean: Callable) -> dict:
     try:
         recipe = yaml.load(_recipe_text(path), Loader=_RecipeLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path!r} is not a YAML file of values: {' '.join(str(error).split())}") from None
     require(isinstance(recipe, dict), f"{path!r} must hold `key: value` lines.")
+    recipe = clean(recipe, repr(path))
     known = {entry.name for group in groups for entry in dataclasses.fields(group) if entry.init}
     unknown = sorted(str(key) for key in set(recipe) - known)
     require(not unknown, f"{path!r} has unknown keys: {', '.join(unknown)}.")
@@ -572,7 +590,12 @@ def _as_word(key: str, value, is_text: bool = False) -> str:
 
 
 def parse_arguments(
-    words: Sequence[str], groups: Sequence[type], build: Callable, prog: str, description: str
+    words: Sequence[str],
+    groups: Sequence[type],
+    build: Callable,
+    prog: str,
+    description: str,
+    clean: Callable[[dict, str], dict] = lambda recipe, source: recipe,
 ) -> object:
     """Arguments from command-line words: `--recipe FILE` first, then every other flag over it.
 
@@ -581,6 +604,7 @@ def parse_arguments(
         groups: dataclasses whose fields are the flags; all names differ.
         build: called with every value by name; what it returns is returned.
         prog, description: for `--help` and errors.
+        clean: given a recipe and the name of its file, returns it without the keys of earlier versions.
 
     Exits with status 2 and one sentence, as argparse does, when something is wrong, a ValueError of `build` included.
     """
@@ -595,7 +619,7 @@ def parse_arguments(
     parser.add_argument("--recipe", help="YAML file with any of the values below (recipes/ holds some)")
     try:
         path = _recipe_path(words, prog)
-        recipe = {} if path is None else _read_recipe(path, groups)
+        recipe = {} if path is None else _read_recipe(path, groups, clean)
         recipe = _without_replaced(recipe, words)
         flags = _as_flags(recipe, {action.dest: action for action in parser._actions})
         values = vars(parser.parse_args(flags + words))
@@ -607,4 +631,7 @@ def parse_arguments(
 
 def parse_pretraining_arguments(words: Sequence[str]) -> PretrainingArguments:
     """The arguments of `run_pretraining.py`; see `parse_arguments`."""
-    return parse_arguments(words, GROUPS, PretrainingArguments, "run_pretraining.py", "Pretrains I-JEPA.")
+    description = "Pretrains I-JEPA."
+    return parse_arguments(
+        words, GROUPS, PretrainingArguments, "run_pretraining.py", description, without_removed_keys
+    )

@@ -130,47 +130,7 @@ def test_targets_are_whole_blocks_of_the_drawn_size(mode):
         assert (targets.sum(dim=(-1, -2)) == height * width).all()
 
 
-# ---- token counts: rounded, or not cut at all ----------------------------------------------------------------------
-
-
-def kept_patches(contexts):
-    """(B, C, N_max) with -1 -> one sorted list of patches per context."""
-    return [[patch for patch in row if patch >= 0] for row in contexts.flatten(0, 1).tolist()]
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("settings", [{}, {"num_contexts": 3}, {"grid_size": (16, 16)}], ids=str)
-def test_keep_all_context_loses_no_visible_patch(mode, settings):
-    settings = {"grid_size": (14, 14), "mode": mode, "context_scale": (1, 1), **settings}
-    masking, plain = MultiBlockMasking(keep_all_context=True, **settings), MultiBlockMasking(**settings)
-    quirk = 1 if mode == "meta" else 0  # the context never has the last row and column
-    for step in range(20):
-        contexts, targets = masking.sample(32, seed=0, step=step)
-        shorter, same_targets = plain.sample(32, seed=0, step=step)
-        assert torch.equal(targets, same_targets)
-        visible = ~union(targets, masking.grid_size)
-        visible[:, visible.shape[1] - quirk :], visible[:, :, visible.shape[2] - quirk :] = False, False
-        expected = [row.nonzero().flatten().tolist() for row in visible.flatten(1) for _ in range(contexts.shape[1])]
-        assert kept_patches(contexts) == expected  # each once and in order
-        assert contexts.shape[-1] == max(map(len, expected)) and contexts.dtype == torch.int64
-        assert all(set(row) >= set(cut) for row, cut in zip(expected, shorter.flatten(0, 1).tolist(), strict=True))
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_keep_all_context_marks_absent_patches_at_the_end_only(mode):
-    masking = MultiBlockMasking((14, 14), mode=mode, num_contexts=2, keep_all_context=True)
-    contexts, _ = masking.sample(64, seed=0)
-    present = contexts >= 0
-    assert contexts.min() == -1 and not (present[..., 1:] & ~present[..., :-1]).any()
-    assert (contexts.diff(dim=-1) > 0)[present[..., 1:]].all()
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_slicing_with_keep_all_context_changes_only_the_filling(mode):
-    masking = MultiBlockMasking((14, 14), mode=mode, keep_all_context=True)
-    whole = kept_patches(masking.sample(8, seed=1)[0])
-    parts = [masking.sample(2, seed=1, rank=rank)[0] for rank in range(4)]
-    assert whole == [row for part in parts for row in kept_patches(part)]
+# ---- token counts: rounded -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -564,8 +524,6 @@ def test_several_meta_contexts_share_a_size_and_are_drawn_independently():
         ({"token_multiple": 0}, "token_multiple=0"),
         ({"token_multiple": 8, "num_context_tokens": 60}, "num_context_tokens=60.*token_multiple=8"),
         ({"token_multiple": 8, "num_target_tokens": 20}, "num_target_tokens=20.*token_multiple=8"),
-        ({"keep_all_context": True, "num_context_tokens": 60}, "keep_all_context=True.*num_context_tokens=60"),
-        ({"keep_all_context": True, "token_multiple": 8}, "keep_all_context=True.*token_multiple=8"),
         ({"num_target_tokens": 60}, "num_target_tokens=60"),
         ({"num_target_tokens": 20, "mode": "meta"}, "num_target_tokens=20"),
         ({"grid_size": (8, 8), "mode": "meta"}, "min_patches=10.*target_scale=.*3x3"),
@@ -663,14 +621,6 @@ def test_collator_uses_the_step_and_the_slice_of_its_samples():
     batch = pickle.loads(pickle.dumps(MaskingCollator(masking, seed=2)))(samples)
     assert same((batch["context_indices"], batch["target_indices"]), masking.sample(5, seed=2, step=7, rank=3))
     assert samples[0].keys() == {"pixel_values", "step", "slot_block"}, "samples are left alone"
-
-
-def test_collator_passes_absent_patches_through():
-    masking = MultiBlockMasking((14, 14), keep_all_context=True)
-    samples = [{"pixel_values": torch.zeros(1), "step": 0, "slot_block": 0} for _ in range(16)]
-    batch = MaskingCollator(masking, seed=0)(samples)
-    assert same((batch["context_indices"], batch["target_indices"]), masking.sample(16, seed=0))
-    assert (batch["context_indices"] == -1).any()
 
 
 @pytest.mark.parametrize("name", ["step", "slot_block"])

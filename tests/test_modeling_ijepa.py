@@ -83,30 +83,20 @@ def plain_predictions(model, context, context_indices, target_indices):
     positions = predictor.position_embeddings[0]
     context = predictor.input_projection(context) + positions[context_indices]
     blocks = predictor.mask_token + positions[target_indices]  # (B, M, N_tgt, P)
-    if model.config.predictor_attention == "full":
-        sequences = [torch.cat([context, block], dim=1) for block in blocks.unbind(1)]
-        mask = None
-    else:  # one sequence, in which the context sees itself, and a block the context and itself
-        sequences = [torch.cat([context, blocks.flatten(1, 2)], dim=1)]
-        owner = torch.cat([torch.zeros(num_context), torch.arange(1, blocks.shape[1] + 1).repeat_interleave(3)])
-        mask = (owner[None, :] == owner[:, None]) | (owner[None, :] == 0)
-        mask = mask[None, None]
     outputs = []
-    for hidden_states in sequences:
+    for block in blocks.unbind(1):
+        hidden_states = torch.cat([context, block], dim=1)
         for layer in predictor.layers:
-            hidden_states = layer(hidden_states, None, mask)
+            hidden_states = layer(hidden_states)
         outputs.append(hidden_states[:, num_context:])
     tokens = torch.cat(outputs, dim=1).unflatten(1, blocks.shape[1:3])
     return predictor.output_projection(predictor.layernorm(tokens))
 
 
-@pytest.mark.parametrize("attention", ["full", "shared_context"])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_what_the_predictor_leaves_out_changes_neither_predictions_nor_gradients(
-    tiny_config, tiny_batch, attention, depth
-):
+def test_what_the_predictor_leaves_out_changes_neither_predictions_nor_gradients(tiny_config, tiny_batch, depth):
     torch.manual_seed(0)
-    config = changed(tiny_config, predictor_attention=attention, predictor_num_hidden_layers=depth)
+    config = changed(tiny_config, predictor_num_hidden_layers=depth)
     model = IJepaForPretraining(config).double()
     contexts, targets = tiny_batch["context_indices"], tiny_batch["target_indices"]
     context = torch.randn(2, contexts.shape[2], 32, dtype=torch.float64, requires_grad=True)
@@ -151,63 +141,25 @@ def test_the_residual_stream_lies_in_memory_token_by_token(tiny_model, tiny_batc
 
 @pytest.mark.parametrize("index", [-1, 16])
 def test_an_index_without_a_patch_is_refused(tiny_model, tiny_batch, index):
-    """-1 must not be the last patch when `keep_all_context` is forgotten."""
+    """-1 must not mean the last patch."""
     indices = tiny_batch["context_indices"].clone()
     indices[1, 0, -1] = index
     with pytest.raises((RuntimeError, IndexError), match=r"out of (bounds|range)"):
         tiny_model(**{**tiny_batch, "context_indices": indices})
 
 
-# Contexts of different length
-
-
-LENGTHS = [7, 4]  # context patches of the two images
-
-
-def ragged(batch):
-    """The batch with contexts of LENGTHS patches, filled up with -1."""
-    free = torch.tensor([[0, 1, 2, 4, 5, 6, 8], [3, 4, 7, 11, -1, -1, -1]])
-    return {**batch, "context_indices": free[:, None], "keep_all_context": True}
-
-
 @torch.no_grad()  # flex attention has no gradient on CPU
-@pytest.mark.parametrize("attention", ["full", "shared_context"])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager", pytest.param("flex_attention", marks=pytest.mark.slow)])
-def test_a_filled_up_context_gives_what_the_image_alone_gives(tiny_config, tiny_batch, implementation, attention):
-    config = changed(tiny_config, hidden_size=64, predictor_hidden_size=64, predictor_attention=attention)
+@pytest.mark.parametrize("implementation", ["sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
+def test_every_attention_gives_the_same_predictions(tiny_config, tiny_batch, implementation):
+    config = changed(tiny_config, hidden_size=64, predictor_hidden_size=64)
     torch.manual_seed(0)
     model = IJepaForPretraining(config).eval()
+    model.set_attn_implementation("eager")
+    expected = model(**tiny_batch)
     model.set_attn_implementation(implementation)
-    batch = ragged(tiny_batch)
-    whole = model(**batch)
-    for image, length in enumerate(LENGTHS):
-        alone = {key: value[image : image + 1] for key, value in tiny_batch.items()}
-        alone["context_indices"] = batch["context_indices"][image : image + 1, :, :length]
-        output = model(**alone)
-        torch.testing.assert_close(output.predictions[0], whole.predictions[image], atol=2e-6, rtol=0)
-        torch.testing.assert_close(
-            output.context_hidden_states[0], whole.context_hidden_states[image, :, :length], atol=2e-6, rtol=0
-        )
-
-
-def test_what_fills_up_a_context_takes_no_gradient(tiny_config, tiny_batch):
-    torch.manual_seed(0)
-    model = IJepaForPretraining(tiny_config).double()
-    batch = {**ragged(tiny_batch), "pixel_values": tiny_batch["pixel_values"].double().requires_grad_()}
-    output = model(**batch)
-    output.context_hidden_states.retain_grad()
-    output.loss.backward()
-    gradient = output.context_hidden_states.grad[1, 0]
-    assert gradient[:4].abs().sum(1).gt(0).all() and gradient[4:].eq(0).all()
-    assert batch["pixel_values"].grad[1, :, :8, :8].eq(0).all()  # patch 0 stands in where there is none
-
-
-def test_pooling_leaves_out_what_fills_up_a_row(tiny_model, tiny_batch):
-    indices = ragged(tiny_batch)["context_indices"][:, 0]
-    output = tiny_model.ijepa(tiny_batch["pixel_values"], indices.clamp(min=0), patch_mask=indices >= 0)
-    for image, length in enumerate(LENGTHS):
-        mean = output.last_hidden_state[image, :length].mean(0)
-        torch.testing.assert_close(output.pooler_output[image], mean)
+    output = model(**tiny_batch)
+    for name in ("predictions", "context_hidden_states", "target_hidden_states"):
+        torch.testing.assert_close(output[name], expected[name], atol=2e-6, rtol=0)
 
 
 # Loss and gradient

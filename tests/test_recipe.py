@@ -16,6 +16,7 @@ from ijepa.recipe import (
     check_launch,
     parse_arguments,
     parse_pretraining_arguments,
+    without_removed_keys,
 )
 
 
@@ -352,11 +353,40 @@ def test_images_per_pass_may_change_unless_targets_are_normalised_over_them(tmp_
 
 def test_a_setting_that_a_checkpoint_does_not_know_yet_had_its_default(tmp_path):
     values = dataclasses.asdict(PretrainingArguments(data="digits", output_dir=str(tmp_path), max_steps=1))
-    older = {name: value for name, value in values.items() if name not in ("keep_all_context", "predictor_attention")}
+    older = {name: value for name, value in values.items() if name not in ("streaming", "target_normalization")}
     same = PretrainingArguments(**values)
-    other = PretrainingArguments(**{**values, "keep_all_context": True, "predictor_attention": "shared_context"})
+    other = PretrainingArguments(**{**values, "streaming": True, "target_normalization": "none"})
     assert same.differences(older) == []
     assert other.differences(older) == [
-        "predictor_attention was None, is 'shared_context'",
-        "keep_all_context was False, is True",
+        "streaming was False, is True",
+        "target_normalization was None, is 'none'",
     ]
+
+
+REMOVED = {
+    "keep_all_context": ([False], True),
+}
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_removed_key_may_have_the_value_that_means_what_is_done_today(tmp_path, capsys, name):
+    (usual, other), path = REMOVED[name], tmp_path / "recipe.yaml"
+    words = ["--data=digits", "--max_steps=1", f"--output_dir={tmp_path / 'run'}"]
+    expected = parse_pretraining_arguments(words)
+    for value in usual:
+        path.write_text(yaml.safe_dump({name: value}))
+        assert parse_pretraining_arguments([*words, f"--recipe={path}"]) == expected
+        state = without_removed_keys({**dataclasses.asdict(expected), name: value}, "checkpoint")
+        assert expected.differences(state) == []
+    path.write_text(yaml.safe_dump({name: other}))
+    with pytest.raises(SystemExit):
+        parse_pretraining_arguments([*words, f"--recipe={path}"])
+    message = f"has {name} {other!r}, which this version no longer supports."
+    assert capsys.readouterr().err.endswith(f"{message}\n")
+    with pytest.raises(ValueError, match=f"checkpoint {message}"):
+        without_removed_keys({name: other}, "checkpoint")
+
+
+def test_removed_keys_are_known_to_pretraining_alone(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("keep_all_context: false\n")
+    assert "unknown keys: keep_all_context" in refusal(capsys, "--recipe", tmp_path / "recipe.yaml")

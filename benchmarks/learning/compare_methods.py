@@ -103,7 +103,6 @@ PUBLISHED = {
     "num_context_tokens": None,  # lists are cut to the shortest of the batch
     "num_target_tokens": None,
     "token_multiple": 1,
-    "keep_all_context": False,
     "predictor_attention": "full",
     "drop_path_rate": 0.0,
     "loss_type": "smooth_l1",  # of the code; the paper writes the squared distance
