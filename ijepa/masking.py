@@ -9,6 +9,7 @@ All randomness is counted, not carried along: numpy's Philox keyed by (seed, ste
 neither workers nor ranks share a state, and resuming needs only the step.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +31,29 @@ MAX_POSITION_DRAWS = 50
 SIZES, POSITIONS, CONTEXT_TRIM, TARGET_TRIM = range(4)
 
 LAST_KEY = np.uint32(2**32 - 1)  # of a patch that is not to be kept
+
+
+@dataclass(frozen=True)
+class BlockBounds:
+    """Sizes (height, width) in patches around every block that can be drawn.
+
+    Args:
+        lower: for every block, one of these sizes is no larger in both sides.
+        upper: for every block, one of these sizes is no smaller in both sides.
+    """
+
+    lower: list[tuple[int, int]]
+    upper: list[tuple[int, int]]
+
+    @property
+    def smallest(self) -> tuple[int, int]:
+        """The lower bound with the smallest area."""
+        return min(self.lower, key=math.prod)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """The upper bound with the largest area."""
+        return max(self.upper, key=math.prod)
 
 
 @dataclass(frozen=True)
@@ -136,8 +160,17 @@ class MultiBlockMasking:
         context_sides = self._context_sides(_between(self.context_scale, context_scale), 1.0)
         return tuple(map(int, target_sides)), tuple(map(int, context_sides))
 
+    def extreme_block_sides(self, cells: int = 256) -> tuple["BlockBounds", "BlockBounds"]:
+        """Bounds of the target blocks and of the context blocks (before any cut), whatever the seed and the step.
+
+        Args:
+            cells: into how many parts the ranges of scale and aspect ratio are divided. More give tighter bounds.
+        """
+        targets = self._block_bounds(self._target_sides, self.target_scale, self.target_aspect_ratio, cells)
+        return targets, self._block_bounds(self._context_sides, self.context_scale, CONTEXT_ASPECT_RATIO, cells)
+
     @property
-    def _required(self) -> int:
+    def required_patches(self) -> int:
         """Least number of patches a context must hold."""
         least = self.min_patches + 1 if self.mode == "meta" else self.min_patches  # quirk: MORE than min_patches
         return max(least, self.num_context_tokens or 0)
@@ -179,7 +212,7 @@ class MultiBlockMasking:
         targets, contexts = self._draw_corners(target_size, context_size, stream, attempt=0)
         visible = self._visible(targets, contexts, target_size, context_size)
         for attempt in range(1, MAX_POSITION_DRAWS + 1):
-            failing = np.flatnonzero((_counts(visible) < self._required).any(axis=-1))
+            failing = np.flatnonzero((_counts(visible) < self.required_patches).any(axis=-1))
             if not failing.size:
                 break
             new_targets, contexts = self._draw_corners(target_size, context_size, stream, attempt)
@@ -197,7 +230,7 @@ class MultiBlockMasking:
         targets, contexts = self._draw_corners(target_size, context_size, stream, attempt=0)
         visible = self._visible(targets, contexts, target_size, context_size)
         for attempt in range(1, TRIES_PER_TARGET * self.num_targets + 1):
-            images, masks = np.nonzero(_counts(visible) < self._required)
+            images, masks = np.nonzero(_counts(visible) < self.required_patches)
             if not images.size:
                 break
             excluded = targets[images, : self.num_targets - attempt // TRIES_PER_TARGET]
@@ -229,7 +262,7 @@ class MultiBlockMasking:
 
     def _trim_contexts(self, visible, stream):
         """(B, C, N) bool -> (B, C, N_ctx) indices."""
-        count = self.num_context_tokens or self._round_down(int(_counts(visible).min()), least=self._required)
+        count = self.num_context_tokens or self._round_down(int(_counts(visible).min()), least=self.required_patches)
         if self.mode == "meta":  # quirk, kept for parity: the raster tail is lost
             return _first_patches(visible, count)
         keys = stream.trim_keys(CONTEXT_TRIM, *visible.shape[1:])
@@ -268,7 +301,7 @@ class MultiBlockMasking:
     def _check_token_counts(self):
         if self.num_context_tokens is not None:
             _check_positive_integers(num_context_tokens=self.num_context_tokens)
-            if self.num_context_tokens < self._required:
+            if self.num_context_tokens < self.required_patches:
                 more = "more than " if self.mode == "meta" else ""
                 raise ValueError(
                     f"num_context_tokens={self.num_context_tokens} contradicts min_patches={self.min_patches}: mode "
@@ -294,7 +327,7 @@ class MultiBlockMasking:
         """No relaxation exists for targets, and none below a whole context block: both must always be large enough."""
         if min(self.grid_size) < 2:
             raise ValueError(f"grid_size={tuple(self.grid_size)} is below 2x2, the least that mode 'meta' can use")
-        target, _ = self._extreme_sizes(self._target_sides, self.target_scale, self.target_aspect_ratio)
+        target = self.extreme_block_sides()[0].smallest
         if target[0] * target[1] <= self.min_patches:
             raise ValueError(
                 f"min_patches={self.min_patches}: mode 'meta' needs MORE patches than this in every target, but "
@@ -304,7 +337,8 @@ class MultiBlockMasking:
         self._check_context_blocks(taken=(0, 0))
 
     def _check_unbiased_blocks(self):
-        smallest, largest = self._extreme_sizes(self._target_sides, self.target_scale, self.target_aspect_ratio)
+        targets = self.extreme_block_sides()[0]
+        smallest, largest = targets.smallest, targets.largest
         if self.num_target_tokens is not None and self.num_target_tokens > smallest[0] * smallest[1]:
             raise ValueError(
                 f"num_target_tokens={self.num_target_tokens} is more than the smallest target block holds, "
@@ -315,20 +349,18 @@ class MultiBlockMasking:
 
     def _check_context_blocks(self, taken):
         """The smallest context block, less one target block `taken` out of it, must be large enough."""
-        context, _ = self._extreme_sizes(self._context_sides, self.context_scale, CONTEXT_ASPECT_RATIO)
-        if context[0] * context[1] - taken[0] * taken[1] < self._required:
+        context = self.extreme_block_sides()[1].smallest
+        if context[0] * context[1] - taken[0] * taken[1] < self.required_patches:
             setting = "min_patches" if self.num_context_tokens is None else "num_context_tokens"
             raise ValueError(
-                f"{setting}={getattr(self, setting)}: a context must hold at least {self._required} patches, but "
-                f"context_scale={self.context_scale} on grid_size={tuple(self.grid_size)} can give "
+                f"{setting}={getattr(self, setting)}: a context must hold at least {self.required_patches} patches, "
+                f"but context_scale={self.context_scale} on grid_size={tuple(self.grid_size)} can give "
                 f"{_describe(context)}, and a target of target_scale={self.target_scale} can take away "
                 f"{_describe(taken)}: lower {setting} or target_scale, or raise context_scale"
             )
 
-    def _extreme_sizes(self, sides, scale_range, aspect_ratio_range, cells=256):
-        """Sizes (height, width) no larger and no smaller, in area, than any block that can be drawn.
-
-        The range of draws is cut into cells. Both sides are monotone in the scale and in the aspect ratio, so the
+    def _block_bounds(self, sides, scale_range, aspect_ratio_range, cells):
+        """The range of draws is cut into cells. Both sides are monotone in the scale and in the aspect ratio, so the
         corners of a cell bound every block drawn in it: an error of the cells' width can refuse, never let through.
         """
         steps = np.linspace(0, 1, cells + 1)
@@ -336,10 +368,9 @@ class MultiBlockMasking:
         if self.mode == "unbiased":  # every pair; in mode "meta" the two move together
             scale = scale[:, None]
         narrow, wide = aspect_ratio[1:], aspect_ratio[:-1]
-        smallest = np.broadcast_arrays(sides(scale[:-1], wide)[0], sides(scale[:-1], narrow)[1])
-        largest = np.broadcast_arrays(sides(scale[1:], narrow)[0], sides(scale[1:], wide)[1])
-        first, last = np.argmin(smallest[0] * smallest[1]), np.argmax(largest[0] * largest[1])
-        return tuple(int(side.flat[first]) for side in smallest), tuple(int(side.flat[last]) for side in largest)
+        smallest = sides(scale[:-1], wide)[0], sides(scale[:-1], narrow)[1]
+        largest = sides(scale[1:], narrow)[0], sides(scale[1:], wide)[1]
+        return BlockBounds(_distinct_sizes(*smallest), _distinct_sizes(*largest))
 
 
 @dataclass(frozen=True)
@@ -423,6 +454,13 @@ def _block_indices(corners, block_size, grid_size) -> np.ndarray:
     """Corners (..., 2) -> (..., height * width) patch indices, sorted."""
     offsets = np.add.outer(np.arange(block_size[0]) * grid_size[1], np.arange(block_size[1])).ravel()
     return (corners[..., 0] * grid_size[1] + corners[..., 1])[..., None] + offsets
+
+
+def _distinct_sizes(height, width) -> list[tuple[int, int]]:
+    """Sides of blocks, arrays of one shape after broadcasting -> the different pairs among them."""
+    base = int(width.max()) + 1
+    found = np.bincount((height * base + width).astype(int).ravel())  # much faster than `np.unique` on pairs
+    return [divmod(code, base) for code in np.flatnonzero(found).tolist()]
 
 
 def _counts(visible) -> np.ndarray:

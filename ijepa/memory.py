@@ -14,8 +14,6 @@ import math
 from collections import Counter
 from dataclasses import dataclass, fields
 
-import numpy as np
-
 
 GIB = 2**30
 FLOAT32 = 4
@@ -95,38 +93,15 @@ def worst_case_tokens(masking) -> TokenCounts:
     A bound: with one image per pass it is reached, with many it is far away, because the shortest context of a batch
     sets the length of all (`sampled_tokens`).
     """
-    small_targets, large_targets = _block_sides(masking, masking._target_sides, masking.target_scale)
-    _, contexts = _block_sides(masking, masking._context_sides, masking.context_scale, (1.0, 1.0))
-    target = max(height * width for height, width in large_targets)
-    context = max(_most_visible(masking, size, small_targets, target) for size in contexts)
+    targets, contexts = masking.extreme_block_sides()
+    target = math.prod(targets.largest)
+    context = max(_most_visible(masking, size, targets.lower, target) for size in contexts.upper)
     return TokenCounts(
         masking.num_context_tokens or context,
         masking.num_target_tokens or target,
         masking.num_contexts,
         masking.num_targets,
     )
-
-
-def _block_sides(masking, sides, scale_range, aspect_ratio_range=None, cells=256) -> tuple[set, set]:
-    """Sets of (height, width) of which some is no larger, and some no smaller, in both sides than any block drawn.
-
-    Both sides are monotone in scale and in aspect ratio, so the corners of a cell of draws bound every block in it.
-    """
-    steps = np.linspace(0, 1, cells + 1)
-    scale, ratio = (
-        bounds[0] + (bounds[1] - bounds[0]) * steps
-        for bounds in (scale_range, aspect_ratio_range or masking.target_aspect_ratio)
-    )
-    if masking.mode == "unbiased":  # every pair; in mode "meta" one number draws both
-        scale = scale[:, None]
-    small = sides(scale[:-1], ratio[:-1])[0], sides(scale[:-1], ratio[1:])[1]
-    large = sides(scale[1:], ratio[1:])[0], sides(scale[1:], ratio[:-1])[1]
-    return _pairs(small), _pairs(large)
-
-
-def _pairs(sides) -> set[tuple[int, int]]:
-    height, width = np.broadcast_arrays(*sides)
-    return {(int(h), int(w)) for h, w in np.unique(np.stack([height.ravel(), width.ravel()], 1), axis=0)}
 
 
 def _most_visible(masking, context, small_targets, largest_target: int) -> int:
@@ -141,7 +116,7 @@ def _most_visible(masking, context, small_targets, largest_target: int) -> int:
         for target in small_targets
     )
     # Quirk: "meta" forgives the last target only to a context that this target leaves too little of.
-    forgiven = min(area, masking._required - 1 + largest_target) if is_meta else 0
+    forgiven = min(area, masking.required_patches - 1 + largest_target) if is_meta else 0
     return max(area - min(overlaps), forgiven)
 
 

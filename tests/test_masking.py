@@ -551,15 +551,21 @@ def test_extreme_blocks_at_construction_are_those_of_the_formula(mode, side):
     draws = np.linspace(0, 1, 1501)
     scale, aspect_ratio = 0.15 + 0.05 * draws, 0.75 + 0.75 * draws
     height, width = masking._target_sides(scale[:, None] if mode == "unbiased" else scale, aspect_ratio)
-    smallest, largest = masking._extreme_sizes(
-        masking._target_sides, masking.target_scale, masking.target_aspect_ratio
-    )
-    assert np.prod(smallest) == (height * width).min() and np.prod(largest) == (height * width).max()
+    targets = masking.extreme_block_sides()[0]
+    assert np.prod(targets.smallest) == (height * width).min() and np.prod(targets.largest) == (height * width).max()
     for cells in (1, 2, 3):  # coarse cells may only widen the bounds
-        coarse = masking._extreme_sizes(
-            masking._target_sides, masking.target_scale, masking.target_aspect_ratio, cells
-        )
-        assert np.prod(coarse[0]) <= np.prod(smallest) and np.prod(coarse[1]) >= np.prod(largest)
+        coarse = masking.extreme_block_sides(cells)[0]
+        assert np.prod(coarse.smallest) <= np.prod(targets.smallest)
+        assert np.prod(coarse.largest) >= np.prod(targets.largest)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_extreme_blocks_surround_every_block_drawn(mode):
+    masking = MultiBlockMasking((14, 11), mode=mode, context_scale=(0.6, 1.0), min_patches=1)
+    for step in range(300):
+        for bounds, (height, width) in zip(masking.extreme_block_sides(), masking.block_sizes(0, step), strict=True):
+            assert any(low[0] <= height and low[1] <= width for low in bounds.lower)
+            assert any(high[0] >= height and high[1] >= width for high in bounds.upper)
 
 
 SMALL_GRIDS = [*itertools.combinations_with_replacement(range(1, 17), 2), (16, 5), (12, 3), *PUBLISHED_GRIDS]
