@@ -23,9 +23,10 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
-from ijepa import IJEPA_SIZES, IJepaConfig, IJepaForPretraining
-from ijepa.masking import MultiBlockMasking
-from ijepa.memory import (
+from ijepa_transformers import IJEPA_SIZES, IJepaConfig, IJepaForPretraining
+from ijepa_transformers.masking import MultiBlockMasking
+from ijepa_transformers.optimization import build_optimizer, parameter_groups
+from ijepa_transformers.pretraining.memory import (
     GIB,
     TokenCounts,
     estimate_memory,
@@ -34,7 +35,6 @@ from ijepa.memory import (
     sampled_tokens,
     worst_case_tokens,
 )
-from ijepa.optimization import build_optimizer, parameter_groups
 
 
 # name -> size, patch, image

@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 
 from benchmarks.learning.experiment_grid import table_cells
 from benchmarks.speed.timing import environment, seconds_of
-from ijepa import IJepaConfig, IJepaForPretraining
-from ijepa.execution import choose_attention, set_matmul_precision
-from ijepa.masking import MultiBlockMasking
-from ijepa.optimization import build_optimizer, parameter_groups
-from ijepa.recipe import parse_pretraining_arguments
+from ijepa_transformers import IJepaConfig, IJepaForPretraining
+from ijepa_transformers.execution import choose_attention, set_matmul_precision
+from ijepa_transformers.masking import MultiBlockMasking
+from ijepa_transformers.optimization import build_optimizer, parameter_groups
+from ijepa_transformers.pretraining.arguments import parse_pretraining_arguments
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]

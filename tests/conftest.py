@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conversion.key_mapping import from_meta
-from ijepa import IJepaConfig, IJepaForPretraining
-from ijepa.optimization import Schedules
+from ijepa_transformers import IJepaConfig, IJepaForPretraining
+from ijepa_transformers.conversion.key_mapping import from_meta
+from ijepa_transformers.optimization import Schedules
 
 
 FIXTURES = Path(__file__).parent / "fixtures"

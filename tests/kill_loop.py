@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from safetensors.torch import load_file
-from tiny_run import TINY
 
-import run_pretraining
-from ijepa.checkpointing import damage
+from ijepa_transformers.pretraining import command as pretraining_command
+from ijepa_transformers.pretraining.checkpointing import damage
+from tests.tiny_run import TINY
 
 
 RUN = {**TINY, "per_device_batch_size": 4, "logging_steps": 1, "save_steps": 2, "drop_path_rate": 0.1}
@@ -72,7 +72,7 @@ def start(words: list[str], log: Path) -> int:
     os.dup2(output, 2)
     code = 0
     try:
-        run_pretraining.main(words)
+        pretraining_command.main(words)
     except SystemExit as stop:
         code = stop.code or 0
     except BaseException:
@@ -116,7 +116,7 @@ def strike(child: int, number: signal.Signals, report: Report) -> None:
         report.losses.append("did not stop within 30 s")
         os.killpg(child, signal.SIGKILL)
         code = wait(child)
-    if number != signal.SIGKILL and code not in (run_pretraining.PREEMPTED, 0):
+    if number != signal.SIGKILL and code not in (pretraining_command.PREEMPTED, 0):
         report.losses.append(f"kill {report.kills + 1}: exit code {code}")
     report.slowest_exit = max(report.slowest_exit, time.monotonic() - began)
     report.exit_codes[code] = report.exit_codes.get(code, 0) + 1

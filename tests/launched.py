@@ -18,10 +18,12 @@ from pathlib import Path
 import torch
 from accelerate.state import DistributedType, PartialState
 
+from ijepa_transformers import modeling_ijepa, optimization
+from ijepa_transformers.pretraining import command as pretraining_command
+from ijepa_transformers.pretraining import loop
+
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-
-import run_pretraining
 
 
 def let_fsdp_through():
@@ -53,7 +55,7 @@ def digest(networks):
 
 
 def watch(directory):
-    seen, step, close = [], run_pretraining.optimizer_step, run_pretraining.close
+    seen, step, close = [], loop.optimizer_step, pretraining_command.close
 
     def watched_step(run, batches, number):
         result = step(run, batches, number)
@@ -67,12 +69,12 @@ def watch(directory):
         (directory / f"rank_{accelerator.process_index}.json").write_text(json.dumps(record))
         close(run)
 
-    run_pretraining.optimizer_step, run_pretraining.close = watched_step, watched_close
+    loop.optimizer_step, pretraining_command.close = watched_step, watched_close
 
 
 def spoil(rank, step):
     """Makes the losses of one process NaN in one step."""
-    loss, apply, now = run_pretraining.IJepaForPretraining.prediction_loss, run_pretraining.Schedules.apply, []
+    loss, apply, now = modeling_ijepa.IJepaForPretraining.prediction_loss, optimization.Schedules.apply, []
 
     def watched_apply(self, optimizer, number):
         now[:] = [number]
@@ -82,8 +84,8 @@ def spoil(rank, step):
         bad = now == [step] and PartialState().process_index == rank
         return loss(self, predictions * float("nan") if bad else predictions, targets)
 
-    run_pretraining.Schedules.apply = watched_apply
-    run_pretraining.IJepaForPretraining.prediction_loss = spoiled_loss
+    optimization.Schedules.apply = watched_apply
+    modeling_ijepa.IJepaForPretraining.prediction_loss = spoiled_loss
 
 
 def fail_to_save(rank):
@@ -107,4 +109,4 @@ if __name__ == "__main__":
     if sys.argv[2] != "never":
         rank, step = sys.argv[2].split(":")
         fail_to_save(int(rank)) if step == "save" else spoil(int(rank), int(step))
-    run_pretraining.main(sys.argv[3:])
+    pretraining_command.main(sys.argv[3:])

@@ -8,7 +8,7 @@ import torch
 
 from examples import semantic_segmentation
 from examples.semantic_segmentation import CLASSES, SIDE, Scenes, build_model, mean_iou, train
-from ijepa import IJepaModel
+from ijepa_transformers import IJepaModel
 
 
 DIGITS_ENCODER = str(Path(__file__).parent / "fixtures" / "digits_encoder")

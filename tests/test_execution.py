@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from ijepa import IJepaModel, execution
-from ijepa.execution import choose_attention, configure, set_matmul_precision
+from ijepa_transformers import IJepaModel
+from ijepa_transformers import execution as ijepa_transformers_execution
+from ijepa_transformers.execution import choose_attention, configure, set_matmul_precision
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def test_float32_products_stay_as_exact_as_float32():
 
 
 def test_a_setting_that_rounds_to_bfloat16_is_not_kept(monkeypatch):
-    monkeypatch.setattr(execution, "_matmul_error", lambda: 3e-3)  # as on a processor with AMX
+    monkeypatch.setattr(ijepa_transformers_execution, "_matmul_error", lambda: 3e-3)  # as on a processor with AMX
     assert set_matmul_precision("cpu", "no") == torch.get_float32_matmul_precision() == "highest"
 
 

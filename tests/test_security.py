@@ -9,25 +9,28 @@ import pytest
 import torch
 import yaml
 from accelerate.tracking import get_available_trackers
-from test_run_image_classification import directory as classifier_base  # noqa: F401 (a fixture)
-from test_run_image_classification import fine_tune
-from test_run_pretraining import fresh_accelerate, pretrain  # noqa: F401 (a fixture that applies itself)
 
-import run_feature_extraction
-import run_image_classification
-import run_pretraining
-import run_probing
-import run_visualization
-from conversion import convert_meta_checkpoint, export_meta_checkpoint, export_onnx, upgrade_hub_checkpoint
-from ijepa import IJepaConfig, IJepaForPretraining
-from ijepa.data import build_image_processor
-from ijepa.model_card import fenced_yaml, in_markdown, write_model_card
-from ijepa.report import Section, build_page
+from ijepa_transformers import IJepaConfig, IJepaForPretraining
+from ijepa_transformers.conversion import command_line, upgrade
+from ijepa_transformers.conversion import convert as conversion_convert
+from ijepa_transformers.conversion import export as conversion_export
+from ijepa_transformers.conversion import onnx as conversion_onnx
+from ijepa_transformers.data.transforms import build_image_processor
+from ijepa_transformers.evaluation import command as evaluation_command
+from ijepa_transformers.evaluation import extraction
+from ijepa_transformers.finetuning import command as finetuning_command
+from ijepa_transformers.model_card import fenced_yaml, in_markdown, write_model_card
+from ijepa_transformers.pretraining import command as pretraining_command
+from ijepa_transformers.visualization import command as visualization_command
+from ijepa_transformers.visualization.page import Section, build_page
+from tests.finetuning.test_command import directory as classifier_base  # noqa: F401 (a fixture)
+from tests.finetuning.test_command import fine_tune
+from tests.pretraining.test_run import fresh_accelerate, pretrain  # noqa: F401 (a fixture that applies itself)
 
 
 REPOSITORY = Path(__file__).parent.parent
 # Named one by one, because a .venv may lie beside them.
-PLACES = ("*.py", "ijepa/*.py", "conversion/*.py", "benchmarks/**/*.py", "examples/**/*.py")
+PLACES = ("*.py", "ijepa_transformers/**/*.py", "conversion/*.py", "benchmarks/**/*.py", "examples/**/*.py")
 SOURCES = sorted(path for place in PLACES for path in REPOSITORY.glob(place))
 SCRIPT = "<script>alert(1)</script>"
 
@@ -154,7 +157,7 @@ class Evil:
 
 
 def main_of(module, command):
-    return lambda words: convert_meta_checkpoint.run(getattr(module, command), module.build_parser(), words)
+    return lambda words: command_line.run(getattr(module, command), module.build_parser(), words)
 
 
 def commands(model, checkpoint, output):
@@ -162,15 +165,15 @@ def commands(model, checkpoint, output):
     data, to = ["--data", "digits"], ["--output", output]
     words = ["--output_dir", output, *data]
     return {
-        "convert_meta_checkpoint": (main_of(convert_meta_checkpoint, "convert"), ["--checkpoint", checkpoint, *to]),
-        "export_meta_checkpoint": (main_of(export_meta_checkpoint, "export"), ["--model", model, *to]),
-        "upgrade_hub_checkpoint": (main_of(upgrade_hub_checkpoint, "upgrade"), ["--model", model, *to]),
-        "export_onnx": (export_onnx.main, ["--model", model, "--output", f"{output}.onnx"]),
-        "run_feature_extraction": (run_feature_extraction.main, ["--model", model, *words]),
-        "run_image_classification": (run_image_classification.main, ["--model", model, "--use_cpu", *words]),
-        "run_pretraining": (run_pretraining.main, ["--init_from", model, "--max_steps", "1", *words]),
-        "run_probing": (run_probing.main, ["--models", model, *words]),
-        "run_visualization": (run_visualization.main, ["--model", model, *data, "--output", f"{output}.html"]),
+        "convert_meta_checkpoint": (main_of(conversion_convert, "convert"), ["--checkpoint", checkpoint, *to]),
+        "export_meta_checkpoint": (main_of(conversion_export, "export"), ["--model", model, *to]),
+        "upgrade_hub_checkpoint": (main_of(upgrade, "upgrade"), ["--model", model, *to]),
+        "export_onnx": (conversion_onnx.main, ["--model", model, "--output", f"{output}.onnx"]),
+        "run_feature_extraction": (extraction.main, ["--model", model, *words]),
+        "run_image_classification": (finetuning_command.main, ["--model", model, "--use_cpu", *words]),
+        "run_pretraining": (pretraining_command.main, ["--init_from", model, "--max_steps", "1", *words]),
+        "run_probing": (evaluation_command.main, ["--models", model, *words]),
+        "run_visualization": (visualization_command.main, ["--model", model, *data, "--output", f"{output}.html"]),
     }
 
 

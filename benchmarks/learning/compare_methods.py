@@ -1,7 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """I-JEPA beside other ways to an encoder of the same size, at equal steps and at equal time.
 
-    python benchmarks/learning/compare_methods.py --recipe recipes/quickstart.yaml --output_dir DIRECTORY
+    python benchmarks/learning/compare_methods.py --recipe quickstart --output_dir DIRECTORY
         [--seeds 0 1 2] [--methods METHOD ...] [--steps N] [--jobs 2] [--threads 1] [--data OTHER ...]
 
 The recipe is ours; words that are not listed by `--help` are flags of `run_pretraining.py`, laid over it. It gives all
@@ -59,22 +59,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 from benchmarks.learning.experiment_grid import error_of, rows_of_all, spread, with_threads
 from benchmarks.predictor_attention import median_seconds, stepper
 from benchmarks.speed.timing import environment
-from ijepa import IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel
-from ijepa.collapse import effective_rank
-from ijepa.data import (
-    EvaluationImages,
-    PretrainingBatchSampler,
-    PretrainingImages,
-    default_image_statistics,
-    labels_of,
-    load_image_dataset,
-    normalize_pixel_values,
-)
-from ijepa.execution import choose_attention, configure, set_matmul_precision
-from ijepa.masking import MultiBlockMasking
-from ijepa.modeling_ijepa import sincos_position_embeddings
-from ijepa.optimization import Schedules, build_optimizer, parameter_places
-from ijepa.probing import (
+from ijepa_transformers import IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel
+from ijepa_transformers.data.datasets import EvaluationImages, PretrainingImages
+from ijepa_transformers.data.order import PretrainingBatchSampler
+from ijepa_transformers.data.sources import labels_of, load_image_dataset
+from ijepa_transformers.data.transforms import default_image_statistics, normalize_pixel_values
+from ijepa_transformers.evaluation.collapse import effective_rank
+from ijepa_transformers.evaluation.probes import (
     class_indices,
     extract_features,
     few_shot_accuracy,
@@ -82,7 +73,11 @@ from ijepa.probing import (
     logistic_regression_accuracy,
     standardize,
 )
-from ijepa.recipe import OutputArguments, PretrainingArguments, parse_pretraining_arguments
+from ijepa_transformers.execution import choose_attention, configure, set_matmul_precision
+from ijepa_transformers.masking import MultiBlockMasking
+from ijepa_transformers.modeling_ijepa import sincos_position_embeddings
+from ijepa_transformers.optimization import Schedules, build_optimizer, parameter_places
+from ijepa_transformers.pretraining.arguments import OutputArguments, PretrainingArguments, parse_pretraining_arguments
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -30,9 +30,11 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-import run_pretraining
+
 from benchmarks.speed.input_pipeline import CASES, environment, jpeg, photograph
-from ijepa.recipe import OutputArguments
+from ijepa_transformers.pretraining import command as pretraining_command
+from ijepa_transformers.pretraining import loop as pretraining_loop
+from ijepa_transformers.pretraining.arguments import OutputArguments
 
 
 DIFFERENT_PHOTOS = 64
@@ -103,17 +105,17 @@ class TimedBatches(Iterator):
 
 def watch(stopwatch: Stopwatch) -> None:
     """Puts the stopwatch round the functions of run_pretraining."""
-    step, window = run_pretraining.optimizer_step, run_pretraining.Window
+    step, window = pretraining_loop.optimizer_step, pretraining_loop.Window
 
     def optimizer_step(run, batches, number):
         return step(run, TimedBatches(batches, stopwatch), number)
 
-    run_pretraining.optimizer_step = optimizer_step
+    pretraining_loop.optimizer_step = optimizer_step
     for attribute, name in PHASES.items():
-        phase = stopwatch.timed(name, getattr(run_pretraining, attribute), phase=attribute)
-        setattr(run_pretraining, attribute, phase)
+        phase = stopwatch.timed(name, getattr(pretraining_command, attribute), phase=attribute)
+        setattr(pretraining_command, attribute, phase)
     for attribute, name in PARTS.items():
-        setattr(run_pretraining, attribute, stopwatch.timed(name, getattr(run_pretraining, attribute)))
+        setattr(pretraining_command, attribute, stopwatch.timed(name, getattr(pretraining_command, attribute)))
     DataLoader.__iter__ = stopwatch.timed(STARTING, DataLoader.__iter__)
     window.add = stopwatch.timed("bookkeeping", window.add)
     window.row = stopwatch.timed("metrics", window.row)
@@ -208,7 +210,7 @@ def main():
         words = run_arguments(arguments, Path(directory) / "photos", Path(directory) / "run")
         print("run_pretraining.py", *words, *more, flush=True)
         start = time.perf_counter()
-        run_pretraining.main([*words, *more])
+        pretraining_command.main([*words, *more])
         seconds = time.perf_counter() - start
     on_gpu = torch.cuda.is_initialized()
     settings = {key: value for key, value in vars(arguments).items() if key != "directory"}

@@ -35,8 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 
 from benchmarks.speed.flops import embedding_flops, encoder_flops
 from benchmarks.speed.timing import environment, matmul_precision, quartiles, seconds_of, take_turns
-from ijepa import IJEPA_SIZES, IJepaConfig, IJepaModel
-from ijepa.execution import configure
+from ijepa_transformers import IJEPA_SIZES, IJepaConfig, IJepaModel
+from ijepa_transformers.execution import configure
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -10,8 +10,8 @@ tests/test_flops.py holds the formula against torch's FlopCounterMode.
 import math
 from dataclasses import dataclass
 
-from ijepa import IJepaConfig
-from ijepa.memory import TokenCounts
+from ijepa_transformers import IJepaConfig
+from ijepa_transformers.pretraining.memory import TokenCounts
 
 
 @dataclass(frozen=True)

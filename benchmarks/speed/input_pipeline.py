@@ -33,9 +33,11 @@ from torch.utils.data import default_collate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-import ijepa.data
+
 from benchmarks.speed.timing import environment, quartiles
-from ijepa.data import PretrainingImages, default_image_statistics, normalize_pixel_values, sample_crop
+from ijepa_transformers.data import decoding as data_decoding
+from ijepa_transformers.data.datasets import PretrainingImages
+from ijepa_transformers.data.transforms import default_image_statistics, normalize_pixel_values, sample_crop
 
 
 try:
@@ -116,10 +118,10 @@ class OurPipeline:
 
     @contextmanager
     def decoding(self):
-        installed = ijepa.data.simplejpeg
-        ijepa.data.simplejpeg = installed if self.decoder == "simplejpeg" else None
+        installed = data_decoding.simplejpeg
+        data_decoding.simplejpeg = installed if self.decoder == "simplejpeg" else None
         yield
-        ijepa.data.simplejpeg = installed
+        data_decoding.simplejpeg = installed
 
     def box(self, photo: Image.Image, turn: int, index: int) -> tuple[int, int, int, int]:
         """The (top, left, height, width) of a crop."""
@@ -154,7 +156,7 @@ def open_with_torchvision(photo: bytes) -> torch.Tensor:
 def pipelines_for(photos: list[bytes], batch_size: int) -> dict:
     ours = partial(OurPipeline, photos, batch_size)
     pipelines = {"ours, PIL": ours("PIL"), "ours, PIL, fast_large_photos": ours("PIL", True)}
-    if ijepa.data.simplejpeg is not None:
+    if data_decoding.simplejpeg is not None:
         pipelines["ours, simplejpeg"] = ours("simplejpeg")
         pipelines["ours, simplejpeg, fast_large_photos"] = ours("simplejpeg", True)
     if torchvision is None:
@@ -223,10 +225,10 @@ def difference(pipeline: OurPipeline, photos: list[bytes], num_crops: int = 8) -
 
 
 OUR_PARTS = {
-    "header": (ijepa.data._OpenedImage, "__init__"),
-    "decode": (ijepa.data._OpenedImage, "decode"),
-    "crop and resize": (ijepa.data, "random_resized_crop"),
-    "crop and resize, reduced": (ijepa.data, "_resize_fractional_box"),
+    "header": (data_decoding.OpenedImage, "__init__"),
+    "decode": (data_decoding.OpenedImage, "decode"),
+    "crop and resize": (data_decoding, "random_resized_crop"),
+    "crop and resize, reduced": (data_decoding, "_resize_fractional_box"),
     "collate": (sys.modules[__name__], "default_collate"),
 }
 
@@ -301,7 +303,10 @@ def main():
     if torchvision is None:
         print("torchvision is not installed: its pipelines are left out", flush=True)
     results = [measure(size, arguments.turns) for size in arguments.sizes]
-    machine = {"jpeg_decoder": ijepa.data.jpeg_decoder(), **environment(peers=("pillow", "torchvision", "simplejpeg"))}
+    machine = {
+        "jpeg_decoder": data_decoding.jpeg_decoder(),
+        **environment(peers=("pillow", "torchvision", "simplejpeg")),
+    }
     summary = {"benchmark": "input_pipeline", "turns": arguments.turns, **machine}
     print(json.dumps({**summary, "normalisation_us_per_image": normalisation(), "results": results}))
 

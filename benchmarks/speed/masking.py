@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 from benchmarks.speed.timing import environment, quartiles
-from ijepa.masking import MultiBlockMasking
+from ijepa_transformers.masking import MultiBlockMasking
 
 
 CASES = [((14, 14), 128), ((16, 16), 128), ((14, 14), 16), ((16, 16), 16), ((28, 28), 16)]

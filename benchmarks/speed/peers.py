@@ -17,10 +17,10 @@ from torch import nn
 from transformers.models.ijepa import configuration_ijepa as stock_configuration
 from transformers.models.ijepa import modeling_ijepa as stock
 
-from ijepa import IJepaConfig, IJepaForPretraining
-from ijepa.execution import choose_attention, set_matmul_precision
-from ijepa.modeling_ijepa import IJepaLayer
-from ijepa.optimization import Schedules, build_optimizer, parameter_groups
+from ijepa_transformers import IJepaConfig, IJepaForPretraining
+from ijepa_transformers.execution import choose_attention, set_matmul_precision
+from ijepa_transformers.modeling_ijepa import IJepaLayer
+from ijepa_transformers.optimization import Schedules, build_optimizer, parameter_groups
 
 
 # A run long enough for the benchmark to stay in its warm-up, whose small steps keep the loss finite on any images.

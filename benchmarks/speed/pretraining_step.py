@@ -47,9 +47,9 @@ from benchmarks.speed.peers import (
     automatic_execution,
 )
 from benchmarks.speed.timing import environment, quartiles
-from ijepa import IJEPA_SIZES, IJepaConfig
-from ijepa.masking import MultiBlockMasking
-from ijepa.memory import TokenCounts
+from ijepa_transformers import IJEPA_SIZES, IJepaConfig
+from ijepa_transformers.masking import MultiBlockMasking
+from ijepa_transformers.pretraining.memory import TokenCounts
 
 
 # name -> size, patch, image

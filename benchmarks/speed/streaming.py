@@ -35,8 +35,17 @@ from torch.utils.data import DataLoader, default_collate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from ijepa.data import PretrainingBatchSampler, PretrainingImages, load_image_dataset
-from ijepa.streaming import LanePositions, Position, StreamingBatches, choose_lanes, open_stream, read_lane
+from ijepa_transformers.data.datasets import PretrainingImages
+from ijepa_transformers.data.order import PretrainingBatchSampler
+from ijepa_transformers.data.sources import load_image_dataset
+from ijepa_transformers.data.streaming import (
+    LanePositions,
+    Position,
+    StreamingBatches,
+    choose_lanes,
+    open_stream,
+    read_lane,
+)
 
 
 BATCH_SIZE = 64

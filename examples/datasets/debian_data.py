@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from ijepa.checkpointing import written_aside
+from ijepa_transformers.files import written_aside
 
 
 def command_line(description: str, source_help: str) -> argparse.ArgumentParser:

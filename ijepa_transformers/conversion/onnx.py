@@ -1,0 +1,220 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Writes the encoder or the classifier of a model directory as an ONNX file, and checks it against PyTorch:
+
+    python conversion/export_onnx.py --model DIR --output encoder.onnx
+    python conversion/export_onnx.py --model DIR --output encoder.onnx --free_resolution
+
+A directory saved from `IJepaForImageClassification` gives the output `logits` (B, num_labels). Every other one gives
+`last_hidden_state` (B, N, D) and `pooler_output` (B, D) of its encoder, which is the target encoder if the directory
+was pretrained. The input is `pixel_values` (B, channels, height, width), float32, as the image processor makes it.
+Models above 2 GB get a second file, `encoder.onnx.data`, which has to stay beside the first.
+
+Needs the packages onnx, onnxscript and onnxruntime: pip install "ijepa-transformers[onnx]".
+"""
+
+import argparse
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a clone works without being installed
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPSETS = range(18, 24)  # 18 is the first that torch writes, 23 the last that every supported onnxruntime reads
+OUTPUTS = ("logits", "last_hidden_state", "pooler_output")
+# Largest allowed difference to PyTorch in float32, as a share of the largest absolute value of the output. Measured:
+# 1e-6 for ViT-B/16 (docs/inference.md).
+TOLERANCE = 1e-4
+
+
+class ExportError(Exception):
+    """An ONNX file that does not compute what the model computes. The message holds both numbers."""
+
+
+class PlainOutputs(torch.nn.Module):
+    """A model that takes one tensor and returns tensors only: (B, channels, height, width) -> a tuple of `names`."""
+
+    def __init__(self, model: PreTrainedModel, free_resolution: bool):
+        super().__init__()
+        is_classifier = hasattr(model, "classifier")
+        self.model, self.free_resolution = model, free_resolution
+        self.names = [name for name in OUTPUTS if (name == "logits") == is_classifier]
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = self.model(pixel_values, interpolate_pos_encoding=self.free_resolution)
+        return tuple(outputs[name] for name in self.names)
+
+
+def load_model(source: str) -> PreTrainedModel:
+    """The classifier of a directory saved from one, otherwise the encoder, in float32 and evaluation mode.
+
+    Raises:
+        ValueError: if the source is no I-JEPA model that can be opened.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type != "ijepa":
+            raise ValueError(f"its model_type is {config.model_type!r}, not 'ijepa'")
+        is_classifier = any(name.endswith("ForImageClassification") for name in config.architectures or ())
+        auto_class = AutoModelForImageClassification if is_classifier else AutoModel
+        return auto_class.from_pretrained(source, dtype=torch.float32).eval()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source!r} cannot be exported: {' '.join(str(error).split())}") from error
+
+
+def example_sizes(model: PreTrainedModel, free_resolution: bool) -> list[tuple[int, int]]:
+    """Heights and widths to verify with; the first one is also what the model is traced with.
+
+    In free resolution: a wide image, a tall one that does not end with a whole patch, and the model's own size.
+    """
+    height, width = model.config.image_height_and_width
+    if not free_resolution:
+        return [(height, width)]
+    patch_height, patch_width = model.config.patch_height_and_width
+    return [
+        (height + patch_height, width + 3 * patch_width),
+        (2 * height + patch_height // 2, width + patch_width),
+        (height, width),
+    ]
+
+
+def random_images(model: PreTrainedModel, batch_size: int, size: tuple[int, int]) -> torch.Tensor:
+    """Normal noise (B, channels, height, width), the same in every run."""
+    generator = torch.Generator().manual_seed(batch_size)
+    return torch.randn(batch_size, model.config.num_channels, *size, generator=generator)
+
+
+def write_onnx(model: PreTrainedModel, path: Path, free_resolution: bool, opset: int) -> None:
+    """Traces the model with `torch.export`, batch size (and, if free, height and width) dynamic, and saves ONNX."""
+    network = PlainOutputs(model, free_resolution).eval()
+    dynamic_axes = {0: "batch", **({2: "height", 3: "width"} if free_resolution else {})}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torch's own internals
+        program = torch.onnx.export(
+            network,
+            (random_images(model, 2, example_sizes(model, free_resolution)[0]),),
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=["pixel_values"],
+            output_names=network.names,
+            dynamic_shapes={"pixel_values": dynamic_axes},
+        )
+    program.save(path)
+
+
+@torch.no_grad()
+def largest_differences(model: PreTrainedModel, path: Path, free_resolution: bool) -> dict[str, tuple[float, float]]:
+    """onnxruntime on the CPU against PyTorch, for 1 and 5 images of each of `example_sizes`.
+
+    Returns:
+        for each output, its largest absolute difference and its largest absolute value.
+    """
+    import onnxruntime  # only needed here
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    network = PlainOutputs(model, free_resolution).eval()
+    found = dict.fromkeys(network.names, (0.0, 0.0))
+    for size in example_sizes(model, free_resolution):
+        for batch_size in (1, 5):
+            pixel_values = random_images(model, batch_size, size)
+            theirs = session.run(network.names, {"pixel_values": pixel_values.numpy()})
+            for name, ours, other in zip(network.names, network(pixel_values), theirs, strict=True):
+                if other.shape != tuple(ours.shape):
+                    raise ExportError(f"{name} has shape {other.shape} instead of {tuple(ours.shape)}.")
+                pair = (ours - torch.from_numpy(other)).abs().max().item(), ours.abs().max().item()
+                found[name] = tuple(map(max, found[name], pair))
+    return found
+
+
+def verify(model: PreTrainedModel, path: Path, free_resolution: bool) -> dict[str, tuple[float, float]]:
+    """`largest_differences`, each within `TOLERANCE`.
+
+    Raises:
+        ExportError: if one is not.
+    """
+    differences = largest_differences(model, path, free_resolution)
+    for name, (difference, magnitude) in differences.items():
+        if not difference <= TOLERANCE * magnitude:  # also true for not-a-number
+            raise ExportError(
+                f"{name} differs by {difference:.3g} from PyTorch, more than {TOLERANCE:g} of its magnitude"
+                f" {magnitude:.3g}; no file was written."
+            )
+    return differences
+
+
+def export(model: PreTrainedModel, output: Path, free_resolution: bool = False, opset: int = 18) -> dict:
+    """Writes the model aside, verifies it there, and moves it to `output`; a reader never sees half of it.
+
+    Returns:
+        for each output, the largest absolute difference to PyTorch and the largest absolute value.
+
+    Raises:
+        ExportError: if the file does not compute what the model computes; nothing is left behind.
+    """
+    aside = Path(tempfile.mkdtemp(prefix=".tmp-export-", dir=output.parent))
+    try:
+        write_onnx(model, aside / output.name, free_resolution, opset)
+        differences = verify(model, aside / output.name, free_resolution)
+        for file in sorted(aside.iterdir(), reverse=True):  # the weights (.onnx.data) before what points to them
+            os.replace(file, output.parent / file.name)
+    finally:
+        shutil.rmtree(aside)
+    return differences
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raises ValueError if the export cannot succeed, before anything is loaded or written."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    output = Path(arguments.output)
+    if missing:
+        raise ValueError(f'{", ".join(missing)} not found; run: pip install "ijepa-transformers[onnx]"')
+    if arguments.opset not in OPSETS:
+        raise ValueError(f"--opset must be one of {OPSETS[0]} to {OPSETS[-1]}, got {arguments.opset}")
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder {str(output.parent)!r} to write {output.name!r} to")
+    taken = [str(path) for path in (output, output.with_name(f"{output.name}.data")) if path.exists()]
+    if taken:
+        raise ValueError(f"{taken[0]!r} exists already; remove it or choose another --output")
+
+
+def parse_arguments(words: list[str] | None = None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    parser = argparse.ArgumentParser(
+        prog="export_onnx.py", description="Writes an I-JEPA encoder or classifier as ONNX.", allow_abbrev=False
+    )
+    parser.add_argument("--model", required=True, help="model directory or Hub name")
+    parser.add_argument("--output", required=True, help="the .onnx file to write")
+    parser.add_argument(
+        "--free_resolution", action="store_true", help="any height and width, by resizing the position embeddings"
+    )
+    parser.add_argument("--opset", type=int, default=18, help="version of the ONNX operators, 18 to 23")
+    return parser.parse_args(words), parser
+
+
+def main(words: list[str] | None = None) -> None:
+    arguments, parser = parse_arguments(words)
+    disable_progress_bar()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # torchvision's absence is no news here
+    try:
+        check_arguments(arguments)
+        model = load_model(arguments.model)
+    except ValueError as error:
+        parser.error(str(error))
+    output = Path(arguments.output)
+    try:
+        differences = export(model, output, arguments.free_resolution, arguments.opset)
+    except ExportError as error:
+        print(f"export_onnx.py: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    for name, (difference, magnitude) in differences.items():
+        print(f"{name}: largest difference to PyTorch {difference:.2g}, of values up to {magnitude:.3g}")
+    print(f"wrote {output}")

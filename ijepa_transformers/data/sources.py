@@ -1,0 +1,435 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Finds and opens images: folders, Parquet and tar shards, Hub data sets and the digits of scikit-learn."""
+
+import glob
+import io
+import itertools
+import os
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+from PIL import Image
+
+from .decoding import FILE_URI, encoded_bytes, open_image, value_name
+from .order import SUBSET_STREAM, random_stream
+
+
+IMAGE_EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+SHARD_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
+LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label")
+
+
+# Opening data sets
+def load_image_dataset(
+    source: str | os.PathLike,
+    *,
+    split: str = "train",
+    config_name: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> datasets.Dataset:
+    """Opens images for random access.
+
+    Args:
+        source: one of
+            - "digits": the 1,797 real 8x8 scans of scikit-learn, in their published order: "train" is the first 1,297,
+              "test" the last 500. Every digit has 46 to 51 of the test scans.
+            - a folder of images, with any depth of sub-folders. Split folders (train, validation or val or valid,
+              test) are optional, and so are class folders: if every image of a split lies in a sub-folder, and there
+              are at least two, the first level names the class. File names never decide a split. Files with other
+              extensions than IMAGE_EXTENSIONS, hidden files and metadata files are not read.
+            - a folder, file or glob of .parquet, of .tar (WebDataset) or of .arrow files, or a `save_to_disk` folder.
+              In a folder of shards the split is the word train, validation, val, valid or test in the path, if any.
+            - otherwise the name of a data set on the Hub.
+        split: "val" and "valid" mean "validation". Files without a split are "train".
+        config_name: the configuration of a Hub data set; nothing else has one.
+        image_column, label_column: needed only where the right one is not obvious.
+        cache_dir: where `datasets` keeps the Arrow files that it makes of Parquet files, tar shards and Hub data sets.
+
+    Returns:
+        A data set with the columns "image" (encoded bytes or a path, not decoded) and, if there are labels, "label"
+        (`ClassLabel`; the same ids in every split; ints keep their value).
+
+    Raises:
+        ValueError: if the source, the split or a column is absent or ambiguous.
+    """
+    splits = _open_splits(os.fspath(source), config_name, cache_dir)
+    return _with_standard_columns(splits, choose_split(source, splits, split), image_column, label_column)
+
+
+def choose_split(source: str | os.PathLike, splits: Iterable[str], asked: str) -> str:
+    """The name among `splits` that means the same as `asked` ("val" is "validation").
+
+    Raises:
+        ValueError: if there is none, or if two of the names mean the same.
+    """
+    names = {name: SPLIT_NAMES.get(str(name).lower(), str(name)) for name in splits}
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"{str(source)!r} has two splits of the same meaning: {', '.join(map(repr, names))}")
+    asked = SPLIT_NAMES.get(asked.lower(), asked)
+    for name, meaning in names.items():
+        if meaning == asked:
+            return name
+    raise ValueError(f"{str(source)!r} has no split {asked!r}; it has {', '.join(map(repr, sorted(names.values())))}")
+
+
+def image_name(dataset: datasets.Dataset, index: int) -> str:
+    """The file name or path of an image, for messages; its number where the source keeps no names."""
+    return value_name(dataset[index]["image"]) or f"image {index}"
+
+
+def _open_splits(source: str, config_name: str | None, cache_dir) -> dict[str, datasets.Dataset]:
+    path = Path(source).expanduser()
+    is_local = source == "digits" or path.exists() or glob.has_magic(source) or looks_like_a_path(source)
+    if is_local and config_name is not None:
+        raise ValueError(f"config_name is for Hub data sets only, got {config_name!r} for {source!r}")
+    if source == "digits":
+        return _open_digits()
+    if path.is_dir():
+        return _open_folder(path, cache_dir)
+    if path.is_file():
+        return _open_files(source, [path], cache_dir)
+    if glob.has_magic(source):
+        return _open_files(source, sorted(map(Path, glob.glob(str(path), recursive=True))), cache_dir)
+    if is_local:
+        raise ValueError(f"{source!r} is neither a file nor a folder on this machine")
+    problem = f"{source!r} is neither a file nor a folder on this machine, and it cannot be loaded from the Hub"
+    return _load_with_datasets(problem, path=source, name=config_name, cache_dir=cache_dir)
+
+
+def looks_like_a_path(source: str) -> bool:
+    extensions = (*IMAGE_EXTENSIONS, *SHARD_BUILDERS)
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source or source.endswith(extensions)
+
+
+def _load_with_datasets(problem: str, **arguments) -> dict[str, datasets.Dataset]:
+    try:
+        return dict(datasets.load_dataset(**arguments))
+    except Exception as error:  # `datasets` wraps what went wrong in errors of many classes
+        reason = error.__cause__ or error
+        raise ValueError(f"{problem}: {type(reason).__name__}: {reason}") from error
+
+
+def _open_digits() -> dict[str, datasets.Dataset]:
+    from sklearn.datasets import load_digits  # only needed here
+
+    digits = load_digits()
+    scans = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), published as 0..16
+    images = [{"bytes": _png(scan), "path": f"digits/{number:04}.png"} for number, scan in enumerate(scans)]
+    features = _features([str(name) for name in digits.target_names])
+    parts = {"train": slice(0, 1297), "test": slice(1297, 1797)}
+    return {
+        split: datasets.Dataset.from_dict({"image": images[part], "label": digits.target[part]}, features=features)
+        for split, part in parts.items()
+    }
+
+
+def _png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def _features(class_names: Sequence[str] = ()) -> datasets.Features:
+    label = {"label": datasets.ClassLabel(names=list(class_names))} if class_names else {}
+    return datasets.Features({"image": datasets.Image(decode=False), **label})
+
+
+def _open_folder(folder: Path, cache_dir) -> dict[str, datasets.Dataset]:
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        saved = datasets.load_from_disk(str(folder))
+        return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    kind, files = files_of_one_kind(str(folder), visible_files(folder, (os.path.realpath(folder),)))
+    if kind == "image":
+        return _open_image_folder(folder, [file.relative_to(folder) for file in files])
+    return _open_shards(str(folder), kind, shards_by_split(folder, files), cache_dir)
+
+
+def _open_files(source: str, files: list[Path], cache_dir) -> dict[str, datasets.Dataset]:
+    """Files that the caller named one by one, or by a glob, are one split whatever they are called."""
+    kind, files = files_of_one_kind(source, files)
+    if kind == "image":
+        return {"train": _image_paths(files)}
+    return _open_shards(source, kind, {"train": files}, cache_dir)
+
+
+def visible_files(folder: Path, parents: tuple[str, ...]) -> Iterator[Path]:
+    """Files at any depth, sorted, through links to folders but not in circles."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if not _is_folder(entry):
+            yield folder / entry.name
+        elif (real_path := os.path.realpath(entry.path)) not in parents:
+            yield from visible_files(folder / entry.name, (*parents, real_path))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle: listed, so that it is counted as a bad image
+        return False
+
+
+def files_of_one_kind(source: str, files: Iterable[Path]) -> tuple[str, list[Path]]:
+    by_kind = {}
+    for file in files:
+        extension = file.suffix.lower()
+        kind = "image" if extension in IMAGE_EXTENSIONS else extension
+        if kind == "image" or kind in SHARD_BUILDERS:
+            by_kind.setdefault(kind, []).append(file)
+    if not by_kind:
+        raise ValueError(f"{source!r} holds no images ({', '.join(IMAGE_EXTENSIONS)}) and no .parquet, .tar or .arrow")
+    if len(by_kind) > 1:
+        raise ValueError(
+            f"{source!r} holds several kinds of data ({', '.join(by_kind)}); name one with a glob, such as "
+            f"{os.path.join(source, '**', '*.parquet')!r}"
+        )
+    return by_kind.popitem()
+
+
+def shards_by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    by_split = {}
+    for file in files:
+        words = "".join(c if c.isalnum() else " " for c in str(file.relative_to(folder)).lower()).split()
+        found = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+        by_split.setdefault(found.pop() if len(found) == 1 else None, []).append(file)
+    if None in by_split and len(by_split) > 1:
+        raise ValueError(
+            f"{str(folder)!r}: the split of {by_split[None][0].name!r} is unclear; name files with a glob"
+        )
+    return by_split if None not in by_split else {"train": by_split[None]}
+
+
+def _open_shards(source: str, kind: str, files: dict[str, list[Path]], cache_dir) -> dict[str, datasets.Dataset]:
+    data_files = {split: [glob.escape(str(file.absolute())) for file in paths] for split, paths in files.items()}
+    problem = f"the {kind} files of {source!r} cannot be read"
+    return _load_with_datasets(problem, path=SHARD_BUILDERS[kind], data_files=data_files, cache_dir=cache_dir)
+
+
+def _open_image_folder(folder: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
+    """Lists the files itself, because the `imagefolder` builder takes splits from file names (`test_1.jpg`)."""
+    depth = int(_has_split_folders(str(folder), files))
+    by_split = {}
+    for file in files:
+        by_split.setdefault(file.parts[0] if depth else "train", []).append(file)
+    classes = {
+        split: [file.parts[depth] for file in paths if len(file.parts) > depth + 1]
+        for split, paths in by_split.items()
+    }
+    labelled = {split for split, labels in classes.items() if len(labels) == len(by_split[split])}
+    class_names = sorted({label for split in labelled for label in classes[split]})
+    opened = {}
+    for split, paths in by_split.items():
+        has_labels = split in labelled and len(class_names) > 1
+        labels, names = (classes[split], class_names) if has_labels else ((), ())
+        opened[split] = _image_paths([folder / file for file in paths], labels, names)
+    return opened
+
+
+def _has_split_folders(source: str, files: list[Path]) -> bool:
+    tops = {file.parts[0] if len(file.parts) > 1 else "" for file in files}
+    split_folders = {top for top in tops if top.lower() in SPLIT_NAMES}
+    if split_folders and split_folders != tops:
+        others = sorted(tops - split_folders)
+        raise ValueError(
+            f"{source!r} has split folders {sorted(split_folders)} beside other images (in {others[:5]}); keep only "
+            f"split folders, or, if these are classes, move them all into a folder {os.path.join(source, 'train')!r}"
+        )
+    return bool(split_folders)
+
+
+def _image_paths(files: list[Path], labels: Sequence[str] = (), class_names: Sequence[str] = ()) -> datasets.Dataset:
+    columns = {"image": [_storable(str(file.absolute())) for file in files]}
+    if class_names:
+        ids = {name: number for number, name in enumerate(class_names)}
+        columns["label"] = [ids[label] for label in labels]
+    return datasets.Dataset.from_dict(columns, features=_features(class_names))
+
+
+def _storable(path: str) -> str:
+    """Arrow stores UTF-8 only: a path with other bytes is written as a URI, which `_read_file` takes back."""
+    try:
+        path.encode()
+        return path
+    except UnicodeEncodeError:
+        return FILE_URI + urllib.parse.quote(os.fsencode(path))
+
+
+def _with_standard_columns(
+    splits: dict[str, datasets.Dataset], split: str, image_column: str | None, label_column: str | None
+) -> datasets.Dataset:
+    dataset = splits[split].with_format(None)
+    image_column = find_image_column(dataset, image_column)
+    label_column = _find_label_column(dataset, label_column)
+    images = dataset.select_columns([image_column]).rename_columns({image_column: "image"})
+    images = images.cast_column("image", datasets.Image(decode=False))
+    if label_column is None:
+        return images
+    # Labels are cast on their own: casting them inside the table would rewrite all images on disk.
+    labels = dataset.select_columns([label_column]).rename_columns({label_column: "label"})
+    if not isinstance(labels.features["label"], datasets.ClassLabel):
+        columns = [table.unique(label_column) for table in splits.values() if label_column in table.column_names]
+        labels = labels.cast_column("label", _class_label(label_column, set().union(*columns) - {None}))
+    return datasets.concatenate_datasets([images, labels], axis=1)
+
+
+def _class_label(column: str, values: set) -> datasets.ClassLabel:
+    """One class list for all splits, from all splits. -1 means unlabelled, as everywhere in `datasets`."""
+    if any(isinstance(value, str) for value in values):
+        return datasets.ClassLabel(names=sorted(values))
+    if min(values, default=0) < -1:
+        raise ValueError(f"the class ids in column {column!r} must be -1 or more, got {min(values)}")
+    return datasets.ClassLabel(names=[str(number) for number in range(max(values, default=0) + 1)])
+
+
+def find_image_column(dataset: datasets.Dataset | datasets.IterableDataset, asked: str | None) -> str:
+    """The column `asked`, or else the only one that holds images. Raises ValueError if there is none, or several."""
+    features = dataset.features
+    if asked is not None:
+        if asked not in features or not (_may_hold_images(features[asked]) or _is_value(features[asked], "string")):
+            raise ValueError(f"{asked!r} is no column of images; the columns are {_columns(dataset)}")
+        return asked
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    found = found or [name for name in features if _may_hold_images(features[name]) and _holds_images(dataset, name)]
+    if len(found) != 1:
+        problem = f"several image columns {found}" if found else "no image column"
+        raise ValueError(f"{problem}; choose one with image_column. The columns are {_columns(dataset)}")
+    return found[0]
+
+
+def _may_hold_images(feature) -> bool:
+    is_file = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    return isinstance(feature, datasets.Image) or is_file or _is_value(feature, "binary")
+
+
+def _holds_images(dataset: datasets.Dataset | datasets.IterableDataset, column: str) -> bool:
+    """True if one of the first ten values starts like an image; only file headers are read."""
+    for row in itertools.islice(dataset.select_columns([column]), 10):  # streams have no indices
+        value = row[column]
+        try:
+            open_image(encoded_bytes(value if isinstance(value, dict) else {"bytes": value, "path": None}))
+            return True
+        except Exception:  # whatever PIL says: this value is no image
+            continue
+    return False
+
+
+def _find_label_column(dataset: datasets.Dataset, asked: str | None) -> str | None:
+    features = dataset.features
+    if asked is not None:
+        if asked not in features or not _may_hold_labels(features[asked]):
+            raise ValueError(f"{asked!r} is no column of class ids or names; the columns are {_columns(dataset)}")
+        return asked
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    found = found or [name for name in LABEL_NAMES if name in features and _may_hold_labels(features[name])]
+    if len(found) > 1:  # CIFAR-100: coarse_label and fine_label
+        found = [name for name in found if name in LABEL_NAMES] or found
+    if len(found) > 1:
+        raise ValueError(f"several label columns {found}; choose one with label_column")
+    return found[0] if found else None
+
+
+def _may_hold_labels(feature) -> bool:
+    return isinstance(feature, datasets.ClassLabel) or _is_value(feature, "int", "uint", "string")
+
+
+def _is_value(feature, *kinds: str) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype.removeprefix("large_").startswith(kinds)
+
+
+def _columns(dataset: datasets.Dataset | datasets.IterableDataset) -> str:
+    return ", ".join(f"{name} ({getattr(feature, 'dtype', 'nested')})" for name, feature in dataset.features.items())
+
+
+# Labels
+def labels_of(dataset: datasets.Dataset) -> np.ndarray:
+    """Class ids (images,), int64; -1 for an image without a label, which a data set may also write as null."""
+    return np.array([-1 if label is None else label for label in dataset["label"][:]], dtype=np.int64)
+
+
+def select_labelled(
+    labels: Sequence[int], *, images_per_class: int | None = None, label_fraction: float | None = None, seed: int = 0
+) -> list[int]:
+    """A class-balanced part of a data set, for training with few labels: sorted indices.
+
+    The images of a class stand in an order that only `seed` decides, and the first of them are taken. So a larger part
+    holds every smaller one of the same seed.
+
+    Args:
+        labels: class id of every image.
+        images_per_class: as many of every class.
+        label_fraction: this share of every class, rounded, and at least one image. Exactly one of both is given.
+        seed: of the selection.
+
+    Raises:
+        ValueError: if a number is out of range, or a class has fewer than `images_per_class` images.
+    """
+    if (images_per_class is None) == (label_fraction is None):
+        raise ValueError(f"Give images_per_class or label_fraction, got {images_per_class} and {label_fraction}.")
+    if images_per_class is not None and images_per_class < 1:
+        raise ValueError(f"images_per_class must be at least 1, got {images_per_class}.")
+    if label_fraction is not None and not 0 < label_fraction <= 1:
+        raise ValueError(f"label_fraction must lie in (0, 1], got {label_fraction}.")
+    labels = np.asarray(labels)
+    order = np.argsort(random_stream(seed, SUBSET_STREAM).random_raw(len(labels)), kind="stable")
+    selected = []
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        count = images_per_class if label_fraction is None else max(1, round(label_fraction * len(members)))
+        if count > len(members):
+            raise ValueError(f"Class {label} has {len(members)} images, fewer than images_per_class {count}.")
+        selected += members[:count].tolist()
+    return sorted(selected)
+
+
+def select_listed(dataset: datasets.Dataset, path: str | os.PathLike) -> list[int]:
+    """The images that a text file names, one file name per line, such as a published list: sorted indices.
+
+    Folders before a name are ignored, in the file and in the data set; blank lines too.
+
+    Raises:
+        ValueError: if the file cannot be read or is empty, or names an image that is absent, or that is there twice.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The list {str(path)!r} cannot be read: {error}") from None
+    listed = {os.path.basename(line.strip()) for line in lines} - {""}
+    if not listed:
+        raise ValueError(f"The list {str(path)!r} names no image.")
+    places = {}
+    for index, image in enumerate(_paths(dataset)):
+        places.setdefault(os.path.basename(image or ""), []).append(index)
+    unknown = sorted(listed - set(places))
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of the {len(listed)} names in {str(path)!r} are not in the data, for example"
+            f" {unknown[0]!r}."
+        )
+    repeated = sorted(name for name in listed if len(places[name]) > 1)
+    if repeated:
+        raise ValueError(f"{repeated[0]!r} in {str(path)!r} is the name of {len(places[repeated[0]])} images.")
+    return sorted(places[name][0] for name in listed)
+
+
+def _paths(dataset: datasets.Dataset) -> list[str | None]:
+    """The path of every image, without reading the images beside it."""
+    column = dataset.select_columns(["image"]).with_format("arrow")
+    parts = (column[start : start + 1000]["image"] for start in range(0, len(column), 1000))
+    return [path for part in parts for path in pc.struct_field(part, "path").to_pylist()]

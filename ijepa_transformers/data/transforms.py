@@ -1,0 +1,245 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Crops, resizing and normalisation of decoded images.
+
+Shape legend: H rows, W columns, C channels. A box is (top, left, height, width), in pixels. `size` is one number for a
+square or (height, width), in pixels.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BitImageProcessorPil
+
+from .decoding import OpenedImage, to_array
+
+
+EVALUATION_RESIZE_RATIO = 256 / 224  # shorter side over crop, the usual ImageNet protocol
+_REDUCTIONS = (8, 4, 2)  # that libjpeg can decode at, beside 1
+
+
+# Transforms
+def random_resized_crop(
+    image: Image.Image | np.ndarray,
+    size: int | tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: np.random.Generator,
+    *,
+    horizontal_flip: bool = False,
+    interpolation: str = "bilinear",
+) -> torch.Tensor:
+    """The only augmentation of I-JEPA (appendix A.1): a random part of the image, resized with antialiasing.
+
+    Args:
+        image: uint8 (H, W, C), or a PIL image of mode L or RGB.
+        size: of the result. For a size that is not square, `ratio` is relative to the result's width / height, so
+            that the stretching of the content stays within `ratio`.
+        scale: smallest and largest part of the image's area.
+        ratio: smallest and largest width / height of the crop, log-uniform in between.
+        generator: where all randomness comes from.
+        horizontal_flip: mirror half of the results. Off in the paper; the crops are the same with and without.
+        interpolation: "bilinear" (as published) or "bicubic".
+
+    Returns:
+        uint8 (C, height, width).
+    """
+    array = to_array(image)
+    height, width = height_and_width(size)
+    box = sample_crop(*array.shape[:2], width / height, scale, ratio, generator)
+    return _flipped_at_random(_resize_box(array, box, (height, width), interpolation), horizontal_flip, generator)
+
+
+def reduced_random_resized_crop(
+    image: OpenedImage,
+    num_channels: int,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: np.random.Generator,
+    horizontal_flip: bool,
+    interpolation: str,
+) -> torch.Tensor:
+    """`random_resized_crop` of a `reducible` image, decoded no larger than the crop needs.
+
+    The crop is the same part of the image. Where it is at least two, four or eight times as large as the result in
+    both directions, libjpeg makes the image smaller by as much while it decodes; the pixels come out a little
+    different (docs/loading.md has figures). Elsewhere they are the same.
+    """
+    box = sample_crop(*image.height_and_width, size[1] / size[0], scale, ratio, generator)
+    reduction = next((n for n in _REDUCTIONS if box[2] >= n * size[0] and box[3] >= n * size[1]), 1)
+    array = image.decode(num_channels, reduction)
+    if reduction == 1:
+        resized = _resize_box(array, box, size, interpolation)
+    else:
+        resized = _resize_fractional_box(array, image.reduced_box(box, reduction), size, interpolation)
+    return _flipped_at_random(resized, horizontal_flip, generator)
+
+
+def _resize_box(array: np.ndarray, box, size: tuple[int, int], interpolation: str) -> torch.Tensor:
+    """A box of (H, W, C), resized with antialiasing to (C, *size)."""
+    top, left, height, width = box
+    # Copied, because torch takes no view that runs backwards or is read-only; it would copy any other one itself.
+    crop = torch.from_numpy(array[top : top + height, left : left + width].copy()).permute(2, 0, 1)
+    # On uint8 this gives PIL's result up to one grey level in about a quarter of the time.
+    return torch.nn.functional.interpolate(crop[None], size, mode=interpolation, antialias=True)[0]
+
+
+def _resize_fractional_box(array: np.ndarray, box, size: tuple[int, int], interpolation: str) -> torch.Tensor:
+    """As `_resize_box`, by PIL, for a box whose edges lie between pixels."""
+    top, left, height, width = box
+    first_row, first_column = int(top), int(left)
+    array = array[first_row : math.ceil(top + height), first_column : math.ceil(left + width)]
+    top, left = top - first_row, left - first_column
+    image = Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])
+    resample = Image.Resampling[interpolation.upper()]
+    resized = image.resize((size[1], size[0]), resample, box=(left, top, left + width, top + height))
+    return torch.from_numpy(to_array(resized)).permute(2, 0, 1)
+
+
+def _flipped_at_random(image: torch.Tensor, horizontal_flip: bool, generator: np.random.Generator) -> torch.Tensor:
+    if horizontal_flip and generator.random() < 0.5:
+        image = image.flip(-1)
+    return image.contiguous()
+
+
+def sample_crop(
+    height: int,
+    width: int,
+    target_ratio: float,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """Draws (top, left, height, width) of a crop; after ten draws that do not fit, the centre as large as fits."""
+    # Only Generator.random() is used: its stream has never changed between NumPy versions, unlike integers().
+    for _ in range(10):
+        area, shape, vertical, horizontal = generator.random(4)
+        crop_area = height * width * (scale[0] + area * (scale[1] - scale[0]))
+        crop_ratio = target_ratio * ratio[0] * (ratio[1] / ratio[0]) ** shape
+        crop_height, crop_width = round(math.sqrt(crop_area / crop_ratio)), round(math.sqrt(crop_area * crop_ratio))
+        if 0 < crop_height <= height and 0 < crop_width <= width:
+            top, left = int(vertical * (height - crop_height + 1)), int(horizontal * (width - crop_width + 1))
+            return top, left, crop_height, crop_width
+    crop_ratio = min(max(width / height, target_ratio * ratio[0]), target_ratio * ratio[1])
+    crop_height = max(1, min(height, round(width / crop_ratio)))
+    crop_width = max(1, min(width, round(height * crop_ratio)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def resize_center_crop(
+    image: Image.Image | np.ndarray, size: int | tuple[int, int], resize_ratio: float = EVALUATION_RESIZE_RATIO
+) -> torch.Tensor:
+    """The evaluation view, equal to what `build_image_processor` computes: bicubic resize, centre crop.
+
+    For a square size the shorter side becomes resize_ratio x size. For another size the whole image becomes
+    resize_ratio x (height, width), which keeps the shape of the content only where the image has about the shape of
+    `size`: stock image processors know no third way.
+
+    Args:
+        image: uint8 (H, W, C), or a PIL image of mode L or RGB.
+        size: of the result.
+        resize_ratio: 1 or more; 1 keeps small images whole (CIFAR and digits).
+
+    Returns:
+        uint8 (C, height, width).
+    """
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0])
+    height, width = height_and_width(size)
+    resized_height, resized_width = _resized_size(image.height, image.width, size, resize_ratio)
+    image = image.resize((resized_width, resized_height), Image.Resampling.BICUBIC)
+    top, left = (resized_height - height) // 2, (resized_width - width) // 2
+    image = image.crop((left, top, left + width, top + height))
+    return torch.from_numpy(to_array(image)).permute(2, 0, 1).contiguous()
+
+
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"size must be positive, got {size!r}")
+    return height, width
+
+
+def _evaluation_box(size: int | tuple[int, int], resize_ratio: float) -> tuple[int, int]:
+    if resize_ratio < 1:
+        raise ValueError(f"resize_ratio must be 1 or more, got {resize_ratio!r}: the crop would leave the image")
+    height, width = height_and_width(size)
+    return round(resize_ratio * height), round(resize_ratio * width)
+
+
+def _resized_size(height: int, width: int, size: int | tuple[int, int], resize_ratio: float) -> tuple[int, int]:
+    box_height, box_width = _evaluation_box(size, resize_ratio)
+    if box_height != box_width:
+        return box_height, box_width
+    # Rounded down like `transformers` does, so that both give the same pixels.
+    if height <= width:
+        return box_height, int(box_height * width / height)
+    return int(box_height * height / width), box_height
+
+
+def default_image_statistics(num_channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of pixels in 0..1: ImageNet's, as published; for one channel, of their luma."""
+    statistics = {3: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), 1: ([0.459], [0.226])}
+    if num_channels not in statistics:
+        raise ValueError(f"num_channels must be 1 or 3, got {num_channels!r}")
+    return statistics[num_channels]
+
+
+def normalize_pixel_values(
+    pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]
+) -> torch.Tensor:
+    """(uint8 / 255 - mean) / std as float32, on the tensor's device.
+
+    Args:
+        pixel_values: uint8 (..., C, H, W).
+        image_mean, image_std: one number per channel, for pixels in 0..1.
+    """
+    if pixel_values.dtype != torch.uint8:
+        raise TypeError(f"pixel_values must be uint8 in 0..255, got {pixel_values.dtype}: normalised already?")
+    if not len(image_mean) == len(image_std) == pixel_values.shape[-3]:
+        raise ValueError(f"mean {image_mean} and std {image_std} do not fit {pixel_values.shape[-3]} channels")
+    mean, std = (_of_levels(tuple(values), pixel_values.device) for values in (image_mean, image_std))
+    return (pixel_values.float() - mean) / std
+
+
+@functools.cache  # or every step would wait for the device to take these few numbers
+def _of_levels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Numbers for pixels in 0..1, made those for 0..255: (C, 1, 1)."""
+    return 255 * torch.tensor(values, device=device).view(-1, 1, 1)
+
+
+def build_image_processor(
+    image_size: int | tuple[int, int],
+    num_channels: int = 3,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    resize_ratio: float = EVALUATION_RESIZE_RATIO,
+) -> BitImageProcessorPil:
+    """A stock image processor that does what `resize_center_crop` and `normalize_pixel_values` do.
+
+    `save_pretrained` writes a `preprocessor_config.json` without the word PIL, and `AutoImageProcessor` opens it with
+    or without torchvision. transformers 5.17 without torchvision hides AutoImageProcessor, whatever the file says:
+    there, `BitImageProcessorPil.from_pretrained` opens it. BiT's is the class whose fields are these steps (DINOv2
+    uses it too); `ViTImageProcessor` has no centre crop of its own.
+
+    The stock class differs from `decode_image` in three points. It does not rotate by EXIF if it gets a PIL image. For
+    num_channels 3 it clips 16-bit images. For num_channels 1 it takes PIL images of mode L or arrays (H, W, 1) or
+    (1, H, W), and raises a ValueError about the mean for colour, because it can convert to RGB but not to grey; do
+    `image.convert("L")` first.
+    """
+    mean, std = default_image_statistics(num_channels)
+    height, width = height_and_width(image_size)
+    box_height, box_width = _evaluation_box(image_size, resize_ratio)
+    is_square = box_height == box_width
+    return BitImageProcessorPil(
+        size={"shortest_edge": box_height} if is_square else {"height": box_height, "width": box_width},
+        crop_size={"height": height, "width": width},
+        resample=Image.Resampling.BICUBIC,
+        do_convert_rgb=num_channels == 3,
+        image_mean=list(mean if image_mean is None else image_mean),
+        image_std=list(std if image_std is None else image_std),
+    )

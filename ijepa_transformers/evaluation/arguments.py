@@ -1,0 +1,169 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""The arguments of `ijepa probe`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..arguments import argument, parse_arguments, require
+from .heads import OPTIMIZERS, SCHEDULES
+
+
+PROGRAM = "run_probing.py"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PROBES = ("knn", "few_shot", "logistic", "linear", "attentive", "collapse")
+PLAIN_PROBES = {"knn", "few_shot", "logistic"}  # they need no training loop
+HEAD_FEATURES, HEAD_NORMS = ("last", "last4"), ("none", "batch_norm")
+
+
+# Arguments
+@dataclass
+class DataArguments:
+    """Which images."""
+
+    _argument_group_name = "data"
+
+    data: str = argument("", "labelled images: a folder, Parquet or tar shards, a Hub dataset, or 'digits'")
+    data_config: str | None = argument(None, "configuration name of a Hub dataset")
+    train_split: str = argument("train", "split that probes learn from")
+    validation_split: str = argument("validation", "split that accuracies are measured on")
+    image_column: str | None = argument(None, "column of the images; found if there is only one")
+    label_column: str | None = argument(None, "column of the labels; found if there is only one")
+    max_images: int | None = argument(None, "use a sample of this many images of each split, drawn by the seed")
+    num_workers: int = argument(2, "image loading processes per process; 0 loads in it")
+
+
+@dataclass
+class EncoderArguments:
+    """Which encoders, and how they compute."""
+
+    _argument_group_name = "encoders"
+
+    models: list[str] = argument(
+        [],
+        "NAME=SPEC or SPEC, each a row; equal names are averaged. SPEC is a directory or Hub name, perhaps with"
+        " @context or @target behind it, or random:SPEC, random:SPEC#SEED, raw_pixels:SPEC",
+    )
+    encoder: Literal["target", "context"] = argument(
+        "target", "which encoder of a pretraining directory, where SPEC does not say; the paper evaluates the target"
+    )
+    no_baselines: bool = argument(False, "leave out the rows 'raw pixels' and 'random encoder'")
+    dtype: Literal["fp32", "bf16"] = argument("fp32", "precision of the encoder; probes compute in float32")
+    per_device_batch_size: int = argument(64, "images per forward pass of the encoder and process")
+
+
+@dataclass
+class ProbeArguments:
+    """Which protocols."""
+
+    _argument_group_name = "probes"
+
+    probes: list[str] = argument(["knn", "few_shot", "logistic", "collapse"], f"any of {', '.join(PROBES)}")
+    k: list[int] = argument([1, 5, 20, 100], "knn: numbers of neighbours")
+    shots: list[int] = argument([1, 5, 10], "few_shot: labelled images per class")
+    label_fractions: list[float] = argument([], "few_shot: labelled shares of each class, such as 0.01")
+    num_draws: int = argument(5, "few_shot: draws of the labelled images")
+    seed: int = argument(0, "of draws, samples, first weights, order and crops")
+
+
+@dataclass
+class HeadArguments:
+    """The sweep of the linear and the attentive probe: every combination is a head, all are trained together."""
+
+    _argument_group_name = "heads"
+
+    head_features: list[str] = argument(["last", "last4"], "linear: last layer, last4 concatenated, or both")
+    head_norms: list[str] = argument(["none", "batch_norm"], "linear: none, batch_norm before it, or both")
+    optimizers: list[str] = argument(["adamw"], f"any of {', '.join(OPTIMIZERS)}; lars needs timm")
+    learning_rates: list[float] = argument([1e-3, 1e-2, 1e-1], "peak learning rates")
+    weight_decays: list[float] = argument([0.0, 0.05], "weight decays")
+    schedule: str = argument("cosine", "cosine, or step: a tenth after every 15 epochs")
+    warmup_epochs: float = argument(0.0, "linear warm-up in passes over the training images")
+    epochs: int = argument(50, "passes over the training images")
+    batch_size: int = argument(256, "images per step, over all processes")
+    augment: Literal["none", "crop_flip", "flip"] = argument(
+        "none",
+        "none: features are computed once; crop_flip: the encoder sees new random crops in every epoch, half of them"
+        " mirrored; flip: the views of evaluation, half of them mirrored",
+    )
+    holdout: float = argument(
+        0.1, "share of the training split on which the best head is chosen; 0 chooses on the validation split"
+    )
+
+
+@dataclass
+class OutputArguments:
+    """What is written, and where."""
+
+    _argument_group_name = "output"
+
+    output_dir: str = argument("", "directory of results.md and results.json")
+    cache_dir: str | None = argument(None, "directory of computed features; output_dir/cache by default")
+    update_model_card: bool = argument(False, "write the results into the README.md of each local model directory")
+
+
+GROUPS = (DataArguments, EncoderArguments, ProbeArguments, HeadArguments, OutputArguments)
+
+
+@dataclass
+class ProbingArguments(OutputArguments, HeadArguments, ProbeArguments, EncoderArguments, DataArguments):
+    """Every argument of `run_probing.py`.
+
+    Raises:
+        ValueError: with the offending value, if one is missing or out of range.
+    """
+
+    def __post_init__(self):
+        for name in ("data", "models", "output_dir", "probes"):
+            require(getattr(self, name), f"--{name} is missing.")
+        for name, allowed in (
+            ("probes", PROBES),
+            ("head_features", HEAD_FEATURES),
+            ("head_norms", HEAD_NORMS),
+            ("optimizers", OPTIMIZERS),
+        ):
+            self._check_words(name, allowed)
+        require(self.schedule in SCHEDULES, f"schedule must be cosine or step, got {self.schedule!r}.")
+        self._check_numbers()
+
+    def _check_words(self, name, allowed):
+        unknown = [word for word in getattr(self, name) if word not in allowed]
+        require(not unknown, f"{name} must be any of {', '.join(allowed)}, got {' '.join(unknown)}.")
+        require(getattr(self, name), f"{name} must not be empty.")
+
+    def _check_numbers(self):
+        for name, least in (
+            *(("num_draws", 1), ("epochs", 1), ("batch_size", 1), ("per_device_batch_size", 1), ("max_images", 2)),
+            *(("num_workers", 0), ("warmup_epochs", 0), ("k", 1), ("shots", 1), ("weight_decays", 0), ("seed", 0)),
+        ):
+            for value in self._values(name):
+                require(value >= least, f"{name} must be at least {least}, got {value}.")
+        for value in self.learning_rates:
+            require(value > 0, f"learning_rates must be positive, got {value}.")
+        for value in self.label_fractions:
+            require(0 < value <= 1, f"label_fractions must lie in (0, 1], got {value}.")
+        require(0 <= self.holdout < 1, f"holdout must lie in [0, 1), got {self.holdout}.")
+
+    def _values(self, name) -> list:
+        value = getattr(self, name)
+        return value if isinstance(value, list) else [] if value is None else [value]
+
+    @property
+    def has_heads(self) -> bool:
+        return bool({"linear", "attentive"} & set(self.probes))
+
+
+def parse_probing_arguments(words: Sequence[str]) -> ProbingArguments:
+    """Arguments from command-line words; see `ijepa_transformers.recipe.parse_arguments`."""
+    return parse_arguments(words, GROUPS, ProbingArguments, PROGRAM, "Judges frozen encoders by their features.")
+
+
+# Heads
+def head_features(arguments: ProbingArguments, is_raw: bool) -> list[str]:
+    """What the heads of a sweep read. Raw pixels have neither layers nor tokens: of theirs only "last" is left."""
+    names = [*arguments.head_features] if "linear" in arguments.probes else []
+    if is_raw:
+        return ["last"] if names else []
+    return names + (["tokens"] if "attentive" in arguments.probes else [])

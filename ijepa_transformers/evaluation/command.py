@@ -1,0 +1,252 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""`ijepa probe`: judges frozen encoders by their features. docs/evaluate.md explains every protocol.
+
+Two rows are always in the table: raw pixels, and an encoder of the same architecture with random weights.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from transformers.utils.logging import disable_progress_bar
+
+from ..arguments import CPU_REMEDY, check_launch, require
+from ..data.sources import labels_of, load_image_dataset
+from ..distributed import end_process_group
+from ..encoders import EncoderSpec
+from .arguments import PLAIN_PROBES, PROGRAM, ProbingArguments, parse_probing_arguments
+from .collapse import layer_spread
+from .features import (
+    DivergedError,
+    Entry,
+    OpenedEncoder,
+    Run,
+    Split,
+    SplitFeatures,
+    fingerprint,
+    frozen_features,
+    open_entry,
+    open_spec,
+    sample,
+    try_out,
+)
+from .heads import require_optimizers
+from .probes import class_indices, few_shot_accuracy, knn_scores_by_k, logistic_regression_scores, standardize
+from .sweep import measure, sweep
+from .tables import report, update_model_cards, write_results
+
+
+RAW_PIXELS, RANDOM_ENCODER = "raw pixels", "random encoder"
+
+
+def build_run(arguments: ProbingArguments) -> Run:
+    """Opens the data and every encoder.
+
+    Raises:
+        ValueError: if something cannot be opened or cannot work.
+    """
+    if arguments.has_heads:
+        require_optimizers(arguments.optimizers)
+    # The main process fits probes alone, for hours on a large data set, while the others wait.
+    waits = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))
+    accelerator = Accelerator(kwargs_handlers=[waits])
+    check_launch(accelerator.num_processes, CPU_REMEDY)
+    entries = all_entries(arguments)
+    specs = dict.fromkeys(entry.spec for entry in entries)
+    trials = {spec: try_out(arguments, open_spec(arguments, spec, accelerator.device)) for spec in specs}
+    with accelerator.main_process_first():  # one process fills the cache of datasets
+        splits = [open_split(arguments, name) for name in (arguments.train_split, arguments.validation_split)]
+    check_classes(*splits)
+    run = Run(arguments, accelerator, entries, *splits, trials)
+    note_left_out(run)
+    note_unknown_classes(run)
+    return run
+
+
+def all_entries(arguments: ProbingArguments) -> list[Entry]:
+    """The entries of the command, after the rows every table has unless they are given."""
+    entries = [parse_entry(text, arguments.encoder) for text in arguments.models]
+    first = next((entry.spec for entry in entries if entry.spec.kind == "model"), entries[0].spec)
+    kinds = {entry.spec.kind for entry in entries}
+    baselines = []
+    if "raw_pixels" not in kinds:
+        baselines.append(Entry(RAW_PIXELS, EncoderSpec("raw_pixels", first.source)))
+    if "random" not in kinds:
+        baselines.append(Entry(RANDOM_ENCODER, dataclasses.replace(first, kind="random")))
+    return entries if arguments.no_baselines else baselines + entries
+
+
+def parse_entry(text: str, default_encoder: str) -> Entry:
+    """`NAME=SPEC` or `SPEC`. A name has no slash, so a directory such as runs/lr=0.1 is a SPEC."""
+    name, equals, spec = text.partition("=")
+    if not equals or "/" in name or Path(text).is_dir():
+        return Entry(text, EncoderSpec.parse(text, default_encoder))
+    require(name, f"{text!r} has no name before '='.")
+    return Entry(name, EncoderSpec.parse(spec, default_encoder))
+
+
+def open_split(arguments: ProbingArguments, name: str) -> Split:
+    """The labelled images of a split, or a sample of them.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    dataset = load_image_dataset(
+        arguments.data,
+        split=name,
+        config_name=arguments.data_config,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+    )
+    if "label" not in dataset.column_names:
+        raise ValueError(f"The {name!r} split of {arguments.data!r} has no labels: a probe needs them in both splits.")
+    labels = torch.from_numpy(labels_of(dataset))
+    indices = (labels >= 0).nonzero().flatten()  # -1 means unlabelled
+    if len(indices) < 2:
+        raise ValueError(f"The {name!r} split of {arguments.data!r} has {len(indices)} labelled images; two at least.")
+    indices = sample(indices, arguments.max_images or len(indices), arguments.seed)
+    return Split(name, dataset, indices, labels[indices], fingerprint(dataset))
+
+
+def check_classes(train: Split, validation: Split) -> None:
+    """Raises ValueError if the training split has one class, or the splits number their classes differently."""
+    require(
+        len(train.labels.unique()) > 1, f"The {train.name!r} split has a single class; a probe needs two at least."
+    )
+    names, others = (split.dataset.features["label"].names for split in (train, validation))
+    require(
+        names == others,
+        f"The splits {train.name!r} and {validation.name!r} number their classes differently; use one data set.",
+    )
+
+
+def note_left_out(run: Run) -> None:
+    """Says which settings the training split is too small for."""
+    count, arguments = len(run.train.labels), run.arguments
+    smallest = run.train.labels.unique(return_counts=True)[1].min().item()
+    for k in (k for k in arguments.k if "knn" in arguments.probes and k > count):
+        run.note(f"{k}-NN is left out: there are {count:,} training images.")
+    for shots in (shots for shots in arguments.shots if "few_shot" in arguments.probes and shots > smallest):
+        run.note(f"{shots}-shot is left out: the smallest class has {smallest:,} training images.")
+
+
+def note_unknown_classes(run: Run) -> None:
+    """Says how much of the validation split no probe can get right, as happens in a sample of many classes."""
+    labels = run.validation.labels
+    unknown = labels[class_indices(run.train.labels, labels) < 0]
+    if len(unknown):
+        run.note(
+            f"{len(unknown):,} of the {len(labels):,} validation images belong to {len(unknown.unique()):,} classes"
+            " without a training image: they count as wrong in every row."
+        )
+
+
+# Probes
+def evaluate_entry(run: Run, entry: Entry) -> dict:
+    """Everything that is measured of one encoder; on the main process. Others only help to compute features."""
+    opened = open_entry(run, entry)
+    result = {
+        "spec": str(entry.spec),
+        "encoder": type(opened.model).__name__,
+        "weights_sha256": opened.digest,
+        "all_but_weights_sha256": hashlib.sha256(opened.all_but_weights.encode()).hexdigest(),
+    }
+    train, validation = (frozen_features(run, opened, split) for split in (run.train, run.validation))
+    try:
+        result["probes"] = accuracies_of(run, opened, train, validation)
+    except DivergedError as error:
+        run.note(f"{entry.name} ({entry.spec}) has no accuracies: {error}. The encoder has diverged.")
+        result["probes"] = {}
+    if "layers" in validation.values and run.accelerator.is_main_process:
+        layers = validation.values["layers"]
+        names = sorted(layers, key=lambda name: int(name.removeprefix("layer_")))
+        result["collapse"] = [dataclasses.asdict(layer_spread(layers[name])) for name in names]
+    return result
+
+
+def accuracies_of(run: Run, opened: OpenedEncoder, train: SplitFeatures, validation: SplitFeatures) -> dict[str, dict]:
+    """What all probes but the collapse report measure, by the name of their column; on the main process.
+
+    Raises:
+        DivergedError: on every process, if features are not finite.
+    """
+    for features in (train, validation):
+        features.require_finite()
+    accuracies = {}
+    if PLAIN_PROBES & set(run.arguments.probes) and run.accelerator.is_main_process:
+        accuracies = plain_probes(run, train.values["last"]["last"], validation.values["last"]["last"])
+    if run.arguments.has_heads:
+        accuracies |= sweep(run, opened, train, validation)
+    return accuracies
+
+
+def plain_probes(run: Run, train: torch.Tensor, validation: torch.Tensor) -> dict[str, dict]:
+    """The probes that need no training loop, by the name of their column, of features (N, D)."""
+    arguments, results = run.arguments, {}
+    train_labels, validation_labels = run.train.labels, run.validation.labels
+    ks = [k for k in arguments.k if "knn" in arguments.probes and k <= len(train)]
+    for k, scores in (knn_votes(run, train, validation, ks) if ks else {}).items():
+        results[f"{k}-NN"] = measure(run, scores)
+    if "few_shot" in arguments.probes:
+        for name, shots in few_shot_columns(run):
+            result = few_shot_accuracy(
+                *(train, train_labels, validation, validation_labels, shots, arguments.num_draws, arguments.seed)
+            )
+            results[name] = {"accuracy": result.mean, "std": result.std, "draws": list(result.accuracies)}
+    if "logistic" in arguments.probes:
+        results["logistic"] = measure(run, logistic_regression_scores(train, train_labels, validation))
+    return results
+
+
+def knn_votes(run: Run, train: torch.Tensor, validation: torch.Tensor, ks: Sequence[int]) -> dict[int, torch.Tensor]:
+    """Votes (N, classes) by k, computed on the accelerator where the training features fit in its memory."""
+    scaled = standardize(train, validation)
+    try:
+        device = run.accelerator.device
+        return knn_scores_by_k(scaled[0].to(device), run.train.labels, scaled[1].to(device), ks)
+    except torch.OutOfMemoryError:
+        return knn_scores_by_k(scaled[0], run.train.labels, scaled[1], ks)
+
+
+def few_shot_columns(run: Run) -> list[tuple[str, int | float]]:
+    smallest = run.train.labels.unique(return_counts=True)[1].min().item()
+    shots = [(f"{shots}-shot", shots) for shots in run.arguments.shots if shots <= smallest]
+    return shots + [(f"{100 * share:g} % labels", share) for share in run.arguments.label_fractions]
+
+
+# The run from beginning to end
+def evaluate(run: Run, words: Sequence[str]) -> None:
+    """Measures every entry, prints the tables and writes them; what is measured stays if a later entry fails."""
+    rows = {}
+    for number, entry in enumerate(run.entries, start=1):
+        run.accelerator.print(f"{number} of {len(run.entries)}: {entry.name} ({entry.spec})", flush=True)
+        rows.setdefault(entry.name, []).append(evaluate_entry(run, entry))
+        if run.accelerator.is_main_process:
+            write_results(run, rows, words, [entry.name for entry in run.entries[number:]])
+    if not run.accelerator.is_main_process:
+        return
+    if run.arguments.update_model_card:
+        update_model_cards(run, rows, words)
+    print(f"\n{report(run, rows)}\n\nresults {run.output_dir / 'results.md'} and results.json")
+
+
+def main(words: list[str] | None = None) -> None:
+    disable_progress_bar()  # of Transformers' loading
+    words = sys.argv[1:] if words is None else words
+    arguments = parse_probing_arguments(words)
+    status = 2  # the status argparse gives to wrong arguments
+    try:
+        run = build_run(arguments)
+        status = 1
+        evaluate(run, words)
+    except ValueError as error:  # a BadImageError, among others
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        sys.exit(status)
+    run.accelerator.wait_for_everyone()
+    end_process_group(run.accelerator)

@@ -1,0 +1,153 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""The classifier that is fine-tuned, and its image processor."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+
+from ..arguments import require
+from ..data.datasets import ProcessedImages
+from ..data.transforms import build_image_processor, normalize_pixel_values
+from ..encoders import load_encoder, one_line
+from .arguments import ModelArguments
+
+
+# Image processor
+def resize_processor(processor, image_size: tuple[int, int]):
+    """The same image processor for images of another size; its shorter side over its crop stays what it was."""
+    settings = processor.to_dict()
+    height, width = image_size
+    if not settings.get("do_center_crop"):
+        return type(processor).from_dict({**settings, "size": {"height": height, "width": width}})
+    size, crop = settings["size"], settings["crop_size"]
+    ratio = size.get("shortest_edge", size.get("height")) / crop["height"]
+    sizes = build_image_processor(image_size, resize_ratio=ratio).to_dict()
+    return type(processor).from_dict({**settings, "size": sizes["size"], "crop_size": sizes["crop_size"]})
+
+
+def processor_statistics(processor, num_channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel that the processor normalises by.
+
+    Raises:
+        ValueError: if it does something else to pixels, which training images would then be without.
+    """
+    mean, std = [0.0] * num_channels, [1.0] * num_channels
+    if processor.do_normalize:
+        mean, std = list(processor.image_mean), list(processor.image_std)
+    grey = np.full((256, 256, num_channels), 100, dtype=np.uint8)
+    processed = ProcessedImages(None, processor, num_channels).prepare(grey)  # (C, H, W)
+    expected = normalize_pixel_values(torch.from_numpy(grey).permute(2, 0, 1), mean, std)[:, :1, :1]
+    require(
+        torch.allclose(processed, expected.expand_as(processed), atol=1e-4),
+        f"{type(processor).__name__} does more than resize, crop and normalise by {mean} and {std}.",
+    )
+    return mean, std
+
+
+def processed_size(processor, num_channels: int) -> tuple[int, int]:
+    """Height and width of what the processor gives."""
+    blank = np.zeros((256, 256, num_channels), dtype=np.uint8)
+    return tuple(ProcessedImages(None, processor, num_channels).prepare(blank).shape[-2:])
+
+
+# Model
+def build_config(arguments: ModelArguments, class_names: Sequence[str]) -> PreTrainedConfig:
+    """The configuration of the classifier, but for another image size of pretrained weights.
+
+    Raises:
+        ValueError: if there is none, or it knows no stochastic depth and that is asked for.
+    """
+    try:
+        config = AutoConfig.from_pretrained(arguments.model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The model {arguments.model!r} cannot be opened: {one_line(error)}") from error
+    config.id2label = dict(enumerate(class_names))
+    config.label2id = {name: number for number, name in enumerate(class_names)}
+    config.problem_type = "single_label_classification"
+    if arguments.drop_path_rate is not None:
+        require(hasattr(config, "drop_path_rate"), f"{config.model_type} models have no drop_path_rate.")
+        config.drop_path_rate = arguments.drop_path_rate
+    if arguments.from_scratch and arguments.image_size is not None:
+        config.image_size = arguments.size_in_config
+    return config
+
+
+def build_model(arguments: ModelArguments, class_names: Sequence[str]) -> PreTrainedModel:
+    """The classifier to train, with float32 weights.
+
+    Raises:
+        ValueError: if it cannot be opened, or cannot take the image size.
+    """
+    config = build_config(arguments, class_names)
+    with quiet_loading():
+        model = load_model(arguments, config)
+    if arguments.image_size is not None and not arguments.from_scratch:
+        require(hasattr(model, "resize_image"), f"image_size is for I-JEPA, not for {type(model).__name__}.")
+        model.resize_image(arguments.size_in_config)
+    if arguments.tune == "head":
+        freeze_encoder(model)
+    # Some stock classes save their weights under early names, by which Trainer could not read a checkpoint back.
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    return model
+
+
+def load_model(arguments: ModelArguments, config: PreTrainedConfig) -> PreTrainedModel:
+    """Fresh weights, those of the context encoder under a fresh head, or all that the directory has.
+
+    Raises:
+        ValueError: if it cannot be opened, or lacks weights of the encoder.
+    """
+    start_from_context = arguments.encoder == "context" and not arguments.from_scratch
+    encoder = load_encoder(arguments.model, "context", torch.float32) if start_from_context else None
+    try:
+        if encoder is None and not arguments.from_scratch:
+            return load_classifier(arguments.model, config)
+        model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The model {arguments.model!r} cannot be opened: {one_line(error)}") from error
+    if encoder is not None:
+        model.base_model.load_state_dict(encoder.state_dict())
+    return model
+
+
+def load_classifier(source: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """The encoder of a directory, with its head if that is for as many classes, else with a fresh one."""
+    model, loading = AutoModelForImageClassification.from_pretrained(
+        source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    fresh = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
+    lost = sorted(key for key in fresh if key.startswith(f"{model.base_model_prefix}."))
+    require(not lost, f"it lacks {len(lost)} weights of the encoder, for example {lost[:1]}.")
+    return model
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No warnings that a fresh head means nothing until it is fine-tuned: that is what happens next."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "ijepa")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def freeze_encoder(model: PreTrainedModel) -> None:
+    """Takes the encoder out of training: no gradient, no dropout, no stochastic depth.
+
+    Raises:
+        ValueError: if encoder and head cannot be told apart.
+    """
+    encoder = model.base_model
+    require(encoder is not model, f"{type(model).__name__} has no encoder beside its head, so tune cannot be head.")
+    encoder.requires_grad_(False)
+    # Before each forward pass, because Trainer puts the whole model into training mode before each step.
+    encoder.register_forward_pre_hook(lambda module, inputs: module.eval() and None)

@@ -1,0 +1,187 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""The loss, the metrics, the Trainer and the model card of fine-tuning."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCardData
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+
+from ..arguments import require
+from ..data.order import EpochSampler
+from ..evaluation.probes import accuracy_metric
+from ..files import write_text
+from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license
+from ..optimization import layer_decay_groups, parameter_places
+from .arguments import Arguments
+
+
+# Training
+def classification_loss(outputs, labels: torch.Tensor, num_items_in_batch=None, label_smoothing: float = 0.0):
+    """Cross-entropy in float32, the mean over all images of an optimizer step.
+
+    Args:
+        outputs: with `logits` (B, classes).
+        labels: (B,) class ids, or (B, classes) shares of mixed images.
+        num_items_in_batch: numbers in the labels of the whole step, as Trainer counts them: over accumulation and
+            processes, so that a short last batch weighs no more than it should; those of `labels` by default.
+        label_smoothing: share of each label that is spread over all classes; only where gradients are, so that an
+            evaluation measures the plain cross-entropy.
+    """
+    smoothing = label_smoothing if torch.is_grad_enabled() else 0.0
+    total = torch.nn.functional.cross_entropy(
+        outputs.logits.float(), labels, reduction="sum", label_smoothing=smoothing
+    )
+    num_items = labels.numel() if num_items_in_batch is None else num_items_in_batch
+    # Mixed labels hold `classes` numbers per image.
+    return total * (labels.shape[1] if labels.ndim == 2 else 1) / num_items
+
+
+def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracies of logits (images, classes), and how many images they are over."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    accuracies = accuracy_metric().compute(predictions=logits, references=prediction.label_ids)
+    return {**accuracies, "images": len(prediction.label_ids)}
+
+
+class SetEpoch(TrainerCallback):
+    """Tells the sampler which epoch begins, also in the middle of a resumed one."""
+
+    def __init__(self, sampler: EpochSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.epoch = int(state.epoch or 0)
+
+
+class ClassificationTrainer(Trainer):
+    """`Trainer` with keyed images, layer-wise learning rates and this package's model card."""
+
+    def __init__(self, arguments: Arguments, checkpoint: str | None, **options):
+        self.arguments, self.checkpoint = arguments, checkpoint
+        # Of the model as it is, since FSDP version 1 wraps it before the optimizer is made. Raises for unknown layers.
+        self.places = parameter_places(options["model"], arguments.regularization.layer_decay)
+        self.train_sampler = EpochSampler(len(options["train_dataset"]), arguments.training.order_seed)
+        self.results = {}  # of the last evaluation
+        smoothing = arguments.regularization.label_smoothing
+        super().__init__(
+            args=arguments.training,
+            callbacks=[SetEpoch(self.train_sampler)],
+            compute_loss_func=partial(classification_loss, label_smoothing=smoothing),
+            compute_metrics=classification_metrics,
+            **options,
+        )
+        self.model_accepts_loss_kwargs = False  # the loss takes the number of items; the encoder has no use for it
+
+    def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
+        return self.train_sampler
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        check_sharding(getattr(self.accelerator.state, "fsdp_plugin", None))
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+            groups = self.parameter_groups(model)
+            self.optimizer_cls_and_kwargs = optimizer_class, {**settings, "params": groups}
+        return super().create_optimizer(model)
+
+    def parameter_groups(self, model: PreTrainedModel) -> list[dict]:
+        layer_decay = self.arguments.regularization.layer_decay
+        return layer_decay_groups(model, self.args.learning_rate, self.args.weight_decay, layer_decay, self.places)
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Weights that a checkpoint has under other names would stay as they are, under a mere warning."""
+        require(
+            not load_result.missing_keys and not load_result.unexpected_keys,
+            f"The checkpoint lacks {load_result.missing_keys[:1]} and has {load_result.unexpected_keys[:1]} instead.",
+        )
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        if self.is_world_process_zero():
+            write_card(self)
+
+
+def check_sharding(plugin) -> None:
+    """Raises ValueError if FSDP (None: there is none) leaves no weights of their own to give learning rates to."""
+    require(
+        plugin is None or plugin.fsdp_version != 1 or plugin.use_orig_params,
+        "FSDP version 1 needs use_orig_params (--fsdp_use_orig_params true): weights that it flattens into one have no"
+        " learning rate and no weight decay of their own.",
+    )
+
+
+def plain_value(recipe: dict) -> dict:
+    """A recipe in values that YAML keeps."""
+    return {name: getattr(value, "value", value) for name, value in recipe.items()}
+
+
+# Model card
+USAGE = """\
+from transformers import pipeline
+
+classifier = pipeline("image-classification", "{name}")
+classifier("image.png")"""
+# The pipeline makes every image RGB, which an image processor for one channel refuses.
+USAGE_OF_GREY = """\
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+processor = AutoImageProcessor.from_pretrained("{name}")
+model = AutoModelForImageClassification.from_pretrained("{name}")
+logits = model(**processor(Image.open("image.png").convert("L"), return_tensors="pt")).logits
+model.config.id2label[logits.argmax().item()]"""
+CARD = """\
+# {name}
+
+An image classifier for {num_classes} classes ({classes}), {origin} by ijepa-transformers.
+
+```python
+{usage}
+```
+
+## Training
+
+- data: {data}, {num_images:,} images of the split {split!r}
+- base model: {model}
+
+Arguments that differ from the defaults (`recipe.yaml`):
+
+{recipe}
+{results}"""
+
+
+def write_card(trainer: ClassificationTrainer) -> None:
+    """README.md of the output directory: base model, data, arguments and result."""
+    arguments = trainer.arguments
+    names, source = list(trainer.model.config.id2label.values()), arguments.model.model
+    origin = {"all": "fine-tuned", "head": "with a trained head on a frozen encoder,"}[arguments.model.tune]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["ijepa"] if trainer.model.config.model_type == "ijepa" else [],
+        # The Hub refuses a card whose base_model is a path; the licence of a local directory still carries over.
+        base_model=None if Path(source).exists() or arguments.model.from_scratch else source,
+        license=None if arguments.model.from_scratch else inherited_license(source),
+    )
+    lines = [f"- {key.removeprefix('eval_')}: {value:.4g}" for key, value in trainer.results.items()]
+    name = trainer.args.hub_model_id or Path(trainer.args.output_dir).name
+    is_grey = getattr(trainer.model.config, "num_channels", 3) == 1
+    body = CARD.format(
+        name=in_markdown(name),
+        usage=(USAGE_OF_GREY if is_grey else USAGE).format(name=in_quotes(name)),
+        num_classes=len(names),
+        classes=", ".join(map(in_markdown, names[:10])) + (", ..." if len(names) > 10 else ""),
+        origin="trained from scratch" if arguments.model.from_scratch else origin,
+        data=in_markdown(arguments.data.data),
+        num_images=len(trainer.train_dataset),
+        split=arguments.data.train_split,
+        model=in_markdown(source),
+        recipe=fenced_yaml(plain_value(arguments.recipe)),
+        results=f"\n## Results on {arguments.data.validation_split!r}\n\n" + "\n".join(lines) + "\n" if lines else "",
+    )
+    # Written directly: ModelCard.save and ModelCard.validate may ask the Hub.
+    write_text(Path(trainer.args.output_dir) / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}")

@@ -1,0 +1,520 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Multi-block masks (paper section 3): patch indices of contexts and targets. Knows no model.
+
+Shapes: B images, (H, W) grid in patches, N = H * W patches, C context masks, M target blocks,
+N_ctx and N_tgt patches kept in each context and in each target block. Indices are row-major.
+
+A mask is a pure function of (settings, seed, step, image slot); the slot is the image's place in the global batch.
+All randomness is counted, not carried along: numpy's Philox keyed by (seed, step), its counter set from the slot. So
+neither workers nor ranks share a state, and resuming needs only the step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+
+MODES = ("unbiased", "meta")
+CONTEXT_ASPECT_RATIO = (1.0, 1.0)
+# "meta": failed tries of one context before one more target is forgiven (published value).
+TRIES_PER_TARGET = 20
+# "unbiased": draws of one image's positions before its targets are stacked on one place.
+MAX_POSITION_DRAWS = 50
+# The third word of Philox's counter, so that no two uses ever read the same random words.
+SIZES, POSITIONS, CONTEXT_TRIM, TARGET_TRIM = range(4)
+LAST_KEY = np.uint32(2**32 - 1)  # of a patch that is not to be kept
+
+
+@dataclass(frozen=True)
+class BlockBounds:
+    """Sizes (height, width) in patches around every block that can be drawn.
+
+    Args:
+        lower: for every block, one of these sizes is no larger in both sides.
+        upper: for every block, one of these sizes is no smaller in both sides.
+    """
+
+    lower: list[tuple[int, int]]
+    upper: list[tuple[int, int]]
+
+    @property
+    def smallest(self) -> tuple[int, int]:
+        """The lower bound with the smallest area."""
+        return min(self.lower, key=math.prod)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """The upper bound with the largest area."""
+        return max(self.upper, key=math.prod)
+
+
+@dataclass(frozen=True)
+class MultiBlockMasking:
+    """Samples the context and target patches of a batch (paper section 3, "Multi-block masking").
+
+    Block sizes are shared by the whole global batch: they depend on (seed, step), never on the rank. Positions differ
+    from image to image. `mode` names the rules:
+
+    - `"unbiased"`: scale and aspect ratio are drawn independently, a block may lie anywhere on the grid, a context
+      never meets a target of its image (unless `allow_overlap`), and surplus context patches are dropped uniformly at
+      random. Every patch is sometimes context and sometimes target. An image whose context is too small gets new
+      positions, at most `MAX_POSITION_DRAWS` times, and then all its targets at one place, which is checked at
+      construction to leave enough context.
+    - `"meta"`: the published sampler with its quirks, kept for parity. One uniform number sets both the scale and the
+      aspect ratio of the targets; blocks stay below the grid's height and width and never touch its last row and
+      column; after each 20 failed tries a context forgives one more target, and only then overlaps it; surplus context
+      patches are cut from the end of the row-major list, that is from the bottom rows. The sequence of sizes is the
+      published one: it depends on the step alone, not on the seed.
+
+    Args:
+        grid_size: (H, W), patches.
+        target_scale: smallest and largest area of a target block, as a fraction of the grid.
+        target_aspect_ratio: smallest and largest height / width of a target block, both in patches, so a block has the
+            same shape in the image whatever the shape of the grid. A side longer than the grid is cut to it, the other
+            side is left alone: on a very elongated grid a block can be smaller than `target_scale` says.
+        num_targets: M.
+        context_scale: smallest and largest area of a context block before the targets are taken out. The block has
+            the grid's own shape, so scale 1.0 is the whole grid (mode "meta": it is square, and below the grid's
+            sides).
+        num_contexts: C. The contexts of an image share one size and are drawn independently.
+        min_patches: least number of patches in each context. It constrains the contexts only. Mode "meta": contexts
+            AND targets must hold MORE than this (quirk).
+        allow_overlap: leave the targets in the context.
+        num_context_tokens: exact N_ctx, for static shapes. None: the shortest context of the batch at hand. A context
+            that holds fewer is treated like one below `min_patches`. Mode "meta" keeps the first ones in row-major
+            order.
+        num_target_tokens: exact N_tgt: a random subset of every target block. None: the whole block. Mode "meta"
+            refuses it, because published targets are never cut.
+        token_multiple: round N_ctx down to a multiple of this, say 8, for kernels that like such lengths and for fewer
+            shapes to compile; a batch where that would break `min_patches` is not rounded. Mode "unbiased" rounds
+            N_tgt down too (a random subset of every target block), unless a block is smaller than the multiple.
+
+    Raises:
+        ValueError: a value is out of range, or some block that can be drawn cannot work on this grid; the message
+            names the setting to change.
+    """
+
+    grid_size: Sequence[int]
+    target_scale: Sequence[float] = (0.15, 0.2)
+    target_aspect_ratio: Sequence[float] = (0.75, 1.5)
+    num_targets: int = 4
+    context_scale: Sequence[float] = (0.85, 1.0)
+    num_contexts: int = 1
+    min_patches: int = 10
+    allow_overlap: bool = False
+    mode: str = "unbiased"
+    num_context_tokens: int | None = None
+    num_target_tokens: int | None = None
+    token_multiple: int = 1
+
+    def __post_init__(self):
+        self._check_values()
+        if self.mode == "meta":
+            self._check_meta_blocks()
+        else:
+            self._check_unbiased_blocks()
+
+    def sample(self, batch_size: int, seed: int, step: int = 0, rank: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks of one slice of the global batch of this step.
+
+        Args:
+            batch_size: B, images in the slice.
+            seed: of the run.
+            step: batch counter, from 0.
+            rank: which slice of the global batch: image i has the slot `rank * batch_size + i`. With gradient
+                accumulation it counts micro-batches over all processes, not processes. An image's masks depend on its
+                slot alone, up to the final cut to the slice's shortest context (none with `num_context_tokens`).
+
+        Returns:
+            context_indices (B, C, N_ctx) and target_indices (B, M, N_tgt), int64, sorted along the last dimension.
+
+        Raises:
+            ValueError: `batch_size` below 1, or another argument negative or above 64 bits.
+        """
+        _check_sample_arguments(batch_size, seed, step, rank)
+        target_size, context_size = self.block_sizes(seed, step)
+        stream = _SlotStream(seed, step, first_slot=rank * batch_size, num_slots=batch_size)
+        return self._masks(target_size, context_size, stream)
+
+    def block_sizes(self, seed: int, step: int = 0) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(height, width) in patches of the step's target blocks and of its context blocks, before any cut."""
+        if self.mode == "meta":
+            # Published: a generator seeded with the batch counter; one number for the targets, one for the contexts.
+            generator = torch.Generator().manual_seed(step)
+            scale, context_scale = torch.rand(2, generator=generator).tolist()
+            aspect_ratio = scale  # quirk, kept for parity: scale and aspect ratio come from one draw
+        else:
+            words = _random_words(seed, step, SIZES, attempt=0, first_slot=0, num_slots=1, words_per_slot=3)[0]
+            scale, aspect_ratio, context_scale = (words[:3] >> np.uint64(11)) * 2.0**-53  # uniform in [0, 1)
+        target_sides = self._target_sides(
+            _between(self.target_scale, scale), _between(self.target_aspect_ratio, aspect_ratio)
+        )
+        context_sides = self._context_sides(_between(self.context_scale, context_scale), 1.0)
+        return tuple(map(int, target_sides)), tuple(map(int, context_sides))
+
+    def extreme_block_sides(self, cells: int = 256) -> tuple["BlockBounds", "BlockBounds"]:
+        """Bounds of the target blocks and of the context blocks (before any cut), whatever the seed and the step.
+
+        Args:
+            cells: into how many parts the ranges of scale and aspect ratio are divided. More give tighter bounds.
+        """
+        targets = self._block_bounds(self._target_sides, self.target_scale, self.target_aspect_ratio, cells)
+        return targets, self._block_bounds(self._context_sides, self.context_scale, CONTEXT_ASPECT_RATIO, cells)
+
+    @property
+    def required_patches(self) -> int:
+        """Least number of patches a context must hold."""
+        least = self.min_patches + 1 if self.mode == "meta" else self.min_patches  # quirk: MORE than min_patches
+        return max(least, self.num_context_tokens or 0)
+
+    # Block sizes. Both functions take numbers or arrays.
+
+    def _target_sides(self, scale, aspect_ratio):
+        height, width = self.grid_size
+        area = scale * (height * width)
+        if self.mode == "meta":
+            area = np.floor(area)
+        return self._clip_sides(np.sqrt(area * aspect_ratio), np.sqrt(area / aspect_ratio))
+
+    def _context_sides(self, scale, aspect_ratio):
+        if self.mode == "meta":
+            return self._target_sides(scale, aspect_ratio)
+        height, width = self.grid_size
+        return self._clip_sides(height * np.sqrt(scale * aspect_ratio), width * np.sqrt(scale / aspect_ratio))
+
+    def _clip_sides(self, block_height, block_width):
+        height, width = self.grid_size
+        block_height, block_width = np.rint(block_height), np.rint(block_width)
+        if self.mode == "meta":  # quirk, kept for parity: strictly below the grid's sides
+            return np.minimum(block_height, height - 1), np.minimum(block_width, width - 1)
+        return np.minimum(np.maximum(block_height, 1), height), np.minimum(np.maximum(block_width, 1), width)
+
+    # Masks from random words.
+
+    def _masks(self, target_size, context_size, stream):
+        """Masks of the images of a stream, see `_SlotStream`."""
+        place = self._place_meta if self.mode == "meta" else self._place_unbiased
+        target_corners, visible = place(target_size, context_size, stream)  # (B, M, 2), (B, C, N)
+        contexts = self._trim_contexts(visible, stream)  # (B, C, N_ctx)
+        targets = self._trim_targets(_block_indices(target_corners, target_size, self.grid_size), stream)
+        return torch.from_numpy(contexts), torch.from_numpy(targets)
+
+    def _place_unbiased(self, target_size, context_size, stream):
+        """Target corners (B, M, 2) and the patches each context sees (B, C, N)."""
+        targets, contexts = self._draw_corners(target_size, context_size, stream, attempt=0)
+        visible = self._visible(targets, contexts, target_size, context_size)
+        for attempt in range(1, MAX_POSITION_DRAWS + 1):
+            failing = np.flatnonzero((_counts(visible) < self.required_patches).any(axis=-1))
+            if not failing.size:
+                break
+            new_targets, contexts = self._draw_corners(target_size, context_size, stream, attempt)
+            if attempt == MAX_POSITION_DRAWS:
+                new_targets[:] = new_targets[:, :1]  # stacked: enough context wherever they lie
+            targets[failing] = new_targets[failing]
+            visible[failing] = self._visible(targets[failing], contexts[failing], target_size, context_size)
+        return targets, visible
+
+    def _place_meta(self, target_size, context_size, stream):
+        """Target corners (B, M, 2) and the patches each context sees (B, C, N).
+
+        Targets never fail (all have one size, checked at construction), so only contexts are drawn again.
+        """
+        targets, contexts = self._draw_corners(target_size, context_size, stream, attempt=0)
+        visible = self._visible(targets, contexts, target_size, context_size)
+        for attempt in range(1, TRIES_PER_TARGET * self.num_targets + 1):
+            images, masks = np.nonzero(_counts(visible) < self.required_patches)
+            if not images.size:
+                break
+            excluded = targets[images, : self.num_targets - attempt // TRIES_PER_TARGET]
+            contexts = self._draw_corners(target_size, context_size, stream, attempt)[1][images, masks][:, None]
+            visible[images, masks] = self._visible(excluded, contexts, target_size, context_size)[:, 0]
+        return targets, visible
+
+    def _draw_corners(self, target_size, context_size, stream, attempt):
+        """Top-left corners of targets (B, M, 2) and of contexts (B, C, 2)."""
+        words = stream.position_words(attempt, self.num_targets + self.num_contexts)  # (B, M + C, 2)
+        num_corners = [self._num_corners(target_size)] * self.num_targets
+        num_corners += [self._num_corners(context_size)] * self.num_contexts
+        corners = (words % np.array(num_corners, dtype=np.uint64)).astype(np.int64)
+        return corners[:, : self.num_targets], corners[:, self.num_targets :]
+
+    def _num_corners(self, block_size):
+        """How many rows and columns a block of this size can start at."""
+        # Quirk, kept for parity: the published sampler leaves out the last valid row and column.
+        inclusive = 0 if self.mode == "meta" else 1
+        return [side - block_side + inclusive for side, block_side in zip(self.grid_size, block_size, strict=True)]
+
+    def _visible(self, target_corners, context_corners, target_size, context_size):
+        """Patches of the context blocks (B, C, N) outside the given targets."""
+        visible = _block_coverage(context_corners, context_size, self.grid_size)  # (C, B, bytes)
+        if not self.allow_overlap:
+            visible &= ~np.bitwise_or.reduce(_block_coverage(target_corners, target_size, self.grid_size))
+        num_patches = self.grid_size[0] * self.grid_size[1]
+        return np.unpackbits(visible.swapaxes(0, 1), axis=-1, count=num_patches).view(bool)
+
+    def _trim_contexts(self, visible, stream):
+        """(B, C, N) bool -> (B, C, N_ctx) indices."""
+        count = self.num_context_tokens or self._round_down(int(_counts(visible).min()), least=self.required_patches)
+        if self.mode == "meta":  # quirk, kept for parity: the raster tail is lost
+            return _first_patches(visible, count)
+        keys = stream.trim_keys(CONTEXT_TRIM, *visible.shape[1:])
+        return _lowest(np.maximum(keys, ~visible * LAST_KEY), count)
+
+    def _trim_targets(self, targets, stream):
+        """(B, M, block area) -> (B, M, N_tgt)."""
+        _, num_targets, area = targets.shape
+        count = self.num_target_tokens or (area if self.mode == "meta" else self._round_down(area, least=1))
+        if count == area:
+            return targets
+        keys = stream.trim_keys(TARGET_TRIM, num_targets, area)
+        return np.take_along_axis(targets, _lowest(keys, count), axis=-1)
+
+    def _round_down(self, count, least):
+        """To a multiple of `token_multiple`, or not at all where too little would be left."""
+        rounded = count - count % self.token_multiple
+        return rounded if rounded >= least else count
+
+    # Checks at construction.
+
+    def _check_values(self):
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode!r} is unknown: choose one of {MODES}")
+        if len(self.grid_size) != 2:
+            raise ValueError(f"grid_size={self.grid_size} must be (height, width) in patches")
+        _check_positive_integers(grid_height=self.grid_size[0], grid_width=self.grid_size[1])
+        _check_positive_integers(
+            num_targets=self.num_targets, num_contexts=self.num_contexts, min_patches=self.min_patches
+        )
+        _check_range("target_scale", self.target_scale, largest=1)
+        _check_range("context_scale", self.context_scale, largest=1)
+        _check_range("target_aspect_ratio", self.target_aspect_ratio, largest=float("inf"))
+        self._check_token_counts()
+
+    def _check_token_counts(self):
+        if self.num_context_tokens is not None:
+            _check_positive_integers(num_context_tokens=self.num_context_tokens)
+            if self.num_context_tokens < self.required_patches:
+                more = "more than " if self.mode == "meta" else ""
+                raise ValueError(
+                    f"num_context_tokens={self.num_context_tokens} contradicts min_patches={self.min_patches}: mode "
+                    f"{self.mode!r} keeps {more}min_patches patches of every context; lower min_patches"
+                )
+        if self.num_target_tokens is not None:
+            _check_positive_integers(num_target_tokens=self.num_target_tokens)
+            if self.mode == "meta":
+                raise ValueError(
+                    f"num_target_tokens={self.num_target_tokens} needs mode 'unbiased': 'meta' never cuts a target"
+                )
+        self._check_trimming()
+
+    def _check_trimming(self):
+        _check_positive_integers(token_multiple=self.token_multiple)
+        for name in ("num_context_tokens", "num_target_tokens"):
+            if (getattr(self, name) or 0) % self.token_multiple:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is no multiple of token_multiple={self.token_multiple}"
+                )
+
+    def _check_meta_blocks(self):
+        """No relaxation exists for targets, and none below a whole context block: both must always be large enough."""
+        if min(self.grid_size) < 2:
+            raise ValueError(f"grid_size={tuple(self.grid_size)} is below 2x2, the least that mode 'meta' can use")
+        target = self.extreme_block_sides()[0].smallest
+        if target[0] * target[1] <= self.min_patches:
+            raise ValueError(
+                f"min_patches={self.min_patches}: mode 'meta' needs MORE patches than this in every target, but "
+                f"target_scale={self.target_scale} on grid_size={tuple(self.grid_size)} can give {_describe(target)}: "
+                "lower min_patches, raise target_scale or use mode 'unbiased'"
+            )
+        self._check_context_blocks(taken=(0, 0))
+
+    def _check_unbiased_blocks(self):
+        targets = self.extreme_block_sides()[0]
+        smallest, largest = targets.smallest, targets.largest
+        if self.num_target_tokens is not None and self.num_target_tokens > smallest[0] * smallest[1]:
+            raise ValueError(
+                f"num_target_tokens={self.num_target_tokens} is more than the smallest target block holds, "
+                f"{_describe(smallest)}, with target_scale={self.target_scale} on grid_size={tuple(self.grid_size)}: "
+                "lower num_target_tokens or raise target_scale"
+            )
+        self._check_context_blocks(taken=(0, 0) if self.allow_overlap else largest)
+
+    def _check_context_blocks(self, taken):
+        """The smallest context block, less one target block `taken` out of it, must be large enough."""
+        context = self.extreme_block_sides()[1].smallest
+        if context[0] * context[1] - taken[0] * taken[1] < self.required_patches:
+            setting = "min_patches" if self.num_context_tokens is None else "num_context_tokens"
+            raise ValueError(
+                f"{setting}={getattr(self, setting)}: a context must hold at least {self.required_patches} patches, "
+                f"but context_scale={self.context_scale} on grid_size={tuple(self.grid_size)} can give "
+                f"{_describe(context)}, and a target of target_scale={self.target_scale} can take away "
+                f"{_describe(taken)}: lower {setting} or target_scale, or raise context_scale"
+            )
+
+    def _block_bounds(self, sides, scale_range, aspect_ratio_range, cells):
+        """The range of draws is cut into cells. Both sides are monotone in the scale and in the aspect ratio, so the
+        corners of a cell bound every block drawn in it: an error of the cells' width can refuse, never let through.
+        """
+        steps = np.linspace(0, 1, cells + 1)
+        scale, aspect_ratio = _between(scale_range, steps), _between(aspect_ratio_range, steps)
+        if self.mode == "unbiased":  # every pair; in mode "meta" the two move together
+            scale = scale[:, None]
+        narrow, wide = aspect_ratio[1:], aspect_ratio[:-1]
+        smallest = sides(scale[:-1], wide)[0], sides(scale[:-1], narrow)[1]
+        largest = sides(scale[1:], narrow)[0], sides(scale[1:], wide)[1]
+        return BlockBounds(_distinct_sizes(*smallest), _distinct_sizes(*largest))
+
+
+@dataclass(frozen=True)
+class MaskingCollator:
+    """Collates samples and adds the masks of their slice of the global batch. Stateless, safe in any worker.
+
+    Each sample is a dict of tensors, say `pixel_values`, plus two integers that are the same in all samples of a
+    batch: `step`, the batch counter, and `slot_block`, which slice of the global batch this is (`rank` in
+    `MultiBlockMasking.sample`). Both are taken out; `context_indices` (B, C, N_ctx) and `target_indices` (B, M, N_tgt)
+    are added. All slices of a step must have the same number of samples, so drop a last, smaller batch.
+
+    Raises:
+        ValueError: the samples of a batch differ in `step` or in `slot_block`.
+        KeyError: a sample lacks one of them.
+    """
+
+    masking: MultiBlockMasking
+    seed: int
+
+    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+        places = {(int(sample["step"]), int(sample["slot_block"])) for sample in samples}
+        if len(places) != 1:
+            raise ValueError(f"one batch must have one (step, slot_block), got {sorted(places)}")
+        step, slot_block = places.pop()
+        batch = default_collate([_without(sample, "step", "slot_block") for sample in samples])
+        contexts, targets = self.masking.sample(len(samples), self.seed, step, rank=slot_block)
+        return {**batch, "context_indices": contexts, "target_indices": targets}
+
+
+@dataclass(frozen=True)
+class _SlotStream:
+    """The random words of a run of image slots: each slot owns fixed places in the counted sequence."""
+
+    seed: int
+    step: int
+    first_slot: int
+    num_slots: int
+
+    def position_words(self, attempt: int, num_blocks: int) -> np.ndarray:
+        """(B, num_blocks, 2): one word for the row and one for the column of each block's corner."""
+        words = self._words(POSITIONS, attempt, 2 * num_blocks)
+        return words[:, : 2 * num_blocks].reshape(self.num_slots, num_blocks, 2)
+
+    def trim_keys(self, purpose: int, num_masks: int, num_patches: int) -> np.ndarray:
+        """(B, num_masks, num_patches) uint32: in random order, and never two equal ones in a mask."""
+        words = self._words(purpose, 0, -(-num_masks * num_patches // 2))
+        keys = words.view(np.uint32)[:, : num_masks * num_patches].reshape(self.num_slots, num_masks, num_patches)
+        # The low bits hold the patch, so that ties cannot happen; 24 random bits are left on a 16x16 grid.
+        keys = keys & ~_patch_bits(num_patches)
+        keys |= np.arange(num_patches, dtype=np.uint32)
+        return keys
+
+    def _words(self, purpose, attempt, words_per_slot):
+        return _random_words(self.seed, self.step, purpose, attempt, self.first_slot, self.num_slots, words_per_slot)
+
+
+def _random_words(seed, step, purpose, attempt, first_slot, num_slots, words_per_slot) -> np.ndarray:
+    """(num_slots, at least words_per_slot) uint64. Philox gives four words per tick of its counter."""
+    ticks = -(-words_per_slot // 4)
+    key = np.array([seed, step], dtype=np.uint64)
+    counter = np.array([first_slot * ticks, attempt, purpose, 0], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(num_slots * ticks * 4).reshape(num_slots, ticks * 4)
+
+
+def _block_coverage(corners, block_size, grid_size) -> np.ndarray:
+    """Corners (B, K, 2) of K blocks -> (K, B, bytes): the patches of each block, eight in a byte."""
+    rows, columns = corners.transpose(2, 1, 0)
+    in_rows, in_columns = (_spans(axis, block_size[axis], tuple(grid_size)) for axis in (0, 1))
+    return in_rows.take(rows, axis=0) & in_columns.take(columns, axis=0)
+
+
+@lru_cache(maxsize=128)
+def _spans(axis, length, grid_size) -> np.ndarray:
+    """(starts, bytes): the patches whose row (axis 0) or column (axis 1) is in the span from each possible start."""
+    coordinates = np.indices(grid_size)[axis].ravel()  # (N,)
+    starts = np.arange(grid_size[axis] - length + 1)[:, None]
+    return np.packbits((coordinates >= starts) & (coordinates < starts + length), axis=-1)
+
+
+def _block_indices(corners, block_size, grid_size) -> np.ndarray:
+    """Corners (..., 2) -> (..., height * width) patch indices, sorted."""
+    offsets = np.add.outer(np.arange(block_size[0]) * grid_size[1], np.arange(block_size[1])).ravel()
+    return (corners[..., 0] * grid_size[1] + corners[..., 1])[..., None] + offsets
+
+
+def _distinct_sizes(height, width) -> list[tuple[int, int]]:
+    """Sides of blocks, arrays of one shape after broadcasting -> the different pairs among them."""
+    base = int(width.max()) + 1
+    found = np.bincount((height * base + width).astype(int).ravel())  # much faster than `np.unique` on pairs
+    return [divmod(code, base) for code in np.flatnonzero(found).tolist()]
+
+
+def _counts(visible) -> np.ndarray:
+    """(B, C, N) bool -> (B, C): how many patches each context sees."""
+    return visible.sum(axis=-1, dtype=np.uint32)  # faster than NumPy's own choice of 64 bits
+
+
+def _first_patches(visible, count) -> np.ndarray:
+    """(B, C, N) bool -> (B, C, count): the first patches that each context sees; it sees at least `count`."""
+    num_images, num_contexts, num_patches = visible.shape
+    seen = _counts(visible).reshape(-1, 1)  # (B * C, 1)
+    starts = seen.cumsum(dtype=np.int64)[:, None] - seen
+    patches = np.flatnonzero(visible).take(starts + np.arange(count))  # (B * C, count)
+    patches -= np.arange(len(seen))[:, None] * num_patches
+    return patches.reshape(num_images, num_contexts, count)
+
+
+def _lowest(keys, count) -> np.ndarray:
+    """(B, masks, N) keys of `_SlotStream.trim_keys` -> (B, masks, count): the patches of lowest key, sorted."""
+    lowest = np.partition(keys, count - 1, axis=-1)[..., :count] & _patch_bits(keys.shape[-1])
+    lowest.sort(axis=-1)
+    return lowest.astype(np.int64)
+
+
+def _patch_bits(num_patches) -> np.uint32:
+    """The bits of a key that hold the patch."""
+    return np.uint32((1 << (num_patches - 1).bit_length()) - 1)
+
+
+def _without(sample, *names):
+    return {name: value for name, value in sample.items() if name not in names}
+
+
+def _between(bounds, fraction):
+    return bounds[0] + fraction * (bounds[1] - bounds[0])
+
+
+def _describe(size):
+    return f"{size[0]}x{size[1]}={size[0] * size[1]} patches"
+
+
+def _check_positive_integers(**values):
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+
+
+def _check_range(name, bounds, largest):
+    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= largest:
+        raise ValueError(f"{name}={bounds} must be (low, high) with 0 < low <= high <= {largest}")
+
+
+def _check_sample_arguments(batch_size, seed, step, rank):
+    _check_positive_integers(batch_size=batch_size)
+    for name, value in (("seed", seed), ("step", step), ("rank", rank)):
+        if not 0 <= value < 2**64:
+            raise ValueError(f"{name}={value} must be from 0 to 2**64 - 1")
+
+
+__all__ = ["MaskingCollator", "MultiBlockMasking"]

@@ -1,0 +1,177 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""The README.md of a pretrained directory: what it is, how to use it, what it was trained on and what it reached."""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+
+USAGE = """\
+```python
+from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained("{name}")
+model = AutoModel.from_pretrained("{name}")
+features = model(**processor(image, return_tensors="pt")).last_hidden_state.mean(1)  # one vector per image
+```"""
+BODY = """\
+# {name}
+
+An I-JEPA encoder ([arXiv 2301.08243](https://arxiv.org/abs/2301.08243)) pretrained without labels by
+ijepa-transformers. The directory holds three networks: the target encoder (`ijepa`, the moving average the paper
+evaluates, and what `AutoModel` opens), the context encoder and the predictor (for `IJepaForPretraining`, to continue
+pretraining). There is no class token: an image's feature is the mean over its patch tokens.
+
+{usage}
+
+## Training
+
+{summary}
+
+Effective recipe (`recipe.yaml`):
+
+{recipe}
+{results}{metrics}"""
+METRICS = """
+## Curves
+
+![loss, rank, k-NN and schedules over the run](curves.png)
+
+Last row of `metrics.jsonl`: {last}
+"""
+
+
+def in_markdown(text: object) -> str:
+    """One line in which nothing is markup or HTML: names of directories, data and classes may hold anything."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+
+
+def in_quotes(text: object) -> str:
+    """What stands between the double quotes of a Python or JSON string."""
+    return json.dumps(str(text), ensure_ascii=False)[1:-1]
+
+
+def fenced_yaml(values: Mapping[str, object]) -> str:
+    """A code block that no value can end: its fence is longer than every row of backticks in it."""
+    text = yaml.safe_dump(dict(values), sort_keys=False)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}yaml\n{text}{fence}"
+
+
+def inherited_license(source: str | None) -> str | None:
+    """The licence named in the model card of the directory a run starts from, or None."""
+    card = Path(source) / "README.md" if source else None
+    return ModelCard.load(card).data.license if card and card.is_file() else None
+
+
+def _in_words(metrics: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} {value:.4g}" for key, value in metrics.items() if isinstance(value, int | float)) + "."
+
+
+def write_model_card(
+    directory: Path,
+    name: str,
+    summary: Mapping[str, object],
+    metrics: Mapping[str, object],
+    recipe: Mapping[str, object],
+    results: str | None = None,
+    base_model: str | None = None,
+) -> None:
+    """Writes `directory`/README.md.
+
+    Args:
+        name: name of the model, in the title and in the example.
+        summary: facts of the run, one line each.
+        metrics: the last row of metrics; empty when there are no curves yet.
+        recipe: the effective arguments.
+        results: a table of accuracies, if any were measured.
+        base_model: what the run started from, a Hub name or a directory; the licence in a directory's card is carried
+            over, that of a Hub repository is not looked up.
+    """
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["ijepa", "self-supervised-learning"],
+        # The Hub refuses a card whose base_model is a path; the licence of a local directory still carries over.
+        base_model=None if base_model and Path(base_model).exists() else base_model,
+        license=inherited_license(base_model),
+    )
+    body = BODY.format(
+        name=in_markdown(name),
+        usage=USAGE.format(name=in_quotes(name)),
+        summary="\n".join(f"- {key}: {value}" for key, value in summary.items()),
+        recipe=fenced_yaml(recipe),
+        results=f"\n## Results\n\n{results}\n" if results else "",
+        metrics=METRICS.format(last=_in_words(metrics)) if metrics else "",
+    )
+    # Written directly: ModelCard.save and ModelCard.validate may ask the Hub.
+    text = f"---\n{data.to_yaml()}\n---\n\n{body}"
+    (directory / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")  # of odd names
+
+
+# Evaluation results in a card that exists, ours or not
+SECTION_BEGIN = "<!-- Evaluation by run_probing.py: replaced when it runs again -->"
+SECTION_END = "<!-- End of the evaluation by run_probing.py -->"
+RESULT_SUFFIX = " (frozen features)"  # of the name of every result in the metadata: the mark of what is replaced
+FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
+# A key in the first column, and what belongs to it: indented lines, and list entries in the first column.
+MODEL_INDEX = re.compile(r"^model-index:.*\n(?:(?:[ \t]|- ).*\n)*", re.MULTILINE)
+
+
+def update_evaluation(directory: Path, section: str, results: Sequence[EvalResult]) -> None:
+    """Puts the section "Evaluation" and the metadata `model-index` into `directory`/README.md, which may be absent.
+
+    What an earlier call put there is replaced; every other byte of the card stays as it is, also results in
+    `model-index` under other names.
+
+    Args:
+        section: markdown below the title "Evaluation".
+        results: each with a `metric_name`, to which RESULT_SUFFIX is added. Where there are none, and none under other
+            names, there is no `model-index` either.
+
+    Raises:
+        ValueError: if the card's metadata is not YAML, or its `model-index` not what the Hub asks for.
+    """
+    path = directory / "README.md"
+    card = path.read_bytes().decode("utf-8") if path.exists() else ""
+    card = _with_section(_with_results(card, directory.absolute().name, results), section)
+    unfinished = path.with_name(".tmp-README.md")
+    unfinished.write_bytes(card.encode("utf-8"))
+    os.replace(unfinished, path)
+
+
+def _with_section(card: str, section: str) -> str:
+    text = f"{SECTION_BEGIN}\n## Evaluation\n\n{section.strip()}\n{SECTION_END}\n"
+    begin, end = card.find(SECTION_BEGIN), card.find(SECTION_END)
+    if 0 <= begin < end:
+        return card[:begin] + text + card[end + len(SECTION_END) :].removeprefix("\n")
+    separator = "" if card.endswith("\n\n") else "\n" if card.endswith("\n") else "\n\n"
+    return card + separator + text
+
+
+def _with_results(card: str, name: str, results: Sequence[EvalResult]) -> str:
+    match = FRONT_MATTER.match(card)
+    begin, end = match.span(1) if match else (0, 0)
+    metadata = card[begin:end]
+    try:
+        model_index = (yaml.safe_load(metadata) or {}).get("model-index")
+        name, others = model_index_to_eval_results(model_index) if model_index else (name, [])
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"The metadata of the model card of {name!r} cannot be read: {error!r}") from None
+    kept = [result for result in others if not (result.metric_name or "").endswith(RESULT_SUFFIX)]
+    ours = [replace(result, metric_name=f"{result.metric_name}{RESULT_SUFFIX}") for result in results]
+    index = {"model-index": eval_results_to_model_index(name, [*kept, *ours])}
+    # The Hub refuses an index without results.
+    block = yaml.safe_dump(index, sort_keys=False, allow_unicode=True) if kept or ours else ""
+    if not match:
+        return f"---\n{block}---\n\n{card}" if block else card
+    found = MODEL_INDEX.search(metadata)
+    first, last = found.span() if found else (len(metadata), len(metadata))
+    return card[:begin] + metadata[:first] + block + metadata[last:] + card[end:]

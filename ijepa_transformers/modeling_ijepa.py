@@ -1,0 +1,805 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""I-JEPA (arXiv 2301.08243) in PyTorch: encoder, predictor, pretraining head, classifier and backbone.
+
+Shape legend:
+    B images, N patches of the full grid, K patches kept, D encoder width, P predictor width, H attention heads,
+    C context masks per image, M target blocks per image, N_ctx patches per context, N_tgt patches per target block.
+
+Patches are numbered row by row: patch = row * columns + column. Parameter names equal those of
+`transformers.IJepaModel`, so that a saved directory opens in the stock classes too.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_ijepa import IJepaConfig
+
+
+logger = logging.get_logger(__name__)
+# Names under which the first converted directories on the Hub store what is now `layers.N.attention.q_proj` and so on.
+EARLY_HUB_NAMES = {
+    r"encoder\.layer\.": "layers.",
+    r"attention\.attention\.query": "attention.q_proj",
+    r"attention\.attention\.key": "attention.k_proj",
+    r"attention\.attention\.value": "attention.v_proj",
+    r"attention\.output\.dense": "attention.o_proj",
+    r"intermediate\.dense": "mlp.fc1",
+    r"(?<!attention\.)output\.dense": "mlp.fc2",
+}
+TARGET_EPSILON = 1e-4  # a feature that varies less, beside about 1 after the last norm, is rounding: it stays faint
+PARAMETERS_PER_LAYER = 16  # weights and biases of attention, feed-forward and their norms
+# What `config.json` says when a directory carries this code (`register_for_auto_class`, then `save_pretrained`).
+# Transformers itself would name only the saved class there, and no configuration.
+AUTO_MAP = {
+    "AutoConfig": "configuration_ijepa.IJepaConfig",
+    "AutoModel": "modeling_ijepa.IJepaModel",
+    "AutoModelForPreTraining": "modeling_ijepa.IJepaForPretraining",
+    "AutoModelForImageClassification": "modeling_ijepa.IJepaForImageClassification",
+    "AutoBackbone": "modeling_ijepa.IJepaBackbone",
+}
+
+
+def sincos_position_embeddings(width: int, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Fixed 2-D sine-cosine position embeddings, float32 of shape (1, N, width).
+
+    The first half of the features codes the column, the second half the row; each half is sines, then cosines, of the
+    coordinate times width/4 frequencies falling geometrically from 1 to nearly 1/10000. Computed in float64.
+    """
+    rows, columns = torch.meshgrid(
+        torch.arange(grid_size[0], dtype=torch.float64), torch.arange(grid_size[1], dtype=torch.float64), indexing="ij"
+    )
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    column_angles, row_angles = (axis.reshape(-1, 1) * frequencies for axis in (columns, rows))  # (N, width / 4)
+    features = [column_angles.sin(), column_angles.cos(), row_angles.sin(), row_angles.cos()]
+    return torch.cat(features, dim=1).float().unsqueeze(0)
+
+
+def resize_position_embeddings(
+    position_embeddings: torch.Tensor, grid_size: tuple[int, int], new_grid_size: tuple[int, int]
+) -> torch.Tensor:
+    """Bicubic interpolation of a (1, N, width) table from one grid of patches to another, in float32."""
+    # In a program exported for any resolution the new size is symbolic: comparing it would tie the program to the
+    # answer for the example's size. Interpolating to the same size changes nothing.
+    is_symbolic = any(isinstance(side, torch.SymInt) for side in new_grid_size)
+    if not is_symbolic and tuple(grid_size) == tuple(new_grid_size):
+        return position_embeddings
+    table = position_embeddings.float().reshape(1, *grid_size, -1).permute(0, 3, 1, 2)
+    table = nn.functional.interpolate(table, size=new_grid_size, mode="bicubic", align_corners=False)
+    return table.flatten(2).transpose(1, 2).to(position_embeddings.dtype)
+
+
+def gather_patches(hidden_states: torch.Tensor, patch_indices: torch.Tensor) -> torch.Tensor:
+    """The tokens of chosen patches: (B, N, D) and (B, K) give (B, K, D)."""
+    return hidden_states.gather(1, patch_indices.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))
+
+
+class IJepaPatchProjection(nn.Conv2d):
+    """A convolution whose stride is its kernel size, which can be computed at some patches alone.
+
+    Both ways are this module's forward, because ZeRO-3 and FSDP gather a module's weights when its forward begins.
+    """
+
+    def forward(self, pixel_values: torch.Tensor, patch_indices: torch.Tensor | None = None) -> torch.Tensor:
+        pixel_values = pixel_values.to(self.weight.dtype)
+        if patch_indices is None:
+            # In the tokens' own order: every sum along the residual stream would keep the convolution's.
+            return super().forward(pixel_values).flatten(2).transpose(1, 2).contiguous()
+        # weight: (D, channels * patch height * patch width)
+        return nn.functional.linear(self._kept_pixels(pixel_values, patch_indices), self.weight.flatten(1), self.bias)
+
+    def _kept_pixels(self, pixel_values: torch.Tensor, patch_indices: torch.Tensor) -> torch.Tensor:
+        """(B, channels, height, width), (B, K) -> (B, K, channels * patch height * patch width)."""
+        rows, columns = (side // patch for side, patch in zip(pixel_values.shape[2:], self.kernel_size, strict=True))
+        pixel_values = pixel_values[:, :, : rows * self.kernel_size[0], : columns * self.kernel_size[1]]
+        patches = pixel_values.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).permute(0, 2, 4, 1, 3, 5)
+        return gather_patches(patches.flatten(3).flatten(1, 2), patch_indices)  # which refuses what is no patch
+
+
+class IJepaPatchEmbeddings(nn.Module):
+    """Cuts images (B, channels, height, width) into patches and projects each to (B, N, D)."""
+
+    def __init__(self, config: IJepaConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_size = config.patch_height_and_width
+        self.projection = IJepaPatchProjection(
+            config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor, patch_indices: torch.Tensor | None = None) -> torch.Tensor:
+        """The whole grid, or only the patches (B, K) of `patch_indices`, for the price of these: (B, K, D)."""
+        if pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"pixel_values have {pixel_values.shape[1]} channels, but the model was built for {self.num_channels}."
+            )
+        return self.projection(pixel_values, patch_indices)
+
+
+class IJepaEmbeddings(nn.Module):
+    """Patch embeddings plus fixed position embeddings; there is no class token."""
+
+    def __init__(self, config: IJepaConfig):
+        super().__init__()
+        self.image_size = config.image_height_and_width
+        self.grid_size = config.grid_size
+        self.patch_embeddings = IJepaPatchEmbeddings(config)
+        # A buffer, not a parameter: in the state dict under the stock name, and out of every optimizer's reach.
+        self.register_buffer("position_embeddings", sincos_position_embeddings(config.hidden_size, self.grid_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def patch_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """Rows and columns of patches in these images."""
+        patch_height, patch_width = self.patch_embeddings.patch_size
+        return pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        patch_indices: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        if not interpolate_pos_encoding and tuple(pixel_values.shape[-2:]) != self.image_size:
+            raise ValueError(
+                f"Images of {tuple(pixel_values.shape[-2:])} pixels do not match the model's image_size"
+                f" {self.image_size}; pass interpolate_pos_encoding=True to use another resolution."
+            )
+        positions = resize_position_embeddings(self.position_embeddings, self.grid_size, self.patch_grid(pixel_values))
+        # In the weights' precision: loading in half precision leaves buffers alone, and under autocast the sum, and
+        # with it the residual stream, stays float32.
+        positions = positions.to(next(self.parameters()).dtype)  # which does not gather them, as an attribute would
+        if patch_indices is not None:
+            positions = positions[0][patch_indices]  # (B, K, D)
+        return self.dropout(self.patch_embeddings(pixel_values, patch_indices) + positions)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain attention over (B, H, K, D/H); returns the mix as (B, K, H, D/H) and the probabilities (B, H, K, K).
+
+    `attention_mask` belongs to the interface of Transformers. Here it is always None: all tokens are attended to.
+    """
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    probabilities = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+
+
+class IJepaAttention(nn.Module):
+    """Multi-head attention of all tokens it is given among themselves and, if there is one, to a memory."""
+
+    def __init__(self, config: IJepaConfig, hidden_size: int, num_attention_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = hidden_size // num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        memory: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            hidden_states: (B, K, D).
+            memory: (B / R, K', D), tokens that are attended to and give no output; R rows in succession share one.
+        """
+        query = self._split_heads(self.q_proj(hidden_states))  # (B, H, K, D / H)
+        key, value = (
+            self._split_heads(self._project(projection, hidden_states, memory))  # (B, H, K' + K, D / H)
+            for projection in (self.k_proj, self.v_proj)
+        )
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.dropout if self.training else 0.0
+        mixed, probabilities = attention(
+            self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(mixed.flatten(2)), probabilities
+
+    def _split_heads(self, projected: torch.Tensor) -> torch.Tensor:
+        return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _project(self, projection: nn.Linear, hidden_states: torch.Tensor, memory: torch.Tensor | None):
+        """Keys or values of the memory, projected once however many rows share it, and of the other tokens."""
+        projected = projection(hidden_states)
+        if memory is None:
+            return projected
+        num_sharing = hidden_states.shape[0] // memory.shape[0]
+        remembered = projection(memory).unsqueeze(1).expand(-1, num_sharing, -1, -1).flatten(0, 1)
+        return torch.cat([remembered, projected], dim=1)
+
+
+class IJepaMLP(nn.Module):
+    """The feed-forward half of a layer."""
+
+    def __init__(self, config: IJepaConfig, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class IJepaDropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): drops a whole residual branch per image while training."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0.0 or not self.training:
+            return hidden_states
+        keep = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - self.rate)
+        return hidden_states * keep / (1 - self.rate)
+
+
+class IJepaLayer(GradientCheckpointingLayer):
+    """One pre-norm transformer layer; the encoder and the predictor are made of the same class."""
+
+    def __init__(
+        self,
+        config: IJepaConfig,
+        hidden_size: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        drop_path_rate: float = 0.0,
+    ):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention = IJepaAttention(config, hidden_size, num_attention_heads)
+        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = IJepaMLP(config, hidden_size, intermediate_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = IJepaDropPath(drop_path_rate)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        memory: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """One more layer for `hidden_states`; `IJepaAttention` says what `memory` is."""
+        normed_memory = None if memory is None else self.layernorm_before(memory)
+        mixed, _ = self.attention(self.layernorm_before(hidden_states), normed_memory, **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.dropout(mixed))
+        del normed_memory, mixed  # memory that is used again at once lies in the cache: features cost up to 5 % less
+        transformed = self.mlp(self.layernorm_after(hidden_states))
+        return hidden_states + self.drop_path(self.dropout(transformed))
+
+
+class IJepaPredictor(nn.Module):
+    """The narrow transformer that predicts target features from context features and positions (paper, section 3)."""
+
+    def __init__(self, config: IJepaConfig):
+        super().__init__()
+        width = config.predictor_hidden_size
+        self.config = config
+        self.grid_size = config.grid_size
+        self.input_projection = nn.Linear(config.hidden_size, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("position_embeddings", sincos_position_embeddings(width, self.grid_size))
+        self.layers = nn.ModuleList(
+            IJepaLayer(config, width, config.predictor_num_attention_heads, config.predictor_intermediate_size)
+            for _ in range(config.predictor_num_hidden_layers)
+        )
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.output_projection = nn.Linear(width, config.hidden_size)
+
+    def forward(
+        self,
+        context_hidden_states: torch.Tensor,
+        context_indices: torch.Tensor,
+        target_indices: torch.Tensor,
+        grid_size: tuple[int, int] | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """
+        Args:
+            context_hidden_states: (B, C, N_ctx, D), the context encoder's output.
+            context_indices: (B, C, N_ctx) patch indices the context tokens came from.
+            target_indices: (B, M, N_tgt) patch indices to predict.
+            grid_size: rows and columns of patches in the images; the configured grid by default.
+
+        Returns:
+            (B, C, M, N_tgt, D): for each context and each target block, the predicted features.
+        """
+        positions = resize_position_embeddings(self.position_embeddings, self.grid_size, grid_size or self.grid_size)
+        positions = positions.to(self.mask_token.dtype)
+        context = self.input_projection(context_hidden_states) + positions[0][context_indices]  # (B, C, N_ctx, P)
+        targets = self.mask_token + positions[0][target_indices]  # (B, M, N_tgt, P)
+        pairs = (*context.shape[:2], targets.shape[1])  # (B, C, M): every context meets every target block
+        targets = targets.to(context.dtype).unsqueeze(1).expand(*pairs, -1, -1).flatten(0, 2)  # (B * C * M, N_tgt, P)
+        predict = self._predict_jointly if self.config.predictor_attention == "full" else self._predict_from_context
+        if self.layers:
+            targets = predict(context, targets, **kwargs)
+        return self.output_projection(self.layernorm(targets)).unflatten(0, pairs)
+
+    def _predict_jointly(self, context, targets, **kwargs) -> torch.Tensor:
+        """Each target block goes through the layers with its own copy of the context (the published predictor)."""
+        num_blocks = targets.shape[0] // (context.shape[0] * context.shape[1])
+        context = context.unsqueeze(2).expand(-1, -1, num_blocks, -1, -1).flatten(0, 2)  # (B * C * M, N_ctx, P)
+        *layers, last_layer = self.layers
+        hidden_states = torch.cat([context, targets], dim=1)  # (B * C * M, N_ctx + N_tgt, P)
+        for layer in layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        context, targets = hidden_states.split([context.shape[1], targets.shape[1]], dim=1)
+        return last_layer(targets, context, **kwargs)  # what it would make of the context, nobody reads
+
+    def _predict_from_context(self, context, targets, **kwargs) -> torch.Tensor:
+        """The context attends to itself alone, so that all target blocks share one pass over it."""
+        context = context.flatten(0, 1)  # (B * C, N_ctx, P)
+        *layers, last_layer = self.layers
+        for layer in layers:
+            next_context = layer(context, **kwargs)
+            targets = layer(targets, context, **kwargs)
+            context = next_context
+        return last_layer(targets, context, **kwargs)
+
+
+class IJepaPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, loading and saving shared by every I-JEPA class."""
+
+    config_class = IJepaConfig
+    config: IJepaConfig
+    base_model_prefix = "ijepa"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["IJepaLayer"]  # noqa: RUF012 (a Transformers convention)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": IJepaLayer, "attentions": IJepaAttention}  # noqa: RUF012
+    # The other networks of a pretraining directory are not this model's business, so they are not worth a warning.
+    _keys_to_ignore_on_load_unexpected = [r"^context_encoder\.", r"^predictor\.", r"^classifier\."]  # noqa: RUF012
+    _unreported_keys = frozenset()  # missing weights that `_finish_loading` reports in its own words
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Normal weights of standard deviation `initializer_range`, zero biases, unit layer norms (Meta's released
+        code: the depth-dependent rescaling written there is overwritten by a second draw and has no effect)."""
+        if isinstance(module, nn.Conv2d):  # the patch embedding
+            fan_in = math.prod(module.weight.shape[1:])
+            published = self.config.patch_embedding_init == "published"
+            init.normal_(module.weight, std=self.config.initializer_range if published else fan_in**-0.5)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, (IJepaEmbeddings, IJepaPredictor)):
+            self._init_positions(module)
+
+    def _init_positions(self, module):
+        width = module.position_embeddings.shape[-1]
+        init.copy_(module.position_embeddings, sincos_position_embeddings(width, module.grid_size))
+        if isinstance(module, IJepaPredictor):
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, key_mapping=None, **kwargs):
+        """Loads a directory or Hub repository, as in Transformers, but never with an encoder that is partly random.
+
+        Reads what this package saves, what `transformers.IJepaModel` saves, and the first converted directories on
+        the Hub with their early weight names. Arguments are those of `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            ValueError: if the checkpoint lacks weights that this class cannot honestly draw afresh. Only the head of
+                `IJepaForImageClassification`, and the predictor of `IJepaForPretraining`, may start fresh.
+        """
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        model, loading_info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *args,
+            key_mapping={**EARLY_HUB_NAMES, **(key_mapping or {})},
+            output_loading_info=True,
+            **kwargs,
+        )
+        loading_info["missing_keys"] = set(loading_info["missing_keys"]) | model._unreported_keys
+        mismatched = {key for key, *_ in loading_info["mismatched_keys"]}  # only with ignore_mismatched_sizes
+        model._finish_loading(pretrained_model_name_or_path, loading_info["missing_keys"] | mismatched)
+        return (model, loading_info) if output_loading_info else model
+
+    def _finish_loading(self, name, missing_keys: set[str]):
+        missing_keys = sorted(key for key in missing_keys if not key.startswith("classifier."))
+        if missing_keys:
+            raise ValueError(
+                f"{name} lacks {len(missing_keys)} of the weights {type(self).__name__} needs, or has them in another"
+                f" shape, for example {missing_keys[0]!r}; loading it would leave part of the encoder random."
+            )
+
+    @torch.no_grad()
+    def resize_image(self, image_size: int | tuple[int, int]):
+        """Makes this a model for images of another size, such as for fine-tuning at a higher resolution.
+
+        All position tables are interpolated once, as `interpolate_pos_encoding=True` does in every forward pass, so
+        the outputs are the same. Start from the pretraining size: interpolating a second time loses a little more.
+
+        Raises:
+            ValueError: if the size is no size or is smaller than a patch; nothing is changed then.
+        """
+        grid_size = type(self.config)(image_size=image_size, patch_size=self.config.patch_size).grid_size
+        self.config.image_size = image_size
+        for module in self.modules():
+            if isinstance(module, (IJepaEmbeddings, IJepaPredictor)):
+                module.position_embeddings = resize_position_embeddings(
+                    module.position_embeddings, module.grid_size, grid_size
+                )
+                module.grid_size = grid_size
+            if isinstance(module, IJepaEmbeddings):
+                module.image_size = self.config.image_height_and_width
+
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """As in Transformers; weights are saved under their own names even when loaded from early Hub names.
+
+        After `register_for_auto_class` the directory carries this code and opens with `trust_remote_code=True` in
+        every Auto class of `AUTO_MAP`, whichever class was saved.
+        """
+        self._set_auto_map()
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
+    def _set_auto_map(self):
+        if self.is_remote_code():
+            self.config.auto_map = {**AUTO_MAP}
+        elif any("--" not in name for name in (getattr(self.config, "auto_map", None) or {}).values()):
+            del self.config.auto_map  # read from a directory that carries the code; the new one will not
+
+
+class IJepaModel(IJepaPreTrainedModel):
+    """The I-JEPA encoder: a Vision Transformer without class token."""
+
+    def __init__(self, config: IJepaConfig):
+        super().__init__(config)
+        depth = config.num_hidden_layers
+        self.embeddings = IJepaEmbeddings(config)
+        self.layers = nn.ModuleList(
+            IJepaLayer(
+                config,
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                drop_path_rate=config.drop_path_rate * index / max(depth - 1, 1),
+            )
+            for index in range(depth)
+        )
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        patch_indices: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values: (B, channels, height, width) normalised images.
+            patch_indices: (B, K) indices of the patches to encode; the others are dropped before the first layer, so
+                they cost nothing and cannot be seen. All patches by default.
+            interpolate_pos_encoding: resize the position embeddings to the images' own grid, square or not.
+            output_hidden_states, output_attentions, return_dict: as in Transformers.
+
+        Returns:
+            `last_hidden_state` (B, N or K, D) and `pooler_output` (B, D), the mean over the encoded patches (the
+            image feature of the paper's appendix A); `hidden_states` (layers + 1 of them) are before the final norm.
+
+        Raises:
+            ValueError: if channels or size do not match the model.
+        """
+        hidden_states = self.embeddings(pixel_values, patch_indices, bool(interpolate_pos_encoding))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        hidden_states = self.layernorm(hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=1))
+
+
+@dataclass
+class IJepaForPretrainingOutput(ModelOutput):
+    """
+    Output of `IJepaForPretraining`.
+
+    Args:
+        loss: scalar, the mean distance between predictions and targets.
+        predictions: (B, C, M, N_tgt, D), from each context, for each target block, the predicted features.
+        targets: (B, C, M, N_tgt, D), the target encoder's features there (the same for every context); no gradient.
+        context_hidden_states: (B, C, N_ctx, D), the context encoder's output.
+        target_hidden_states: (B, N, D), the target encoder's output for the whole image, not normalised; no gradient.
+    """
+
+    loss: torch.FloatTensor | None = None
+    predictions: torch.FloatTensor | None = None
+    targets: torch.FloatTensor | None = None
+    context_hidden_states: torch.FloatTensor | None = None
+    target_hidden_states: torch.FloatTensor | None = None
+
+
+class IJepaForPretraining(IJepaPreTrainedModel):
+    """I-JEPA's three networks in one module: target encoder (`ijepa`), context encoder and predictor.
+
+    The target encoder is the moving average of the context encoder, takes no gradient and stays in evaluation mode;
+    it is the encoder the paper evaluates. A new model starts with both encoders equal.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # noqa: RUF012
+
+    def __init__(self, config: IJepaConfig):
+        super().__init__(config)
+        self.ijepa = IJepaModel(config)
+        self.context_encoder = IJepaModel(config)
+        self.predictor = IJepaPredictor(config)
+        self.post_init()
+        self._copy_encoder(source=self.context_encoder, destination=self.ijepa)
+        self._freeze_target_encoder()
+
+    @torch.no_grad()
+    def _copy_encoder(self, source: IJepaModel, destination: IJepaModel):
+        for copy, original in zip(destination.state_dict().values(), source.state_dict().values(), strict=True):
+            copy.copy_(original)
+
+    def _freeze_target_encoder(self):
+        self.ijepa.requires_grad_(False)
+        self.ijepa.eval()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.ijepa.eval()  # targets are the encoder's plain output: no dropout, no stochastic depth
+        return self
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info):
+        """Takes the keys an encoder-only checkpoint cannot have out of the loader's report of missing weights."""
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        beyond_one_encoder = {key for key in self.state_dict() if not key.startswith("ijepa.")}
+        self._loaded_one_encoder = beyond_one_encoder <= set(loading_info.missing_keys)
+        if self._loaded_one_encoder:
+            loading_info.missing_keys = set(loading_info.missing_keys) - beyond_one_encoder
+
+    def _finish_loading(self, name, missing_keys: set[str]):
+        super()._finish_loading(name, missing_keys)
+        if self._loaded_one_encoder:
+            self._copy_encoder(source=self.ijepa, destination=self.context_encoder)
+            logger.warning(
+                f"{name} holds one encoder only: the target and the context encoder both start from it, and the"
+                " predictor starts from fresh weights."
+            )
+        self._freeze_target_encoder()  # loading replaces parameters by trainable ones
+
+    @torch.no_grad()
+    def update_target_encoder(self, momentum: float, gathering: Callable | None = None):
+        """The exponential moving average: target <- momentum x target + (1 - momentum) x context.
+
+        Args:
+            momentum: in [0, 1].
+            gathering: for weights that no process holds whole and that cannot be averaged in pieces (DeepSpeed's
+                ZeRO-3): `with gathering(parameters):` makes these parameters whole and keeps what is done to them.
+
+        Raises:
+            ValueError: if momentum is outside [0, 1], or the weights are in half precision, where the small changes
+                of a moving average round to nothing (keep float32 weights and use autocast).
+        """
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
+        targets, contexts = ([*encoder.parameters()] for encoder in (self.ijepa, self.context_encoder))
+        if targets[0].dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"The moving average needs float32 weights, but the target encoder has {targets[0].dtype}."
+            )
+        if gathering is None:
+            torch._foreach_lerp_(targets, contexts, 1.0 - momentum)
+        else:
+            for start in range(0, len(targets), PARAMETERS_PER_LAYER):  # about one layer at a time is whole
+                chunk = slice(start, start + PARAMETERS_PER_LAYER)
+                with gathering([*targets[chunk], *contexts[chunk]]):
+                    torch._foreach_lerp_(targets[chunk], contexts[chunk], 1.0 - momentum)
+        # Apart, because sharded parameters and whole buffers cannot be in one list.
+        buffers = (list(encoder.buffers()) for encoder in (self.ijepa, self.context_encoder))
+        torch._foreach_lerp_(*buffers, 1.0 - momentum)
+
+    def encode_context(self, pixel_values, context_indices, **kwargs) -> torch.Tensor:
+        """The context encoder on each context: (B, channels, height, width), (B, C, N_ctx) -> (B, C, N_ctx, D)."""
+        num_contexts = context_indices.shape[1]
+        images = pixel_values.unsqueeze(1).expand(-1, num_contexts, -1, -1, -1).flatten(0, 1)  # (B * C, ...)
+        encoded = self.context_encoder(images, context_indices.flatten(0, 1), **kwargs)
+        return encoded.last_hidden_state.unflatten(0, (-1, num_contexts))
+
+    @torch.no_grad()
+    def encode_targets(self, pixel_values, target_indices, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """The target encoder's features of the target blocks, (B, M, N_tgt, D), and of all patches, (B, N, D)."""
+        hidden_states = self.ijepa(pixel_values, **kwargs).last_hidden_state
+        targets = self.normalize_targets(hidden_states)
+        return gather_patches(targets, target_indices.flatten(1)).view(*target_indices.shape, -1), hidden_states
+
+    def normalize_targets(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the predictor is to predict, of the target encoder's output: (B, N, D) -> (B, N, D) in float32."""
+        features, kind = hidden_states.float(), self.config.target_normalization
+        if kind == "layer":
+            return nn.functional.layer_norm(features, features.shape[-1:])
+        if kind == "batch":
+            centred = features - features.mean(dim=(0, 1))
+            return centred / (centred.square().mean(dim=(0, 1)).sqrt() + TARGET_EPSILON)
+        return features
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        context_indices: torch.Tensor,
+        target_indices: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> IJepaForPretrainingOutput:
+        """
+        Args:
+            pixel_values: (B, channels, height, width) normalised images.
+            context_indices: (B, C, N_ctx) indices of the patches the context encoder may see.
+            target_indices: (B, M, N_tgt) indices of the patches to predict, one row per target block.
+            interpolate_pos_encoding: resize all position embeddings to the images' own grid.
+
+        Returns:
+            `IJepaForPretrainingOutput` with `loss`, `predictions` and `targets`.
+
+        Raises:
+            ValueError: if indices are not three-dimensional or are for another number of images.
+        """
+        for name, indices in (("context_indices", context_indices), ("target_indices", target_indices)):
+            if indices.ndim != 3 or indices.shape[0] != pixel_values.shape[0]:
+                raise ValueError(
+                    f"{name} must have shape ({pixel_values.shape[0]}, masks, patches), got {tuple(indices.shape)}."
+                )
+        kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
+        grid_size = self.ijepa.embeddings.patch_grid(pixel_values)
+        context_hidden_states = self.encode_context(pixel_values, context_indices, **kwargs)
+        predictions = self.predictor(context_hidden_states, context_indices, target_indices, grid_size)
+        targets, target_hidden_states = self.encode_targets(pixel_values, target_indices, **kwargs)
+        targets = targets.unsqueeze(1).expand_as(predictions)
+        return IJepaForPretrainingOutput(
+            loss=self.prediction_loss(predictions, targets),
+            predictions=predictions,
+            targets=targets,
+            context_hidden_states=context_hidden_states,
+            target_hidden_states=target_hidden_states,
+        )
+
+    def prediction_loss(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean distance over images, contexts, blocks, patches and features, in float32."""
+        distance = nn.functional.smooth_l1_loss if self.config.loss_type == "smooth_l1" else nn.functional.mse_loss
+        return distance(predictions.float(), targets.float())
+
+
+class IJepaForImageClassification(IJepaPreTrainedModel):
+    """The encoder with a linear classifier on the mean of the patch tokens (fine-tuning, or a linear probe when the
+    encoder is frozen)."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^context_encoder\.", r"^predictor\."]  # noqa: RUF012
+
+    def __init__(self, config: IJepaConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.ijepa = IJepaModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info):
+        """Takes the classifier out of the loader's report of missing weights: `_finish_loading` says more."""
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        missing_keys = set(loading_info.missing_keys)
+        self._unreported_keys = {key for key in missing_keys if key.startswith("classifier.")}
+        loading_info.missing_keys = missing_keys - self._unreported_keys
+
+    def _finish_loading(self, name, missing_keys: set[str]):
+        super()._finish_loading(name, missing_keys)
+        if self._unreported_keys:
+            logger.warning(
+                f"{name} has no trained classifier: the class names it predicts mean nothing until it is fine-tuned,"
+                " for example with run_image_classification.py."
+            )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values: (B, channels, height, width) normalised images.
+            labels: (B,) class indices; (B, num_labels) floats for multi-label problems; (B,) floats for regression
+                (`config.problem_type`, or guessed from `num_labels` and the labels' type as in all of Transformers).
+            interpolate_pos_encoding: resize the position embeddings to the images' own grid.
+
+        Returns:
+            `ImageClassifierOutput` with `logits` (B, num_labels) and, when labels are given, `loss`.
+        """
+        outputs = self.ijepa(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class IJepaBackbone(BackboneMixin, IJepaModel):
+    """The encoder as a source of feature maps for dense tasks (`AutoBackbone`)."""
+
+    def __init__(self, config: IJepaConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+        """
+        Args:
+            pixel_values: (B, channels, height, width) normalised images of any size.
+
+        Returns:
+            `BackboneOutput` whose `feature_maps` are (B, D, rows, columns), one per stage in `out_features`; "stem" is
+            the embedding, "stageN" the output of layer N, each through the encoder's final layer norm.
+        """
+        kwargs["interpolate_pos_encoding"] = True
+        outputs = IJepaModel.forward(self, pixel_values, **kwargs)
+        grid_size = self.embeddings.patch_grid(pixel_values)
+        feature_maps = tuple(
+            self.layernorm(hidden_states).transpose(1, 2).unflatten(2, grid_size)
+            for stage, hidden_states in zip(self.stage_names, outputs.hidden_states, strict=True)
+            if stage in self.out_features
+        )
+        return BackboneOutput(
+            feature_maps=feature_maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "IJepaBackbone",
+    "IJepaForImageClassification",
+    "IJepaForPretraining",
+    "IJepaForPretrainingOutput",
+    "IJepaModel",
+    "IJepaPreTrainedModel",
+    "IJepaPredictor",
+]

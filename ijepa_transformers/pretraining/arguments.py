@@ -1,0 +1,388 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""The arguments of pretraining: data, model, optimization, output.
+
+Every argument is a recipe key, a command-line flag and a keyword of `pretrain`.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from ..arguments import (
+    MaskArguments,
+    argument,
+    parse_arguments,
+    require,
+    require_choice,
+    require_interval,
+    require_numbers,
+    require_text,
+    without_removed_keys,
+)
+from ..configuration_ijepa import IJEPA_SIZES, IJepaConfig
+
+
+LARGEST_SEED = 2**31 - 1  # NumPy takes 32 bits, and every process adds its rank
+
+
+@dataclass
+class DataArguments:
+    """Which images, and how they are cropped."""
+
+    _argument_group_name = "data"
+
+    data: str = argument(
+        "", "images: a folder (flat or one subfolder per class), Parquet or tar shards, a Hub dataset, or 'digits'"
+    )
+    data_config: str | None = argument(None, "configuration name of a Hub dataset")
+    train_split: str = argument("train", "split to pretrain on")
+    validation_data: str | None = argument(
+        None, "labelled data for the k-NN, with both splits, if not `data` (which, streamed, cannot serve)"
+    )
+    validation_split: str | None = argument(None, "labelled split for the k-NN; both splits need labels then")
+    image_column: str | None = argument(None, "column of the images; found if there is only one")
+    label_column: str | None = argument(None, "column of the labels; found if there is only one")
+    crop_scale: list[float] = argument([0.3, 1.0], "area of the random crop as a share of the image: least, most")
+    crop_ratio: list[float] = argument([3 / 4, 4 / 3], "aspect ratio of the random crop: least, most")
+    horizontal_flip: bool = argument(False, "mirror every second image at random (the published recipe does not)")
+    interpolation: str = argument("bilinear", "resizing of the crop: bilinear or bicubic")
+    fast_large_photos: bool = argument(
+        False, "decode large JPEG photos at a half to an eighth of their size: faster, pixels differ a little"
+    )
+    image_mean: list[float] | None = argument(None, "mean of each channel, pixels in 0..1; ImageNet's by default")
+    image_std: list[float] | None = argument(None, "standard deviation of each channel; ImageNet's by default")
+    eval_resize_ratio: float = argument(
+        256 / 224, "shorter side of an image over its centre crop in evaluation and in the saved image processor"
+    )
+    max_bad_images: float = argument(
+        0.01, "stop when more images than this cannot be read: a share of the data below 1, a count from 1 on"
+    )
+    streaming: bool = argument(
+        False, "read Parquet or tar shards one after the other (local, hf://, s3://, ...), not indexed first"
+    )
+    num_images: int | None = argument(None, "streaming: images of the split, where the shards do not say (tar)")
+    shuffle_buffer: int = argument(1000, "streaming: images, still encoded, that are shuffled together")
+    num_workers: int = argument(4, "data loading processes per training process; 0 loads in the training process")
+
+    def _check_data(self):
+        require(
+            not (self.streaming and self.validation_split and not self.validation_data),
+            "streaming cannot look images up for validation_split: name validation_data too.",
+        )
+        require(self.data, "data is missing: name a folder, shards, a Hub dataset, or 'digits'.")
+        require_text(self, "data_config", "train_split", "validation_split", "image_column", "label_column")
+        require_text(self, "validation_data")
+        require_numbers(self, "max_bad_images", "num_workers", least=0)
+        require(
+            self.max_bad_images < 1 or self.max_bad_images == int(self.max_bad_images),
+            f"max_bad_images must be a share below 1 or a whole number, got {self.max_bad_images}.",
+        )
+        require_numbers(self, "eval_resize_ratio", "num_images", "shuffle_buffer", least=1)
+        require_interval(self, "crop_scale", most=1)
+        require_interval(self, "crop_ratio")
+        require_choice(self, "interpolation", ("bilinear", "bicubic"))
+        self._check_statistics()
+
+    def _check_statistics(self):
+        require_numbers(self, "image_mean", least=0, most=1)  # of pixels in 0..1
+        require_numbers(self, "image_std", above=0)
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            fits = value is None or len(value) in (1, 3)
+            require(fits, f"{name} must be one number per channel, 1 or 3 of them, got {value}.")
+        if self.image_mean and self.image_std:
+            require(
+                len(self.image_mean) == len(self.image_std),
+                f"image_mean and image_std must be equally many, got {self.image_mean} and {self.image_std}.",
+            )
+
+    @property
+    def bad_image_limit(self) -> int | float:
+        """`max_bad_images` as a count (int) or as a share of the data set (float)."""
+        return int(self.max_bad_images) if self.max_bad_images >= 1 else float(self.max_bad_images)
+
+
+@dataclass
+class ModelArguments:
+    """The networks. `size` fills what is not given; `init_from` brings a whole configuration of its own."""
+
+    _argument_group_name = "model"
+
+    size: str | None = argument(None, f"published size that sets widths and depths: {', '.join(IJEPA_SIZES)}")
+    init_from: str | None = argument(
+        None, "directory or Hub name whose weights (not optimizer, not schedules) the run starts from"
+    )
+    image_size: list[int] | None = argument(None, "pixels of a training image: one number, or height and width")
+    patch_size: list[int] | None = argument(None, "pixels of a patch: one number, or height and width")
+    num_channels: int | None = argument(None, "3 for colour, 1 for grey")
+    hidden_size: int | None = argument(None, "width of the encoder")
+    num_hidden_layers: int | None = argument(None, "layers of the encoder")
+    num_attention_heads: int | None = argument(None, "attention heads of the encoder")
+    intermediate_size: int | None = argument(None, "feed-forward width of the encoder")
+    predictor_hidden_size: int | None = argument(None, "width of the predictor")
+    predictor_num_hidden_layers: int | None = argument(None, "layers of the predictor")
+    predictor_num_attention_heads: int | None = argument(None, "attention heads of the predictor")
+    predictor_intermediate_size: int | None = argument(None, "feed-forward width of the predictor")
+    predictor_attention: str | None = argument(
+        None, "full (published), or shared_context: the context passes the predictor once for all targets"
+    )
+    drop_path_rate: float | None = argument(None, "stochastic depth of the last context encoder layer")
+    patch_embedding_init: str | None = argument(None, "published (std 0.02) or fan_in (1/sqrt of a patch's values)")
+    loss_type: str | None = argument(None, "smooth_l1 (released code) or mse (paper)")
+    target_normalization: str | None = argument(
+        None, "layer (released code: over the features of a patch), batch (each feature over all patches) or none"
+    )
+    attn_implementation: str | None = argument(None, "sdpa, eager, flash_attention_2 or flex_attention")
+    compile_layers: bool = argument(False, "torch.compile every layer: a slow first step, faster ones after it")
+    gradient_checkpointing: bool = argument(False, "recompute layers in the backward pass: less memory, more time")
+
+    def model_fields(self) -> dict:
+        """The fields of `IJepaConfig` that this recipe sets."""
+        fields = dict(IJEPA_SIZES[self.size]) if self.size else {}
+        for name in (entry.name for entry in dataclasses.fields(ModelArguments)):
+            value = getattr(self, name)
+            if value is not None and name in {entry.name for entry in dataclasses.fields(IJepaConfig)}:
+                fields[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
+        return fields
+
+    def _check_model(self):
+        require_choice(self, "size", list(IJEPA_SIZES))
+        require_choice(self, "attn_implementation", ("sdpa", "eager", "flash_attention_2", "flex_attention"))
+        require_text(self, "init_from")
+        self._check_sizes()
+        free = {"drop_path_rate", "loss_type", "predictor_attention", "target_normalization"}
+        architecture = sorted(set(self.model_fields()) - free)
+        require(
+            not (self.init_from and architecture),
+            f"init_from brings its own architecture, so {', '.join(architecture)} cannot be set beside it.",
+        )
+        # What can be set beside init_from is checked alone; raises ValueError for values that do not fit.
+        IJepaConfig(**self.model_fields())
+
+    def _check_sizes(self):
+        require_choice(self, "loss_type", ("smooth_l1", "mse"))
+        require_choice(self, "patch_embedding_init", ("published", "fan_in"))
+        require_choice(self, "predictor_attention", ("full", "shared_context"))
+        require_choice(self, "target_normalization", ("layer", "batch", "none"))
+        require_numbers(self, "drop_path_rate", least=0, below=1)
+        require_numbers(self, "predictor_num_hidden_layers", least=0)
+        sides = ("image_size", "patch_size")
+        encoder = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        predictor = [f"predictor_{name}" for name in encoder if name != "num_hidden_layers"]
+        require_numbers(self, *sides, *encoder, *predictor, least=1)
+        for name in sides:
+            value = getattr(self, name)
+            require(value is None or len(value) < 3, f"{name} must be one number, or height and width, got {value}.")
+        require(self.num_channels in (None, 1, 3), f"num_channels must be 1 or 3, got {self.num_channels}.")
+
+
+@dataclass
+class OptimizationArguments:
+    """Length, batch, schedules and precision. Steps are optimizer steps."""
+
+    _argument_group_name = "optimization"
+
+    optimizer: str = argument("adamw", "adamw, or adamw_8bit: a quarter of its memory (pip install bitsandbytes)")
+    batch_size: int = argument(2048, "images per optimizer step, over all processes and accumulation steps")
+    per_device_batch_size: int = argument(128, "images per process and forward pass; accumulation makes up the rest")
+    epochs: float | None = argument(None, "length of the run in passes over the data (or give max_steps)")
+    max_steps: int | None = argument(None, "length of the run in optimizer steps")
+    warmup_epochs: float | None = argument(None, "linear warm-up in passes over the data (or give warmup_steps)")
+    warmup_steps: int | None = argument(None, "linear warm-up in optimizer steps")
+    start_learning_rate: float = argument(2e-4, "learning rate the warm-up starts from")
+    learning_rate: float = argument(1e-3, "peak learning rate")
+    final_learning_rate: float = argument(1e-6, "learning rate at the end (cosine)")
+    weight_decay: float = argument(0.04, "weight decay at the start")
+    final_weight_decay: float = argument(0.4, "weight decay at the end (cosine)")
+    momentum: float | None = argument(None, "momentum of the target encoder at the start; 0.996 by default")
+    momentum_half_life: float | None = argument(
+        None, "share of the run within which the target encoder forgets half; sets momentum from the number of steps"
+    )
+    final_momentum: float = argument(1.0, "momentum of the target encoder at the end (linear)")
+    adam_beta1: float = argument(0.9, "AdamW's first decay")
+    adam_beta2: float = argument(0.999, "AdamW's second decay")
+    adam_epsilon: float = argument(1e-8, "AdamW's epsilon")
+    max_grad_norm: float | None = argument(None, "clip the gradient to this L2 norm; no clipping by default")
+    mixed_precision: str | None = argument(
+        None, "no, bf16 or fp16 computation on float32 weights; accelerate's own setting by default"
+    )
+    max_skipped_steps: int = argument(
+        100, "stop when more steps than this had no finite gradient; each is skipped and reported"
+    )
+    seed: int = argument(0, "of initial weights, data order, crops and masks")
+
+    def _check_optimization(self):
+        require_numbers(self, "batch_size", "per_device_batch_size", least=1)
+        require_numbers(self, "seed", least=0, most=LARGEST_SEED)
+        require_numbers(self, "max_skipped_steps", least=0)
+        require_choice(self, "optimizer", ("adamw", "adamw_8bit"))
+        require_choice(self, "mixed_precision", ("no", "bf16", "fp16"))
+        self._check_length()
+        self._check_schedules()
+
+    def _check_length(self):
+        require_numbers(self, "epochs", above=0)
+        require_numbers(self, "max_steps", least=1)
+        require_numbers(self, "warmup_epochs", "warmup_steps", least=0)
+        require(
+            (self.epochs is None) != (self.max_steps is None),
+            f"Give the length of the run as epochs or as max_steps, got epochs {self.epochs} and max_steps"
+            f" {self.max_steps}.",
+        )
+        require(
+            self.warmup_epochs is None or self.warmup_steps is None,
+            f"Give the warm-up as warmup_epochs or as warmup_steps, got {self.warmup_epochs} and {self.warmup_steps}.",
+        )
+        for unit in ("epochs", "steps"):
+            warmup, whole = f"warmup_{unit}", "epochs" if unit == "epochs" else "max_steps"
+            lengths = getattr(self, warmup), getattr(self, whole)
+            fits = None in lengths or lengths[0] <= lengths[1]
+            require(fits, f"{warmup} {lengths[0]} is longer than the run, which has {whole} {lengths[1]}.")
+
+    def _check_schedules(self):
+        require_numbers(self, "start_learning_rate", "learning_rate", "final_learning_rate", least=0)
+        require_numbers(self, "weight_decay", "final_weight_decay", least=0)
+        require_numbers(self, "momentum", "final_momentum", least=0, most=1)
+        require_numbers(self, "momentum_half_life", above=0, most=1)
+        require(
+            None in (self.momentum, self.momentum_half_life),
+            f"Give momentum {self.momentum} or momentum_half_life {self.momentum_half_life}, not both.",
+        )
+        require_numbers(self, "adam_beta1", "adam_beta2", least=0, below=1)
+        require_numbers(self, "adam_epsilon", "max_grad_norm", above=0)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the run."""
+        return self.max_steps if self.max_steps is not None else int(self.epochs * steps_per_epoch)
+
+    def total_warmup_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the warm-up."""
+        return self.warmup_steps if self.warmup_steps is not None else int((self.warmup_epochs or 0) * steps_per_epoch)
+
+
+@dataclass
+class OutputArguments:
+    """What is written, how often, and where."""
+
+    _argument_group_name = "output"
+
+    output_dir: str = argument("", "directory of the run: the model, its card, metrics, curves and checkpoints")
+    print_memory_estimate: bool = argument(False, "print what a training process needs, part by part, and stop")
+    resume: bool = argument(False, "continue the run in output_dir from its newest complete checkpoint")
+    logging_steps: int = argument(50, "optimizer steps between rows of metrics.jsonl")
+    eval_steps: int | None = argument(None, "optimizer steps between k-NN evaluations; at the end only by default")
+    save_steps: int = argument(1000, "optimizer steps between checkpoints")
+    keep_checkpoints: int = argument(2, "how many of the newest checkpoints are kept")
+    knn_neighbors: int = argument(20, "neighbours of the k-NN")
+    max_probe_images: int = argument(5000, "labelled images of each split that probes use at most")
+    trackers: list[str] = argument([], "Accelerate trackers beside metrics.jsonl, for example tensorboard")
+    push_to_hub: bool = argument(False, "upload output_dir to the Hub at the end (needs hub_model_id and a login)")
+    hub_model_id: str | None = argument(None, "name of the Hub repository")
+    hub_private: bool = argument(True, "create the Hub repository as a private one")
+
+    def _check_output(self):
+        require(self.output_dir, "output_dir is missing: name the directory the run is written to.")
+        require(
+            Path(self.output_dir).is_dir() or not os.path.lexists(self.output_dir),
+            f"output_dir {self.output_dir!r} is there already and is no directory.",
+        )
+        require_numbers(self, "logging_steps", "eval_steps", "save_steps", "keep_checkpoints", least=1)
+        require_numbers(self, "knn_neighbors", "max_probe_images", least=1)
+        self._check_trackers()
+        require(not self.push_to_hub or self.hub_model_id, "push_to_hub needs hub_model_id.")
+        self._check_hub_model_id()
+
+    def _check_hub_model_id(self):
+        """Now, and not when the run has ended."""
+        try:
+            validate_repo_id(self.hub_model_id or "none")
+            require_text(self, "hub_model_id")
+        except HFValidationError as error:
+            raise ValueError(f"hub_model_id is no name of a repository: {' '.join(str(error).split())}") from None
+
+    def _check_trackers(self):
+        """Accelerate passes over a tracker that is not installed without a word."""
+        known = [tracker.value for tracker in LoggerType]
+        installed = ["all", *(str(tracker) for tracker in get_available_trackers())]
+        for name in self.trackers:
+            require(name in known, f"trackers must be among {', '.join(known)}, got {name!r}.")
+            require(name in installed, f"trackers: {name!r} is not installed here (pip install {name}).")
+
+
+GROUPS = (DataArguments, ModelArguments, MaskArguments, OptimizationArguments, OutputArguments)
+# What may differ between the two halves of an interrupted run without changing what it computes.
+FREE_ON_RESUME = {
+    *("output_dir", "resume", "num_workers", "logging_steps", "eval_steps", "save_steps", "keep_checkpoints"),
+    *("trackers", "push_to_hub", "hub_model_id", "hub_private", "max_bad_images", "gradient_checkpointing"),
+    "mixed_precision",  # a checkpoint remembers what it came to, by recipe or by launcher
+    *("compile_layers", "max_skipped_steps", "print_memory_estimate", "validation_data"),
+    *("attn_implementation", "data", "knn_neighbors", "max_probe_images", "per_device_batch_size", "validation_split"),
+}
+
+
+@dataclass
+class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments, ModelArguments, DataArguments):
+    """Every argument of `run_pretraining.py`.
+
+    Raises:
+        ValueError: with the offending value, if one is out of range or two contradict each other.
+    """
+
+    def __post_init__(self):
+        self._check_data()
+        self._check_model()
+        self._check_masks()
+        self._check_optimization()
+        self._check_output()
+        self._check_channels()
+
+    def _check_channels(self):
+        """Statistics for other channels than the model's, as far as the recipe says them."""
+        channels = self.num_channels or (None if self.init_from else IJepaConfig.num_channels)
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            fits = None in (value, channels) or len(value) == channels
+            require(fits, f"{name} has {len(value or [])} numbers, {value}, but num_channels is {channels}.")
+
+    def differences(self, other: dict) -> list[str]:
+        """What `other`, the arguments of the first half of a run, has otherwise, of all that must not change.
+
+        A field that there was not yet when the run began has its default there. Fields that are gone are left to
+        `without_removed_keys`.
+        """
+        new = (entry for entry in dataclasses.fields(self) if entry.name not in other)
+        defaults = {
+            entry.name: entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+            for entry in new
+        }
+        before = {**defaults, **other}
+        # Targets that are normalised over the images of a forward pass depend on how many these are.
+        free = FREE_ON_RESUME - ({"per_device_batch_size"} if self.target_normalization == "batch" else set())
+        return [
+            f"{name} was {before[name]!r}, is {value!r}"
+            for name, value in dataclasses.asdict(self).items()
+            if name not in free and before[name] != value
+        ]
+
+    def save(self, path) -> None:
+        """Writes the effective arguments as a recipe that repeats the run."""
+        Path(path).write_text(yaml.safe_dump(self.effective(), sort_keys=False))
+
+    def effective(self) -> dict:
+        """The arguments that have a value, as a recipe."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None and value != []}
+
+
+def parse_pretraining_arguments(words: Sequence[str]) -> PretrainingArguments:
+    """The arguments of `run_pretraining.py`; see `parse_arguments`."""
+    description = "Pretrains I-JEPA."
+    return parse_arguments(
+        words, GROUPS, PretrainingArguments, "run_pretraining.py", description, without_removed_keys
+    )

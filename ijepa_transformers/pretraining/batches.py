@@ -1,0 +1,212 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""The images of a pretraining run, indexed or streamed, behind one interface: batches, bad images, where to go on.
+
+`arguments` are the `PretrainingArguments` of the run. Both kinds have
+
+    num_images, loader(...)             how many images, and the batches of this process from a step on
+    used(batch)                         notes a batch that was trained on
+    bad_images(batch), names(batch)     what could not be read, for `log.add`; what the images are called
+    log                                 the bad images of the run, in bad_images.jsonl
+    state()                             what a checkpoint must keep, as JSON; call it on all processes
+"""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+
+from ..data.bad_images import BadImageLog, bad_indices
+from ..data.datasets import PretrainingImages
+from ..data.order import PretrainingBatchSampler
+from ..data.sources import image_name, load_image_dataset
+from ..data.streaming import LanePositions, StreamingBatches, choose_lanes, count_images, merge_positions, open_stream
+from ..distributed import on_main_process
+from ..masking import MaskingCollator, MultiBlockMasking
+from .arguments import PretrainingArguments
+from .preemption import ignore_stop_signals
+
+
+def check_size(num_images: int, arguments, state: dict | None) -> None:
+    """Raises ValueError if the images do not fill a batch, or are not as many as in the run to resume."""
+    if num_images < arguments.batch_size:
+        raise ValueError(f"{num_images} images do not fill one batch; lower batch_size {arguments.batch_size}.")
+    if state is not None and state["num_images"] != num_images:
+        raise ValueError(
+            f"The run to resume had {state['num_images']} images, but {arguments.data!r} has {num_images}: the order"
+            " of images would not continue."
+        )
+
+
+class IndexedData:
+    """A data set of which any image can be asked for.
+
+    Args:
+        dataset: of `load_image_dataset`.
+        state: of `state()` in the checkpoint to resume, or None.
+
+    Raises:
+        ValueError: as `check_size`.
+    """
+
+    def __init__(self, dataset, arguments, accelerator: Accelerator, state: dict | None):
+        check_size(len(dataset), arguments, state)
+        self.dataset, self.arguments, self.accelerator = dataset, arguments, accelerator
+        self.num_images = len(dataset)
+
+    def open_log(self, num_channels: int) -> None:
+        """Opens `log`; raises BadImageError if the run to resume had too many bad images already."""
+        self.log = _open_log(self, num_channels)
+
+    def loader(self, config, masking: MultiBlockMasking, total_steps: int, first_step: int) -> DataLoader:
+        arguments, accelerator = self.arguments, self.accelerator
+        images = PretrainingImages(
+            self.dataset, config.image_height_and_width, seed=arguments.seed, **_crop_settings(arguments, config)
+        )
+        sampler = PretrainingBatchSampler(
+            self.num_images,
+            arguments.per_device_batch_size,
+            total_steps=total_steps,
+            seed=arguments.seed,
+            start_step=first_step,
+            accumulation_steps=accelerator.gradient_accumulation_steps,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        collator = MaskingCollator(masking, arguments.seed)
+        settings = _loader_settings(accelerator, arguments.num_workers)
+        return DataLoader(images, batch_sampler=sampler, collate_fn=collator, **settings)
+
+    def used(self, batch: dict) -> None:
+        """The step says it all."""
+
+    def bad_images(self, batch: dict) -> list[int]:
+        return bad_indices(batch, self.num_images)
+
+    def names(self, batch: dict) -> list[str]:
+        return [image_name(self.dataset, index) for index in batch["index"].tolist()]
+
+    def state(self) -> dict:
+        return {"num_images": self.num_images}
+
+
+class StreamedData:
+    """Shards that are read one after the other (`ijepa/streaming.py`).
+
+    Args:
+        state: as in `IndexedData`.
+
+    Raises:
+        ValueError: as `open_stream`, `choose_lanes` and `check_size`; or if nobody says how many images there are.
+    """
+
+    def __init__(self, arguments, accelerator: Accelerator, state: dict | None):
+        self.arguments, self.accelerator = arguments, accelerator
+        self.stream = open_stream(
+            arguments.data,
+            split=arguments.train_split,
+            config_name=arguments.data_config,
+            image_column=arguments.image_column,
+        )
+        self.num_images = arguments.num_images or on_main_process(accelerator, lambda: count_images(self.stream))
+        if self.num_images is None:
+            raise ValueError(f"{arguments.data!r} does not say how many images it holds: give num_images.")
+        check_size(self.num_images, arguments, state)
+        self.start = LanePositions.from_state_dict(state["stream"]) if state else None
+        before = self.start.settings["lanes"] if self.start else None
+        self.lanes, self.num_workers = choose_lanes(
+            self.stream.num_shards, accelerator.num_processes, arguments.num_workers, before
+        )
+
+    def open_log(self, num_channels: int) -> None:
+        """As in `IndexedData`."""
+        self.log = _open_log(self, num_channels)
+
+    def loader(self, config, masking: MultiBlockMasking, total_steps: int, first_step: int) -> DataLoader:
+        arguments, accelerator = self.arguments, self.accelerator
+        batches = StreamingBatches(
+            self.stream,
+            config.image_height_and_width,
+            collate_fn=MaskingCollator(masking, arguments.seed),
+            batch_size=arguments.per_device_batch_size,
+            total_steps=total_steps,
+            lanes=self.lanes,
+            shuffle_buffer=arguments.shuffle_buffer,
+            seed=arguments.seed,
+            start_step=first_step,
+            start=self.start,
+            accumulation_steps=accelerator.gradient_accumulation_steps,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            **_crop_settings(arguments, config),
+        )
+        self.positions = LanePositions(batches.settings, self.start.positions if self.start else None)
+        return DataLoader(batches, batch_size=None, **_loader_settings(accelerator, self.num_workers))
+
+    def used(self, batch: dict) -> None:
+        """Only what was trained on counts; the workers are ahead of it."""
+        self.positions.update(batch)
+
+    def bad_images(self, batch: dict) -> list[dict]:
+        return batch["bad_images"]
+
+    def names(self, batch: dict) -> list[str]:
+        pairs = zip(batch["shard"].tolist(), batch["row"].tolist(), strict=True)
+        return [f"{self.stream.names[shard]} row {row}" for shard, row in pairs]
+
+    def state(self) -> dict:
+        positions = merge_positions(gather_object([self.positions.state_dict()]))
+        return {"num_images": self.num_images, "stream": positions}
+
+
+def _open_log(data: IndexedData | StreamedData, num_channels: int) -> BadImageLog:
+    arguments = data.arguments
+    return BadImageLog(
+        Path(arguments.output_dir) / "bad_images.jsonl",
+        arguments.bad_image_limit,
+        getattr(data, "dataset", None),
+        num_channels,
+        writes=data.accelerator.is_main_process,
+        num_images=data.num_images,
+    )
+
+
+def _crop_settings(arguments, config) -> dict:
+    return {
+        "num_channels": config.num_channels,
+        "crop_scale": tuple(arguments.crop_scale),
+        "crop_ratio": tuple(arguments.crop_ratio),
+        "horizontal_flip": arguments.horizontal_flip,
+        "interpolation": arguments.interpolation,
+        "fast_large_photos": arguments.fast_large_photos,
+    }
+
+
+def _loader_settings(accelerator: Accelerator, num_workers: int) -> dict:
+    return {
+        "num_workers": num_workers,
+        "worker_init_fn": ignore_stop_signals,
+        "pin_memory": accelerator.device.type == "cuda",
+        "generator": torch.Generator(),  # or starting the workers draws from the generator that training uses
+    }
+
+
+# Building: nothing is written yet
+def open_split(arguments: PretrainingArguments, source: str, split: str):
+    is_data = source == arguments.data  # else the settings are those of other data
+    return load_image_dataset(
+        source,
+        split=split,
+        config_name=arguments.data_config if is_data else None,
+        image_column=arguments.image_column if is_data else None,
+        label_column=arguments.label_column if is_data else None,
+    )
+
+
+def open_data(arguments: PretrainingArguments, accelerator: Accelerator, state: dict | None):
+    if arguments.streaming:
+        return StreamedData(arguments, accelerator, state)
+    with accelerator.main_process_first():  # one process fills the cache of datasets
+        dataset = open_split(arguments, arguments.data, arguments.train_split)
+    return IndexedData(dataset, arguments, accelerator, state)

@@ -1,0 +1,253 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Builds a pretraining run from its arguments. Nothing is written yet."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+
+from ..arguments import without_removed_keys
+from ..configuration_ijepa import IJepaConfig
+from ..data.decoding import jpeg_decoder
+from ..data.transforms import build_image_processor
+from ..distributed import (
+    build_accelerator,
+    check_same_launch,
+    computing_precision,
+    describe_launch,
+    launch_mode,
+    on_main_process,
+)
+from ..execution import choose_attention, describe
+from ..masking import MultiBlockMasking
+from ..modeling_ijepa import IJepaForPretraining, IJepaLayer
+from ..optimization import Schedules, build_optimizer, half_life_of_momentum, momentum_of_half_life, parameter_groups
+from .arguments import PretrainingArguments
+from .batches import IndexedData, StreamedData, open_data
+from .checkpointing import DirectoryLock, checkpoint_step, newest_checkpoint
+from .collapse_monitor import CollapseMonitor
+from .evaluate import Probe
+from .preemption import StopRequest
+
+
+class DivergenceError(ValueError):
+    """Too many steps without a finite gradient."""
+
+
+@dataclass
+class Run:
+    """Everything the training loop needs, built by `build_run`."""
+
+    arguments: PretrainingArguments
+    accelerator: Accelerator
+    mode: str
+    stop: StopRequest
+    config: IJepaConfig
+    processor: object
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    schedules: Schedules
+    masking: MultiBlockMasking
+    data: IndexedData | StreamedData
+    loader: DataLoader
+    probe: Probe | None
+    monitor: CollapseMonitor
+    checkpoint: Path | None
+    metrics: list[dict] = field(default_factory=list)
+    baseline: dict = field(default_factory=dict)
+    results: str | None = None
+    skipped_steps: int = 0
+
+    @property
+    def networks(self) -> IJepaForPretraining:
+        """The model without the wrapper of distributed training."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.arguments.output_dir)
+
+    @property
+    def first_step(self) -> int:
+        return checkpoint_step(self.checkpoint) if self.checkpoint else 0
+
+
+def find_checkpoint(arguments: PretrainingArguments, launch: dict, report) -> Path | None:
+    """The checkpoint to continue from; None for a run that starts at step 0."""
+    output_dir = Path(arguments.output_dir)
+    if not arguments.resume:
+        if (output_dir / "metrics.jsonl").exists() or any(output_dir.glob("checkpoints/step-*")):
+            raise ValueError(f"{output_dir} already holds a run: --resume continues it, or choose another output_dir.")
+        return None
+    checkpoint = newest_checkpoint(output_dir / "checkpoints", report)
+    if checkpoint is None:
+        report(f"{output_dir} holds no complete checkpoint to resume from: the run starts at step 0.")
+        return None
+    state = read_state(checkpoint)
+    differences = arguments.differences(without_removed_keys(state["arguments"], str(checkpoint)))
+    if differences:
+        raise ValueError(
+            f"{checkpoint} belongs to a run with other settings ({'; '.join(differences)}). Repeat them to resume, or"
+            " start a new run from its weights with --init_from."
+        )
+    check_same_launch(checkpoint, state["launch"], launch)
+    return checkpoint
+
+
+def build_model(
+    arguments: PretrainingArguments, accelerator: Accelerator, checkpoint: Path | None
+) -> IJepaForPretraining:
+    """Fresh weights, or those of `init_from`; when resuming, the checkpoint's weights are loaded later."""
+    precision = computing_precision(arguments.mixed_precision)
+    attention = arguments.attn_implementation or choose_attention(accelerator.device.type, precision)
+    if checkpoint:
+        config = IJepaConfig.from_pretrained(checkpoint)
+        return IJepaForPretraining._from_config(config, attn_implementation=attention)
+    if arguments.init_from:
+        # float32 whatever the checkpoint's precision: in half precision the moving average would not move.
+        return IJepaForPretraining.from_pretrained(
+            arguments.init_from, dtype=torch.float32, **arguments.model_fields(), attn_implementation=attention
+        )
+    return IJepaForPretraining._from_config(IJepaConfig(**arguments.model_fields()), attn_implementation=attention)
+
+
+def start_momentum(arguments: PretrainingArguments, total_steps: int) -> float:
+    """As given, or that of the half-life, or the published one."""
+    if arguments.momentum_half_life is not None:
+        return momentum_of_half_life(arguments.momentum_half_life * total_steps)
+    return Schedules.start_momentum if arguments.momentum is None else arguments.momentum
+
+
+def build_schedules(arguments: PretrainingArguments, steps_per_epoch: int) -> Schedules:
+    total_steps = arguments.total_steps(steps_per_epoch)
+    return Schedules(
+        total_steps=total_steps,
+        warmup_steps=arguments.total_warmup_steps(steps_per_epoch),
+        start_learning_rate=arguments.start_learning_rate,
+        peak_learning_rate=arguments.learning_rate,
+        final_learning_rate=arguments.final_learning_rate,
+        start_weight_decay=arguments.weight_decay,
+        final_weight_decay=arguments.final_weight_decay,
+        start_momentum=start_momentum(arguments, total_steps),
+        final_momentum=arguments.final_momentum,
+    )
+
+
+def prepare_networks(arguments: PretrainingArguments, accelerator: Accelerator, model: IJepaForPretraining):
+    """The model and its optimizer, wrapped for the launch mode."""
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if arguments.compile_layers:  # in place, so that the names of the weights stay
+        layers = [module for module in model.modules() if isinstance(module, IJepaLayer)]
+        # Beyond the limit PyTorch would go on uncompiled: the rate of stochastic depth differs from layer to layer.
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, 4 * len(layers))
+        for layer in layers:
+            layer.compile(dynamic=True)
+    optimizer = build_optimizer(
+        parameter_groups(model),
+        name=arguments.optimizer,
+        learning_rate=arguments.learning_rate,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        epsilon=arguments.adam_epsilon,
+        device_type=accelerator.device.type,
+    )
+    return accelerator.prepare(model, optimizer)
+
+
+def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRequest) -> Run:
+    """Opens the data, finds the checkpoint to resume, and builds all that is trained."""
+    accelerator = build_accelerator(arguments)
+    mode = launch_mode(accelerator)
+    if mode == "fsdp2" and arguments.optimizer == "adamw_8bit":
+        raise ValueError("optimizer adamw_8bit does not work under FSDP2: bitsandbytes cannot read sharded weights.")
+    on_main_process(accelerator, lock.take_if_there)
+    launch = describe_launch(arguments, accelerator)
+    checkpoint = on_main_process(accelerator, lambda: find_checkpoint(arguments, launch, accelerator.print))
+    data = open_data(arguments, accelerator, read_state(checkpoint) if checkpoint else None)
+    schedules = build_schedules(arguments, data.num_images // arguments.batch_size)
+    set_seed(arguments.seed)
+    model = build_model(arguments, accelerator, checkpoint)
+    config = model.config
+    masking = MultiBlockMasking(config.grid_size, **arguments.mask_fields())
+    processor = build_image_processor(
+        config.image_height_and_width,
+        config.num_channels,
+        arguments.image_mean,
+        arguments.image_std,
+        arguments.eval_resize_ratio,
+    )
+    data.open_log(config.num_channels)
+    probe = Probe(arguments, config, processor, accelerator, stop) if arguments.validation_split else None
+    model, optimizer = prepare_networks(arguments, accelerator, model)
+    first_step = checkpoint_step(checkpoint) if checkpoint else 0
+    return Run(
+        arguments=arguments,
+        accelerator=accelerator,
+        mode=mode,
+        stop=stop,
+        config=config,
+        processor=processor,
+        model=model,
+        optimizer=optimizer,
+        schedules=schedules,
+        masking=masking,
+        data=data,
+        loader=data.loader(config, masking, schedules.total_steps, first_step),
+        probe=probe,
+        monitor=CollapseMonitor(),
+        checkpoint=checkpoint,
+    )
+
+
+def effective_values(run: Run) -> dict[str, object]:
+    """What the settings come to, for the terminal and the model card."""
+    arguments, schedules, config = run.arguments, run.schedules, run.config
+    num_images, count = run.data.num_images, run.accelerator.num_processes
+    precision = computing_precision(arguments.mixed_precision)
+    masks = [run.masking.sample(arguments.per_device_batch_size, arguments.seed, step) for step in range(8)]
+    context, target = (sum(pair[kind].shape[-1] for pair in masks) / len(masks) for kind in (0, 1))
+    parameters = {
+        name: sum(getattr(p, "ds_numel", p.numel()) for p in part.parameters()) / 1e6  # ds_: whole under ZeRO-3
+        for name, part in (("encoder", run.networks.ijepa), ("predictor", run.networks.predictor))
+    }
+    return {
+        "data": f"{arguments.data} ({num_images:,} images, split {arguments.train_split})",
+        "length": f"{schedules.total_steps:,} steps, {schedules.total_steps * arguments.batch_size / num_images:.1f}"
+        f" epochs of {num_images // arguments.batch_size:,} steps",
+        "warm-up": f"{schedules.warmup_steps:,} steps",
+        "momentum": f"{schedules.start_momentum:.4g} to {schedules.final_momentum:.4g}; at first the target encoder"
+        f" forgets half within {half_life_of_momentum(schedules.start_momentum):,.0f} steps",
+        "batch": f"{arguments.batch_size} images = {arguments.per_device_batch_size} per pass x {count} processes x"
+        f" {run.accelerator.gradient_accumulation_steps} accumulation steps",
+        "images": f"{config.image_size} pixels, patches of {config.patch_size}, grid {config.grid_size}",
+        "decoding": f"JPEG by {jpeg_decoder()}",
+        "masks": f"about {context:.0f} of {config.num_patches} patches of context,"
+        f" {arguments.num_targets} targets of about {target:.0f}",
+        "targets": {
+            "layer": "layer-normalised, as released",
+            "batch": f"each feature normalised over the patches of {arguments.per_device_batch_size} images",
+            "none": "as the target encoder gives them",
+        }[config.target_normalization],
+        "encoder": f"{parameters['encoder']:.2f} M parameters, {config.num_hidden_layers} layers of"
+        f" {config.hidden_size}",
+        "predictor": f"{parameters['predictor']:.2f} M parameters, {config.predictor_num_hidden_layers} layers of"
+        f" {config.predictor_hidden_size}",
+        "computation": f"{run.accelerator.device.type}, {run.mode}, mixed precision {precision},"
+        f" {describe(run.networks)}",
+    }
+
+
+def is_evaluated(run: Run, done: int) -> bool:
+    """Whether the k-NN is due after `done` steps."""
+    due = run.arguments.eval_steps and done % run.arguments.eval_steps == 0
+    return run.arguments.validation_split is not None and bool(due or done == run.schedules.total_steps)
+
+
+# Saving and resuming
+def read_state(checkpoint: Path) -> dict:
+    return json.loads((checkpoint / "run_state.json").read_text())

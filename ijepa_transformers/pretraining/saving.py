@@ -1,0 +1,119 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Saves checkpoints, exports the output directory as a model, and resumes."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from huggingface_hub import create_repo, upload_folder
+from safetensors.torch import load_file, save_file
+
+from ..distributed import describe_launch, on_main_process, whole_weights
+from ..files import disk_errors, replace_files, write_text
+from ..model_card import write_model_card
+from ..visualization.curves import plot_training_curves
+from .build import Run, effective_values, is_evaluated, read_state
+from .checkpointing import save_checkpoint
+from .evaluate import evaluate
+
+
+# What an upload to the Hub leaves out: it is of no use there, or names the user's files.
+LOCAL_FILES = ["checkpoints/*", ".tmp-*", ".lock", "run_status.json", "bad_images.jsonl", "skipped_steps.jsonl"]
+
+
+def save(run: Run, step: int, exports: bool) -> None:
+    """A checkpoint to resume from, and, unless time is short, the output directory as a model."""
+    data_state = run.data.state()
+
+    def write_extra(directory: Path):
+        monitor = {key: torch.as_tensor(value) for key, value in run.monitor.state_dict().items() if value is not None}
+        save_file(monitor, directory / f"monitor_{run.accelerator.process_index}.safetensors")
+        if run.accelerator.is_main_process:
+            state = {
+                "arguments": dataclasses.asdict(run.arguments),
+                "baseline": run.baseline,
+                **data_state,
+                "skipped_steps": run.skipped_steps,
+                "launch": describe_launch(run.arguments, run.accelerator),
+            }
+            (directory / "run_state.json").write_text(json.dumps(state))
+            run.networks.config.save_pretrained(directory)
+            run.processor.save_pretrained(directory)
+
+    save_checkpoint(run.accelerator, run.output_dir / "checkpoints", step, write_extra, run.arguments.keep_checkpoints)
+    if exports:
+        export(run)
+
+
+def export(run: Run) -> None:
+    """Makes the output directory a model: weights, configuration, image processor, recipe, curves and card."""
+    weights = whole_weights(run.accelerator, run.model)
+    on_main_process(run.accelerator, lambda: write_model(run, weights))
+
+
+@disk_errors()
+def write_model(run: Run, weights: dict[str, torch.Tensor]) -> None:
+    unfinished = run.output_dir / ".tmp-export"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    run.networks.save_pretrained(unfinished, state_dict=weights)
+    run.processor.save_pretrained(unfinished)
+    run.arguments.save(unfinished / "recipe.yaml")
+    if run.metrics:
+        plot_training_curves(run.metrics, unfinished / "curves.png", title=run.output_dir.name)
+    write_model_card(
+        unfinished,
+        name=run.arguments.hub_model_id or run.output_dir.name,
+        summary=effective_values(run),
+        metrics=run.metrics[-1] if run.metrics else {},
+        recipe=run.arguments.effective(),
+        results=run.results,
+        base_model=run.arguments.init_from,
+    )
+    replace_files(unfinished, run.output_dir)
+
+
+def resume(run: Run) -> None:
+    """Loads the checkpoint, and drops the metrics that were written after it."""
+    run.accelerator.load_state(str(run.checkpoint))
+    # Accelerate goes on counting forward passes where it was, but a step may now have another number of them.
+    run.accelerator.step = 0
+    load_monitor(run)
+    state = read_state(run.checkpoint)
+    run.baseline, run.skipped_steps = state["baseline"], state["skipped_steps"]
+    metrics = run.output_dir / "metrics.jsonl"
+    run.metrics = rows_until(metrics, run.first_step)
+    last = run.metrics[-1] if run.metrics else {"step": None}
+    if last["step"] == run.first_step and is_evaluated(run, run.first_step) and "knn_accuracy" not in last:
+        last.update(evaluate(run))  # a signal came in between
+    on_main_process(run.accelerator, lambda: write_rows(metrics, run.metrics))
+    skipped = run.output_dir / "skipped_steps.jsonl"
+    if skipped.exists():
+        kept = rows_until(skipped, run.first_step)
+        on_main_process(run.accelerator, lambda: write_rows(skipped, kept))
+
+
+def rows_until(path: Path, step: int) -> list[dict]:
+    """The whole lines of a JSON-lines file up to a step; what a killed run did after its checkpoint, it does again."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [row for row in rows if row["step"] <= step]
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def load_monitor(run: Run) -> None:
+    """What this process had seen; a process that was not there goes on from what the main one had."""
+    own = run.checkpoint / f"monitor_{run.accelerator.process_index}.safetensors"
+    state = load_file(own if own.exists() else run.checkpoint / "monitor_0.safetensors")
+    run.monitor.load_state_dict({"features": state.get("features"), "num_updates": int(state["num_updates"])})
+
+
+def push_to_hub(run: Run) -> None:
+    """Uploads the output directory without its checkpoints."""
+    repository = create_repo(run.arguments.hub_model_id, private=run.arguments.hub_private, exist_ok=True)
+    upload_folder(repo_id=repository.repo_id, folder_path=run.output_dir, ignore_patterns=LOCAL_FILES)
+    run.accelerator.print(f"pushed {repository.repo_id}")

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Pretraining on several nodes under Slurm, requeued until it is finished:
+#
+#     sbatch --nodes 2 ijepa_transformers/recipes/accelerate/slurm.sh --recipe vit_huge14_in1k_300ep --data /data/imagenet --output_dir /shared/huge14
+#
+# Every argument goes to run_pretraining.py. The output directory must be on a file system that all nodes see.
+#SBATCH --job-name=ijepa
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+# Three minutes before the time is up, this script is told (B:), and passes it on. A preempting Slurm sends SIGTERM.
+#SBATCH --signal=B:USR1@180
+set -uo pipefail
+
+CONFIG=${CONFIG:-ijepa_transformers/recipes/accelerate/ddp.yaml} # CONFIG=ijepa_transformers/recipes/accelerate/fsdp2.yaml sbatch ...
+GPUS=${SLURM_GPUS_ON_NODE:-8}
+HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+
+output_dir() {
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --output_dir) found=$2 ;;
+        --output_dir=*) found=${1#*=} ;;
+        esac
+        shift
+    done
+    echo "${found:-}"
+}
+OUTPUT=$(output_dir "$@")
+[ -n "$OUTPUT" ] || { echo "slurm.sh: give --output_dir" >&2; exit 2; }
+
+# Launchers know SIGTERM. They pass it on, the processes agree on a step, save it and end within 30 seconds.
+trap 'scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1 TERM
+rm -f "$OUTPUT/run_status.json" # of the attempt before this one
+
+# One launcher per node; all processes of a node are its children. --resume starts the run where there is none yet.
+srun ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} bash -c 'exec accelerate launch --config_file "$0" \
+    --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" --num_processes "$(($SLURM_NNODES * $1))" \
+    --main_process_ip "$2" --main_process_port 29500 --rdzv_backend static \
+    run_pretraining.py --resume true "${@:3}"' "$CONFIG" "$GPUS" "$HEAD" "$@" &
+step=$!
+
+# A signal ends `wait`, not the step.
+while true; do
+    wait "$step"
+    code=$?
+    kill -0 "$step" 2>/dev/null || break
+done
+wait "$step" 2>/dev/null
+last=$?
+[ "$last" = 127 ] || code=$last # 127: the loop had waited for its end already
+
+# A launcher has exit codes of its own, so the run leaves a word.
+if grep -q preempted "$OUTPUT/run_status.json" 2>/dev/null; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -1,0 +1,70 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""`ijepa visualize`: one self-contained page that shows what a model learned."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from transformers.utils.logging import disable_progress_bar
+
+from .. import __version__
+from ..arguments import parse_arguments
+from ..encoders import one_line
+from ..files import write_text
+from .page import build_page, write_pictures
+from .sections import SECTIONS
+from .study import PROGRAM, Study, VisualizationArguments, build_study
+
+
+# The page
+def describe(study: Study, words: Sequence[str]) -> dict[str, str]:
+    """What stands at the head of the page."""
+    arguments, networks, config = study.arguments, study.networks, study.networks.config
+    shown = f"the {arguments.encoder} encoder" if networks.pretraining is not None else "the only one it has"
+    bad = f", {study.pool.num_bad:,} could not be read" if study.pool.num_bad else ""
+    image_height, image_width = config.image_height_and_width
+    predictor = "none in this directory"
+    if networks.pretraining is not None:
+        depth, width = config.predictor_num_hidden_layers, config.predictor_hidden_size
+        predictor = f"{depth} layers of width {width}, {count_parameters(networks.pretraining.predictor)}"
+    return {
+        "Model": f"{arguments.model} (saved from {networks.saved_from})",
+        "Encoder shown": f"{shown}: {config.num_hidden_layers} layers of width {config.hidden_size} with"
+        f" {config.num_attention_heads} heads, {count_parameters(networks.encoder)}",
+        "Predictor": predictor,
+        "Images": f"{image_height} x {image_width} pixels, {config.num_channels} channels, {config.grid_size[0]} x"
+        f" {config.grid_size[1]} patches of {study.patch_size[0]} x {study.patch_size[1]} pixels",
+        "Data": f"{arguments.data}, split {arguments.split}: {len(study.pool.images):,} images{bad}",
+        "Made on": f"{datetime.now(timezone.utc):%d %B %Y, %H:%M} UTC by ijepa-transformers {__version__}, torch"
+        f" {torch.__version__}, transformers {transformers.__version__}",
+        "Command": shlex.join(["python", PROGRAM, *words]),
+    }
+
+
+def count_parameters(model: torch.nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"
+
+
+def main(words: list[str] | None = None) -> None:
+    words = sys.argv[1:] if words is None else words
+    disable_progress_bar()  # of Transformers' loading
+    datasets.disable_progress_bars()
+    arguments = parse_arguments(
+        words, [VisualizationArguments], VisualizationArguments, PROGRAM, "Shows what an I-JEPA has learned."
+    )
+    try:
+        study = build_study(arguments)
+        sections = [section(study) for section in SECTIONS]
+    except (ValueError, OSError) as error:
+        print(f"{PROGRAM}: error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)  # the status argparse gives to wrong arguments
+    page = build_page(f"What {arguments.own_name} has learned", describe(study, words), sections)
+    if arguments.pictures_dir:
+        write_pictures(arguments.pictures_dir, sections)
+    write_text(Path(arguments.output), page)
+    print(f"{arguments.output}: {len(page) / 1e6:.1f} MB")

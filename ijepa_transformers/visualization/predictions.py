@@ -1,0 +1,166 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""What the predictor guesses for hidden patches, and how good the guesses are."""
+
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+
+from .curves import COLORS
+from .sheets import (
+    check_masks,
+    compose_sheet,
+    enlarge,
+    height_and_width_pair,
+    position_mean,
+    to_picture,
+    visible_patches,
+)
+
+
+# -------------------------------------------------------------------------------------------------------- predictions
+def nearest_patches(
+    queries: torch.Tensor, query_images: torch.Tensor, bank: torch.Tensor, bank_images: torch.Tensor
+) -> torch.Tensor:
+    """For each query the patch of ANOTHER image whose features have the largest cosine similarity to it.
+
+    Args:
+        queries: (Q, D).
+        query_images: (Q,), the number of the image that a query is from.
+        bank: (K, N, D), features of all patches of K images.
+        bank_images: (K,), their numbers.
+
+    Returns:
+        (Q,), indices into `bank.flatten(0, 1)`.
+
+    Raises:
+        ValueError: the bank holds no other image.
+    """
+    found = []
+    for similarities, _ in _similarities(queries, query_images, bank, bank_images):
+        found.append(similarities.argmax(dim=1))
+    return torch.cat(found)
+
+
+QUERIES_AT_ONCE = 128  # similarities of so many queries to the whole bank are in memory
+
+
+def _similarities(queries, query_images, bank, bank_images):
+    """Cosines (queries, K * N), -inf for patches of the query's own image, and those queries, a part at a time."""
+    others = bank_images != query_images.unsqueeze(1)  # (Q, K)
+    if not others.any(dim=1).all():
+        raise ValueError(f"the bank of {len(bank)} images holds no other image than that of a query")
+    num_patches = bank.shape[1]
+    bank = normalize(bank.float(), dim=-1).flatten(0, 1)
+    for chosen in torch.arange(len(queries)).split(QUERIES_AT_ONCE):
+        similarities = normalize(queries[chosen].float(), dim=-1) @ bank.T
+        own_image = ~others[chosen].repeat_interleave(num_patches, dim=1)
+        yield similarities.masked_fill_(own_image, -torch.inf), chosen
+
+
+class PredictionScores(NamedTuple):
+    """Mean cosine similarities to the true features, and where the truth ranks."""
+
+    prediction: float  # of the predictions
+    place: float  # of the mean features of the same place in the other images: what knowing the place alone gives
+    random: float  # of the patches of the other images
+    rank: float  # the share of those patches that are less like the prediction than the truth is; 0.5 is chance
+
+
+def score_predictions(
+    predictions: torch.Tensor,
+    truths: torch.Tensor,
+    query_images: torch.Tensor,
+    query_patches: torch.Tensor,
+    bank: torch.Tensor,
+    bank_images: torch.Tensor,
+) -> PredictionScores:
+    """Compares predictions and true features, both (Q, D), with what the other images of the bank have.
+
+    `query_patches` (Q,) are the places; the other arguments are those of `nearest_patches`.
+    """
+    likeness = torch.cosine_similarity(predictions.float(), truths.float(), dim=-1)  # (Q,)
+    places, randoms, ranks = [], [], []
+    for similarities, chosen in _similarities(predictions, query_images, bank, bank_images):
+        allowed = similarities > -torch.inf
+        ranks.append(((similarities < likeness[chosen, None]) & allowed).sum(dim=1) / allowed.sum(dim=1))
+    for image in query_images.unique():
+        asked, others = query_images == image, bank[bank_images != image].float()  # (Q,), (K', N, D)
+        places.append(torch.cosine_similarity(position_mean(others)[query_patches[asked]], truths[asked], dim=-1))
+        randoms.append(normalize(truths[asked].float(), dim=-1) @ normalize(others, dim=-1).mean(dim=(0, 1)))
+    means = [torch.cat(values).mean().item() for values in (places, randoms, ranks)]
+    return PredictionScores(likeness.mean().item(), *means)
+
+
+def draw_predictions(
+    images: torch.Tensor,
+    context_indices: torch.Tensor,
+    target_indices: torch.Tensor,
+    nearest_to_truth: torch.Tensor,
+    nearest_to_prediction: torch.Tensor,
+    patch_size: int | tuple[int, int],
+    titles: Sequence[str] = (),
+) -> Image.Image:
+    """A row per image: the image, the context, and in it the true block and what was found for it among real patches.
+
+    Args:
+        context_indices: (B, N_ctx), the patches the context encoder saw.
+        target_indices: (B, T), the patches of one block that was predicted.
+        nearest_to_truth, nearest_to_prediction: (B, T, channels, patch height, patch width), uint8: the real patches
+            whose features are nearest to the block's true features, and to the predicted ones.
+        titles: a line above each row.
+    """
+    patch = height_and_width_pair(patch_size)
+    grid = check_masks(images, context_indices.unsqueeze(1), target_indices.unsqueeze(1), patch)
+    cells = []
+    for number, image in enumerate(images):
+        block = target_indices[number]
+        seen, filled = visible_patches(context_indices[number], *grid), visible_patches(block, *grid)
+        pasted = [_paste(image, block, pieces[number], grid) for pieces in (nearest_to_truth, nearest_to_prediction)]
+        cells.append([enlarge(to_picture(image), patch), enlarge(to_picture(image), patch, seen, seen & False)])
+        cells[-1] += [enlarge(to_picture(each), patch, seen | filled, filled) for each in (image, *pasted)]
+    headers = [("image", ""), ("context: all that", "the model saw"), ("true block", "in the context")]
+    headers += [("nearest patches", "to the truth"), ("nearest patches", "to the guess")]
+    return compose_sheet(cells, headers, titles)
+
+
+def _paste(image: torch.Tensor, indices: torch.Tensor, pieces: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """The image (channels, H, W) with other patches (T, channels, patch height, patch width) in these places."""
+    image, (height, width) = image.clone(), pieces.shape[-2:]
+    for index, piece in zip(indices.tolist(), pieces, strict=True):
+        row, column = divmod(index, grid[1])
+        image[:, row * height : (row + 1) * height, column * width : (column + 1) * width] = piece
+    return image
+
+
+def draw_scores(scores: PredictionScores) -> Image.Image:
+    """The similarities as bars, with the rank in words."""
+    from matplotlib.figure import Figure
+
+    bars = {
+        "the predictor's guess": scores.prediction,
+        "average of that place\nin other images": scores.place,
+        "any patch of\nother images": scores.random,
+    }
+    figure = Figure(figsize=(5, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.barh(list(bars), list(bars.values()), color=[COLORS[0], COLORS[1], "#777777"])
+    axes.bar_label(drawn, fmt="%.2f", padding=4, fontsize=12)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    lowest = min(bars.values())
+    axes.set_xlim(lowest - 0.25 if lowest < 0 else 0, 1.1)  # room for the number of a bar to the left
+    axes.set_title("Similarity to the true features", fontsize=12.5)
+    axes.set_xlabel("cosine (1 = the same direction)", fontsize=11.5)
+    axes.tick_params(labelsize=11.5)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return to_image(figure)
+
+
+def to_image(figure) -> Image.Image:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=150, format="png")
+    return Image.open(file).convert("RGB")

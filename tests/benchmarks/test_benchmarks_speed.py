@@ -1,0 +1,200 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""The benchmarks beside that of the step run, compare equal work and report what they promise.
+
+Sizes are the smallest that work; no figure is looked at, only that it is one.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import predictor_attention
+from benchmarks.speed import feature_extraction, input_pipeline, masking, timing
+from ijepa_transformers.masking import MultiBlockMasking
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def last_line(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def report_of(script, *words):
+    """What a benchmark prints last that changes what it imports, and so has a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, str(REPOSITORY / "benchmarks/speed" / script), *words]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def is_environment(report):
+    return {"torch", "transformers"} <= report["versions"].keys() and report["cpu"] and report["threads"] >= 1
+
+
+@pytest.fixture(autouse=True)
+def global_settings():
+    """Benchmarks run in a process of their own and set what is global in torch."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
+# ---- turns ----------------------------------------------------------------------------------------------------------
+
+
+def test_turns_call_every_contender_equally_often_and_not_always_in_one_order():
+    calls = []
+    times = timing.take_turns({name: lambda name=name: calls.append(name) for name in "abc"}, seconds=0)
+    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
+    assert calls == list("abcbcacab")
+
+
+def test_matmul_precision_is_put_back_even_after_an_error():
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(KeyError), timing.matmul_precision("medium"):
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_quartiles_of_one_value_are_that_value():
+    assert timing.quartiles([2.0]) == {"q1": 2.0, "median": 2.0, "q3": 2.0}
+    assert timing.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == {"q1": 2.0, "median": 3.0, "q3": 4.0}
+
+
+# ---- masking --------------------------------------------------------------------------------------------------------
+
+
+def test_masking_benchmark_reports_every_sampler(monkeypatch, capsys):
+    monkeypatch.setattr(masking, "CASES", [((14, 14), 2)])
+    masking.main(["--turns", "1"])
+    report = last_line(capsys)
+    assert report["benchmark"] == "masking" and is_environment(report) and report["lightly_deviations"]
+    (result,) = report["results"]
+    for name in ("loop", "meta", "unbiased"):
+        assert result[name]["images_per_second"] > 0 and result[name]["times_loop"] > 0
+
+
+def test_the_loop_of_the_masking_benchmark_follows_the_published_rules():
+    meta = MultiBlockMasking((14, 14), mode="meta")
+    contexts, targets = masking.loop_sample(meta, batch_size=16, step=3)
+    ours = meta.sample(16, seed=0, step=3)
+    assert contexts.shape[:2] == ours[0].shape[:2] and targets.shape == ours[1].shape
+    assert contexts.shape[-1] > meta.min_patches
+    for context, blocks in zip(contexts, targets, strict=True):
+        assert not set(context.flatten().tolist()) & set(blocks.flatten().tolist())
+        assert max(context.max(), blocks.max()) < 13 * 14  # never the last row
+
+
+# ---- feature extraction ---------------------------------------------------------------------------------------------
+
+
+def test_feature_benchmark_reports_both_precisions(capsys):
+    feature_extraction.main(["--cases", "Ti/16:32:3", "--seconds", "0"])
+    report = last_line(capsys)
+    assert report["benchmark"] == "feature_extraction" and is_environment(report)
+    assert [result["precision"] for result in report["results"]] == ["fp32", "bf16"]
+    for result in report["results"]:
+        assert {"ours", "stock sdpa", "stock eager"} <= set(result["contenders"]) and result["turns"] == 3
+        assert result["contenders"]["stock sdpa"]["times_stock_sdpa"]["median"] == 1
+        for values in result["contenders"].values():
+            assert values["images_per_second"]["median"] > 0
+            assert values["error"] <= feature_extraction.TOLERANCES[result["precision"]]
+
+
+def test_feature_benchmark_stops_when_outputs_differ():
+    case = feature_extraction.Case.parse("Ti/16:32:2")
+    source = feature_extraction.IJepaModel(case.config).eval()
+    models = feature_extraction.contenders(source, "fp32", "cpu", with_compiled=False)
+    pixel_values = torch.randn(2, 3, 32, 32)
+    expected = models["stock eager"].features(pixel_values).double()
+    assert feature_extraction.check(models, expected, pixel_values, "fp32").keys() == models.keys()
+    with pytest.raises(ValueError, match="ours is off by"):
+        feature_extraction.check(models, expected + 1e-3, pixel_values, "fp32")
+
+
+def test_contenders_have_the_same_weights():
+    case = feature_extraction.Case.parse("Ti/16:32:2")
+    source = feature_extraction.IJepaModel(case.config).eval()
+    for precision in ("fp32", "bf16"):
+        models = feature_extraction.contenders(source, precision, "cpu", with_compiled=False)
+        for contender in models.values():
+            weights = contender.model.state_dict()
+            assert weights.keys() == source.state_dict().keys()
+            for name, value in source.state_dict().items():
+                assert torch.equal(weights[name], value.to(feature_extraction.DTYPES[precision]))
+
+
+@pytest.mark.parametrize("text", ["S/16:224", "S:224:8", "X/16:224:8", "S/16:224:many"])
+def test_a_case_that_makes_no_sense_is_refused_by_name(text):
+    with pytest.raises(feature_extraction.argparse.ArgumentTypeError, match=text):
+        feature_extraction.Case.parse(text)
+    assert str(feature_extraction.Case.parse("H/14:224:64")) == "H/14:224:64"
+
+
+# ---- input pipeline, whole runs -------------------------------------------------------------------------------------
+
+
+def test_input_pipeline_benchmark_reports_speed_difference_and_profile(monkeypatch, capsys):
+    monkeypatch.setitem(input_pipeline.CASES, "500x375", {"photos": 2, "batch": 2, "texture": 12.0})
+    monkeypatch.setattr(sys, "argv", ["input_pipeline.py", "--sizes", "500x375", "--turns", "2"])
+    input_pipeline.main()
+    report = last_line(capsys)
+    assert report["benchmark"] == "input_pipeline" and is_environment(report)
+    (result,) = report["results"]
+    for name, figures in result["pipelines"].items():
+        assert figures["images_per_second"]["median"] > 0 and figures["profile"]
+        if name.startswith("ours") and "fast" not in name:
+            assert figures["difference"]["largest"] <= 1, "the promise of docs/loading.md"
+
+
+@pytest.mark.slow
+def test_end_to_end_benchmark_accounts_for_all_time():
+    words = ["--image_size", "128", "--images", "16", "--batch_size", "4", "--workers", "0", "--logging_steps", "2"]
+    report = report_of("end_to_end.py", *words)
+    assert report["benchmark"] == "end_to_end" and is_environment(report) and report["steps"] == 4
+    assert 0.5 * report["seconds"] < sum(report["phases"].values()) <= report["seconds"] + 0.1
+    assert report["loop"]["calls"]["step"] == 2 * report["steps"]
+    assert 0 < report["loop"]["outside_step"]["total_percent"] < 100
+
+
+# ---- the shared-context predictor -----------------------------------------------------------------------------------
+
+
+def test_the_predictors_are_compared_at_equal_steps_and_at_equal_time(monkeypatch):
+    launched = []
+
+    def pretrain(words):
+        launched.append(predictor_attention.parse_pretraining_arguments([*words, "--output_dir=unused"]))
+        return {"target 20-NN": 0.844, "context 5-shot": 0.776}, 1.0
+
+    monkeypatch.setattr(predictor_attention, "pretrain", pretrain)
+    monkeypatch.setattr(predictor_attention, "seconds_per_step", lambda words: {"full": 3.0, "shared_context": 2.0})
+    result = predictor_attention.compare("digits", None, steps=100, num_seeds=2)
+    expected = [("full", 100), ("shared_context", 100), ("shared_context", 150)]
+    runs = [(run.predictor_attention, run.max_steps, run.seed) for run in launched]
+    assert runs == [(*contender, seed) for contender in expected for seed in (0, 1)]
+    assert list(result["steps"].values()) == [100, 100, 150] and result["speedup"] == 1.5
+    for cells in result["runs"].values():
+        assert cells["target 20-NN"] == [0.844, 0.844] and cells["context 5-shot"] == [0.776, 0.776]
+
+
+def test_both_predictors_take_steps_that_are_timed():
+    seconds = predictor_attention.seconds_per_step(predictor_attention.words_of("digits", None), 1, 1)
+    assert min(seconds.values()) > 0 and seconds.keys() == {"full", "shared_context"}
+
+
+def test_a_shorter_run_has_a_shorter_memory():
+    digits = predictor_attention.words_of("digits", None)
+    assert predictor_attention.schedule(digits, 500) == ["--max_steps=500", "--warmup_steps=50"], "a share of any run"
+    fashion_mnist = predictor_attention.words_of("fashion_mnist", "data")  # 2,000 steps of momentum 0.99
+    assert predictor_attention.schedule(fashion_mnist, 2000)[2] == "--momentum=0.9900"
+    assert predictor_attention.schedule(fashion_mnist, 500)[2] == "--momentum=0.9606"

@@ -1,0 +1,306 @@
+"""The builders of image sets keep pixels and labels, keep training and test images apart, and write all or nothing."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples.datasets import build_clip_art, build_fashion_mnist, build_photo_crops
+from examples.datasets.build_clip_art import ROOT, read_drawing
+from examples.datasets.build_photo_crops import SIDE, TILE, WIDTH
+from ijepa_transformers.data.decoding import decode_image
+from ijepa_transformers.data.sources import load_image_dataset
+
+
+def write_idx_files(folder):
+    """The four original files in small; split -> images and labels."""
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for split, prefix, count in (("train", "train", 12), ("test", "t10k", 5)):
+        images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = generator.integers(0, 10, count, dtype=np.uint8)
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes()))
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(bytes(8) + labels.tobytes())
+        arrays[split] = images, labels
+    return arrays
+
+
+def write_photographs(folder):
+    """Photographs of black and white noise; class -> bits (height, WIDTH)."""
+    generator, photographs = np.random.default_rng(0), {}
+    for names in build_photo_crops.PHOTOGRAPHS.values():
+        for name in names:
+            path = folder / "usr/share" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            bits = generator.integers(0, 2, (2 * TILE, WIDTH)).astype(bool)
+            Image.fromarray(bits).save(path, "PNG")  # whatever its name says: without loss
+            photographs[build_photo_crops.class_name(path)] = bits
+    return photographs
+
+
+def save_drawing(path, seed, light=(240, 200, 90)):
+    """A drawing of 64 x 64 pixels, another for every seed, without margins; `light` is one of its two colours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bits = np.random.default_rng(seed).integers(0, 2, (8, 8, 1)).repeat(8, axis=0).repeat(8, axis=1)
+    Image.fromarray(np.where(bits, (10, 60, 20), light).astype(np.uint8)).save(path)
+
+
+def write_clip_art(folder):
+    """Families of each class: one drawing alone, one in two colours, three of a series; drawing -> family."""
+    families = {}
+    for label, folders in enumerate(build_clip_art.CLASSES.values()):
+        for number in range(30):
+            word = "abcdefghijklmnopqrstuvwxyz"[number % 26] * (1 + number // 26)
+            names = [[f"{word}"], [f"{word}-sun", f"{word}-moon"], [f"{word}_thing_by_{maker}_1" for maker in "klm"]]
+            for copy, name in enumerate(names[number % 3]):
+                path = folder / ROOT / folders[0] / f"{name}.png"
+                seed = [label, number, copy if number % 3 == 2 else 0]
+                save_drawing(path, seed, light=(240, 200, 90 + 50 * copy))
+                families[read_drawing(path).tobytes()] = (label, number)
+    return families
+
+
+@pytest.fixture
+def few_files(monkeypatch):
+    """Two photographs and two classes of clip art instead of the packages' many."""
+    photographs = {"one-package": ["one/Sea.jpg"], "other-package": ["other/Wood/contents/images/2560x1600.jpg"]}
+    monkeypatch.setattr(build_photo_crops, "PHOTOGRAPHS", photographs)
+    monkeypatch.setattr(build_clip_art, "CLASSES", {"planets": ["sky", "-sky/stars"], "stars": ["sky/stars"]})
+
+
+BUILDERS = {
+    build_fashion_mnist: write_idx_files,
+    build_photo_crops: write_photographs,
+    build_clip_art: write_clip_art,
+}
+every_builder = pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__.split(".")[-1])
+
+
+def build(builder, folder, name="out", *words):
+    """Runs a builder on the files in `folder`; split -> dataset."""
+    builder.main(["--source", str(folder), "--output", str(folder / name), *words])
+    return {split: load_image_dataset(str(folder / name), split=split) for split in ("train", "test")}
+
+
+def images_of(dataset, num_channels=3):
+    return [decode_image(row["image"], num_channels=num_channels) for row in dataset]
+
+
+def error_of(builder, folder, capsys, *words):
+    with pytest.raises(SystemExit) as stopped:
+        builder.main(["--output", str(folder / "out"), *words])
+    message = capsys.readouterr().err
+    assert stopped.value.code != 0 and "Traceback" not in message and not (folder / "out").exists()
+    return message
+
+
+# All of them
+
+
+@every_builder
+def test_the_same_command_writes_the_same_bytes(builder, tmp_path, few_files):
+    BUILDERS[builder](tmp_path)
+    for name in ("first", "second"):
+        build(builder, tmp_path, name)
+    for split in ("train", "test"):
+        assert (tmp_path / f"first/{split}.parquet").read_bytes() == (
+            tmp_path / f"second/{split}.parquet"
+        ).read_bytes()
+
+
+@every_builder
+@pytest.mark.parametrize("whole_files", [0, 1])
+def test_both_files_are_there_or_none(builder, whole_files, tmp_path, few_files, monkeypatch):
+    BUILDERS[builder](tmp_path)
+    calls = []
+
+    def write_half(dataset, path):
+        calls.append(path)
+        Path(path).write_bytes(b"PAR1")
+        if len(calls) > whole_files:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(datasets.Dataset, "to_parquet", write_half)
+    with pytest.raises(KeyboardInterrupt):
+        build(builder, tmp_path)
+    assert len(calls) == whole_files + 1 and not list(tmp_path.glob("out/[!.]*"))
+
+
+@every_builder
+def test_a_source_that_is_not_there_is_named(builder, tmp_path, capsys):
+    assert "nowhere' is not a folder" in error_of(builder, tmp_path, capsys, "--source", str(tmp_path / "nowhere"))
+
+
+@every_builder
+def test_a_package_that_cannot_be_fetched_is_named_with_the_reason(builder, tmp_path, few_files, capsys, monkeypatch):
+    (tmp_path / "apt-get").write_text('#!/bin/sh\necho "E: Unable to locate package" >&2\nexit 100\n')
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    package = getattr(builder, "PACKAGE", "one-package")
+    wanted = f"Debian's package {package} cannot be fetched (apt-get: Unable to locate package); name a --source."
+    assert wanted in error_of(builder, tmp_path, capsys)
+
+
+def test_packages_are_fetched_and_unpacked_without_a_source(tmp_path, few_files, monkeypatch):
+    write_photographs(tmp_path / "packages")
+    commands = {"apt-get": 'touch "$3_1.0_all.deb"', "dpkg-deb": f'mkdir -p "$3" && cp -r {tmp_path}/packages/* "$3"'}
+    for name, script in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    build_photo_crops.main(["--output", str(tmp_path / "out"), "--train", "2", "--test", "1"])
+    assert len(load_image_dataset(str(tmp_path / "out"), split="train")) == 4
+
+
+# Fashion-MNIST
+
+
+def test_the_fashion_mnist_files_keep_every_pixel_and_label(tmp_path):
+    arrays = write_idx_files(tmp_path)
+    for split, dataset in build(build_fashion_mnist, tmp_path).items():
+        images, labels = arrays[split]
+        assert dataset["label"][:] == labels.tolist() and dataset.features["label"].names[9] == "ankle boot"
+        for found, image in zip(images_of(dataset, num_channels=1), images, strict=True):
+            assert np.array_equal(found[..., 0], image)
+
+
+def test_missing_fashion_mnist_files_are_named(tmp_path, capsys):
+    message = error_of(build_fashion_mnist, tmp_path, capsys, "--source", str(tmp_path))
+    assert "holds no file train-images-idx*-ubyte.gz" in message
+
+
+# Crops of photographs
+
+
+def places_of(crops, photograph):
+    """Top left corner in the photograph of each crop of noise, which is in one place only."""
+    corners = np.lib.stride_tricks.sliding_window_view(photograph[: 1 - SIDE], (1, SIDE))  # of their first rows
+    corners = {np.packbits(corners[index]).tobytes(): index[:2] for index in np.ndindex(corners.shape[:2])}
+    found = [corners[np.packbits(crop[:1] > 128).tobytes()] for crop in crops]
+    for crop, (top, left) in zip(crops, found, strict=True):
+        assert np.array_equal(crop > 128, photograph[top : top + SIDE, left : left + SIDE])
+    return np.array(found)
+
+
+def test_a_crop_never_leaves_its_tile_and_no_tile_serves_both_splits(tmp_path, few_files):
+    photographs = write_photographs(tmp_path)
+    splits = build(build_photo_crops, tmp_path, "out", "--train", "60", "--test", "20")
+    for label, name in enumerate(["Sea", "Wood"]):
+        used = {}
+        for split, dataset in splits.items():
+            assert dataset.features["label"].names == ["Sea", "Wood"]
+            crops = [
+                image[..., 0] for image in images_of(dataset.filter(lambda row, label=label: row["label"] == label))
+            ]
+            corners = places_of(crops, photographs[name])
+            assert np.array_equal(corners // TILE, (corners + SIDE - 1) // TILE)
+            used[split] = {tuple(tile) for tile in corners // TILE}
+        assert len(used["train"]) == 18 and len(used["test"]) == 6 and not used["train"] & used["test"]
+
+
+def test_another_seed_draws_other_crops(tmp_path, few_files):
+    write_photographs(tmp_path)
+    words = ["--train", "4", "--test", "2", "--seed"]
+    first, second = (images_of(build(build_photo_crops, tmp_path, seed, *words, seed)["test"]) for seed in "01")
+    assert not any(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_brightness_and_contrast_tell_nothing(tmp_path, few_files):
+    write_photographs(tmp_path)
+    path = tmp_path / "usr/share/one/Sea.jpg"
+    with Image.open(path) as image:
+        image.convert("L").point(lambda level: 90 + level // 10).save(path, "PNG")
+    crops = np.stack(images_of(build(build_photo_crops, tmp_path, "out", "--train", "5", "--test", "5")["train"]))
+    assert np.allclose(crops.mean(axis=(1, 2, 3)), 128, atol=1) and np.allclose(crops.std(axis=(1, 2, 3)), 48, atol=1)
+
+
+def test_a_photograph_that_is_missing_damaged_or_flat_is_named(tmp_path, few_files, capsys):
+    write_photographs(tmp_path)
+    path = tmp_path / "usr/share/other/Wood/contents/images/2560x1600.jpg"
+    Image.new("L", (WIDTH, 2 * TILE), 77).save(path)
+    words = ["--source", str(tmp_path), "--test", "7"]
+    assert "2560x1600.jpg' has places for 0 of 240 train crops" in error_of(
+        build_photo_crops, tmp_path, capsys, *words
+    )
+    path.write_bytes(path.read_bytes()[:300])
+    assert "2560x1600.jpg' cannot be read as an image" in error_of(build_photo_crops, tmp_path, capsys, *words)
+    path.unlink()
+    assert "in Debian's package other-package" in error_of(build_photo_crops, tmp_path, capsys, *words)
+
+
+@pytest.mark.parametrize("words", [["--train", "0"], ["--test", "-3"], ["--seed", "-1"]])
+def test_counts_that_make_no_sense_are_refused(words, tmp_path, capsys):
+    assert f"got {words[1]}" in error_of(build_photo_crops, tmp_path, capsys, *words)
+
+
+# Clip art
+
+
+def test_near_duplicates_are_on_one_side_and_a_fifth_is_for_the_test(tmp_path, few_files):
+    families = write_clip_art(tmp_path)
+    sides = {family: set() for family in families.values()}
+    for split, dataset in build(build_clip_art, tmp_path).items():
+        assert dataset.features["label"].names == ["planets", "stars"]
+        assert dataset["label"][:].count(0) == dataset["label"][:].count(1) == {"train": 48, "test": 12}[split]
+        for label, image in zip(dataset["label"][:], images_of(dataset), strict=True):
+            family = families.pop(image.tobytes())  # each drawing once
+            assert family[0] == label
+            sides[family].add(split)
+    assert not families and all(len(splits) == 1 for splits in sides.values())
+
+
+def test_a_large_class_is_cut_in_whole_families(tmp_path, few_files, monkeypatch):
+    monkeypatch.setattr(build_clip_art, "MOST_DRAWINGS", 20)
+    families = write_clip_art(tmp_path)
+    splits = build(build_clip_art, tmp_path)
+    kept = [families[image.tobytes()] for dataset in splits.values() for image in images_of(dataset)]
+    assert len(splits["test"]) == 8 and len(kept) == 40
+    assert all(kept.count(family) == list(families.values()).count(family) for family in set(kept))
+
+
+def test_a_drawing_in_two_classes_is_in_neither_and_one_that_is_there_twice_is_kept_once(tmp_path, few_files):
+    families = write_clip_art(tmp_path)
+    planets, stars = tmp_path / ROOT / "sky", tmp_path / ROOT / "sky/stars"
+    save_drawing(planets / "both.png", seed=7)
+    save_drawing(stars / "both.png", seed=7)
+    save_drawing(planets / "twice" / "other.png", seed=[0, 0, 0])
+    drawings = [
+        image.tobytes() for dataset in build(build_clip_art, tmp_path).values() for image in images_of(dataset)
+    ]
+    assert sorted(drawings) == sorted(families)
+
+
+def test_a_drawing_is_laid_on_white_and_made_square_without_its_margins(tmp_path):
+    drawing = Image.new("RGBA", (100, 60), (0, 0, 0, 0))
+    drawing.paste((200, 30, 30, 255), (20, 10, 84, 26))
+    drawing.save(tmp_path / "bar.png")
+    pixels = read_drawing(tmp_path / "bar.png")
+    assert pixels.shape == (48, 48, 3) and (pixels[:16] == 255).all() and (pixels[-16:] == 255).all()
+    assert (pixels[20:28] == (200, 30, 30)).all()
+    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / "empty.png")
+    assert read_drawing(tmp_path / "empty.png") is None
+
+
+def test_a_huge_drawing_is_left_out_by_its_header(tmp_path, few_files):
+    families = write_clip_art(tmp_path)
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 100_000, 100_000)
+    (tmp_path / ROOT / "sky/huge.png").write_bytes(header)
+    assert sum(len(dataset) for dataset in build(build_clip_art, tmp_path).values()) == len(families)
+
+
+def test_clip_art_that_is_missing_or_damaged_is_named(tmp_path, few_files, capsys):
+    words = ["--source", str(tmp_path)]
+    assert "There is no folder" in error_of(build_clip_art, tmp_path, capsys, *words)
+    write_clip_art(tmp_path)
+    path = tmp_path / ROOT / "sky/a.png"
+    path.write_bytes(path.read_bytes()[:60])
+    assert "a.png' cannot be read as an image" in error_of(build_clip_art, tmp_path, capsys, *words)
+    path.write_text("a drawing")
+    assert "a.png' is not a PNG" in error_of(build_clip_art, tmp_path, capsys, *words)
+    for path in tmp_path.rglob("*.png"):
+        path.unlink()
+    assert "holds no drawings" in error_of(build_clip_art, tmp_path, capsys, *words)

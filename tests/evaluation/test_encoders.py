@@ -1,0 +1,265 @@
+"""Which encoder a spec opens, and which features of it are read.
+
+Shapes: B images, N tokens, D features.
+"""
+
+import pytest
+import torch
+import transformers
+
+from ijepa_transformers import IJepaForImageClassification, IJepaModel
+from ijepa_transformers.data.transforms import build_image_processor
+from ijepa_transformers.encoders import (
+    EncoderSpec,
+    RawPixels,
+    architecture,
+    encoder_features,
+    feature_widths,
+    load_encoder,
+    load_processor,
+    open_encoder,
+    random_encoder,
+    weights_digest,
+)
+
+
+FLOAT = torch.float32
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def saved(trained, tmp_path):
+    """A pretraining directory whose two encoders differ."""
+    trained.save_pretrained(tmp_path / "model")
+    build_image_processor(32).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def stock(kind, directory, head="Model", **changes):
+    """A tiny model of Transformers, with fresh weights, saved with `head`."""
+    transformer = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    sizes = {
+        "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+        "ViTMAE": {**transformer, "decoder_hidden_size": 16, "decoder_num_attention_heads": 2},
+    }.get(kind, transformer)
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**sizes, **changes)
+    model = getattr(transformers, f"{kind}{head}")(config).eval()
+    model.save_pretrained(directory)
+    return model
+
+
+# Specs
+
+
+@pytest.mark.parametrize(
+    "text, spec",
+    [
+        ("runs/a", EncoderSpec("model", "runs/a", "target")),
+        ("runs/a@context", EncoderSpec("model", "runs/a", "context")),
+        ("runs/me@home", EncoderSpec("model", "runs/me@home", "target")),
+        ("runs/a#1", EncoderSpec("model", "runs/a#1", "target")),
+        ("random:runs/a", EncoderSpec("random", "runs/a", "target", 0)),
+        ("random:runs/a#12", EncoderSpec("random", "runs/a", "target", 12)),
+        ("random:runs/a@context#3", EncoderSpec("random", "runs/a", "context", 3)),
+        ("raw_pixels:runs/a@context", EncoderSpec("raw_pixels", "runs/a", "target")),
+    ],
+)
+def test_specs(text, spec):
+    assert EncoderSpec.parse(text) == spec
+    assert EncoderSpec.parse(str(spec)) in (spec, EncoderSpec(spec.kind, spec.source, "target", spec.seed))
+
+
+def test_the_default_encoder_holds_where_the_spec_says_nothing():
+    assert EncoderSpec.parse("a", "context").encoder == "context"
+    assert EncoderSpec.parse("a@target", "context").encoder == "target"
+    for text in ("", "random:", "@context", "raw_pixels:"):
+        with pytest.raises(ValueError, match="names no model"):
+            EncoderSpec.parse(text)
+
+
+def test_target_and_context_are_the_two_encoders(saved, trained, images):
+    for name, network in (("target", trained.ijepa), ("context", trained.context_encoder)):
+        model = open_encoder(EncoderSpec.parse(f"{saved}@{name}"), FLOAT)
+        assert weights_digest(model) == weights_digest(network) and not model.training
+    assert weights_digest(trained.ijepa) != weights_digest(trained.context_encoder)
+
+
+def test_a_random_encoder_has_the_architecture_and_other_weights_for_each_seed(saved):
+    digests = {}
+    for text in (saved, f"random:{saved}", f"random:{saved}#0", f"random:{saved}#1"):
+        state = torch.random.get_rng_state()
+        model = open_encoder(EncoderSpec.parse(text), FLOAT)
+        assert type(model) is IJepaModel and not model.training
+        assert torch.equal(torch.random.get_rng_state(), state) or not text.startswith("random")
+        digests[text] = weights_digest(model)
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        assert shapes == {name: value.shape for name, value in IJepaModel(model.config).state_dict().items()}
+    assert digests[f"random:{saved}"] == digests[f"random:{saved}#0"]
+    assert len(set(digests.values())) == 3
+
+
+def test_a_random_encoder_is_what_pretraining_starts_from(saved, tiny_config):
+    model = open_encoder(EncoderSpec.parse(f"random:{saved}#5"), FLOAT)
+    torch.manual_seed(5)
+    assert weights_digest(model) == weights_digest(IJepaModel._from_config(tiny_config))
+
+
+def test_precision(saved):
+    for spec in (saved, f"random:{saved}"):
+        assert open_encoder(EncoderSpec.parse(spec), torch.bfloat16).dtype == torch.bfloat16
+
+
+# Models of others
+
+
+def test_a_classifiers_encoder_is_read_and_its_missing_pooler_is_no_random_projection(tmp_path, images):
+    """Transformers would put a pooler of random weights between the encoder and its features, with a warning only."""
+    classifier = stock("ViT", tmp_path, "ForImageClassification")
+    model = load_encoder(str(tmp_path), "target", FLOAT)
+    expected = classifier.vit(images).last_hidden_state.mean(1)
+    torch.testing.assert_close(encoder_features(model, images, ["last"])["last"], expected)
+    random = open_encoder(EncoderSpec.parse(f"random:{tmp_path}"), FLOAT)
+    assert random.pooler is None and not any("pooler" in name for name in random.state_dict())
+
+
+def test_a_pooler_with_weights_is_used(tmp_path, images):
+    model = stock("ViT", tmp_path)
+    loaded = load_encoder(str(tmp_path), "target", FLOAT)
+    torch.testing.assert_close(encoder_features(loaded, images, ["last"])["last"], model(images).pooler_output)
+    assert open_encoder(EncoderSpec.parse(f"random:{tmp_path}"), FLOAT).pooler is not None
+
+
+def test_an_encoder_that_would_come_out_partly_random_is_an_error(tmp_path):
+    model = stock("ViT", tmp_path)
+    weights = {name: value for name, value in model.state_dict().items() if "layers.1.mlp.fc1" not in name}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ValueError, match="it lacks 2 weights of ViTModel, as"):
+        load_encoder(str(tmp_path), "target", FLOAT)
+
+
+def test_a_masked_autoencoder_sees_the_whole_image_every_time(tmp_path, images):
+    stock("ViTMAE", tmp_path, "ForPreTraining", decoder_num_hidden_layers=1, decoder_intermediate_size=16)
+    model = load_encoder(str(tmp_path), "target", FLOAT)
+    first, again = (encoder_features(model, images, ["last", "tokens"]) for _ in range(2))
+    assert first["tokens"].shape[1] == 16 + 1
+    torch.testing.assert_close(first["last"], again["last"])
+
+
+def test_our_classifier_and_stock_ijepa_open_with_the_same_features(tmp_path, tiny_config, images):
+    classifier = IJepaForImageClassification(tiny_config).eval()
+    classifier.save_pretrained(tmp_path / "classifier")
+    stock_model = transformers.IJepaModel.from_pretrained(tmp_path / "classifier").eval()
+    stock_model.save_pretrained(tmp_path / "stock")
+    expected = classifier.ijepa(images).pooler_output
+    for place in ("classifier", "stock"):
+        model = load_encoder(str(tmp_path / place), "target", FLOAT)
+        torch.testing.assert_close(encoder_features(model, images, ["last"])["last"], expected)
+
+
+def test_models_that_take_more_than_images_are_one_sentence(images):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(text_config=sizes, vision_config={**sizes, "image_size": 32, "patch_size": 8})
+    with pytest.raises(ValueError, match="CLIPModel cannot be evaluated on images"):
+        encoder_features(transformers.CLIPModel(config), images, ["last"])
+
+
+def test_the_architecture_is_all_that_the_weights_do_not_say(tmp_path, tiny_config, saved, trained):
+    classifier = IJepaForImageClassification(tiny_config)
+    classifier.save_pretrained(tmp_path / "classifier")
+    own, of_classifier = (load_encoder(str(path), "target", FLOAT) for path in (saved, tmp_path / "classifier"))
+    assert architecture(own) == architecture(of_classifier) == architecture(trained.context_encoder)
+    half = load_encoder(saved, "target", torch.bfloat16)
+    assert architecture(half) == architecture(own) == architecture(random_encoder(own, 0))
+    for name, value in {"num_attention_heads": 1, "layer_norm_eps": 1e-3, "hidden_act": "relu"}.items():
+        config = type(tiny_config)(**{**tiny_config.to_dict(), name: value})
+        assert architecture(IJepaModel(config)) != architecture(own)
+        assert weights_shapes(IJepaModel(config)) == weights_shapes(own)
+    assert architecture(RawPixels()) == ["RawPixels", None]
+
+
+def weights_shapes(model):
+    return {name: value.shape for name, value in model.state_dict().items()}
+
+
+# Features
+
+
+def test_widths_are_those_of_the_features_and_a_failing_pass_is_one_sentence(trained, images):
+    widths, token_shape = feature_widths(trained.ijepa, images[:1], ["last", "last4", "tokens"])
+    assert widths == {"last": 32, "last4": 96, "tokens": 32} and token_shape == (16, 32)
+    assert feature_widths(RawPixels(), images, ["last"]) == ({"last": 3072}, (0, 0))
+    convolution = stock_resnet()
+    with pytest.raises(ValueError, match="ResNetModel cannot be evaluated on images"):
+        feature_widths(convolution, images[:, :1, :0], ["last"])
+
+
+def stock_resnet():
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    return transformers.ResNetModel(config).eval()
+
+
+def test_features_of_our_encoder_by_hand(trained, images):
+    model = trained.ijepa
+    outputs = model(images, output_hidden_states=True)
+    features = encoder_features(model, images, ["last", "last4", "layers", "tokens"])
+    means = [model.layernorm(state).mean(1) for state in outputs.hidden_states]  # embedding and 3 layers
+    torch.testing.assert_close(features["last"], outputs.pooler_output)
+    torch.testing.assert_close(features["tokens"], outputs.last_hidden_state)
+    torch.testing.assert_close(features["last4"], torch.cat(means[1:], dim=1))  # it has 3 layers only
+    for index, mean in enumerate(means):
+        torch.testing.assert_close(features[f"layer_{index}"], mean)
+    assert features["token_shape"].tolist() == [[16, 32]] * 2 and not features["last"].requires_grad
+
+
+def test_last4_is_the_last_four_of_more_layers(tiny_config, images):
+    tiny_config.num_hidden_layers = 6
+    model = IJepaModel(tiny_config).eval()
+    features = encoder_features(model, images, ["last4", "layers"])
+    expected = torch.cat([features[f"layer_{index}"] for index in (3, 4, 5, 6)], dim=1)
+    assert torch.equal(features["last4"], expected) and "last" not in features
+    torch.testing.assert_close(features["layer_6"], model(images).pooler_output)
+
+
+def test_only_what_is_asked_is_computed(trained, images):
+    assert set(encoder_features(trained.ijepa, images, ["last"])) == {"last", "token_shape"}
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Dinov2", "ResNet"])
+def test_stock_models_end_with_their_own_output(kind, tmp_path, images):
+    """Whether `hidden_states` ends before or after the final norm differs between them; the features do not."""
+    model = stock(kind, tmp_path)
+    outputs = model(images)
+    features = encoder_features(model, images, ["last", "layers", "last4", "tokens"])
+    tokens = outputs.last_hidden_state
+    tokens = tokens.flatten(2).transpose(1, 2) if tokens.dim() == 4 else tokens
+    torch.testing.assert_close(features["last"], outputs.pooler_output.flatten(1))
+    torch.testing.assert_close(features["tokens"], tokens)
+    torch.testing.assert_close(features["layer_2"], tokens.mean(1))
+    assert features["last4"].shape == (2, 8 + 16 if kind == "ResNet" else 32)
+
+
+def test_raw_pixels_are_shrunk_only_where_they_are_large():
+    pixels = torch.randn(2, 3, 64, 16)
+    features = encoder_features(RawPixels(), pixels, ["last", "last4", "tokens"])
+    assert set(features) == {"last"}
+    expected = pixels.unflatten(2, (32, 2)).mean(3).flatten(1)
+    torch.testing.assert_close(features["last"], expected)
+
+
+def test_weights_and_processor_errors(tmp_path):
+    for open_it in (lambda: load_encoder("no/such/model", "target", FLOAT), lambda: load_processor(str(tmp_path))):
+        with pytest.raises(ValueError, match="cannot be opened") as error:
+            open_it()
+        assert "\n" not in str(error.value)

@@ -1,0 +1,383 @@
+"""Promises of the feature script: the model's own features, in the order of the data, whatever interrupts the run."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+import transformers
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from ijepa_transformers import IJepaModel, encoders
+from ijepa_transformers.data.transforms import build_image_processor
+from ijepa_transformers.evaluation import extraction
+from ijepa_transformers.execution import configure
+
+
+SCRIPT = Path(__file__).parents[2] / "run_feature_extraction.py"
+NUM_IMAGES = 11
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    yield
+    reset_accelerate()
+
+
+def reset_accelerate():
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture
+def model(tiny_model):
+    """A pretraining model whose two encoders differ."""
+    for parameter in tiny_model.context_encoder.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return tiny_model.eval()
+
+
+@pytest.fixture
+def place(model, tmp_path):
+    """A folder with a model and a folder of images, whose sub-folders are classes and whose sizes differ."""
+    model.save_pretrained(tmp_path / "model")
+    build_image_processor(32).save_pretrained(tmp_path / "model")
+    generator = np.random.default_rng(0)
+    for number in range(NUM_IMAGES):
+        path = tmp_path / "images" / ("cat" if number < 6 else "dog") / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (40 + 3 * number, 60, 3)
+        Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    return tmp_path
+
+
+def words(place, **changes):
+    values = {
+        "model": place / "model",
+        "data": place / "images",
+        "output_dir": place / "features",
+        "features": ["pooled", "patch"],
+        "batch_size": 2,
+        "shard_size": 4,
+        "num_workers": 0,
+        **changes,
+    }
+    result = []
+    for key, value in values.items():
+        result += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    return result
+
+
+def extract(place, **changes):
+    reset_accelerate()
+    extraction.main(words(place, **changes))
+    return Path(changes.get("output_dir", place / "features"))
+
+
+def read(directory):
+    """All shards as one dictionary of arrays and lists."""
+    if list(directory.glob("*.parquet")):
+        table = pyarrow.parquet.read_table(sorted(directory.glob("*.parquet"))).to_pydict()
+        return {k: np.array(v, np.float32) if isinstance(v[0], list) else v for k, v in table.items()}
+    parts = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            words_of_shard = json.loads(file.metadata()["columns"])
+        for name, value in {**load_file(path), **words_of_shard}.items():
+            parts.setdefault(name, []).append(value)
+    return {
+        name: torch.cat(values) if torch.is_tensor(values[0]) else list(itertools.chain(*values))
+        for name, values in parts.items()
+    }
+
+
+def contents(directory):
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def expected_features(encoder, folder):
+    """The model's outputs image by image, through the image processor of its directory."""
+    processor = encoders.load_processor(folder / "model")
+    pooled, patches = [], []
+    for path in sorted((folder / "images").rglob("*.png")):
+        with torch.no_grad():
+            outputs = encoder(**processor(Image.open(path), return_tensors="pt"))
+        pooled.append(outputs.pooler_output[0])
+        patches.append(outputs.last_hidden_state[0])
+    return torch.stack(pooled), torch.stack(patches)
+
+
+# Right features, right rows
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
+@pytest.mark.parametrize("encoder", ["target", "context"])
+def test_features_equal_the_models_outputs_image_by_image(place, model, file_format, encoder):
+    rows = read(extract(place, format=file_format, encoder=encoder))
+    network = model.ijepa if encoder == "target" else model.context_encoder
+    pooled, patches = expected_features(network, place)
+    torch.testing.assert_close(torch.as_tensor(rows["pooler_output"]), pooled, atol=2e-6, rtol=0)
+    torch.testing.assert_close(torch.as_tensor(rows["last_hidden_state"]), patches, atol=2e-6, rtol=0)
+    assert (pooled - expected_features(model.ijepa, place)[0]).abs().max().item() > 0.01 or encoder == "target"
+
+
+def test_with_one_image_per_batch_the_features_are_equal_bit_for_bit(place, model):
+    rows = read(extract(place, batch_size=1))
+    configure(model.ijepa, "cpu", "no")  # as the command has chosen for itself
+    assert torch.equal(torch.from_numpy(rows["pooler_output"]), expected_features(model.ijepa, place)[0])
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
+def test_order_names_and_labels_are_those_of_the_data_set(place, file_format):
+    rows = read(extract(place, format=file_format))
+    assert list(rows["index"]) == list(range(NUM_IMAGES))
+    assert rows["name"] == [f"{'cat' if number < 6 else 'dog'}/{number:02}.png" for number in range(NUM_IMAGES)]
+    assert list(rows["label"]) == [0] * 6 + [1] * 5
+    assert rows["error"] == [None] * NUM_IMAGES
+
+
+def test_parquet_and_safetensors_hold_the_same(place):
+    parquet = read(extract(place, output_dir=place / "a"))
+    safetensors = read(extract(place, output_dir=place / "b", format="safetensors"))
+    assert set(parquet) == set(safetensors)
+    for name in ("pooler_output", "last_hidden_state", "index", "label"):
+        assert np.array_equal(parquet[name], safetensors[name].numpy())
+    assert parquet["name"] == safetensors["name"]
+
+
+def test_datasets_opens_the_parquet_files(place, model):
+    files = str(extract(place) / "*.parquet")
+    opened = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(place / "cache"))
+    features = opened.with_format("torch")["last_hidden_state"][:]
+    torch.testing.assert_close(features, expected_features(model.ijepa, place)[1], atol=2e-6, rtol=0)
+
+
+def test_only_the_asked_features_are_written(place):
+    rows = read(extract(place, features=["pooled"]))
+    assert "pooler_output" in rows and "last_hidden_state" not in rows
+
+
+def test_half_precision(place, model):
+    pooled = expected_features(model.ijepa, place)[0]
+    in_bf16 = {
+        kind: read(extract(place, output_dir=place / kind, format=kind, dtype="bf16"))["pooler_output"]
+        for kind in ("safetensors", "parquet")
+    }
+    assert in_bf16["safetensors"].dtype == torch.bfloat16 and in_bf16["parquet"].dtype == np.float32
+    assert np.array_equal(in_bf16["safetensors"].float().numpy(), in_bf16["parquet"])
+    torch.testing.assert_close(in_bf16["safetensors"].float(), pooled, atol=0.05, rtol=0)
+
+
+def test_workers_change_nothing(place):
+    assert contents(extract(place, output_dir=place / "a")) == contents(
+        extract(place, output_dir=place / "b", num_workers=2)
+    )
+
+
+def test_grey_images_of_a_data_set_in_the_archive(tiny_config, tmp_path):
+    tiny_config.num_channels = 1
+    IJepaModel(tiny_config).save_pretrained(tmp_path / "model")
+    build_image_processor(32, num_channels=1).save_pretrained(tmp_path / "model")
+    rows = read(extract(tmp_path, data="digits", split="test", shard_size=300, batch_size=100))
+    assert rows["name"][0] == "digits/1297.png" and rows["pooler_output"].shape == (500, 32)
+
+
+@pytest.mark.parametrize("kind", ["Dinov2", "ResNet"])
+def test_stock_models_work_too(place, kind):
+    """A transformer, and a convolutional network whose pooled output is (B, D, 1, 1)."""
+    sizes = {
+        "Dinov2": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28},
+        "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+    }[kind]
+    network = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**sizes)).eval()
+    network.save_pretrained(place / "model")
+    build_image_processor(28).save_pretrained(place / "model")
+    rows = read(extract(place, features=["pooled"]))
+    pooled = expected_features(network, place)[0].flatten(1)
+    torch.testing.assert_close(torch.from_numpy(rows["pooler_output"]), pooled, atol=1e-5, rtol=0)
+
+
+# Bad images
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
+def test_a_bad_image_keeps_its_row_and_changes_no_other(place, file_format):
+    good = read(extract(place, output_dir=place / "good", format=file_format))
+    for name in ("cat/01", "cat/04", "dog/08", "dog/09"):  # last, first and all of a batch
+        (place / "images" / f"{name}.png").write_bytes(b"this is no image")
+    rows = read(extract(place, format=file_format))
+    bad = [1, 4, 8, 9]
+    assert [index for index, error in enumerate(rows["error"]) if error] == bad
+    assert rows["name"] == good["name"] and list(rows["label"]) == list(good["label"])
+    for name in ("pooler_output", "last_hidden_state"):
+        assert np.isnan(np.asarray(rows[name])[bad]).all()
+        assert np.array_equal(*(np.delete(np.asarray(values[name]), bad, axis=0) for values in (rows, good)))
+    listed = [json.loads(line) for line in (place / "features" / "bad_images.jsonl").read_text().splitlines()]
+    reason = "this is no image that PIL knows"
+    names = ["cat/01.png", "cat/04.png", "dog/08.png", "dog/09.png"]
+    assert listed == [{"index": i, "name": n, "reason": reason} for i, n in zip(bad, names, strict=True)]
+    assert json.loads((place / "features" / "manifest.json").read_text())["num_bad_images"] == 4
+
+
+# Interruption
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
+def test_a_run_killed_while_it_writes_a_file_continues_to_the_same_bytes(place, monkeypatch, file_format):
+    (place / "images" / "cat" / "02.png").write_bytes(b"")
+    whole = contents(extract(place, output_dir=place / "whole", format=file_format))
+    writer = getattr(extraction, f"write_{file_format}")
+
+    def write_half(path, *args):
+        writer(path, *args)
+        if "000001" in path.name:
+            os.truncate(path, path.stat().st_size // 2)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, f"write_{file_format}", write_half)
+        with pytest.raises(KeyboardInterrupt):
+            extract(place, format=file_format)
+    left = set(contents(place / "features"))
+    assert f"features-000000.{file_format}" in left and f"features-000001.{file_format}" not in left
+    assert "manifest.json" not in left
+    stamp = (place / "features" / f"features-000000.{file_format}").stat().st_mtime_ns
+    assert contents(extract(place, format=file_format)) == whole
+    assert (place / "features" / f"features-000000.{file_format}").stat().st_mtime_ns == stamp  # not done again
+
+
+def test_a_finished_run_computes_nothing_again(place, monkeypatch):
+    before = contents(extract(place))
+    monkeypatch.setattr(extraction, "write_shard", None)
+    assert contents(extract(place)) == before
+
+
+def launch(place, *launcher, **changes):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(SCRIPT), *words(place, **changes)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process):
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return output
+
+
+@pytest.fixture
+def many_images(place):
+    """130 copies of an image under other names and brightness."""
+    image = np.asarray(Image.open(place / "images" / "cat" / "00.png"))
+    for number in range(130):
+        Image.fromarray(image // 2 + number // 2).save(place / "images" / "dog" / f"x{number:03}.png")
+    return place
+
+
+@pytest.mark.slow
+def test_a_run_killed_by_a_signal_continues_to_the_same_bytes(many_images):
+    place, changes = many_images, {"shard_size": 2, "batch_size": 1}
+    finished(launch(place, output_dir=place / "whole", **changes))
+    process = launch(place, **changes)
+    while not list((place / "features").glob("features-*")) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 0 < len(list((place / "features").glob("features-*"))) < 71
+    assert not (place / "features" / "manifest.json").exists()
+    finished(launch(place, **changes))
+    assert contents(place / "features") == contents(place / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(many_images):
+    place = many_images
+    (place / "images" / "dog" / "x007.png").write_bytes(b"")
+    assert "processes: 1" in finished(launch(place, output_dir=place / "one"))
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
+    output = finished(launch(place, *torchrun, output_dir=place / "two"))
+    assert "processes: 2" in output and "18 of 18 shards" in output  # of 36: the others are the other process's
+    assert contents(place / "two") == contents(place / "one")
+
+
+# Mistakes
+
+
+def assert_refused(place, capsys, sentence, **changes):
+    """Status 2, the sentence, and not a file more than before."""
+    before = sorted(place.rglob("*"))
+    with pytest.raises(SystemExit) as stopped:
+        extract(place, **changes)
+    assert stopped.value.code == 2 and sentence in capsys.readouterr().err
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"model": ""}, "--model is missing"),
+        ({"data": "/no/such/folder"}, "'/no/such/folder' is neither a file nor a folder"),
+        ({"split": "test"}, "has no split 'test'; it has 'train'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"features": ["pooled", "pixels"]}, "features must be pooled, patch or both, got pooled pixels"),
+        ({"format": "csv"}, "invalid choice: 'csv'"),
+        ({"dtype": "fp8"}, "invalid choice: 'fp8'"),
+        ({"encoder": "student"}, "invalid choice: 'student'"),
+        ({"speed": "high"}, "speed"),
+        ({"model": "no-such-model"}, "The image processor of 'no-such-model' cannot be opened"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing(place, capsys, changes, sentence):
+    assert_refused(place, capsys, sentence, **changes)
+
+
+def test_a_model_without_image_processor_is_an_error(place, capsys):
+    (place / "model" / "preprocessor_config.json").unlink()
+    assert_refused(place, capsys, "The image processor of")
+
+
+def test_a_model_without_context_encoder_has_none(place, model, capsys):
+    model.ijepa.save_pretrained(place / "encoder")
+    build_image_processor(32).save_pretrained(place / "encoder")
+    assert_refused(place, capsys, "holds no context encoder", model=place / "encoder", encoder="context")
+
+
+def test_features_of_two_runs_are_never_mixed(place, model, capsys):
+    extract(place)
+    assert_refused(place, capsys, "(batch_size was 2, is 3)", batch_size=3)
+    Image.new("RGB", (50, 50)).save(place / "images" / "dog" / "new.png")
+    assert_refused(place, capsys, "num_images was 11, is 12")
+    (place / "images" / "dog" / "new.png").unlink()
+    model.ijepa.layernorm.bias.data += 1e-3  # the model was trained further
+    model.save_pretrained(place / "model")
+    assert_refused(place, capsys, "weights_sha256 was")
+    assert_refused(place, capsys, "holds other files", output_dir=place / "images")
+
+
+def test_a_missing_output_of_the_model_is_an_error():
+    class WithoutPooler(torch.nn.Module):
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def forward(self, pixel_values):
+            return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=pixel_values.flatten(2))
+
+    with pytest.raises(ValueError, match="WithoutPooler has no output 'pooler_output'"):
+        extraction.embed(WithoutPooler(), torch.zeros(1, 3, 8, 8), ["pooler_output"])

@@ -1,0 +1,67 @@
+"""The configuration is read by both sides, and refuses sizes that do not fit."""
+
+import pytest
+import transformers
+
+from ijepa_transformers import IJEPA_SIZES, IJepaConfig
+
+
+def test_every_stock_field_exists_here_with_the_same_default_but_the_layer_norm_epsilon():
+    stock = transformers.models.ijepa.configuration_ijepa.IJepaConfig().to_dict()
+    ours = IJepaConfig().to_dict()
+    different = {key for key in stock if key != "transformers_version" and stock[key] != ours.get(key, "absent")}
+    assert different == {"layer_norm_eps"}
+    assert ours["layer_norm_eps"] == 1e-6
+
+
+def test_each_side_reads_the_others_file(tmp_path):
+    ours = IJepaConfig(hidden_size=32, num_attention_heads=2, image_size=(32, 64), patch_size=8, loss_type="mse")
+    ours.save_pretrained(tmp_path / "ours")
+    stock = transformers.models.ijepa.configuration_ijepa.IJepaConfig.from_pretrained(tmp_path / "ours")
+    assert (stock.hidden_size, list(stock.image_size), stock.layer_norm_eps) == (32, [32, 64], 1e-6)
+    stock.save_pretrained(tmp_path / "stock")
+    back = IJepaConfig.from_pretrained(tmp_path / "stock")
+    assert (back.loss_type, back.grid_size, back.predictor_num_attention_heads) == ("mse", (4, 8), 2)
+
+
+def test_predictor_takes_the_encoders_heads_and_four_times_its_width_by_default():
+    config = IJepaConfig(**IJEPA_SIZES["large"])
+    assert (config.predictor_num_attention_heads, config.predictor_intermediate_size) == (16, 1536)
+
+
+def test_published_sizes_have_the_papers_predictor_depths():
+    depths = {name: size["predictor_num_hidden_layers"] for name, size in IJEPA_SIZES.items()}
+    assert depths == {"tiny": 6, "small": 6, "base": 6, "large": 12, "huge": 12, "giant": 16}
+    for size in IJEPA_SIZES.values():
+        IJepaConfig(**size)
+
+
+def test_grid_counts_whole_patches_only():
+    assert IJepaConfig(image_size=(100, 230), patch_size=(16, 32)).grid_size == (6, 7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": 770}, "hidden_size.*multiple of 4.*770"),
+        ({"num_attention_heads": 5}, "hidden_size.*num_attention_heads.*768 and 5"),
+        ({"predictor_hidden_size": 100}, "predictor_hidden_size.*predictor_num_attention_heads.*100 and 12"),
+        ({"image_size": 8}, "image_size 8 is smaller than one patch of patch_size 16"),
+        ({"patch_size": 0}, "patch_size.*0"),
+        ({"num_channels": 0}, "num_channels.*0"),
+        ({"predictor_num_hidden_layers": -1}, "predictor_num_hidden_layers.*-1"),
+        ({"loss_type": "l3"}, "loss_type.*smooth_l1, mse.*l3"),
+        ({"patch_embedding_init": "xavier"}, "patch_embedding_init.*xavier"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate.*1.0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_their_values(fields, message):
+    with pytest.raises(ValueError, match=message):
+        IJepaConfig(**fields)
+
+
+def test_directories_of_earlier_versions_keep_their_kind_of_targets():
+    kinds = {True: "layer", False: "none"}
+    for before, kind in kinds.items():
+        config = IJepaConfig.from_dict({"model_type": "ijepa", "normalize_targets": before})
+        assert config.target_normalization == kind and not hasattr(config, "normalize_targets")

@@ -1,0 +1,393 @@
+"""What every command shares: recipes under flags, and the check of its launch; and every value of pretraining."""
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ijepa_transformers.arguments import (
+    CPU_REMEDY,
+    MAX_RECIPE_BYTES,
+    argument,
+    check_launch,
+    parse_arguments,
+    without_removed_keys,
+)
+from ijepa_transformers.pretraining.arguments import PretrainingArguments, parse_pretraining_arguments
+
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass
+class Settings:
+    rate: float = argument(1.0, "a number")
+    mirror: bool = argument(False, "a choice")
+    size: list[int] | None = argument(None, "a list without a default")
+    shots: list[int] = argument([1, 5], "a list with one")
+    names: list[str] = argument([], "a list that may be empty")
+    precision: str | None = argument(None, "a word")
+
+
+def parse(*words):
+    return parse_arguments(list(map(str, words)), [Settings], Settings, "command", "A command.")
+
+
+def refusal(capsys, *words):
+    """The last line of the error."""
+    with pytest.raises(SystemExit) as stopped:
+        parse(*words)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("rate: 2.0\nshots: [3]\n")
+    return path
+
+
+def test_a_recipe_is_read_however_it_is_named_and_flags_go_over_it(recipe):
+    for words in (("--recipe", recipe), (f"--recipe={recipe}",), ("--shots", 3, "--recipe", recipe)):
+        assert parse(*words) == Settings(rate=2.0, shots=[3])
+    assert parse("--rate", 4, f"--recipe={recipe}") == Settings(rate=4.0, shots=[3])
+    assert parse("--rate", 4) == Settings(rate=4.0)
+
+
+def test_a_second_recipe_is_refused(recipe, capsys):
+    for words in (("--recipe", recipe, "--recipe", "b.yaml"), (f"--recipe={recipe}", "--recipe", "b.yaml")):
+        assert "error: --recipe is given 2 times" in refusal(capsys, *words)
+
+
+def test_a_recipe_without_a_name_or_a_file_is_an_error(tmp_path, capsys):
+    assert "argument --recipe: expected one argument" in refusal(capsys, "--recipe")
+    assert "There is no recipe 'nowhere.yaml'" in refusal(capsys, "--recipe=nowhere.yaml")
+    assert "unrecognized arguments: --rec" in refusal(capsys, "--rec", "nowhere.yaml")
+
+
+@pytest.mark.parametrize("key", ["shots", "size", "mirror"])
+def test_an_empty_list_is_no_silent_default(tmp_path, capsys, key):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{key}: []\n")
+    assert f"error: {key} is an empty list in the recipe" in refusal(capsys, "--recipe", path)
+
+
+def test_an_empty_list_may_be_given_where_it_is_the_default(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("names: []\nsize: null\n")
+    assert parse("--recipe", path) == Settings()
+
+
+UNREADABLE = {
+    "a mistake in YAML": (b"rate: [1", "is not a YAML file of values"),
+    "a pickle of YAML": (b"!!python/object/apply:os.system ['touch executed']", "could not determine a constructor"),
+    "an object of YAML": (b"rate: !!python/object:decimal.Decimal {}", "could not determine a constructor"),
+    "a key twice": (b"rate: 1\nmirror: true\n'rate': 2\n", "the key 'rate' is there 2 times"),
+    "Latin-1": (b"names: [caf\xe9]", "not UTF-8 text (byte 11)"),
+    "a picture": (b"\x89PNG\r\n\x1a\n\x00\x00", "not UTF-8 text (byte 0)"),
+    "zeros": (bytes(100), "special characters are not allowed"),
+    "nothing": (b"", "must hold `key: value` lines"),
+    "a list": (b"- rate\n", "must hold `key: value` lines"),
+    "far too much": (b"#" * (MAX_RECIPE_BYTES + 1), "more than 1,000,000 bytes"),
+    "deep nesting": (b"[" * 100_000, "is not a YAML file of values"),
+    "a mapping as a value": (b"rate: {least: 1}", "rate must be one value"),
+    "a list in a list": (b"shots: [[1]]", "shots must be one value"),
+    "a list that holds itself": (b"shots: &a [*a]", "shots must be one value"),
+    "a list for one value": (b"rate: [1, 2]", "rate must be one value"),
+    "a flag as a value": (b"names: [a, --rate, '3']", "'--rate' in the recipe, which looks like a flag"),
+    "a word that YAML makes a truth value": (b"precision: no", "reads no, off, yes and on so unless they are in quo"),
+    "no date": (b"rate: 2020-99-99", "month must be in 1..12"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), UNREADABLE.values(), ids=UNREADABLE)
+def test_a_file_that_is_no_recipe_is_refused_in_one_sentence(tmp_path, capsys, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    assert message in refusal(capsys, "--recipe", path)
+    assert list(tmp_path.iterdir()) == [path]  # above all not what the pickle would have made
+
+
+def test_what_is_no_file_is_no_recipe(tmp_path, capsys):
+    assert "cannot be read: Is a directory" in refusal(capsys, "--recipe", tmp_path)
+    (tmp_path / "circle.yaml").symlink_to(tmp_path / "circle.yaml")
+    assert "cannot be read: Too many levels of symbolic links" in refusal(capsys, "--recipe", tmp_path / "circle.yaml")
+    assert "'/dev/zero' is no recipe: it has more than" in refusal(capsys, "--recipe", "/dev/zero")
+
+
+def test_values_that_start_with_a_dash_are_values(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("rate: -1.0e-5\nprecision: -x\n")
+    assert parse("--recipe", path) == Settings(rate=-1e-5, precision="-x")
+    assert parse("--rate", "-1e-5") == Settings(rate=-1e-5)
+
+
+def test_several_processes_that_do_not_see_each_other_are_an_error(monkeypatch):
+    """What torchrun on the CPU without ACCELERATE_USE_CPU is: two runs that write the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were launched, but 1 would work together; on the CPU, set"):
+        check_launch(1, CPU_REMEDY)
+    check_launch(2, CPU_REMEDY)
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((REPOSITORY / "ijepa_transformers" / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_recipe_says_what_it_is_what_it_costs_and_how_to_run_it(recipe):
+    header = recipe.read_text().split("\n\n")[0]
+    assert all(line.startswith("#") for line in header.splitlines())
+    for word in ("Reproduces:", "Cost:", "Command:", "Expected:"):
+        assert word in header, word
+
+
+# Every value of pretraining. A field without an entry fails the first test: add its bad values with the field.
+
+SOUND = {"data": "digits", "output_dir": "here", "max_steps": 10}
+
+# Values that any text may be: paths and names, which only opening can judge. They must not be empty.
+ANY_TEXT = {
+    *("data", "data_config", "train_split", "validation_split", "image_column", "label_column"),
+    *("init_from", "output_dir", "validation_data"),
+}
+
+# What the type alone refuses.
+NOT_OF_TYPE = {
+    bool: ["maybe", "2", "nan"],
+    int: ["many", "1.5", "nan", "inf", "1e3", "0x10"],
+    float: ["many", "nan", "inf", "-inf", "1,5"],
+    str: [],
+}
+
+POSITIVE, NOT_NEGATIVE, INTERVAL = ["0", "-1"], ["-1"], ["0.5", "0.2 0.3 0.4", "0.5 0.2", "0 0.5", "-1 1", "nan 1"]
+PART, SIDES = [*INTERVAL, "0.5 1.1"], ["0", "-16", "16 0", "16 16 16"]
+
+OUT_OF_RANGE = {
+    **{name: [""] for name in ANY_TEXT},
+    "crop_scale": PART,
+    "crop_ratio": [*INTERVAL, "1 inf"],
+    "interpolation": ["nearest", ""],
+    "image_mean": ["-0.1 0.5 0.5", "0.5 0.5", "0.5 0.5 123.7", "0.5 nan 0.5"],
+    "image_std": ["0 1 1", "-1 1 1", "0.2 0.2", "inf 1 1"],
+    "eval_resize_ratio": ["0.9", "-1"],
+    "max_bad_images": [*NOT_NEGATIVE, "1.5"],
+    "num_images": POSITIVE,
+    "shuffle_buffer": POSITIVE,
+    "num_workers": NOT_NEGATIVE,
+    "size": ["enormous", ""],
+    "image_size": SIDES,
+    "patch_size": SIDES,
+    "num_channels": ["0", "2", "4", "-3"],
+    "hidden_size": [*POSITIVE, "18"],
+    "num_hidden_layers": POSITIVE,
+    "num_attention_heads": [*POSITIVE, "7"],
+    "intermediate_size": POSITIVE,
+    "predictor_hidden_size": [*POSITIVE, "18"],
+    "predictor_num_hidden_layers": NOT_NEGATIVE,
+    "predictor_num_attention_heads": [*POSITIVE, "7"],
+    "predictor_intermediate_size": POSITIVE,
+    "drop_path_rate": ["-0.1", "1"],
+    "patch_embedding_init": ["zeros", ""],
+    "predictor_attention": ["causal", "Full", ""],
+    "target_normalization": ["content", "", "True"],
+    "loss_type": ["l1", ""],
+    "attn_implementation": ["flash", ""],
+    "mask_mode": ["random", ""],
+    "num_targets": POSITIVE,
+    "target_scale": PART,
+    "target_aspect_ratio": [*INTERVAL, "1 inf"],
+    "num_contexts": POSITIVE,
+    "context_scale": PART,
+    "min_patches": POSITIVE,
+    "num_context_tokens": POSITIVE,
+    "num_target_tokens": POSITIVE,
+    "token_multiple": POSITIVE,
+    "optimizer": ["sgd", ""],
+    "batch_size": POSITIVE,
+    "per_device_batch_size": POSITIVE,
+    "epochs": POSITIVE,
+    "max_steps": POSITIVE,
+    "warmup_epochs": NOT_NEGATIVE,
+    "warmup_steps": [*NOT_NEGATIVE, "11"],
+    "start_learning_rate": NOT_NEGATIVE,
+    "learning_rate": [*NOT_NEGATIVE, "-1e-3"],
+    "final_learning_rate": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "final_weight_decay": NOT_NEGATIVE,
+    "momentum": ["-0.1", "1.001"],
+    "momentum_half_life": [*POSITIVE, "1.001"],
+    "final_momentum": ["-0.1", "1.001"],
+    "adam_beta1": ["-0.1", "1"],
+    "adam_beta2": ["-0.1", "1"],
+    "adam_epsilon": POSITIVE,
+    "max_grad_norm": POSITIVE,
+    "mixed_precision": ["fp8", "int4", ""],
+    "max_skipped_steps": NOT_NEGATIVE,
+    "seed": [*NOT_NEGATIVE, str(2**31)],
+    "logging_steps": POSITIVE,
+    "eval_steps": POSITIVE,
+    "save_steps": POSITIVE,
+    "keep_checkpoints": POSITIVE,
+    "knn_neighbors": POSITIVE,
+    "max_probe_images": POSITIVE,
+    "trackers": ["excel", "excel tensorboard", ""],
+    "hub_model_id": ["a/b/c", "a:b", ".x", ""],
+}
+
+
+def value_type(name):
+    """bool, int, float or str: of the value, or of the entries of a list."""
+    hint = typing.get_type_hints(PretrainingArguments)[name]
+    while typing.get_args(hint):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+FIELDS = [entry.name for entry in dataclasses.fields(PretrainingArguments)]
+BAD_VALUES = [(name, value) for name in FIELDS for value in NOT_OF_TYPE[value_type(name)] + OUT_OF_RANGE.get(name, [])]
+
+
+def pretraining_refusal(capsys, **changes):
+    """The last line of the error; an exception that is no exit fails the test."""
+    values = {**SOUND, **changes}
+    words = [word for key, value in values.items() for word in (f"--{key}", *str(value).split(" "))]
+    with pytest.raises(SystemExit) as stopped:
+        parse_pretraining_arguments(words)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_no_field_is_without_a_check():
+    """Truth values need their type only; every other field has values out of its range, or may be any text."""
+    unchecked = {name for name in FIELDS if value_type(name) is not bool and not OUT_OF_RANGE.get(name)}
+    assert not unchecked, f"add bad values of {unchecked} to OUT_OF_RANGE, and their check to ijepa/recipe.py"
+    assert set(OUT_OF_RANGE) <= set(FIELDS), "these fields are gone"
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_VALUES, ids=[f"{name}={value}" for name, value in BAD_VALUES])
+def test_a_bad_value_is_one_sentence_with_its_name_and_the_value(tmp_path, capsys, monkeypatch, name, value):
+    monkeypatch.chdir(tmp_path)
+    message = pretraining_refusal(capsys, **{name: value})
+    assert message.startswith("run_pretraining.py: error: ")
+    assert name in message
+    shown = message.replace(",", "").replace("[", "").replace("]", "").replace("'", "")
+    assert value == "" or any(shown_as in shown for shown_as in appearances(value)), message
+    assert not list(tmp_path.iterdir())
+
+
+def appearances(value):
+    """A bad value as it was written and as Python prints it, also the one bad entry of a list."""
+    numbers = []
+    for convert in (int, float):
+        try:
+            numbers.append(" ".join(str(convert(entry)) for entry in value.split(" ")))
+        except ValueError:
+            continue
+    return [value, value.replace(",", ""), *numbers, *(value.split(" ")[:1] if "excel" in value else [])]
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if value_type(name) in (int, float)])
+def test_a_number_that_is_none_in_a_recipe_is_refused_too(tmp_path, capsys, name):
+    path = tmp_path / "recipe.yaml"
+    for value in (float("nan"), float("inf"), "1e999", True, "many"):
+        path.write_text(yaml.safe_dump({name: value}))
+        if name != "max_steps" or value:
+            replaced = {name, "max_steps" if name == "epochs" else None}
+            words = [word for key, entry in SOUND.items() if key not in replaced for word in (f"--{key}", str(entry))]
+            with pytest.raises(SystemExit) as stopped:
+                parse_pretraining_arguments(["--recipe", str(path), *words])
+            assert stopped.value.code == 2 and name in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"warmup_steps": "11"}, "warmup_steps 11 is longer than the run, which has max_steps 10"),
+        ({"epochs": "3"}, "got epochs 3.0 and max_steps 10"),
+        ({"warmup_steps": "1", "warmup_epochs": "1"}, "got 1.0 and 1"),
+        ({"momentum": "0.99", "momentum_half_life": "0.1"}, "Give momentum 0.99 or momentum_half_life 0.1, not both"),
+        ({"image_mean": "0.5 0.5 0.5", "image_std": "0.2"}, "image_mean and image_std must be equally many"),
+        ({"image_mean": "0.5", "num_channels": "3"}, "image_mean has 1 numbers, [0.5], but num_channels is 3"),
+        ({"image_std": "1 1 1", "num_channels": "1"}, "image_std has 3 numbers, [1.0, 1.0, 1.0], but num_channels"),
+        ({"image_mean": "0.5"}, "but num_channels is 3"),
+        ({"init_from": "x", "hidden_size": "64"}, "init_from brings its own architecture, so hidden_size"),
+        ({"init_from": "x", "drop_path_rate": "1"}, "drop_path_rate must be at least 0 and below 1, got 1.0"),
+        ({"init_from": "x", "loss_type": "l1"}, "loss_type must be one of smooth_l1, mse, got 'l1'"),
+        ({"push_to_hub": "true"}, "push_to_hub needs hub_model_id"),
+        ({"trackers": "comet_ml"}, "'comet_ml' is not installed here"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(capsys, monkeypatch, changes, message):
+    monkeypatch.setattr("ijepa_transformers.pretraining.arguments.get_available_trackers", lambda: ["tensorboard"])
+    assert message in pretraining_refusal(capsys, **changes)
+
+
+def test_a_flag_replaces_what_the_recipe_says_in_another_way(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: digits\noutput_dir: x\nepochs: 3\nwarmup_epochs: 1\nmomentum_half_life: 0.1\n")
+    as_written = parse_pretraining_arguments(["--recipe", str(recipe)])
+    flags = ["--max_steps=7", "--warmup_steps", "2", "--momentum=0.9"]
+    changed = parse_pretraining_arguments(["--recipe", str(recipe), *flags])
+    names = ("epochs", "max_steps", "warmup_epochs", "warmup_steps", "momentum", "momentum_half_life")
+    assert [getattr(as_written, name) for name in names] == [3, None, 1, None, None, 0.1]
+    assert [getattr(changed, name) for name in names] == [None, 7, None, 2, 0.9, None]
+
+
+def test_an_output_directory_that_is_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("a novel")
+    assert "is there already and is no directory" in pretraining_refusal(capsys, output_dir=str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "a novel"
+
+
+def test_images_per_pass_may_change_unless_targets_are_normalised_over_them(tmp_path):
+    values = {"data": "digits", "output_dir": str(tmp_path), "max_steps": 1, "batch_size": 32}
+    for kind, differences in {"layer": [], "batch": ["per_device_batch_size was 16, is 32"]}.items():
+        before, after = (
+            PretrainingArguments(**values, target_normalization=kind, per_device_batch_size=size) for size in (16, 32)
+        )
+        assert after.differences(dataclasses.asdict(before)) == differences
+
+
+def test_a_setting_that_a_checkpoint_does_not_know_yet_had_its_default(tmp_path):
+    values = dataclasses.asdict(PretrainingArguments(data="digits", output_dir=str(tmp_path), max_steps=1))
+    older = {name: value for name, value in values.items() if name not in ("streaming", "target_normalization")}
+    same = PretrainingArguments(**values)
+    other = PretrainingArguments(**{**values, "streaming": True, "target_normalization": "none"})
+    assert same.differences(older) == []
+    assert other.differences(older) == [
+        "streaming was False, is True",
+        "target_normalization was None, is 'none'",
+    ]
+
+
+REMOVED = {
+    "keep_all_context": ([False], True),
+}
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_removed_key_may_have_the_value_that_means_what_is_done_today(tmp_path, capsys, name):
+    (usual, other), path = REMOVED[name], tmp_path / "recipe.yaml"
+    words = ["--data=digits", "--max_steps=1", f"--output_dir={tmp_path / 'run'}"]
+    expected = parse_pretraining_arguments(words)
+    for value in usual:
+        path.write_text(yaml.safe_dump({name: value}))
+        assert parse_pretraining_arguments([*words, f"--recipe={path}"]) == expected
+        state = without_removed_keys({**dataclasses.asdict(expected), name: value}, "checkpoint")
+        assert expected.differences(state) == []
+    path.write_text(yaml.safe_dump({name: other}))
+    with pytest.raises(SystemExit):
+        parse_pretraining_arguments([*words, f"--recipe={path}"])
+    message = f"has {name} {other!r}, which this version no longer supports."
+    assert capsys.readouterr().err.endswith(f"{message}\n")
+    with pytest.raises(ValueError, match=f"checkpoint {message}"):
+        without_removed_keys({name: other}, "checkpoint")
+
+
+def test_removed_keys_are_known_to_pretraining_alone(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("keep_all_context: false\n")
+    assert "unknown keys: keep_all_context" in refusal(capsys, "--recipe", tmp_path / "recipe.yaml")

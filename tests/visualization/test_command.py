@@ -1,0 +1,267 @@
+"""Promises of the visualization script: one whole page for any I-JEPA directory, and nothing for wrong arguments."""
+
+import json
+import re
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTConfig, ViTModel
+
+from ijepa_transformers import IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel, encoders
+from ijepa_transformers import arguments as ijepa_transformers_arguments
+from ijepa_transformers.data import datasets as data_datasets
+from ijepa_transformers.data import sources
+from ijepa_transformers.data.transforms import build_image_processor
+from ijepa_transformers.visualization import command as visualization_command
+from ijepa_transformers.visualization import curves as visualization_curves
+from ijepa_transformers.visualization import sections, sheets
+from ijepa_transformers.visualization import study as visualization_study
+from ijepa_transformers.visualization.predictions import score_predictions
+
+
+TITLES = [
+    "How the training went",
+    "What the model is asked: guess the hidden parts",
+    "What the predictor guesses",
+    "What the patches mean to it",
+    "What it takes to be alike",
+    "Where it looks",
+    "Which images it takes to be alike",
+]
+PICTURES = {
+    *("curves", "masks_unbiased", "masks_meta", "predictions", "prediction_scores", "pca", "similarity", "attention"),
+    *("map", "map_untrained"),
+}
+MASKS = "mask_mode: unbiased\ntarget_scale: [0.2, 0.3]\nmin_patches: 2\n"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def save(model, directory, image_size=32, channels=3):
+    model.save_pretrained(directory)
+    build_image_processor(image_size, channels).save_pretrained(directory)
+
+
+@pytest.fixture
+def place(trained, tmp_path):
+    """A run, and photographs in two classes whose names are hostile; one file is no image."""
+    save(trained, tmp_path / "run")
+    rows = [{"step": step, "loss": 1 / step, "effective_rank": 3.0} for step in (1, 2, 3)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"half')
+    (tmp_path / "run" / "recipe.yaml").write_text(MASKS)
+    generator = np.random.default_rng(0)
+    for number in range(9):
+        path = tmp_path / "images" / ("$cat$" if number < 5 else "<script>") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (40, 50 + number, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "images" / "$cat$" / "broken.png").write_bytes(b"no image")
+    return tmp_path
+
+
+def words(place, **changes) -> list[str]:
+    values = {"model": place / "run", "data": place / "images", "output": place / "page" / "report.html"}
+    values = {**values, "num_images": 3, "bank_size": 6, "map_images": 20, **changes}
+    parts = [[f"--{key}", *(value if isinstance(value, list) else [value])] for key, value in values.items()]
+    return [str(word) for part in parts for word in part]
+
+
+def visualize(place, **changes) -> str:
+    visualization_command.main(words(place, **changes))
+    return (place / "page" / "report.html").read_text()
+
+
+def titles(page: str) -> list[str]:
+    return re.findall("<h2>(.*?)</h2>", page)
+
+
+def files(place) -> set[str]:
+    return {path.stem for path in (place / "pictures").iterdir()}
+
+
+def test_a_pretraining_directory_gets_every_section(place):
+    page = visualize(place, pictures_dir=place / "pictures")
+    assert titles(page) == TITLES
+    assert page.count("<img") == len(PICTURES) and files(place) == PICTURES
+    assert "left out" not in page and "9 images, 1 could not be read" in page
+    assert "the target encoder: 3 layers of width 32" in page and "2 layers of width 16" in page
+    assert "python run_visualization.py --model" in page
+    assert not re.search(r"https?:|<script", page)
+    assert [path.name for path in (place / "page").iterdir()] == ["report.html"]
+
+
+def test_one_encoder_gets_what_needs_no_predictor_and_the_page_says_why(place, tiny_config):
+    save(IJepaModel(tiny_config), place / "encoder")
+    page = visualize(place, model=place / "encoder", pictures_dir=place / "pictures")
+    assert titles(page) == TITLES
+    assert files(place) == PICTURES - {"curves", "masks_unbiased", "masks_meta", "predictions", "prediction_scores"}
+    reason = "left out, because the directory holds one encoder (saved from IJepaModel)"
+    assert page.count(reason) == 2 and "no metrics.jsonl" in page
+
+
+@pytest.mark.parametrize("size", [(20, 36), (34, 33)])
+def test_other_shapes_channels_and_a_classifier_work(place, tiny_config, size):
+    # 34 x 33 pixels: the model does not see the last rows and columns, and the pictures do not show them
+    config = IJepaConfig(**{**tiny_config.to_dict(), "image_size": size, "patch_size": (4, 6), "num_channels": 1})
+    save(IJepaForPretraining(config), place / "grey", size, channels=1)
+    page = visualize(place, model=place / "grey", pictures_dir=place / "pictures")
+    assert files(place) == PICTURES - {"curves"} and f"{size[0]} x {size[1]} pixels, 1 channels" in page
+    save(IJepaForImageClassification(config), place / "classifier", size, channels=1)
+    assert "saved from IJepaForImageClassification" in visualize(place, model=place / "classifier")
+
+
+@pytest.mark.slow
+def test_the_same_command_draws_the_same_pictures_and_the_seed_chooses_others(place, monkeypatch):
+    monkeypatch.setattr(visualization_command, "SECTIONS", sections.SECTIONS[1:])  # curves draw no images
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        visualize(place, pictures_dir=place / name, seed=seed, map_images=6)  # of 9: not the same six
+    for name in PICTURES - {"curves"}:
+        first, again, other = (Image.open(place / part / f"{name}.png") for part in ("first", "again", "other"))
+        assert first.tobytes() == again.tobytes()
+        assert name == "prediction_scores" or first.tobytes() != other.tobytes()
+
+
+def study_of(place, **changes) -> visualization_study.Study:
+    return visualization_study.build_study(
+        ijepa_transformers_arguments.parse_arguments(
+            words(place, **changes),
+            [visualization_study.VisualizationArguments],
+            visualization_study.VisualizationArguments,
+            "test",
+            "",
+        )
+    )
+
+
+def test_the_encoder_that_is_asked_for_is_shown_and_the_bank_stays_the_target_s(place, trained):
+    study = study_of(place, encoder="context")
+    pixels = study.pool.pixel_values(slice(None))
+    with torch.no_grad():
+        context = trained.context_encoder(pixels).last_hidden_state
+        target = trained.ijepa(pixels).last_hidden_state
+    torch.testing.assert_close(study.features.patches, context[:6], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(study.features.pooled, context.mean(dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(study.target_features.patches, target[:6], rtol=1e-4, atol=1e-5)
+    bank = torch.nn.functional.layer_norm(target, target.shape[-1:])[:6]
+    guesses = sections.guess(study)
+    torch.testing.assert_close(guesses.bank, bank, rtol=1e-4, atol=1e-4)
+    images, places = torch.arange(3)[:, None, None], guesses.blocks
+    torch.testing.assert_close(guesses.truths, bank[images, places], rtol=1e-4, atol=1e-4)
+    assert "the context encoder: 3 layers" in visualize(place, encoder="context")
+
+
+def test_guesses_belong_to_their_image_block_and_place(place):
+    study = study_of(place)
+    guesses = sections.guess(study)
+    one = guesses.block(2, 1)
+    assert torch.equal(one.predictions[0, 0], guesses.predictions[2, 1])
+    assert torch.equal(one.blocks[0, 0], guesses.blocks[2, 1]) and one.query_images.unique().tolist() == [2]
+    expected = score_predictions(
+        guesses.predictions[2, 1],
+        guesses.truths[2, 1],
+        torch.full_like(guesses.blocks[2, 1], 2),
+        guesses.blocks[2, 1],
+        guesses.bank,
+        torch.arange(6),
+    )
+    assert one.scores() == expected
+    assert torch.equal(guesses.query_images, torch.arange(3).repeat_interleave(guesses.blocks[0].numel()))
+    exact = sections.dataclasses.replace(guesses, predictions=guesses.truths)
+    torch.testing.assert_close(exact.nearest(exact.predictions), exact.nearest(exact.truths), rtol=0, atol=0)
+    guesses.bank[5, 3] = 2 * one.truths[0, 0, 1]  # what is pasted are the pixels of the patch that was found
+    pixels = sheets.cut_patches(study.pool.images, (8, 8))  # (K, N, channels, 8, 8)
+    torch.testing.assert_close(one.nearest(one.truths)[1], pixels[5, 3], rtol=0, atol=0)
+    assert not any(torch.equal(piece, patch) for piece in one.nearest(one.truths) for patch in pixels[2])
+
+
+def test_what_is_shown_is_what_the_model_sees_under_its_own_label(place):
+    study = study_of(place)
+    dataset = sources.load_image_dataset(str(place / "images"))
+    processed = data_datasets.ProcessedImages(dataset, encoders.load_processor(place / "run"), 3)
+    seen = {row: image for row in range(10) if not isinstance(image := processed[row], str)}
+    for image, label in zip(study.pool.pixel_values(slice(None)), study.pool.labels, strict=True):
+        distances = {row: (image - other).abs().max() for row, other in seen.items()}
+        row = min(distances, key=distances.get)
+        assert distances[row] < 1e-5 and dataset[row]["label"] == label
+    assert len(study.pool.images) == 9 and study.pool.num_bad == 1
+    assert study.pool.class_names == dataset.features["label"].names
+
+
+@pytest.mark.parametrize("labels", [[0, None, -1, 1, 0, 1], [None] * 6])
+def test_images_without_a_label_are_on_the_map(place, labels):
+    images = [str(path) for path in sorted((place / "images").rglob("?.png"))[:6]]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).save_to_disk(place / "saved")
+    page = visualize(place, data=place / "saved")
+    assert ("The data have no labels" in page) == (set(labels) == {None})
+
+
+def test_further_runs_are_drawn_together_with_the_model_s_own(place, monkeypatch):
+    (place / "second").mkdir()
+    (place / "second" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    drawn, draw = [], visualization_curves.plot_training_curves
+    spy = lambda runs, *args, **kwargs: (drawn.append(runs), draw(runs, *args, **kwargs))  # noqa: E731
+    monkeypatch.setattr(sections, "plot_training_curves", spy)
+    page = visualize(place, runs=[f"<b>$x$={place / 'second'}"])
+    assert {name: len(rows) for name, rows in drawn[0].items()} == {"run": 3, "<b>$x$": 1}
+    assert "Training curves of run, &lt;b&gt;$x$" in page
+
+
+def test_masks_are_those_of_the_recipe_and_the_other_mode_is_made_to_fit(place):
+    fields = visualization_study.read_mask_fields(str(place / "run"))
+    assert fields["target_scale"] == (0.2, 0.3) and fields["min_patches"] == 2 and fields["num_targets"] == 4
+    own = visualization_study.build_masking((4, 4), {**fields, "num_target_tokens": 2}, "unbiased")
+    assert own.num_target_tokens == 2 and own.min_patches == 2
+    other = visualization_study.build_masking((4, 4), {**fields, "num_target_tokens": 2, "min_patches": 10}, "meta")
+    assert other.mode == "meta" and other.num_target_tokens is None and 1 <= other.min_patches < 10
+    with pytest.raises(ValueError, match="2x2"):
+        visualization_study.build_masking((1, 8), fields, "meta")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ""}, "--model is missing"),
+        ({"num_images": 1}, "num_images must be at least 2, got 1"),
+        ({"bank_size": 1}, "bank_size must be at least 2, got 1"),
+        ({"map_images": 2}, "map_images must be at least 3, got 2"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"runs": ["name"]}, "runs must be NAME=DIR, got 'name'"),
+        ({"runs": ["run=x"]}, "every run needs a name of its own, got run, run"),
+        ({"runs": ["other=nowhere"]}, "'nowhere' holds no metrics.jsonl"),
+        ({"model": "nowhere/at/all"}, "'nowhere/at/all' cannot be opened"),
+        ({"data": "nowhere/at/all"}, "'nowhere/at/all' is neither a file nor a folder"),
+        ({"split": "test"}, "has no split 'test'"),
+        ({"encoder": "other"}, "invalid choice: 'other'"),
+    ],
+)
+def test_wrong_arguments_end_with_status_2_and_nothing_is_written(place, capsys, changes, message):
+    with pytest.raises(SystemExit) as end:
+        visualize(place, pictures_dir=place / "pictures", **changes)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (place / "page").exists() and not (place / "pictures").exists()
+
+
+def test_models_and_files_that_do_not_fit_are_one_sentence(place, tiny_config, capsys):
+    ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(place / "vit")
+    save(IJepaModel(tiny_config), place / "encoder", image_size=40)
+    broken = place / "broken"
+    broken.mkdir()
+    (broken / "metrics.jsonl").write_text("no json\n")
+    for changes, message in (
+        ({"model": place / "vit"}, "is a 'vit' model, no I-JEPA"),
+        ({"model": place / "encoder", "encoder": "context"}, "holds no context encoder"),
+        ({"model": place / "encoder"}, "gives (40, 40) pixels, but the model takes (32, 32)"),
+        ({"runs": [f"x={broken}"]}, "cannot be read"),
+        ({"output": place / "images"}, "is a directory"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            visualize(place, **changes)
+        assert end.value.code == 2 and message in capsys.readouterr().err
+    assert not (place / "page").exists()
