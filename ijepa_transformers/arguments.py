@@ -98,7 +98,7 @@ def check_launch(num_processes: int, cpu_remedy: str) -> None:
 
 @dataclass
 class MaskArguments:
-    """The blocks that are predicted and the block they are predicted from (`ijepa/masking.py`)."""
+    """The blocks that are predicted and the block they are predicted from (`ijepa_transformers/masking.py`)."""
 
     _argument_group_name = "masks"
 

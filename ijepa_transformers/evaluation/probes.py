@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 
 # Below this share of the features' size, variation over images is float32 rounding (unit 6e-8), not information (as
-# in `ijepa/collapse.py`).
+# in `evaluation/collapse.py`).
 ROUNDING_LEVEL = 1e-6
 NO_CLASS = -2  # predicted where there is no prediction; -1 is the label of a class without training images
 

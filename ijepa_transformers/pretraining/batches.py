@@ -92,7 +92,7 @@ class IndexedData:
 
 
 class StreamedData:
-    """Shards that are read one after the other (`ijepa/streaming.py`).
+    """Shards that are read one after the other (`data/streaming.py`).
 
     Args:
         state: as in `IndexedData`.

@@ -14,7 +14,6 @@ import math
 from collections import Counter
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 
 from ..configuration_ijepa import IJepaConfig

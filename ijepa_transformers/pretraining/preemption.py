@@ -3,7 +3,7 @@
 
 A batch system sends a signal some time before it kills (Slurm: SIGTERM, or what `--signal` names), a user presses
 Ctrl-C, and launchers pass both on. One process acting on its own would leave the others waiting for it, so a signal
-only raises a flag here, and the training loop asks all processes together (`ijepa/distributed.py`).
+only raises a flag here, and the training loop asks all processes together (`ijepa_transformers/distributed.py`).
 """
 
 import multiprocessing

@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Laws of ijepa/data.py. Every file is made on the spot."""
+"""Laws of the room `data`. Every file is made on the spot."""
 
 import ast
 import io

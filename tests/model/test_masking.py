@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Laws of the multi-block masks. Shapes: B images, C contexts, M targets, see `ijepa/masking.py`."""
+"""Laws of the multi-block masks. Shapes: B images, C contexts, M targets, see `ijepa_transformers/masking.py`."""
 
 import itertools
 import json
