@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Laws of ijepa_transformers/data/streaming.py. All shards are made on the spot; remote ones are in memory or on a server of our own."""
+"""Laws of streaming. All shards are made on the spot; remote ones are in memory or on a server of our own."""
 
 import functools
 import http.server
