@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Memory of pretraining at the published sizes: the estimate of `pretraining/memory.py`, and what it can be held against.
+"""Memory of pretraining at the published sizes: the estimate of `pretraining/memory.py`, and what it is compared with.
 
     python benchmarks/memory.py                the tables of docs/memory.md (nothing is built, no GPU needed)
     python benchmarks/memory.py --count        the estimate beside the peak of whole steps, counted on tensors without

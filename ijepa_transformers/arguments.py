@@ -132,6 +132,7 @@ class MaskArguments:
 # Keys of recipes that earlier versions wrote, with the values that mean what is done today.
 REMOVED_KEYS = {
     "keep_all_context": (False,),
+    "predictor_attention": (None, "full"),
 }
 
 

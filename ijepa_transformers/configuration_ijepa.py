@@ -59,6 +59,10 @@ IJEPA_SIZES = {
 }
 
 
+# Fields of earlier versions, with the value that means what is done today.
+REMOVED_FIELDS = {"predictor_attention": "full"}
+
+
 def _height_and_width(name, value):
     """`value` as a (height, width) pair of positive integers; ValueError if it is anything else."""
     pair = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
@@ -98,10 +102,6 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
         predictor_num_hidden_layers (`int`, defaults to 6): layers of the predictor.
         predictor_num_attention_heads (`int`, *optional*): heads of the predictor; the encoder's number by default.
         predictor_intermediate_size (`int`, *optional*): feed-forward width of the predictor; 4 x its width by default.
-        predictor_attention (`str`, defaults to `"full"`): `"full"`, as published, in which each target block
-            goes through all layers together with a copy of the context; or `"shared_context"`, in which the context
-            attends to itself alone and each target block to the context and itself, so that the context goes through
-            the predictor once for all blocks. Another function of the same weights, and cheaper.
         loss_type (`str`, defaults to `"smooth_l1"`): `"smooth_l1"` (beta 1, Meta's released code) or `"mse"` (the
             squared L2 distance of the paper's section 3), both averaged over every element.
         target_normalization (`str`, defaults to `"layer"`): what is done to the target encoder's outputs before the
@@ -148,7 +148,6 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
     predictor_num_hidden_layers: int = 6
     predictor_num_attention_heads: int | None = None
     predictor_intermediate_size: int | None = None
-    predictor_attention: str = "full"
     loss_type: str = "smooth_l1"
     target_normalization: str = "layer"
     _out_features: list[str] | None = None
@@ -157,6 +156,10 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if kwargs.pop("normalize_targets", True) is False:  # what directories of earlier versions say
             self.target_normalization = "none"
+        for name, usual in REMOVED_FIELDS.items():
+            value = kwargs.pop(name, usual)
+            if value != usual:
+                raise ValueError(f"{name} {value!r} is no longer supported; it can only be {usual!r}.")
         if self.pooler_output_size is None:
             self.pooler_output_size = self.hidden_size
         if self.predictor_num_attention_heads is None:
@@ -224,7 +227,6 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
         choices = {
             "loss_type": ("smooth_l1", "mse"),
             "patch_embedding_init": ("published", "fan_in"),
-            "predictor_attention": ("full", "shared_context"),
             "target_normalization": ("layer", "batch", "none"),
         }
         for name, allowed in choices.items():

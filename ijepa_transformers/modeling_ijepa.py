@@ -210,7 +210,7 @@ class IJepaAttention(nn.Module):
         """
         Args:
             hidden_states: (B, K, D).
-            memory: (B / R, K', D), tokens that are attended to and give no output; R rows in succession share one.
+            memory: (B, K', D), tokens that are attended to and give no output.
         """
         query = self._split_heads(self.q_proj(hidden_states))  # (B, H, K, D / H)
         key, value = (
@@ -230,13 +230,9 @@ class IJepaAttention(nn.Module):
         return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def _project(self, projection: nn.Linear, hidden_states: torch.Tensor, memory: torch.Tensor | None):
-        """Keys or values of the memory, projected once however many rows share it, and of the other tokens."""
+        """Keys or values of the memory, if there is one, and of the other tokens."""
         projected = projection(hidden_states)
-        if memory is None:
-            return projected
-        num_sharing = hidden_states.shape[0] // memory.shape[0]
-        remembered = projection(memory).unsqueeze(1).expand(-1, num_sharing, -1, -1).flatten(0, 1)
-        return torch.cat([remembered, projected], dim=1)
+        return projected if memory is None else torch.cat([projection(memory), projected], dim=1)
 
 
 class IJepaMLP(nn.Module):
@@ -342,9 +338,8 @@ class IJepaPredictor(nn.Module):
         targets = self.mask_token + positions[0][target_indices]  # (B, M, N_tgt, P)
         pairs = (*context.shape[:2], targets.shape[1])  # (B, C, M): every context meets every target block
         targets = targets.to(context.dtype).unsqueeze(1).expand(*pairs, -1, -1).flatten(0, 2)  # (B * C * M, N_tgt, P)
-        predict = self._predict_jointly if self.config.predictor_attention == "full" else self._predict_from_context
         if self.layers:
-            targets = predict(context, targets, **kwargs)
+            targets = self._predict_jointly(context, targets, **kwargs)
         return self.output_projection(self.layernorm(targets)).unflatten(0, pairs)
 
     def _predict_jointly(self, context, targets, **kwargs) -> torch.Tensor:
@@ -357,16 +352,6 @@ class IJepaPredictor(nn.Module):
             hidden_states = layer(hidden_states, **kwargs)
         context, targets = hidden_states.split([context.shape[1], targets.shape[1]], dim=1)
         return last_layer(targets, context, **kwargs)  # what it would make of the context, nobody reads
-
-    def _predict_from_context(self, context, targets, **kwargs) -> torch.Tensor:
-        """The context attends to itself alone, so that all target blocks share one pass over it."""
-        context = context.flatten(0, 1)  # (B * C, N_ctx, P)
-        *layers, last_layer = self.layers
-        for layer in layers:
-            next_context = layer(context, **kwargs)
-            targets = layer(targets, context, **kwargs)
-            context = next_context
-        return last_layer(targets, context, **kwargs)
 
 
 class IJepaPreTrainedModel(PreTrainedModel):

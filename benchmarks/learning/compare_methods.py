@@ -57,8 +57,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 from benchmarks.learning.experiment_grid import error_of, rows_of_all, spread, with_threads
-from benchmarks.predictor_attention import median_seconds, stepper
-from benchmarks.speed.timing import environment
+from benchmarks.speed.timing import environment, median_seconds, stepper
 from ijepa_transformers import IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel
 from ijepa_transformers.data.datasets import EvaluationImages, PretrainingImages
 from ijepa_transformers.data.order import PretrainingBatchSampler
@@ -98,7 +97,6 @@ PUBLISHED = {
     "num_context_tokens": None,  # lists are cut to the shortest of the batch
     "num_target_tokens": None,
     "token_multiple": 1,
-    "predictor_attention": "full",
     "drop_path_rate": 0.0,
     "loss_type": "smooth_l1",  # of the code; the paper writes the squared distance
     "target_normalization": "layer",

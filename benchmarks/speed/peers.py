@@ -58,7 +58,6 @@ class Contender:
     name: str
     description: str
     deviations: tuple[str, ...] = ()  # from the recipe that all others follow
-    is_exact = True  # the same loss from the same weights as the reference
 
     def __init__(self, device: torch.device, precision: str, attention: str, matmul_precision: str):
         self.device, self.precision = device, precision

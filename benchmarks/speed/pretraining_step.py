@@ -27,7 +27,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -103,7 +103,6 @@ CONTENDERS = (  # in the order in which they are prepared: the ones that may be 
     "reference",
     "lightly",
     "ours-compiled",
-    "ours-shared-context",
     "ours-highest",
     "reference-automatic",
     "lightly-automatic",
@@ -190,14 +189,6 @@ def build_contender(name: str, case: Case, config: IJepaConfig, device: torch.de
     if name == "ours-compiled":
         description = "ours, every layer compiled with dynamic token counts"
         return Ours(config, device, case.precision, name=name, description=description, weights_of=ours, compiled=True)
-    if name == "ours-shared-context":
-        if "predictor_attention" not in {known.name for known in fields(IJepaConfig)}:
-            raise LeftOut("this version of the package has no predictor_attention.")
-        config = build_config(case.size, predictor_attention="shared_context")
-        description = "ours, the context attending only to itself in the predictor: not the published mathematics"
-        contender = Ours(config, device, case.precision, name=name, description=description, weights_of=ours)
-        contender.is_exact = False
-        return contender
     if name == "reference":
         return Reference(config, device, case.precision, ours, "highest")
     if name == "lightly":
@@ -564,7 +555,7 @@ def prepare(name, case, config, steps, options, entries, deadline) -> tuple[Entr
     print(f"  preparing {name}", flush=True)
     contender = build_contender(name, case, config, options.device, ours)
     entry, differences = Entry(name, contender, case.batch_size), {}
-    if ours is not None and contender.is_exact and "compiled" not in name:
+    if ours is not None and "compiled" not in name:
         differences = compare(ours, contender, steps.batch(0).first(2))
         assert_equal(name, differences, options.device)
     warm_up(entry, ours or contender, steps, options.turns * options.steps_per_turn)
@@ -641,12 +632,11 @@ def figures(entry: Entry, entries: list[Entry], flops: list[float], peak_tflops:
         "batch_size": entry.batch_size,
         "notes": entry.notes,
         "deviations": list(contender.deviations),
-        "same_mathematics": contender.is_exact,
         "images_per_second": spread([1 / time for time in seconds]),
         "step_milliseconds": spread([time * entry.batch_size * 1e3 for time in seconds]),
         # Of other mathematics the operations are not the plain recipe's, so there is no rate.
-        "tflops": spread(tflops) if contender.is_exact else None,
-        "mfu": spread([rate / peak_tflops for rate in tflops]) if contender.is_exact else None,
+        "tflops": spread(tflops),
+        "mfu": spread([rate / peak_tflops for rate in tflops]),
         "ours_is_times_faster": spread(
             [time / own for time, own in zip(seconds, entries[0].seconds_per_image, strict=True)]
         ),

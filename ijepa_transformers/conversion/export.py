@@ -87,10 +87,6 @@ def _refuse_other_models(weights: StateDict, config: IJepaConfig):
             f"Meta's predictor has as many heads as the encoder, here {config.predictor_num_attention_heads} and"
             f" {config.num_attention_heads}."
         )
-    if config.predictor_attention != "full":
-        raise ValueError(
-            f"Meta's predictor has full attention, this model's predictor_attention is {config.predictor_attention!r}."
-        )
     if config.layer_norm_eps != IJepaConfig.layer_norm_eps:
         raise ValueError(f"Meta's layer norms use {IJepaConfig.layer_norm_eps}, this model's {config.layer_norm_eps}.")
 

@@ -130,9 +130,6 @@ class ModelArguments:
     predictor_num_hidden_layers: int | None = argument(None, "layers of the predictor")
     predictor_num_attention_heads: int | None = argument(None, "attention heads of the predictor")
     predictor_intermediate_size: int | None = argument(None, "feed-forward width of the predictor")
-    predictor_attention: str | None = argument(
-        None, "full (published), or shared_context: the context passes the predictor once for all targets"
-    )
     drop_path_rate: float | None = argument(None, "stochastic depth of the last context encoder layer")
     patch_embedding_init: str | None = argument(None, "published (std 0.02) or fan_in (1/sqrt of a patch's values)")
     loss_type: str | None = argument(None, "smooth_l1 (released code) or mse (paper)")
@@ -157,7 +154,7 @@ class ModelArguments:
         require_choice(self, "attn_implementation", ("sdpa", "eager", "flash_attention_2", "flex_attention"))
         require_text(self, "init_from")
         self._check_sizes()
-        free = {"drop_path_rate", "loss_type", "predictor_attention", "target_normalization"}
+        free = {"drop_path_rate", "loss_type", "target_normalization"}
         architecture = sorted(set(self.model_fields()) - free)
         require(
             not (self.init_from and architecture),
@@ -169,7 +166,6 @@ class ModelArguments:
     def _check_sizes(self):
         require_choice(self, "loss_type", ("smooth_l1", "mse"))
         require_choice(self, "patch_embedding_init", ("published", "fan_in"))
-        require_choice(self, "predictor_attention", ("full", "shared_context"))
         require_choice(self, "target_normalization", ("layer", "batch", "none"))
         require_numbers(self, "drop_path_rate", least=0, below=1)
         require_numbers(self, "predictor_num_hidden_layers", least=0)

@@ -349,11 +349,8 @@ class _Pass:
         """Layers in which context tokens go on, all but the last one, and layers on mask tokens alone."""
         tokens, depth = self.tokens, self.config.predictor_num_hidden_layers
         num_blocks = self.num_contexts * tokens.num_targets
-        if self.config.predictor_attention == "full":
-            joint = self._predictor(max(depth - 1, 0), num_blocks, tokens.context + tokens.target)
-            return joint, self._predictor(min(depth, 1), num_blocks, tokens.target, tokens.context)
-        context = self._predictor(max(depth - 1, 0), self.num_contexts, tokens.context)
-        return context, self._predictor(depth, num_blocks, tokens.target, tokens.context, tokens.num_targets)
+        joint = self._predictor(max(depth - 1, 0), num_blocks, tokens.context + tokens.target)
+        return joint, self._predictor(min(depth, 1), num_blocks, tokens.target, tokens.context)
 
     @property
     def trained_layers(self) -> list[_Layers]:

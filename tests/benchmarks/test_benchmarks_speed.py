@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import predictor_attention
 from benchmarks.speed import feature_extraction, input_pipeline, masking, timing
 from ijepa_transformers.masking import MultiBlockMasking
 
@@ -164,37 +163,3 @@ def test_end_to_end_benchmark_accounts_for_all_time():
     assert 0.5 * report["seconds"] < sum(report["phases"].values()) <= report["seconds"] + 0.1
     assert report["loop"]["calls"]["step"] == 2 * report["steps"]
     assert 0 < report["loop"]["outside_step"]["total_percent"] < 100
-
-
-# ---- the shared-context predictor -----------------------------------------------------------------------------------
-
-
-def test_the_predictors_are_compared_at_equal_steps_and_at_equal_time(monkeypatch):
-    launched = []
-
-    def pretrain(words):
-        launched.append(predictor_attention.parse_pretraining_arguments([*words, "--output_dir=unused"]))
-        return {"target 20-NN": 0.844, "context 5-shot": 0.776}, 1.0
-
-    monkeypatch.setattr(predictor_attention, "pretrain", pretrain)
-    monkeypatch.setattr(predictor_attention, "seconds_per_step", lambda words: {"full": 3.0, "shared_context": 2.0})
-    result = predictor_attention.compare("digits", None, steps=100, num_seeds=2)
-    expected = [("full", 100), ("shared_context", 100), ("shared_context", 150)]
-    runs = [(run.predictor_attention, run.max_steps, run.seed) for run in launched]
-    assert runs == [(*contender, seed) for contender in expected for seed in (0, 1)]
-    assert list(result["steps"].values()) == [100, 100, 150] and result["speedup"] == 1.5
-    for cells in result["runs"].values():
-        assert cells["target 20-NN"] == [0.844, 0.844] and cells["context 5-shot"] == [0.776, 0.776]
-
-
-def test_both_predictors_take_steps_that_are_timed():
-    seconds = predictor_attention.seconds_per_step(predictor_attention.words_of("digits", None), 1, 1)
-    assert min(seconds.values()) > 0 and seconds.keys() == {"full", "shared_context"}
-
-
-def test_a_shorter_run_has_a_shorter_memory():
-    digits = predictor_attention.words_of("digits", None)
-    assert predictor_attention.schedule(digits, 500) == ["--max_steps=500", "--warmup_steps=50"], "a share of any run"
-    fashion_mnist = predictor_attention.words_of("fashion_mnist", "data")  # 2,000 steps of momentum 0.99
-    assert predictor_attention.schedule(fashion_mnist, 2000)[2] == "--momentum=0.9900"
-    assert predictor_attention.schedule(fashion_mnist, 500)[2] == "--momentum=0.9606"

@@ -449,7 +449,7 @@ def edit_config(**values):
         (lambda directory: (directory / "model.safetensors").unlink(), "holds no model.safetensors"),
         (edit_config(predictor_num_attention_heads=2), "as many heads as the encoder, here 2 and 3"),
         (edit_config(layer_norm_eps=1e-12), "1e-12"),
-        (edit_config(predictor_attention="shared_context"), "shared_context"),
+        (edit_config(predictor_attention="shared_context"), "'shared_context' is no longer supported"),
         (edit_config(intermediate_size=72), "has shape (144, 36), expected (72, 36)"),
     ],
 )

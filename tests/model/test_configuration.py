@@ -65,3 +65,12 @@ def test_directories_of_earlier_versions_keep_their_kind_of_targets():
     for before, kind in kinds.items():
         config = IJepaConfig.from_dict({"model_type": "ijepa", "normalize_targets": before})
         assert config.target_normalization == kind and not hasattr(config, "normalize_targets")
+
+
+def test_the_published_predictor_is_the_only_one(tmp_path):
+    """Earlier versions wrote the field `predictor_attention` into every config.json."""
+    today = IJepaConfig().to_dict()
+    config = IJepaConfig.from_dict({**today, "predictor_attention": "full"})
+    assert config.to_dict() == IJepaConfig.from_dict(today).to_dict() and not hasattr(config, "predictor_attention")
+    with pytest.raises(ValueError, match="predictor_attention 'shared_context' is no longer supported"):
+        IJepaConfig.from_dict({"predictor_attention": "shared_context"})

@@ -192,7 +192,6 @@ OUT_OF_RANGE = {
     "predictor_intermediate_size": POSITIVE,
     "drop_path_rate": ["-0.1", "1"],
     "patch_embedding_init": ["zeros", ""],
-    "predictor_attention": ["causal", "Full", ""],
     "target_normalization": ["content", "", "True"],
     "loss_type": ["l1", ""],
     "attn_implementation": ["flash", ""],
@@ -366,6 +365,7 @@ def test_a_setting_that_a_checkpoint_does_not_know_yet_had_its_default(tmp_path)
 
 REMOVED = {
     "keep_all_context": ([False], True),
+    "predictor_attention": ([None, "full"], "shared_context"),
 }
 
 

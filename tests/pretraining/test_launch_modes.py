@@ -193,16 +193,6 @@ def test_bfloat16_computes_on_float32_weights(finished, mode):
     assert any(not torch.equal(ours[name], ours[name].bfloat16().float()) for name in averages)
 
 
-@pytest.mark.parametrize("mode", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
-def test_layers_that_run_twice_in_a_pass_are_sharded_rightly(finished, mode, tmp_path):
-    """With predictor_attention shared_context a predictor layer takes the context and then the targets."""
-    for name, launched in (("single", None), (mode, mode)):
-        launch(launched, tmp_path / name, 1 if launched is None else 2, predictor_attention="shared_context")
-    ours = weights(tmp_path / mode)
-    assert_close_weights(ours, weights(tmp_path / "single"), TOLERANCE)
-    assert any(not torch.equal(ours[name], value) for name, value in weights(finished(mode)).items())
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(finished, mode, tmp_path):
     whole, again = finished(mode), cut_back(finished(mode), tmp_path)

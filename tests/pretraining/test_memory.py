@@ -28,8 +28,7 @@ CONFIGS = {
     "deep": {"num_hidden_layers": 3, "predictor_num_hidden_layers": 2, "image_size": [64, 96], "patch_size": 16},
     "wide": {"hidden_size": 96, "intermediate_size": 200, "num_attention_heads": 3, "qkv_bias": False},
     "no predictor": {"predictor_num_hidden_layers": 0, "num_channels": 1, "loss_type": "mse", "image_size": 32},
-    "shared context": {"predictor_attention": "shared_context", "predictor_num_hidden_layers": 3, "qkv_bias": False},
-    "shared context, one layer": {"predictor_attention": "shared_context", "image_size": [40, 48]},
+    "one predictor layer": {"image_size": [40, 48]},
 }
 
 
@@ -104,19 +103,17 @@ def assert_near_the_peak(config, tokens, batch_size, precision, attention, check
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("predictor_attention", ["full", "shared_context"])
-def test_estimate_is_near_the_peak_of_whole_steps(predictor_attention, precision, attention, checkpointing):
+def test_estimate_is_near_the_peak_of_whole_steps(precision, attention, checkpointing):
     """Activations outweigh everything else here, and the predictor outweighs the encoder."""
     sizes = {**IJEPA_SIZES["tiny"], "num_hidden_layers": 3, "predictor_num_hidden_layers": 2}
-    config = IJepaConfig(**sizes, predictor_attention=predictor_attention)
+    config = IJepaConfig(**sizes)
     assert_near_the_peak(config, TokenCounts(120, 35), 32, precision, attention, checkpointing)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("predictor_attention", ["full", "shared_context"])
-def test_estimate_is_near_the_peak_with_several_contexts(predictor_attention, checkpointing):
+def test_estimate_is_near_the_peak_with_several_contexts(checkpointing):
     sizes = {**IJEPA_SIZES["base"], "num_hidden_layers": 2, "predictor_num_hidden_layers": 3}
-    config = IJepaConfig(**sizes, predictor_attention=predictor_attention)
+    config = IJepaConfig(**sizes)
     assert_near_the_peak(config, TokenCounts(60, 35, num_contexts=2), 16, "bf16", "sdpa", checkpointing)
 
 
@@ -212,14 +209,6 @@ def test_parts_add_up(huge):
 def test_checkpointing_lowers_activations_and_nothing_that_is_kept(huge):
     plain, saving = (estimate_memory(huge, TOKENS, 64, gradient_checkpointing=value) for value in (False, True))
     assert saving.activations < 0.2 * plain.activations and saving.total < plain.total
-    for part in ("parameters", "gradients", "optimizer", "autocast", "batch"):
-        assert getattr(saving, part) == getattr(plain, part)
-
-
-def test_a_shared_context_lowers_activations_and_nothing_that_is_kept(huge):
-    shared = IJepaConfig(**{**huge.to_dict(), "predictor_attention": "shared_context"})
-    plain, saving = (estimate_memory(config, TOKENS, 64) for config in (huge, shared))
-    assert saving.activations < plain.activations
     for part in ("parameters", "gradients", "optimizer", "autocast", "batch"):
         assert getattr(saving, part) == getattr(plain, part)
 
