@@ -112,7 +112,6 @@ class MaskArguments:
     allow_overlap: bool = argument(False, "leave target patches in the context")
     num_context_tokens: int | None = argument(None, "fixed number of context patches (steady memory and speed)")
     num_target_tokens: int | None = argument(None, "fixed number of patches per target block")
-    token_multiple: int = argument(1, "round the number of context patches down to a multiple, such as 8")
 
     def mask_fields(self) -> dict:
         """Arguments of `MultiBlockMasking` but the grid."""
@@ -126,13 +125,14 @@ class MaskArguments:
         require_interval(self, "target_scale", "context_scale", most=1)
         require_interval(self, "target_aspect_ratio")
         require_numbers(self, "num_targets", "num_contexts", "min_patches", least=1)
-        require_numbers(self, "num_context_tokens", "num_target_tokens", "token_multiple", least=1)
+        require_numbers(self, "num_context_tokens", "num_target_tokens", least=1)
 
 
 # Keys of recipes that earlier versions wrote, with the values that mean what is done today.
 REMOVED_KEYS = {
     "keep_all_context": (False,),
     "predictor_attention": (None, "full"),
+    "token_multiple": (1,),
 }
 
 

@@ -90,9 +90,6 @@ class MultiBlockMasking:
             order.
         num_target_tokens: exact N_tgt: a random subset of every target block. None: the whole block. Mode "meta"
             refuses it, because published targets are never cut.
-        token_multiple: round N_ctx down to a multiple of this, say 8, for kernels that like such lengths and for fewer
-            shapes to compile; a batch where that would break `min_patches` is not rounded. Mode "unbiased" rounds
-            N_tgt down too (a random subset of every target block), unless a block is smaller than the multiple.
 
     Raises:
         ValueError: a value is out of range, or some block that can be drawn cannot work on this grid; the message
@@ -110,7 +107,6 @@ class MultiBlockMasking:
     mode: str = "unbiased"
     num_context_tokens: int | None = None
     num_target_tokens: int | None = None
-    token_multiple: int = 1
 
     def __post_init__(self):
         self._check_values()
@@ -259,7 +255,7 @@ class MultiBlockMasking:
 
     def _trim_contexts(self, visible, stream):
         """(B, C, N) bool -> (B, C, N_ctx) indices."""
-        count = self.num_context_tokens or self._round_down(int(_counts(visible).min()), least=self.required_patches)
+        count = self.num_context_tokens or int(_counts(visible).min())
         if self.mode == "meta":  # quirk, kept for parity: the raster tail is lost
             return _first_patches(visible, count)
         keys = stream.trim_keys(CONTEXT_TRIM, *visible.shape[1:])
@@ -268,16 +264,11 @@ class MultiBlockMasking:
     def _trim_targets(self, targets, stream):
         """(B, M, block area) -> (B, M, N_tgt)."""
         _, num_targets, area = targets.shape
-        count = self.num_target_tokens or (area if self.mode == "meta" else self._round_down(area, least=1))
+        count = self.num_target_tokens or area
         if count == area:
             return targets
         keys = stream.trim_keys(TARGET_TRIM, num_targets, area)
         return np.take_along_axis(targets, _lowest(keys, count), axis=-1)
-
-    def _round_down(self, count, least):
-        """To a multiple of `token_multiple`, or not at all where too little would be left."""
-        rounded = count - count % self.token_multiple
-        return rounded if rounded >= least else count
 
     # Checks at construction.
 
@@ -309,15 +300,6 @@ class MultiBlockMasking:
             if self.mode == "meta":
                 raise ValueError(
                     f"num_target_tokens={self.num_target_tokens} needs mode 'unbiased': 'meta' never cuts a target"
-                )
-        self._check_trimming()
-
-    def _check_trimming(self):
-        _check_positive_integers(token_multiple=self.token_multiple)
-        for name in ("num_context_tokens", "num_target_tokens"):
-            if (getattr(self, name) or 0) % self.token_multiple:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is no multiple of token_multiple={self.token_multiple}"
                 )
 
     def _check_meta_blocks(self):

@@ -96,7 +96,6 @@ PUBLISHED = {
     "allow_overlap": False,  # targets are taken out of the context
     "num_context_tokens": None,  # lists are cut to the shortest of the batch
     "num_target_tokens": None,
-    "token_multiple": 1,
     "drop_path_rate": 0.0,
     "loss_type": "smooth_l1",  # of the code; the paper writes the squared distance
     "target_normalization": "layer",

@@ -130,44 +130,6 @@ def test_targets_are_whole_blocks_of_the_drawn_size(mode):
         assert (targets.sum(dim=(-1, -2)) == height * width).all()
 
 
-# ---- token counts: rounded -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("token_multiple", [4, 8, 16])
-def test_token_counts_are_rounded_down_to_a_multiple(mode, token_multiple):
-    settings = {"grid_size": (14, 14), "mode": mode, "num_contexts": 2}
-    rounding, plain = MultiBlockMasking(token_multiple=token_multiple, **settings), MultiBlockMasking(**settings)
-    for step in range(20):
-        for rounded, whole in zip(
-            rounding.sample(16, seed=0, step=step), plain.sample(16, seed=0, step=step), strict=True
-        ):
-            count = rounded.shape[-1]
-            assert whole.shape[-1] - token_multiple < count <= whole.shape[-1]
-            assert (rounded.diff(dim=-1) > 0).all()
-            assert (canvas(rounded, (14, 14)) <= canvas(whole, (14, 14))).all()  # a part of what it was
-        assert rounding.sample(16, seed=0, step=step)[0].shape[-1] % token_multiple == 0
-        assert count % token_multiple == 0 or mode == "meta"
-        assert count == whole.shape[-1] or mode == "unbiased", "published targets are never cut"
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_rounding_stops_where_min_patches_would_be_broken(mode):
-    masking = MultiBlockMasking((14, 14), mode=mode, token_multiple=64)
-    unrounded = MultiBlockMasking((14, 14), mode=mode)
-    least, counts = masking.min_patches + (mode == "meta"), set()
-    for step in range(40):
-        contexts, targets = masking.sample(64, seed=0, step=step)
-        counts.add(contexts.shape[-1])
-        assert contexts.shape[-1] >= least
-        assert targets.shape[-1] == unrounded.sample(1, seed=0, step=step)[1].shape[-1]  # below 64 anyway
-    assert 64 in counts and len(counts) > 2
-
-
-def test_a_token_multiple_of_one_changes_nothing():
-    assert same(MultiBlockMasking((14, 14), token_multiple=1).sample(8, 0), MultiBlockMasking((14, 14)).sample(8, 0))
-
-
 # ---- mode "unbiased" -----------------------------------------------------------------------------------------------
 
 
@@ -521,9 +483,6 @@ def test_several_meta_contexts_share_a_size_and_are_drawn_independently():
         ({"num_context_tokens": 10, "mode": "meta"}, "num_context_tokens=10.*min_patches=10"),
         ({"num_context_tokens": 150}, "num_context_tokens=150"),
         ({"num_context_tokens": 0}, "num_context_tokens=0"),
-        ({"token_multiple": 0}, "token_multiple=0"),
-        ({"token_multiple": 8, "num_context_tokens": 60}, "num_context_tokens=60.*token_multiple=8"),
-        ({"token_multiple": 8, "num_target_tokens": 20}, "num_target_tokens=20.*token_multiple=8"),
         ({"num_target_tokens": 60}, "num_target_tokens=60"),
         ({"num_target_tokens": 20, "mode": "meta"}, "num_target_tokens=20"),
         ({"grid_size": (8, 8), "mode": "meta"}, "min_patches=10.*target_scale=.*3x3"),

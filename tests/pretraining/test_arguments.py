@@ -204,7 +204,6 @@ OUT_OF_RANGE = {
     "min_patches": POSITIVE,
     "num_context_tokens": POSITIVE,
     "num_target_tokens": POSITIVE,
-    "token_multiple": POSITIVE,
     "optimizer": ["sgd", ""],
     "batch_size": POSITIVE,
     "per_device_batch_size": POSITIVE,
@@ -366,6 +365,7 @@ def test_a_setting_that_a_checkpoint_does_not_know_yet_had_its_default(tmp_path)
 REMOVED = {
     "keep_all_context": ([False], True),
     "predictor_attention": ([None, "full"], "shared_context"),
+    "token_multiple": ([1], 8),
 }
 
 
