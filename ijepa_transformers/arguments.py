@@ -131,6 +131,7 @@ class MaskArguments:
 # Keys of recipes that earlier versions wrote, with the values that mean what is done today.
 REMOVED_KEYS = {
     "keep_all_context": (False,),
+    "normalize_targets": (None, True),
     "predictor_attention": (None, "full"),
     "token_multiple": (1,),
 }

@@ -60,7 +60,7 @@ IJEPA_SIZES = {
 
 
 # Fields of earlier versions, with the value that means what is done today.
-REMOVED_FIELDS = {"predictor_attention": "full"}
+REMOVED_FIELDS = {"predictor_attention": "full", "normalize_targets": True}
 
 
 def _height_and_width(name, value):
@@ -154,8 +154,6 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        if kwargs.pop("normalize_targets", True) is False:  # what directories of earlier versions say
-            self.target_normalization = "none"
         for name, usual in REMOVED_FIELDS.items():
             value = kwargs.pop(name, usual)
             if value != usual:

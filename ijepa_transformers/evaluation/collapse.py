@@ -58,21 +58,6 @@ def effective_rank(features: torch.Tensor) -> float:
     return torch.special.entr(shares).sum().exp().item()
 
 
-def feature_std(features: torch.Tensor) -> float:
-    """Standard deviation over images, averaged over features: (B, D) pooled or (B, N, D) token features.
-
-    For tokens it is taken at each position, so it is 0 exactly when the tokens are a function of position alone. On
-    targets normalised to unit variance it lies between 0 and about 1: .44 to .58 over a healthy run on digits, from
-    .02 down to .002 over one that collapsed.
-
-    Raises:
-        ValueError: other shapes, or no image.
-    """
-    if features.dim() not in (2, 3) or len(features) == 0:
-        raise ValueError(f"features must be (B, D) or (B, N, D) with B > 0, got shape {tuple(features.shape)}")
-    return features.float().std(dim=0, correction=0).mean().item()
-
-
 def relative_std(features: torch.Tensor) -> float:
     """Root mean square deviation of the features (N, D) from their mean, as a share of their root mean square: 0 (all
     images alike) to 1 (no common offset). Invariant to scale and rotation."""

@@ -9,7 +9,6 @@ import torch
 from ijepa_transformers.evaluation.collapse import (
     collapse_reading,
     effective_rank,
-    feature_std,
     layer_spread,
     nearest_cosine,
     orphan_share,
@@ -63,17 +62,6 @@ def test_rank_of_what_is_not_finite_is_nan():
         assert math.isnan(effective_rank(features))
     with pytest.raises(ValueError, match=r"\(0, 8\)"):
         effective_rank(features[:0])
-
-
-def test_feature_std_is_zero_exactly_for_functions_of_position():
-    generator = torch.Generator().manual_seed(0)
-    positions, content = torch.randn(1, 9, 8, generator=generator), torch.randn(100, 1, 8, generator=generator)
-    assert feature_std(positions.expand(100, 9, 8)) == pytest.approx(0, abs=1e-6)
-    assert feature_std(positions + content) == pytest.approx(content.std(0, correction=0).mean().item())
-    assert feature_std(content[:, 0]) == pytest.approx(content.std(0, correction=0).mean().item())
-    assert feature_std(content[:1]) == 0.0
-    with pytest.raises(ValueError, match=r"\(8,\)"):
-        feature_std(content[0, 0])
 
 
 # ----------------------------------------------------------------------------------------------- neighbours and report

@@ -60,17 +60,13 @@ def test_sizes_that_do_not_fit_are_refused_with_their_values(fields, message):
         IJepaConfig(**fields)
 
 
-def test_directories_of_earlier_versions_keep_their_kind_of_targets():
-    kinds = {True: "layer", False: "none"}
-    for before, kind in kinds.items():
-        config = IJepaConfig.from_dict({"model_type": "ijepa", "normalize_targets": before})
-        assert config.target_normalization == kind and not hasattr(config, "normalize_targets")
-
-
-def test_the_published_predictor_is_the_only_one(tmp_path):
-    """Earlier versions wrote the field `predictor_attention` into every config.json."""
+@pytest.mark.parametrize(
+    ("name", "usual", "other"),
+    [("predictor_attention", "full", "shared_context"), ("normalize_targets", True, False)],
+)
+def test_a_field_of_an_earlier_version_may_have_the_value_that_means_what_is_done_today(name, usual, other):
     today = IJepaConfig().to_dict()
-    config = IJepaConfig.from_dict({**today, "predictor_attention": "full"})
-    assert config.to_dict() == IJepaConfig.from_dict(today).to_dict() and not hasattr(config, "predictor_attention")
-    with pytest.raises(ValueError, match="predictor_attention 'shared_context' is no longer supported"):
-        IJepaConfig.from_dict({"predictor_attention": "shared_context"})
+    config = IJepaConfig.from_dict({**today, name: usual})
+    assert config.to_dict() == IJepaConfig.from_dict(today).to_dict() and not hasattr(config, name)
+    with pytest.raises(ValueError, match=f"{name} {other!r} is no longer supported"):
+        IJepaConfig.from_dict({name: other})

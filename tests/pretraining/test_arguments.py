@@ -364,6 +364,7 @@ def test_a_setting_that_a_checkpoint_does_not_know_yet_had_its_default(tmp_path)
 
 REMOVED = {
     "keep_all_context": ([False], True),
+    "normalize_targets": ([None, True], False),
     "predictor_attention": ([None, "full"], "shared_context"),
     "token_multiple": ([1], 8),
 }
