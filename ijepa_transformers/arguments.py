@@ -119,7 +119,7 @@ class MaskArguments:
         fields["mode"] = fields.pop("mask_mode")
         return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
-    def _check_masks(self):
+    def check_masks(self):
         """What does not depend on the grid, of which `MultiBlockMasking` speaks."""
         require_choice(self, "mask_mode", ("unbiased", "meta"))
         require_interval(self, "target_scale", "context_scale", most=1)

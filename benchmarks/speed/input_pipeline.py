@@ -125,7 +125,7 @@ class OurPipeline:
 
     def box(self, photo: Image.Image, turn: int, index: int) -> tuple[int, int, int, int]:
         """The (top, left, height, width) of a crop."""
-        generator = self.images._crop_generator(turn, index)
+        generator = self.images.crop_generator(turn, index)
         return sample_crop(photo.height, photo.width, 1.0, SCALE, RATIO, generator)
 
 

@@ -113,7 +113,7 @@ class PretrainingImages(torch.utils.data.Dataset):
             self.image_size,
             self.crop_scale,
             self.crop_ratio,
-            self._crop_generator(epoch, *identity),
+            self.crop_generator(epoch, *identity),
             self.horizontal_flip,
             self.interpolation,
         )
@@ -125,12 +125,13 @@ class PretrainingImages(torch.utils.data.Dataset):
             self.image_size,
             self.crop_scale,
             self.crop_ratio,
-            self._crop_generator(epoch, *identity),
+            self.crop_generator(epoch, *identity),
             horizontal_flip=self.horizontal_flip,
             interpolation=self.interpolation,
         )
 
-    def _crop_generator(self, epoch: int, *identity: int) -> np.random.Generator:
+    def crop_generator(self, epoch: int, *identity: int) -> np.random.Generator:
+        """The random numbers of the crop of one image in an epoch."""
         return np.random.Generator(random_stream(self.seed, CROP_STREAM, epoch, *identity))
 
     def _first_readable(self, epoch: int, index: int) -> tuple[torch.Tensor, int]:

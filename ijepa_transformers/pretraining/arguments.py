@@ -334,7 +334,7 @@ class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments
     def __post_init__(self):
         self._check_data()
         self._check_model()
-        self._check_masks()
+        self.check_masks()
         self._check_optimization()
         self._check_output()
         self._check_channels()

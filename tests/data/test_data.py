@@ -376,7 +376,7 @@ def test_crops_are_where_they_have_always_been():
     """The very numbers are part of a run: a change here breaks the resumption of everybody's runs."""
     images = PretrainingImages(None, 224, seed=7)
     boxes = [
-        sample_crop(375, 500, 1.0, (0.3, 1.0), (3 / 4, 4 / 3), images._crop_generator(epoch, index))
+        sample_crop(375, 500, 1.0, (0.3, 1.0), (3 / 4, 4 / 3), images.crop_generator(epoch, index))
         for epoch, index in ((0, 0), (0, 1), (3, 1234567))
     ]
     assert boxes == [(101, 108, 247, 304), (19, 153, 321, 322), (11, 23, 357, 346)]
@@ -552,7 +552,7 @@ def test_a_sample_is_the_crop_of_the_decoded_image(num_channels):
     images = PretrainingImages(dataset, (16, 24), num_channels=num_channels, seed=5)
     for index in range(2):
         image = decode_image(dataset[index]["image"], num_channels)
-        rng = images._crop_generator(2, index)
+        rng = images.crop_generator(2, index)
         expected = random_resized_crop(image, (16, 24), (0.3, 1.0), (3 / 4, 4 / 3), rng)
         found = images[(0, 0, 2, index)]["pixel_values"]
         assert torch.equal(found, expected) and found.is_contiguous()
