@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from ijepa_transformers import IJepaConfig, IJepaForPretraining
 from ijepa_transformers.conversion.key_mapping import from_meta
 from ijepa_transformers.optimization import Schedules
+from tests.runs import reset_accelerate, save_pretrained_model
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -21,6 +22,21 @@ def precision_of_products():
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
+def fresh_accelerate(monkeypatch):
+    """Runs in this process compute on the CPU, and none inherits Accelerate's state from another one."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    reset_accelerate()
+    yield
+    reset_accelerate()
+
+
+@pytest.fixture(scope="session")
+def gray_pretrained(tmp_path_factory):
+    """A pretraining directory for grey images of 16 pixels. Do not change it."""
+    return save_pretrained_model(tmp_path_factory.mktemp("gray") / "model", num_channels=1)
 
 
 def reference_json(name):

@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining.checkpointing import damage
-from tests.tiny_run import TINY
+from tests.runs import TINY
 
 
 RUN = {**TINY, "per_device_batch_size": 4, "logging_steps": 1, "save_steps": 2, "drop_path_rate": 0.1}

@@ -1,12 +1,12 @@
-"""What tests/test_distributed.py launches in place of run_pretraining.py: the same script, watched.
+"""What tests/runs.py launches in place of run_pretraining.py: the same script, watched.
 
     accelerate launch ... tests/launched.py WATCHED_DIR never [arguments of run_pretraining.py]
     accelerate launch ... tests/launched.py WATCHED_DIR 1:3 [arguments of run_pretraining.py]
 
 With 1:3 the losses of process 1 are NaN in step 3 (from 0), with 1:save its disk is full. Every process leaves
-WATCHED_DIR/rank_N.json: the number of processes, the mode, a digest of all weights, whole, and which images it saw in
-which step. On a machine without accelerators, Accelerate keeps FSDP away from the CPU, although torch has it there;
-here it is let through.
+WATCHED_DIR/rank_N.json: the number of processes, the mode, what the launcher has set, a digest of all weights, whole,
+and which images it saw in which step. On a machine without accelerators, Accelerate keeps FSDP away from the CPU,
+although torch has it there; here it is let through.
 """
 
 import hashlib
@@ -14,6 +14,9 @@ import json
 import os
 import sys
 from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from accelerate.state import DistributedType, PartialState
@@ -23,7 +26,7 @@ from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining import loop
 
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+LAUNCHERS = ("ACCELERATE_", "FSDP_")  # variables by which `accelerate launch` tells its processes the mode
 
 
 def let_fsdp_through():
@@ -66,6 +69,7 @@ def watch(directory):
         accelerator = run.accelerator
         record = {"num_processes": accelerator.num_processes, "mode": run.mode, "seen": seen}
         record |= {"weights": digest(run.networks), "accumulation": accelerator.gradient_accumulation_steps}
+        record["environment"] = {name: os.environ[name] for name in os.environ if name.startswith(LAUNCHERS)}
         (directory / f"rank_{accelerator.process_index}.json").write_text(json.dumps(record))
         close(run)
 

@@ -23,12 +23,11 @@ from ijepa_transformers.model_card import fenced_yaml, in_markdown, write_model_
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.visualization import command as visualization_command
 from ijepa_transformers.visualization.page import Section, build_page
-from tests.finetuning.test_command import directory as classifier_base  # noqa: F401 (a fixture)
-from tests.finetuning.test_command import fine_tune
-from tests.pretraining.test_run import fresh_accelerate, pretrain  # noqa: F401 (a fixture that applies itself)
+from tests.runs import fine_tune, pretrain
 
 
 REPOSITORY = Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 # Named one by one, because a .venv may lie beside them.
 PLACES = ("*.py", "ijepa_transformers/**/*.py", "conversion/*.py", "benchmarks/**/*.py", "examples/**/*.py")
 SOURCES = sorted(path for place in PLACES for path in REPOSITORY.glob(place))
@@ -270,8 +269,8 @@ def test_pretraining_writes_no_token(tmp_path, monkeypatch, capfd):
     assert files_with(TOKEN, tmp_path) == [] and TOKEN not in "".join(capfd.readouterr())
 
 
-def test_fine_tuning_writes_no_token(classifier_base, tmp_path, monkeypatch, capfd):  # noqa: F811
+def test_fine_tuning_writes_no_token(gray_pretrained, tmp_path, monkeypatch, capfd):
     """Trainer pickles its arguments, and uploads them."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    fine_tune(classifier_base, tmp_path / "run", hub_token=TOKEN)
+    fine_tune(gray_pretrained, tmp_path / "run", hub_token=TOKEN)
     assert files_with(TOKEN, tmp_path / "run") == [] and TOKEN not in "".join(capfd.readouterr())

@@ -28,7 +28,7 @@ from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining import evaluate as pretraining_evaluate
 from ijepa_transformers.pretraining.arguments import ModelArguments, OptimizationArguments, parse_pretraining_arguments
 from ijepa_transformers.pretraining.batches import IndexedData
-from tests.tiny_run import TINY
+from tests.runs import TINY
 
 
 RECIPE = {

@@ -30,10 +30,11 @@ from tests.data.nasty_images import (
     solid,
     truncations,
 )
-from tests.pretraining.test_run import fresh_accelerate, pretrain, rows  # noqa: F401 (a fixture that applies itself)
+from tests.runs import pretrain, rows
 
 
 REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 FROM_LIBTIFF = ("TIFF", "ZIP", "LZW", "Fax", "_TIFF")
 DECODERS = ["simplejpeg", "PIL"]
 

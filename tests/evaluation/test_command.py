@@ -4,7 +4,6 @@ number of processes, the batch size or the cache; and nothing is said that was n
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
@@ -31,23 +29,19 @@ from ijepa_transformers.evaluation import command as evaluation_command
 from ijepa_transformers.evaluation import features as evaluation_features
 from ijepa_transformers.evaluation import sweep
 from ijepa_transformers.evaluation.heads import HeadSettings
+from tests import forked
+from tests.runs import reset_accelerate
 
 
 SCRIPT = Path(__file__).parents[2] / "run_probing.py"
 NUM_TRAIN, NUM_VALIDATION = 61, 41
 
-
-def reset_accelerate():
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    yield
-    reset_accelerate()
 
 
 def save_model(model, directory, num_channels=3):
@@ -522,7 +516,6 @@ def test_the_cache_can_lie_elsewhere(place):
     assert list((place / "elsewhere").iterdir()) and not (place / "out" / "cache").exists()
 
 
-@pytest.mark.slow
 def test_the_fingerprint_of_embedded_images_is_the_same_in_every_process(place):
     own = evaluation_features.fingerprint(load_image_dataset("digits", split="test"))
     code = (
@@ -530,19 +523,11 @@ def test_the_fingerprint_of_embedded_images_is_the_same_in_every_process(place):
         "from ijepa_transformers.evaluation.features import fingerprint;"
         "print(fingerprint(load('digits', split='test')))"
     )
-    other = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True)
+    other = forked.run(["-c", code])
     assert other.stdout.strip() == own, other.stderr
 
 
 # Several processes
-
-
-def launch(place, *launcher, **changes):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, *launcher, str(SCRIPT), *words(place, **changes)]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return read(changes["output_dir"])
 
 
 def numbers(value):
@@ -554,7 +539,6 @@ def numbers(value):
     return [value] if isinstance(value, (int, float)) else []
 
 
-@pytest.mark.slow
 def test_two_processes_measure_what_one_measures(place):
     changes = {
         "probes": ["knn", "few_shot", "logistic", "linear", "attentive", "collapse"],
@@ -565,8 +549,9 @@ def test_two_processes_measure_what_one_measures(place):
     }
     reset_accelerate()
     one = probe(place, output_dir=place / "one", **changes)
-    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541")
-    two = launch(place, *torchrun, output_dir=place / "two", **changes)
+    done = forked.fork_ranks(2, [SCRIPT, *words(place, output_dir=place / "two", **changes)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = read(place / "two")
     assert (one["num_processes"], two["num_processes"]) == (1, 2)
     assert [row["name"] for row in one["rows"]] == [row["name"] for row in two["rows"]]
     assert numbers(two["rows"]) == pytest.approx(numbers(one["rows"]), rel=1e-3, abs=1e-4)

@@ -3,9 +3,6 @@
 import itertools
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +12,6 @@ import pyarrow.parquet
 import pytest
 import torch
 import transformers
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -24,23 +20,19 @@ from ijepa_transformers import IJepaModel, encoders
 from ijepa_transformers.data.transforms import build_image_processor
 from ijepa_transformers.evaluation import extraction
 from ijepa_transformers.execution import configure
+from tests import forked
+from tests.runs import reset_accelerate
 
 
 SCRIPT = Path(__file__).parents[2] / "run_feature_extraction.py"
 NUM_IMAGES = 11
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    yield
-    reset_accelerate()
-
-
-def reset_accelerate():
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 @pytest.fixture
@@ -266,21 +258,12 @@ def test_a_finished_run_computes_nothing_again(place, monkeypatch):
     assert contents(extract(place)) == before
 
 
-def launch(place, *launcher, **changes):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(SCRIPT), *words(place, **changes)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finished(process):
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
-    return output
+def forked_extraction(place, count=1, **changes):
+    """The output of the command in forked processes."""
+    argv = [SCRIPT, *words(place, **changes)]
+    done = forked.run(argv) if count == 1 else forked.fork_ranks(count, argv)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.fixture
@@ -292,28 +275,25 @@ def many_images(place):
     return place
 
 
-@pytest.mark.slow
 def test_a_run_killed_by_a_signal_continues_to_the_same_bytes(many_images):
     place, changes = many_images, {"shard_size": 2, "batch_size": 1}
-    finished(launch(place, output_dir=place / "whole", **changes))
-    process = launch(place, **changes)
+    forked_extraction(place, output_dir=place / "whole", **changes)
+    process = forked.start([SCRIPT, *words(place, **changes)])
     while not list((place / "features").glob("features-*")) and process.poll() is None:
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
     assert 0 < len(list((place / "features").glob("features-*"))) < 71
     assert not (place / "features" / "manifest.json").exists()
-    finished(launch(place, **changes))
+    forked_extraction(place, **changes)
     assert contents(place / "features") == contents(place / "whole")
 
 
-@pytest.mark.slow
 def test_two_processes_write_what_one_writes(many_images):
     place = many_images
     (place / "images" / "dog" / "x007.png").write_bytes(b"")
-    assert "processes: 1" in finished(launch(place, output_dir=place / "one"))
-    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
-    output = finished(launch(place, *torchrun, output_dir=place / "two"))
+    assert "processes: 1" in forked_extraction(place, output_dir=place / "one")
+    output = forked_extraction(place, count=2, output_dir=place / "two")
     assert "processes: 2" in output and "18 of 18 shards" in output  # of 36: the others are the other process's
     assert contents(place / "two") == contents(place / "one")
 

@@ -3,7 +3,6 @@ processes, and what is left behind is a classifier that stock Transformers opens
 
 import json
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -17,11 +16,10 @@ import torch
 import transformers
 import yaml
 from accelerate.data_loader import BatchSamplerShard
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
 
-from ijepa_transformers import IJepaConfig, IJepaForImageClassification, IJepaForPretraining
+from ijepa_transformers import IJepaForImageClassification, IJepaForPretraining
 from ijepa_transformers import arguments as ijepa_transformers_arguments
 from ijepa_transformers.data import datasets
 from ijepa_transformers.data.transforms import build_image_processor
@@ -29,53 +27,19 @@ from ijepa_transformers.finetuning import arguments as finetuning_arguments
 from ijepa_transformers.finetuning import command as finetuning_command
 from ijepa_transformers.finetuning import trainer as finetuning_trainer
 from ijepa_transformers.finetuning.trainer import classification_loss
+from tests import forked
+from tests.runs import fine_tune, fine_tuning_argv, reset_accelerate, save_pretrained_model
 
 
 REPOSITORY = Path(__file__).parents[2]
 DIGITS_ENCODER = Path(__file__).parents[1] / "fixtures" / "digits_encoder"
 
-TINY = {
-    "data": "digits",
-    "images_per_class": 3,
-    "max_steps": 4,
-    "per_device_train_batch_size": 8,
-    "learning_rate": 0.01,
-    "warmup_steps": 0,
-    "dataloader_num_workers": 0,
-    "save_strategy": "no",
-    "disable_tqdm": True,
-}
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
-def reset_accelerate():
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    reset_accelerate()
-    yield
-    reset_accelerate()
-
-
-def save_pretrained_model(path, num_channels):
-    """A pretraining directory for images of 16 pixels, whose two encoders differ."""
-    torch.manual_seed(0)
-    settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    predictor = {"predictor_hidden_size": 8, "predictor_num_hidden_layers": 1}
-    images = {"num_channels": num_channels, "image_size": 16, "patch_size": 4, "patch_embedding_init": "fan_in"}
-    model = IJepaForPretraining(IJepaConfig(**settings, **predictor, **images))
-    for parameter in model.context_encoder.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(path)
-    build_image_processor(16, num_channels=num_channels, resize_ratio=1.0).save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_pretrained_model(tmp_path_factory.mktemp("grey") / "model", num_channels=1)
+@pytest.fixture
+def directory(gray_pretrained):
+    return gray_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -97,26 +61,10 @@ def folder(tmp_path_factory):
     return path
 
 
-def words(directory, output_dir, /, **changes):
-    """Command-line words of a tiny run; a value of None leaves the flag out."""
-    result = ["--use_cpu"]
-    for key, value in {**TINY, "model": directory, "output_dir": output_dir, **changes}.items():
-        if value is not None:
-            result += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-    return result
-
-
-def fine_tune(directory, output_dir, **changes):
-    """Weights after a tiny run."""
-    reset_accelerate()
-    finetuning_command.main(words(directory, output_dir, **changes))
-    return load_file(Path(output_dir) / "model.safetensors")
-
-
 def build(directory, output_dir, **changes):
     """The trainer of a tiny run that is not started."""
     arguments = ijepa_transformers_arguments.parse_arguments(
-        words(directory, output_dir, **changes),
+        fine_tuning_argv(directory, output_dir, **changes),
         finetuning_arguments.GROUPS,
         finetuning_arguments.Arguments.build,
         "test",
@@ -296,6 +244,7 @@ def test_a_fine_tuned_directory_works_in_stock_transformers_with_its_class_names
     program = f"""
 import json, sys, torch
 from PIL import Image
+from tests.runs import TINY_FINE_TUNING, fine_tune, fine_tuning_argv, reset_accelerate, save_pretrained_model
 from transformers import AutoModelForImageClassification, pipeline
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 model = AutoModelForImageClassification.from_pretrained({str(output_dir)!r})
@@ -440,13 +389,9 @@ def test_images_are_mixed_in_training_but_not_in_evaluation(directory, tmp_path)
     assert torch.equal(evaluation["pixel_values"][0].cpu(), expected)
 
 
-def launch(*arguments, through=(), **variables):
-    """The script in two processes, run by another script if one is given."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *through]
-    script = [str(REPOSITORY / "run_image_classification.py"), *arguments]
-    environment |= variables
-    return subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=300)
+def launch(*arguments, through, **variables):
+    """The command in two forked processes, run by another script."""
+    return forked.fork_ranks(2, [through, REPOSITORY / "run_image_classification.py", *arguments], variables)
 
 
 # A process group that the interpreter meets at its exit aborts the process now and then, when the work is done.
@@ -458,13 +403,14 @@ assert not torch.distributed.is_initialized()
 """
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one_and_evaluate_every_image_once(directory, folder, tmp_path):
     options = {"data": folder, "validation_split": "validation", "images_per_class": None, "optim": "sgd"}
     options |= {"learning_rate": 0.05, "per_device_eval_batch_size": 2, "crop_scale": [0.5, 1.0], "max_steps": 3}
     script = tmp_path / "group_has_ended.py"
     script.write_text(GROUP_HAS_ENDED)
-    done = launch(*words(directory, tmp_path / "two", per_device_train_batch_size=3, **options), through=[str(script)])
+    done = launch(
+        *fine_tuning_argv(directory, tmp_path / "two", per_device_train_batch_size=3, **options), through=script
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     one = fine_tune(directory, tmp_path / "one", per_device_train_batch_size=6, **options)
     two = load_file(tmp_path / "two" / "model.safetensors")
@@ -512,21 +458,20 @@ def launch_fsdp(tmp_path, version, *arguments, **variables):
     if version == 1:
         settings["USE_ORIG_PARAMS"] = "true"
     environment = {f"FSDP_{name}": value for name, value in settings.items()} | {"ACCELERATE_USE_FSDP": "true"}
-    return launch(*arguments, through=[str(script)], **(environment | variables))
+    return launch(*arguments, through=script, **(environment | variables))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
 def test_sharded_weights_get_the_rates_of_whole_ones_also_after_an_interruption(directory, tmp_path, version):
     """Without weight decay, or with one rate for all, the weights would be other ones."""
     options = {"optim": "sgd", "learning_rate": 0.05, "weight_decay": 0.5, "layer_decay": 0.5, "max_steps": 3}
     one = fine_tune(directory, tmp_path / "one", per_device_train_batch_size=8, **options)
     options |= {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 2}
-    done = launch_fsdp(tmp_path, version, *words(directory, tmp_path / "two", **options))
+    done = launch_fsdp(tmp_path, version, *fine_tuning_argv(directory, tmp_path / "two", **options))
     assert done.returncode == 0, done.stderr[-3000:]
     resume_copy(tmp_path / "two", tmp_path / "half", step=2)
     options["resume_from_checkpoint"] = "last"
-    done = launch_fsdp(tmp_path, version, *words(directory, tmp_path / "half", **options))
+    done = launch_fsdp(tmp_path, version, *fine_tuning_argv(directory, tmp_path / "half", **options))
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("two", "half"):
         sharded = load_file(tmp_path / name / "model.safetensors")
@@ -535,9 +480,8 @@ def test_sharded_weights_get_the_rates_of_whole_ones_also_after_an_interruption(
             torch.testing.assert_close(sharded[key], one[key], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_weights_that_fsdp_flattens_into_one_are_refused(directory, tmp_path):
-    done = launch_fsdp(tmp_path, 1, *words(directory, tmp_path / "output"), FSDP_USE_ORIG_PARAMS="false")
+    done = launch_fsdp(tmp_path, 1, *fine_tuning_argv(directory, tmp_path / "output"), FSDP_USE_ORIG_PARAMS="false")
     assert done.returncode != 0 and "error: FSDP version 1 needs use_orig_params" in done.stderr
     assert not (tmp_path / "output").exists()
 
@@ -592,7 +536,7 @@ def test_recipe_and_card_are_whole_or_not_there(directory, tmp_path, monkeypatch
 def test_one_process_with_several_gpus_is_refused(directory, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(finetuning_arguments.FineTuningArguments, "n_gpu", 2)
     with pytest.raises(SystemExit) as stopped:
-        finetuning_command.main(words(directory, tmp_path / "output"))
+        finetuning_command.main(fine_tuning_argv(directory, tmp_path / "output"))
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert stopped.value.code == 2 and "2 GPUs: start it with accelerate launch --num_processes 2" in error
     assert not (tmp_path / "output").exists()
@@ -627,7 +571,7 @@ def test_one_process_with_several_gpus_is_refused(directory, tmp_path, capsys, m
 )
 def test_wrong_arguments_are_one_sentence_and_write_nothing(directory, tmp_path, capsys, changes, message):
     with pytest.raises(SystemExit) as stopped:
-        finetuning_command.main(words(directory, tmp_path / "output", **{"model": directory} | changes))
+        finetuning_command.main(fine_tuning_argv(directory, tmp_path / "output", **{"model": directory} | changes))
     assert stopped.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(message, error), error
@@ -639,7 +583,7 @@ def test_missing_torchvision_is_said_before_any_work(directory, tmp_path, capsys
     monkeypatch.setattr(finetuning_arguments.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(finetuning_command, "load_image_dataset", None)
     with pytest.raises(SystemExit) as stopped:
-        finetuning_command.main(words(directory, tmp_path / "output", **{option: 1}))
+        finetuning_command.main(fine_tuning_argv(directory, tmp_path / "output", **{option: 1}))
     assert stopped.value.code == 2
     assert f'{option} needs torchvision: pip install "ijepa-transformers[vision]"' in capsys.readouterr().err
     assert not (tmp_path / "output").exists()
@@ -667,7 +611,7 @@ def test_labels_that_cannot_work_are_named(directory, folder, tmp_path, capsys, 
     data = damaged(folder, tmp_path, edit)
     changes = {"data": data, "validation_split": "validation", "images_per_class": None}
     with pytest.raises(SystemExit) as stopped:
-        finetuning_command.main(words(directory, tmp_path / "output", **changes))
+        finetuning_command.main(fine_tuning_argv(directory, tmp_path / "output", **changes))
     assert stopped.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "output").exists()
 
@@ -675,7 +619,7 @@ def test_labels_that_cannot_work_are_named(directory, folder, tmp_path, capsys, 
 def test_an_unreadable_training_image_stops_the_run_with_its_name(directory, folder, tmp_path, capsys):
     data = damaged(folder, tmp_path, lambda copy: (copy / "train" / "owl" / "owl_0.png").write_bytes(b"no image"))
     with pytest.raises(SystemExit) as stopped:
-        finetuning_command.main(words(directory, tmp_path / "output", data=data, images_per_class=None))
+        finetuning_command.main(fine_tuning_argv(directory, tmp_path / "output", data=data, images_per_class=None))
     assert stopped.value.code == 1
     assert "owl_0.png: this is no image" in capsys.readouterr().err.splitlines()[-1]
 
@@ -708,7 +652,7 @@ def test_layer_decay_and_image_size_are_for_ijepa(tmp_path, capsys):
         ({"encoder": "context"}, "holds no context encoder"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            finetuning_command.main(words(tmp_path / "vit", tmp_path / "output", **changes))
+            finetuning_command.main(fine_tuning_argv(tmp_path / "vit", tmp_path / "output", **changes))
         assert stopped.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "output").exists()
 
@@ -734,5 +678,7 @@ def test_recipes_are_read_and_their_unknown_keys_refused(directory, tmp_path, ca
         assert "in1k" not in recipe.name or values["max_grad_norm"] == 0
     (tmp_path / "recipe.yaml").write_text("learning_rate: 0.1\nlearning_speed: 3\n")
     with pytest.raises(SystemExit) as stopped:
-        finetuning_command.main(["--recipe", str(tmp_path / "recipe.yaml"), *words(directory, tmp_path / "output")])
+        finetuning_command.main(
+            ["--recipe", str(tmp_path / "recipe.yaml"), *fine_tuning_argv(directory, tmp_path / "output")]
+        )
     assert stopped.value.code == 2 and "unknown keys: learning_speed" in capsys.readouterr().err

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from ijepa_transformers.data.sources import load_image_dataset
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining import loop
-from tests.pretraining.test_run import assert_equal_weights, fresh_accelerate, pretrain, rows, without_speed  # noqa: F401
-from tests.pretraining.test_survival import send_in_step
+from tests.runs import assert_equal_weights, pretrain, rows, send_in_step, without_speed
 
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 STREAMED = {"streaming": "true", "shuffle_buffer": 5, "min_patches": 2}
 
 

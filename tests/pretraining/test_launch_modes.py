@@ -5,110 +5,43 @@ in which float32 gradients are summed; AdamW magnifies that where gradients are 
 """
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 
 from ijepa_transformers.data.sources import load_image_dataset
 from ijepa_transformers.pretraining.checkpointing import damage
-from tests.tiny_run import TINY
+from tests import runs
+from tests.runs import (
+    CONFIGURATIONS,
+    assert_close_weights,
+    cut_back,
+    launch,
+    launched_ranks,
+    launched_weights,
+    needs_deepspeed,
+    without_speed,
+)
 
 
 REPOSITORY = Path(__file__).parents[2]
-CONFIGURATIONS = {
-    "ddp": "ddp",
-    "fsdp2": "fsdp2",
-    "zero1": "deepspeed_zero1",
-    "zero2": "deepspeed_zero2",
-    "zero3": "deepspeed_zero3",
-}
-needs_deepspeed = pytest.mark.skipif(
-    find_spec("deepspeed") is None or shutil.which("g++") is None,
-    reason="needs pip install deepspeed, and a C++ compiler for the operator it builds",
-)
 MODES = [pytest.param(mode, marks=needs_deepspeed if mode.startswith("zero") else ()) for mode in CONFIGURATIONS]
 TOLERANCE = 1e-7  # of weights, against one process, after six steps: measured 4e-9
 BF16_TOLERANCE = 2e-6  # the same in bfloat16: measured 7e-7 under ZeRO-3, 1e-9 elsewhere; float32 is 6e-6 away
 
-RUN = {
-    **{name: value for name, value in TINY.items() if name != "mixed_precision"},  # the launcher's
-    "per_device_batch_size": 2,  # two accumulation steps of two processes, four of one
-    "predictor_num_hidden_layers": 2,  # one that computes all tokens, and the last
-    "momentum": 0.9,
-    "logging_steps": 1,
-    "adam_epsilon": 1e-3,
-    "max_grad_norm": 0.5,
-    "drop_path_rate": 0.2,
-    "validation_split": "test",
-    "max_probe_images": 60,
-}
-
 pytestmark = pytest.mark.slow
 
 
-def launch(mode, output_dir, num_processes=2, precision="no", check=True, **changes):
-    """Runs tests/launched.py as `accelerate launch --config_file .../recipes/accelerate/...` does; a mode of None is
-    Python alone."""
-    watched = [str(output_dir / "watched"), changes.pop("watch_nan", "never")]
-    values = {**RUN, "output_dir": output_dir / "run", **changes}
-    words = [f"--{key}={value}" for key, value in values.items() if value != ""]
-    program = [str(REPOSITORY / "tests/launched.py"), *watched, *words]
-    launcher = [sys.executable]
-    if mode is not None:
-        launcher += ["-m", "accelerate.commands.accelerate_cli", "launch", "--mixed_precision", precision]
-        launcher += [
-            "--config_file",
-            f"ijepa_transformers/recipes/accelerate/{CONFIGURATIONS[mode]}.yaml",
-            "--num_processes",
-            str(num_processes),
-        ]
-    else:
-        program += [f"--mixed_precision={precision}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "DS_ACCELERATOR": "cpu"}
-    if mode is None or not mode.startswith("zero"):
-        environment["ACCELERATE_USE_CPU"] = "true"
-    # Not the user's directory: a build that was killed leaves a lock there, for which every later one waits.
-    environment["TORCH_EXTENSIONS_DIR"] = f"{tempfile.gettempdir()}/ijepa_extensions_{os.getpid()}"
-    done = subprocess.run(
-        [*launcher, *program], cwd=REPOSITORY, capture_output=True, text=True, env=environment, timeout=400
-    )
-    assert not check or done.returncode == 0, done.stderr[-4000:]
-    return done
-
-
-def ranks(output_dir):
-    return [json.loads(file.read_text()) for file in sorted((output_dir / "watched").glob("rank_*.json"))]
-
-
-def weights(output_dir):
-    return load_file(output_dir / "run/model.safetensors")
-
-
 def rows(output_dir):
-    rows = [json.loads(line) for line in (output_dir / "run/metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
+    return without_speed(runs.rows(output_dir / "run"))
 
 
 def seen(output_dir):
     """(step, image) of all processes, sorted."""
-    return sorted(tuple(pair) for rank in ranks(output_dir) for pair in rank["seen"])
-
-
-def assert_close_weights(ours, others, tolerance):
-    assert set(ours) == set(others)
-    for name in ours:
-        assert ours[name].dtype == torch.float32
-        torch.testing.assert_close(ours[name], others[name], atol=tolerance, rtol=0, msg=name)
+    return sorted(tuple(pair) for rank in launched_ranks(output_dir) for pair in rank["seen"])
 
 
 @pytest.fixture(scope="module")
@@ -124,19 +57,9 @@ def finished(tmp_path_factory):
     return run
 
 
-def cut_back(source, directory, step=3):
-    """A copy of a run as it was when a process was killed after `step` steps."""
-    shutil.copytree(source / "run", directory / "run")
-    for checkpoint in (directory / "run/checkpoints").iterdir():
-        if int(checkpoint.name.removeprefix("step-")) > step:
-            shutil.rmtree(checkpoint)
-    (directory / "run/model.safetensors").unlink()
-    return directory
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_agree_with_each_other(finished, mode):
-    records = ranks(finished(mode))
+    records = launched_ranks(finished(mode))
     assert [record["num_processes"] for record in records] == [2, 2]
     assert [record["mode"] for record in records] == [mode, mode]
     assert [record["accumulation"] for record in records] == [2, 2]
@@ -144,12 +67,23 @@ def test_two_processes_agree_with_each_other(finished, mode):
     assert not set(map(tuple, records[0]["seen"])) & set(map(tuple, records[1]["seen"]))
 
 
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_the_real_launcher_does_what_the_forked_processes_do(finished, mode, tmp_path):
+    """So whatever the other tests find holds under `accelerate launch` too."""
+    runs.launch_for_real(mode, tmp_path)
+    assert_close_weights(launched_weights(tmp_path), launched_weights(finished(mode)), 0)
+    assert rows(tmp_path) == rows(finished(mode))
+    for name in ("environment", "mode", "seen"):
+        ours, others = ([rank[name] for rank in launched_ranks(path)] for path in (finished(mode), tmp_path))
+        assert ours == others
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_equal_one_at_the_same_global_batch(finished, mode):
     """Context encoder, predictor, moving average, losses, metrics and the k-NN; stochastic depth and clipping on."""
     alone, together = finished(None), finished(mode)
-    assert ranks(alone)[0]["num_processes"] == 1 and ranks(alone)[0]["accumulation"] == 4
-    assert_close_weights(weights(together), weights(alone), TOLERANCE)
+    assert launched_ranks(alone)[0]["num_processes"] == 1 and launched_ranks(alone)[0]["accumulation"] == 4
+    assert_close_weights(launched_weights(together), launched_weights(alone), TOLERANCE)
     assert seen(together) == seen(alone)
     for ours, others in zip(rows(together), rows(alone), strict=True):
         assert (ours["step"], ours["momentum"], ours["bad_images"]) == (
@@ -167,14 +101,15 @@ def test_targets_normalised_over_the_images_of_a_pass_do_not_depend_on_the_numbe
     """Which images share a pass is the same for two processes as for the four accumulated passes of one."""
     for mode, name in ((None, "alone"), ("ddp", "together")):
         launch(mode, tmp_path / name, target_normalization="batch")
-    assert_close_weights(weights(tmp_path / "together"), weights(tmp_path / "alone"), TOLERANCE)
-    released = weights(finished("ddp"))
-    assert any(not torch.equal(weight, released[name]) for name, weight in weights(tmp_path / "together").items())
+    assert_close_weights(launched_weights(tmp_path / "together"), launched_weights(tmp_path / "alone"), TOLERANCE)
+    released = launched_weights(finished("ddp"))
+    together = launched_weights(tmp_path / "together")
+    assert any(not torch.equal(together[name], released[name]) for name in together)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_moving_average_moves_and_is_no_copy(finished, mode):
-    tensors = weights(finished(mode))
+    tensors = launched_weights(finished(mode))
     names = [name for name in tensors if name.startswith("ijepa.layers") and tensors[name].ndim == 2]
     assert names
     for name in names:
@@ -184,10 +119,10 @@ def test_the_moving_average_moves_and_is_no_copy(finished, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_bfloat16_computes_on_float32_weights(finished, mode):
     """In bfloat16 weights the moving average of momentum .9 would stand still more often than not."""
-    ours, others = weights(finished(mode, "bf16")), weights(finished(None, "bf16"))
-    assert ranks(finished(mode, "bf16"))[0]["num_processes"] == 2
+    ours, others = launched_weights(finished(mode, "bf16")), launched_weights(finished(None, "bf16"))
+    assert launched_ranks(finished(mode, "bf16"))[0]["num_processes"] == 2
     assert_close_weights(ours, others, BF16_TOLERANCE)
-    full = weights(finished(mode))
+    full = launched_weights(finished(mode))
     assert any(not torch.equal(ours[name], full[name]) for name in ours)  # it did compute in bfloat16
     averages = [name for name in ours if name.startswith("ijepa.layers")]
     assert any(not torch.equal(ours[name], ours[name].bfloat16().float()) for name in averages)
@@ -198,7 +133,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(finished, mode, 
     whole, again = finished(mode), cut_back(finished(mode), tmp_path)
     done = launch(mode, again, resume="true")
     assert "at step 3" in done.stdout
-    assert_close_weights(weights(again), weights(whole), 0)
+    assert_close_weights(launched_weights(again), launched_weights(whole), 0)
     assert rows(again) == rows(whole)
     assert seen(again) == [pair for pair in seen(whole) if pair[0] >= 3]
 
@@ -210,8 +145,8 @@ def test_a_run_goes_on_with_another_number_of_processes(finished, mode, before, 
     whole = finished(*first)
     again = cut_back(whole, tmp_path)
     launch(None if mode == "ddp" and after == 1 else mode, again, num_processes=after, resume="true")
-    assert [record["num_processes"] for record in ranks(again)] == [after] * after
-    assert_close_weights(weights(again), weights(whole), TOLERANCE)
+    assert [record["num_processes"] for record in launched_ranks(again)] == [after] * after
+    assert_close_weights(launched_weights(again), launched_weights(whole), TOLERANCE)
     assert seen(again) == [pair for pair in seen(whole) if pair[0] >= 3]
 
 
@@ -228,8 +163,8 @@ def test_a_streamed_run_goes_on_with_any_number_of_processes_that_shares_its_lan
     launch("ddp", tmp_path / "whole", **settings)
     again = cut_back(tmp_path / "whole", tmp_path / "again", step=5)
     launch(None if after == 1 else "ddp", again, resume="true", **settings)
-    assert [record["num_processes"] for record in ranks(again)] == [after] * after
-    assert_close_weights(weights(again), weights(tmp_path / "whole"), 0 if after == 2 else TOLERANCE)
+    assert [record["num_processes"] for record in launched_ranks(again)] == [after] * after
+    assert_close_weights(launched_weights(again), launched_weights(tmp_path / "whole"), 0 if after == 2 else TOLERANCE)
     assert seen(again) == [pair for pair in seen(tmp_path / "whole") if pair[0] >= 5]
     first_epoch = [name for step, name in seen(tmp_path / "whole") if step < 10]
     assert len(set(first_epoch)) == len(first_epoch) == 80
@@ -260,9 +195,9 @@ def test_a_gradient_that_is_not_finite_on_one_process_is_skipped_by_all(mode, tm
     skipped = json.loads((tmp_path / "run/skipped_steps.jsonl").read_text())
     assert skipped["step"] == 4 and len(skipped["images"]) == 8 and skipped["losses"].count("nan") == 2
     assert [row["skipped_steps"] for row in rows(tmp_path)] == [0, 0, 0, 1, 1]
-    records = ranks(tmp_path)
+    records = launched_ranks(tmp_path)
     assert records[0]["weights"] == records[1]["weights"]
-    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+    assert all(tensor.isfinite().all() for tensor in launched_weights(tmp_path).values())
 
 
 @pytest.mark.parametrize("mode", [pytest.param("zero2", marks=needs_deepspeed), "ddp"])
@@ -281,5 +216,5 @@ def test_the_exported_directory_opens_in_stock_transformers(finished, mode):
     encoder, report = transformers.IJepaModel.from_pretrained(directory, output_loading_info=True)
     assert not report["missing_keys"] and encoder.__module__.startswith("transformers.")
     for name, tensor in encoder.state_dict().items():
-        assert torch.equal(tensor, weights(finished(mode))[f"ijepa.{name}"]), name
+        assert torch.equal(tensor, launched_weights(finished(mode))[f"ijepa.{name}"]), name
     assert all(damage(checkpoint) is None for checkpoint in (directory / "checkpoints").iterdir())

@@ -5,8 +5,6 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +12,12 @@ import pytest
 import torch
 import transformers
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
 
 from ijepa_transformers import IJepaForPretraining, configuration_ijepa, masking
 from ijepa_transformers.model_card import write_model_card
 from ijepa_transformers.pretraining import build as pretraining_build
-from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining import evaluate as pretraining_evaluate
 from ijepa_transformers.pretraining import loop
 from ijepa_transformers.pretraining import saving as pretraining_saving
@@ -29,56 +25,17 @@ from ijepa_transformers.pretraining.arguments import ModelArguments, parse_pretr
 from ijepa_transformers.pretraining.checkpointing import DirectoryLock, damage
 from ijepa_transformers.pretraining.collapse_monitor import CollapseMonitor
 from ijepa_transformers.pretraining.preemption import StopRequest
-from tests.tiny_run import TINY
+from tests import forked
+from tests.runs import TINY, assert_equal_weights, pretrain, pretraining_argv, rows, without_speed
 
 
 REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 ARCHITECTURE = [entry.name for entry in dataclasses.fields(ModelArguments)]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
-def words(output_dir, **changes):
-    """Command-line words of a tiny run; a value of None leaves the flag out."""
-    values = {**TINY, "output_dir": output_dir, **changes}
-    result = []
-    for key, value in values.items():
-        if value is not None:
-            result += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-    return result
-
-
-def pretrain(output_dir, **changes):
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    pretraining_command.main(words(output_dir, **changes))
-    return load_file(Path(output_dir) / "model.safetensors")
 
 
 def build_run(arguments):
     return pretraining_build.build_run(arguments, DirectoryLock(Path(arguments.output_dir)), StopRequest(0))
-
-
-def rows(output_dir):
-    return [json.loads(line) for line in (Path(output_dir) / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_speed(metrics):
-    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in metrics]
-
-
-def assert_equal_weights(ours, others):
-    assert set(ours) == set(others)
-    for name in ours:
-        assert torch.equal(ours[name], others[name]), name
 
 
 @pytest.fixture
@@ -204,14 +161,13 @@ def test_number_of_workers_changes_nothing(tmp_path):
     assert_equal_weights(pretrain(tmp_path / "none"), pretrain(tmp_path / "two", num_workers=2))
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one_at_the_same_global_batch(tmp_path):
-    """Data-parallel training of half the batch each, through the real launcher."""
+    """Data-parallel training of half the batch each."""
     changes = {"num_context_tokens": 4, "adam_epsilon": 1e-3}
     single = pretrain(tmp_path / "single", **changes)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, "run_pretraining.py", *words(tmp_path / "double", per_device_batch_size=4, **changes)]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    argv = ["run_pretraining.py", *pretraining_argv(tmp_path / "double", per_device_batch_size=4, **changes)]
+    result = forked.fork_ranks(2, argv)
+    assert result.returncode == 0, result.stderr[-3000:]
     assert "4 per pass x 2 processes x 1 accumulation steps" in result.stdout
     double = load_file(tmp_path / "double/model.safetensors")
     for name in single:
@@ -264,7 +220,7 @@ def test_the_output_directory_is_a_model(tmp_path):
     assert not list(directory.glob(".tmp-*"))
     repeated = parse_pretraining_arguments(["--recipe", str(directory / "recipe.yaml")])
     assert repeated == parse_pretraining_arguments(
-        words(directory, validation_split="test", eval_steps=3, max_probe_images=150)
+        pretraining_argv(directory, validation_split="test", eval_steps=3, max_probe_images=150)
     )
 
 
@@ -358,7 +314,7 @@ def test_the_licence_of_the_weights_a_run_starts_from_carries_over(tmp_path):
 
 def test_optimizer_and_probe_settings_reach_what_they_set(tmp_path):
     changes = {"adam_beta1": 0.8, "adam_beta2": 0.95, "knn_neighbors": 3, "validation_split": "test"}
-    run = build_run(parse_pretraining_arguments(words(tmp_path / "run", **changes)))
+    run = build_run(parse_pretraining_arguments(pretraining_argv(tmp_path / "run", **changes)))
     assert run.optimizer.param_groups[0]["betas"] == (0.8, 0.95)
     assert run.probe.knn_name == "3-NN"
 
@@ -388,7 +344,7 @@ def test_unlabelled_images_are_no_neighbours(tmp_path, monkeypatch):
         return dataset.remove_columns("label").add_column("label", labels)
 
     monkeypatch.setattr(pretraining_evaluate, "open_split", partly_labelled)
-    arguments = parse_pretraining_arguments(words(tmp_path / "run", validation_split="test"))
+    arguments = parse_pretraining_arguments(pretraining_argv(tmp_path / "run", validation_split="test"))
     run = build_run(arguments)
     _, train_labels, _, test_labels = run.probe.features_of(None)
     assert len(train_labels) == len(test_labels) == 30 and min(train_labels) >= 0
@@ -479,8 +435,6 @@ def test_the_recipe_for_own_images_starts_from_weights_as_its_header_says(tmp_pa
 
 
 def test_help_is_grouped():
-    result = subprocess.run(
-        [sys.executable, "run_pretraining.py", "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
+    result = forked.run(["run_pretraining.py", "--help"], check=True)
     for group in ("data:", "model:", "masks:", "optimization:", "output:"):
         assert f"\n{group}" in result.stdout

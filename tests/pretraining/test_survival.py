@@ -25,19 +25,27 @@ from ijepa_transformers.pretraining import evaluate as pretraining_evaluate
 from ijepa_transformers.pretraining import loop
 from ijepa_transformers.pretraining.checkpointing import DirectoryLock, damage, newest_checkpoint
 from ijepa_transformers.pretraining.preemption import STOP_SIGNALS
-from tests.pretraining.test_launch_modes import assert_close_weights, launch, weights
-from tests.pretraining.test_run import fresh_accelerate, pretrain, words  # noqa: F401 (a fixture)
+from tests import forked
+from tests.runs import (
+    assert_close_weights,
+    environment_of,
+    launch,
+    launched_weights,
+    pretrain,
+    pretraining_argv,
+    real_launch_command,
+    send_in_step,
+    start_launch,
+    status,
+)
 
 
 REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def files(directory):
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != ".lock"}
-
-
-def status(directory):
-    return json.loads((directory / "run_status.json").read_text())["status"]
 
 
 # Kills and signals
@@ -91,17 +99,6 @@ def test_a_signal_saves_and_exits_with_its_code_and_the_run_goes_on_bit_for_bit(
     assert signal.getsignal(number) == heard
 
 
-def send_in_step(monkeypatch, step, number):
-    original = loop.optimizer_step
-
-    def optimizer_step(run, batches, now):
-        if now == step:
-            os.kill(os.getpid(), number)
-        return original(run, batches, now)
-
-    monkeypatch.setattr(loop, "optimizer_step", optimizer_step)
-
-
 def test_an_evaluation_that_a_signal_has_cut_short_is_made_up_for(tmp_path, monkeypatch):
     changes = {"validation_split": "test", "max_probe_images": 60, "eval_steps": 4}
     pretrain(tmp_path / "whole", **changes)
@@ -128,56 +125,70 @@ def rows_by_step(directory):
     return {row["step"]: row for row in map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())}
 
 
+TWO_PROCESSES = {"max_steps": 60, "save_steps": 20, "validation_split": "", "num_workers": 1, "warmup_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The weights of a run of two processes that was left in peace."""
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    launch("ddp", directory, **TWO_PROCESSES)
+    return launched_weights(directory)
+
+
+def wait_for_step(run, checkpoint=20, rows=24):
+    """Waits until a run has written a checkpoint and trained on."""
+    wait_until(lambda: (run / f"checkpoints/step-{checkpoint:08d}").exists())
+    wait_until(lambda: (run / "metrics.jsonl").read_text().count("\n") >= rows)
+
+
+def assert_goes_on(directory, whole):
+    done = launch("ddp", directory, resume="true", **TWO_PROCESSES)
+    assert "resuming" in done.stdout
+    assert_close_weights(launched_weights(directory), whole, 0)
+
+
+@pytest.mark.parametrize("event", ["both told", "one told", "one killed"])
+def test_two_processes_stop_together(tmp_path, uninterrupted, event):
+    """Who is told to stop saves; after a killed process an older checkpoint serves."""
+    run = tmp_path / "run"
+    processes = start_launch("ddp", tmp_path, **TWO_PROCESSES)
+    wait_for_step(run)
+    if event == "both told":
+        processes.send_signal(signal.SIGTERM)
+    else:
+        os.kill(processes.pids[1], signal.SIGKILL if event == "one killed" else signal.SIGUSR1)
+    code = processes.wait(120)
+    if event == "one killed":
+        assert code not in (0, 75)
+    else:
+        assert code == 75 and processes.codes == [75, 75] and status(run) == "preempted"
+        assert newest_checkpoint(run / "checkpoints", pytest.fail).name > "step-00000020"
+    assert_goes_on(tmp_path, uninterrupted)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("event", ["launcher told", "one worker told", "launcher killed", "worker killed"])
-def test_two_processes_stop_together(tmp_path, event):
-    """Through the real launcher. Who is told to stop saves; after a killed process an older checkpoint serves."""
-    settings = {"max_steps": 60, "save_steps": 20, "validation_split": "", "num_workers": 1, "warmup_steps": 2}
-    launch("ddp", tmp_path / "whole", **settings)
-    run = tmp_path / "cut/run"
-    process = launch_in_background(tmp_path / "cut", **settings)
-    wait_until(lambda: (run / "checkpoints/step-00000020").exists())
-    wait_until(lambda: (run / "metrics.jsonl").read_text().count("\n") > 23)
+def test_two_processes_of_the_real_launcher_stop_together(tmp_path, uninterrupted, event):
+    """Whether the launcher is told, killed, or sees a worker end."""
+    run = tmp_path / "run"
+    command = real_launch_command("ddp", tmp_path, **TWO_PROCESSES)
+    launcher = subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **environment_of("ddp")})
+    wait_for_step(run)
     workers = ranks_of(run)
     assert len(workers) == 2
     number = signal.SIGKILL if event.endswith("killed") else signal.SIGUSR1 if "worker" in event else signal.SIGTERM
-    os.kill(process.pid if event.startswith("launcher") else workers[1], number)
-    process.wait()
+    os.kill(launcher.pid if event.startswith("launcher") else workers[1], number)
+    launcher.wait(120)
     wait_until(lambda: not training_processes(run))
     if event != "worker killed":
         assert status(run) == "preempted"  # in time, or the launcher would have killed it after 30 seconds
         assert newest_checkpoint(run / "checkpoints", pytest.fail).name > "step-00000020"
-    done = launch("ddp", tmp_path / "cut", resume="true", **settings)
-    assert "resuming" in done.stdout
-    assert_close_weights(weights(tmp_path / "cut"), weights(tmp_path / "whole"), 0)
-
-
-def launch_in_background(directory, **settings):
-    directory.mkdir()
-    program = (
-        "from tests.pretraining.test_launch_modes import *; import sys;"
-        "launch('ddp', Path(sys.argv[1]), **eval(sys.argv[2]))"
-    )
-    launcher = subprocess.Popen([sys.executable, "-c", program, directory, repr(settings)], cwd=REPOSITORY)
-    wait_until(lambda: children(launcher.pid))
-    # The launcher itself, not the Python that waits for it.
-    return Handle(children(launcher.pid)[0], launcher)
-
-
-class Handle:
-    def __init__(self, pid, waiter):
-        self.pid, self.waiter = pid, waiter
-
-    def wait(self):
-        self.waiter.wait(120)
-
-
-def children(pid):
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    assert_goes_on(tmp_path, uninterrupted)
 
 
 def training_processes(run):
-    """Process id -> command of the parent, of all processes that write to `run`, but launchers and those who wait."""
+    """Process id -> command of the parent, of all processes that write to `run`, but launchers."""
     found = {}
     for entry in Path("/proc").iterdir():
         try:
@@ -212,24 +223,13 @@ def holds(condition):
 # Storage
 
 
-def limited(limit):
-    """A disk on which a file of more than `limit` bytes does not fit."""
-    import resource
-
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-
-def run_limited(directory, limit, **changes):
-    command = [sys.executable, "run_pretraining.py", *words(directory, **changes)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, preexec_fn=limited(limit))
-
-
 def test_a_full_disk_is_a_sentence_and_older_checkpoints_stay(tmp_path):
     pretrain(tmp_path / "run", max_steps=6, save_steps=3, keep_checkpoints=5)
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
     before = {path: data for path, data in files(tmp_path / "run").items() if "checkpoints" in path.parts}
     model = (tmp_path / "run/model.safetensors").read_bytes()
-    done = run_limited(tmp_path / "run", 20_000, resume="true")
+    argv = ["run_pretraining.py", *pretraining_argv(tmp_path / "run", resume="true")]
+    done = forked.run(argv, file_size_limit=20_000)  # a disk on which no larger file fits
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "the checkpoint of step 6 cannot be written" in done.stderr and "step-00000003" in done.stderr
     assert status(tmp_path / "run") == "failed"
@@ -241,9 +241,19 @@ def test_a_full_disk_is_a_sentence_and_older_checkpoints_stay(tmp_path):
 def test_a_place_where_nothing_can_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file/run", "/proc/run"):
-        command = [sys.executable, "run_pretraining.py", *words(place)]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        done = forked.run(["run_pretraining.py", *pretraining_argv(place)])
         assert done.returncode != 0 and str(place) in done.stderr and "Traceback" not in done.stderr
+
+
+HOLD_THE_LOCK = """
+import sys, time
+from pathlib import Path
+from ijepa.checkpointing import DirectoryLock
+lock = DirectoryLock(Path(sys.argv[1]))
+lock.take()
+print("held", flush=True)
+time.sleep(60)
+"""
 
 
 def test_a_second_run_in_the_same_directory_is_refused(tmp_path, monkeypatch, capsys):
@@ -481,7 +491,7 @@ def test_too_little_memory_is_a_sentence_that_says_what_to_do(tmp_path, monkeypa
 
 
 def test_the_memory_estimate_is_printed_and_nothing_started(tmp_path, capsys):
-    pretraining_command.main(words(tmp_path / "run", print_memory_estimate="true"))
+    pretraining_command.main(pretraining_argv(tmp_path / "run", print_memory_estimate="true"))
     assert "peak of one process" in capsys.readouterr().out and not (tmp_path / "run").exists()
 
 
@@ -510,7 +520,7 @@ def test_the_slurm_script_saves_before_the_time_is_up_and_requeues_until_the_run
     environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     run = tmp_path / "a run"
     settings = {"per_device_batch_size": 4, "max_steps": 60, "logging_steps": 1, "save_steps": 50}
-    command = ["bash", "ijepa_transformers/recipes/accelerate/slurm.sh", *words(run, **settings)]
+    command = ["bash", "ijepa_transformers/recipes/accelerate/slurm.sh", *pretraining_argv(run, **settings)]
     job = subprocess.Popen(command, cwd=REPOSITORY, env=environment)
     wait_until(lambda: (run / "metrics.jsonl").read_text().count("\n") > 5)
     job.send_signal(signal.SIGUSR1)
