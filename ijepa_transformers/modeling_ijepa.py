@@ -362,6 +362,7 @@ class IJepaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "ijepa"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    _input_embed_layer = "patch_embeddings"  # for `get_input_embeddings` and `set_input_embeddings`
     supports_gradient_checkpointing = True
     _no_split_modules = ["IJepaLayer"]  # noqa: RUF012 (a Transformers convention)
     _supports_sdpa = True
@@ -424,7 +425,7 @@ class IJepaPreTrainedModel(PreTrainedModel):
         return (model, loading_info) if output_loading_info else model
 
     def _finish_loading(self, name, missing_keys: set[str]):
-        missing_keys = sorted(key for key in missing_keys if not key.startswith("classifier."))
+        missing_keys = sorted(key for key in missing_keys - self._unreported_keys if not key.startswith("classifier."))
         if missing_keys:
             raise ValueError(
                 f"{name} lacks {len(missing_keys)} of the weights {type(self).__name__} needs, or has them in another"
@@ -488,9 +489,6 @@ class IJepaModel(IJepaPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embeddings
-
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -533,6 +531,8 @@ class IJepaForPretrainingOutput(ModelOutput):
         targets: (B, C, M, N_tgt, D), the target encoder's features there (the same for every context); no gradient.
         context_hidden_states: (B, C, N_ctx, D), the context encoder's output.
         target_hidden_states: (B, N, D), the target encoder's output for the whole image, not normalised; no gradient.
+        hidden_states: layers + 1 tensors (B * C, N_ctx, D) of the context encoder, with `output_hidden_states=True`.
+        attentions: one (B * C, H, N_ctx, N_ctx) for each layer of the context encoder, with `output_attentions=True`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -540,6 +540,8 @@ class IJepaForPretrainingOutput(ModelOutput):
     targets: torch.FloatTensor | None = None
     context_hidden_states: torch.FloatTensor | None = None
     target_hidden_states: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class IJepaForPretraining(IJepaPreTrainedModel):
@@ -578,13 +580,14 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         """Takes the keys an encoder-only checkpoint cannot have out of the loader's report of missing weights."""
         super()._adjust_missing_and_unexpected_keys(loading_info)
         beyond_one_encoder = {key for key in self.state_dict() if not key.startswith("ijepa.")}
-        self._loaded_one_encoder = beyond_one_encoder <= set(loading_info.missing_keys)
-        if self._loaded_one_encoder:
-            loading_info.missing_keys = set(loading_info.missing_keys) - beyond_one_encoder
+        missing_keys = set(loading_info.missing_keys)
+        if beyond_one_encoder <= missing_keys:
+            self._unreported_keys = beyond_one_encoder
+            loading_info.missing_keys = missing_keys - beyond_one_encoder
 
     def _finish_loading(self, name, missing_keys: set[str]):
         super()._finish_loading(name, missing_keys)
-        if self._loaded_one_encoder:
+        if self._unreported_keys:
             self._copy_encoder(source=self.ijepa, destination=self.context_encoder)
             logger.warning(
                 f"{name} holds one encoder only: the target and the context encoder both start from it, and the"
@@ -623,12 +626,15 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         buffers = (list(encoder.buffers()) for encoder in (self.ijepa, self.context_encoder))
         torch._foreach_lerp_(*buffers, 1.0 - momentum)
 
-    def encode_context(self, pixel_values, context_indices, **kwargs) -> torch.Tensor:
-        """The context encoder on each context: (B, channels, height, width), (B, C, N_ctx) -> (B, C, N_ctx, D)."""
-        num_contexts = context_indices.shape[1]
-        images = pixel_values.unsqueeze(1).expand(-1, num_contexts, -1, -1, -1).flatten(0, 1)  # (B * C, ...)
-        encoded = self.context_encoder(images, context_indices.flatten(0, 1), **kwargs)
-        return encoded.last_hidden_state.unflatten(0, (-1, num_contexts))
+    def encode_context(
+        self, pixel_values: torch.Tensor, context_indices: torch.Tensor, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """The context encoder's output for each context.
+
+        (B, channels, height, width) and (B, C, N_ctx) give a `last_hidden_state` of (B * C, N_ctx, D).
+        """
+        images = pixel_values.unsqueeze(1).expand(-1, context_indices.shape[1], -1, -1, -1)
+        return self.context_encoder(images.flatten(0, 1), context_indices.flatten(0, 1), **kwargs)
 
     @torch.no_grad()
     def encode_targets(self, pixel_values, target_indices, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -662,6 +668,7 @@ class IJepaForPretraining(IJepaPreTrainedModel):
             context_indices: (B, C, N_ctx) indices of the patches the context encoder may see.
             target_indices: (B, M, N_tgt) indices of the patches to predict, one row per target block.
             interpolate_pos_encoding: resize all position embeddings to the images' own grid.
+            output_hidden_states, output_attentions, return_dict: as in Transformers, of the context encoder.
 
         Returns:
             `IJepaForPretrainingOutput` with `loss`, `predictions` and `targets`.
@@ -676,7 +683,8 @@ class IJepaForPretraining(IJepaPreTrainedModel):
                 )
         kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
         grid_size = self.ijepa.embeddings.patch_grid(pixel_values)
-        context_hidden_states = self.encode_context(pixel_values, context_indices, **kwargs)
+        encoded = self.encode_context(pixel_values, context_indices, **kwargs)
+        context_hidden_states = encoded.last_hidden_state.unflatten(0, context_indices.shape[:2])
         predictions = self.predictor(context_hidden_states, context_indices, target_indices, grid_size)
         targets, target_hidden_states = self.encode_targets(pixel_values, target_indices, **kwargs)
         targets = targets.unsqueeze(1).expand_as(predictions)
@@ -686,6 +694,8 @@ class IJepaForPretraining(IJepaPreTrainedModel):
             targets=targets,
             context_hidden_states=context_hidden_states,
             target_hidden_states=target_hidden_states,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
 
     def prediction_loss(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

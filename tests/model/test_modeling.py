@@ -353,6 +353,16 @@ def test_hidden_states_and_attentions(tiny_config, tiny_batch):
     assert torch.equal(model(tiny_batch["pixel_values"], return_dict=False)[0], output.last_hidden_state)
 
 
+def test_pretraining_gives_hidden_states_and_attentions_of_the_context_encoder(tiny_config, tiny_batch):
+    model = IJepaForPretraining._from_config(tiny_config, attn_implementation="eager").eval()
+    output = model(**tiny_batch, output_hidden_states=True, output_attentions=True)
+    assert [tuple(states.shape) for states in output.hidden_states] == [(2, 5, 32)] * 4
+    assert [tuple(attention.shape) for attention in output.attentions] == [(2, 4, 5, 5)] * 3
+    normed = model.context_encoder.layernorm(output.hidden_states[-1])
+    assert torch.equal(normed.unsqueeze(1), output.context_hidden_states)
+    assert model(**tiny_batch).hidden_states is None
+
+
 def test_gradient_checkpointing_changes_no_gradient(tiny_model, tiny_batch):
     tiny_model.train()
     tiny_model(**tiny_batch).loss.backward()

@@ -147,17 +147,18 @@ def test_stock_and_own_encoder_agree_layer_by_layer(directory, resolution):
 
 def test_an_encoder_only_checkpoint_starts_both_encoders_and_says_so_once(directory, trained, tmp_path, caplog):
     trained.ijepa.save_pretrained(tmp_path / "encoder")
-    logger = logging.getLogger("ijepa.modeling_ijepa")
+    logger = logging.getLogger("ijepa_transformers.modeling_ijepa")
     logger.addHandler(caplog.handler)
     transformers_logger = logging.getLogger("transformers")
     transformers_logger.addHandler(caplog.handler)
     try:
-        model = IJepaForPretraining.from_pretrained(tmp_path / "encoder")
+        model, loading = IJepaForPretraining.from_pretrained(tmp_path / "encoder", output_loading_info=True)
     finally:
         logger.removeHandler(caplog.handler)
         transformers_logger.removeHandler(caplog.handler)
     (warning,) = {record.getMessage() for record in caplog.records}
     assert "one encoder only" in warning
+    assert loading["missing_keys"] == {key for key in model.state_dict() if not key.startswith("ijepa.")}
     for encoder in (model.ijepa, model.context_encoder):
         assert all(torch.equal(v, trained.ijepa.state_dict()[k]) for k, v in encoder.state_dict().items())
     assert model.predictor.mask_token.std() > 0 and model.context_encoder.layers[0].mlp.fc1.weight.requires_grad
