@@ -2,7 +2,6 @@
 """The README.md of a pretrained directory: what it is, how to use it, what it was trained on and what it reached."""
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +10,8 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from .files import write_text, written_aside
 
 
 USAGE = """\
@@ -71,6 +72,16 @@ def inherited_license(source: str | None) -> str | None:
     return ModelCard.load(card).data.license if card and card.is_file() else None
 
 
+def write_card(directory: Path, data: ModelCardData, body: str) -> None:
+    """Writes `directory`/README.md from metadata and text. The file is whole or not there.
+
+    Names of files may hold what is not Unicode; it is written as an escape sequence.
+    """
+    card = ModelCard("---\n{}\n---\n\n" + body)  # without its empty metadata it would print a warning
+    card.data = data
+    write_text(directory / "README.md", str(card).encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
 def _in_words(metrics: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {value:.4g}" for key, value in metrics.items() if isinstance(value, int | float)) + "."
 
@@ -111,9 +122,7 @@ def write_model_card(
         results=f"\n## Results\n\n{results}\n" if results else "",
         metrics=METRICS.format(last=_in_words(metrics)) if metrics else "",
     )
-    # Written directly: ModelCard.save and ModelCard.validate may ask the Hub.
-    text = f"---\n{data.to_yaml()}\n---\n\n{body}"
-    (directory / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")  # of odd names
+    write_card(directory, data, body)
 
 
 # Evaluation results in a card that exists, ours or not
@@ -142,9 +151,8 @@ def update_evaluation(directory: Path, section: str, results: Sequence[EvalResul
     path = directory / "README.md"
     card = path.read_bytes().decode("utf-8") if path.exists() else ""
     card = _with_section(_with_results(card, directory.absolute().name, results), section)
-    unfinished = path.with_name(".tmp-README.md")
-    unfinished.write_bytes(card.encode("utf-8"))
-    os.replace(unfinished, path)
+    with written_aside(path) as unfinished:
+        unfinished.write_bytes(card.encode("utf-8"))
 
 
 def _with_section(card: str, section: str) -> str:

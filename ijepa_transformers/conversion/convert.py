@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from ..configuration_ijepa import IJEPA_SIZES, IJepaConfig
 from ..data.transforms import build_image_processor
-from ..model_card import USAGE, in_markdown, in_quotes
+from ..model_card import USAGE, in_markdown, in_quotes, write_card
 from ..modeling_ijepa import IJepaForPretraining
 from ..optimization import parameter_groups
 from .command_line import run, written_aside
@@ -368,7 +368,7 @@ encoder: convert with `--encoder target` or `both` to get it.""",
 }
 
 
-def write_card(directory: Path, name: str, file: str, encoder: str, config: IJepaConfig) -> None:
+def write_readme(directory: Path, name: str, file: str, encoder: str, config: IJepaConfig) -> None:
     """The directory's README.md, with the licence of the weights."""
     data = ModelCardData(
         library_name="transformers",
@@ -384,8 +384,7 @@ def write_card(directory: Path, name: str, file: str, encoder: str, config: IJep
         epsilon=config.layer_norm_eps,
         usage=USAGE.format(name=in_quotes(name)),
     )
-    # Written directly: ModelCard.save and ModelCard.validate may ask the Hub.
-    (directory / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{body}")
+    write_card(directory, data, body)
 
 
 def save_tensors(tensors: StateDict, file: Path) -> None:
@@ -455,7 +454,7 @@ def convert(
         moments = convert_optimizer(checkpoint.get("opt"), expected) if with_optimizer else {}
         print_report(checkpoint, networks, encoder, config, with_optimizer)
         write_model(directory, networks, encoder, config)
-        write_card(directory, output.name, file.name, encoder, config)
+        write_readme(directory, output.name, file.name, encoder, config)
         write_facts(directory, checkpoint)
         if with_optimizer:
             save_tensors(moments, directory / OPTIMIZER_FILE)

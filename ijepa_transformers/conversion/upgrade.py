@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from ..configuration_ijepa import IJepaConfig
 from ..data.transforms import build_image_processor
-from ..model_card import USAGE, in_markdown, in_quotes
+from ..model_card import USAGE, in_markdown, in_quotes, write_card
 from ..modeling_ijepa import IJepaForImageClassification, IJepaModel
 from .command_line import run, written_aside
 
@@ -110,7 +110,7 @@ def _architecture(directory: Path) -> str:
     return name
 
 
-def write_card(directory: Path, name: str, source: Path, findings: list[str]) -> None:
+def write_readme(directory: Path, name: str, source: Path, findings: list[str]) -> None:
     """The source's card with what was found, or a card without licence if the source has none."""
     found = "\n".join(f"- {finding}" for finding in findings)
     if (source / "README.md").is_file():
@@ -121,7 +121,7 @@ def write_card(directory: Path, name: str, source: Path, findings: list[str]) ->
     data = ModelCardData(library_name="transformers", pipeline_tag="image-feature-extraction", tags=["ijepa"])
     usage = USAGE.format(name=in_quotes(name))
     body = CARD.format(name=in_markdown(name), source=in_markdown(source.name), findings=found, usage=usage)
-    (directory / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{body}")
+    write_card(directory, data, body)
 
 
 def licence_of(directory: Path) -> str | None:
@@ -153,7 +153,7 @@ def upgrade(
             upgraded.config.layer_norm_eps = layer_norm_eps
         upgraded.save_pretrained(directory)
         write_image_processor(directory, source, upgraded.config, corrects)
-        write_card(directory, output.name, source, findings)
+        write_readme(directory, output.name, source, findings)
     for finding in findings:
         print(finding)
     if licence_of(source) is None:

@@ -11,8 +11,7 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallba
 from ..arguments import require
 from ..data.order import EpochSampler
 from ..evaluation.probes import accuracy_metric
-from ..files import write_text
-from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license
+from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license, write_card
 from ..optimization import layer_decay_groups, parameter_places
 from .arguments import Arguments
 
@@ -102,7 +101,7 @@ class ClassificationTrainer(Trainer):
 
     def create_model_card(self, *args, **kwargs) -> None:
         if self.is_world_process_zero():
-            write_card(self)
+            write_readme(self)
 
 
 def check_sharding(plugin) -> None:
@@ -154,7 +153,7 @@ Arguments that differ from the defaults (`recipe.yaml`):
 {results}"""
 
 
-def write_card(trainer: ClassificationTrainer) -> None:
+def write_readme(trainer: ClassificationTrainer) -> None:
     """README.md of the output directory: base model, data, arguments and result."""
     arguments = trainer.arguments
     names, source = list(trainer.model.config.id2label.values()), arguments.model.model
@@ -183,5 +182,4 @@ def write_card(trainer: ClassificationTrainer) -> None:
         recipe=fenced_yaml(plain_value(arguments.recipe)),
         results=f"\n## Results on {arguments.data.validation_split!r}\n\n" + "\n".join(lines) + "\n" if lines else "",
     )
-    # Written directly: ModelCard.save and ModelCard.validate may ask the Hub.
-    write_text(Path(trainer.args.output_dir) / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}")
+    write_card(Path(trainer.args.output_dir), data, body)

@@ -523,7 +523,7 @@ def test_recipe_and_card_are_whole_or_not_there(directory, tmp_path, monkeypatch
     monkeypatch.setattr(Path, "write_text", write_half)
     for step, name in (
         (finetuning_command.start, "recipe.yaml"),
-        (finetuning_trainer.write_card, "README.md"),
+        (finetuning_trainer.write_readme, "README.md"),
     ):
         with pytest.raises(KeyboardInterrupt):
             step(trainer)
