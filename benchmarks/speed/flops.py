@@ -4,7 +4,7 @@
 They are those of the plain recipe: every patch of the grid is embedded, the context goes through the whole predictor
 once per target block, the target encoder reads every patch. A faster way to the same gradients does fewer, and is
 still counted with these ("model FLOPs"), so that rates compare. A multiplication and an addition are two operations.
-tests/test_flops.py holds the formula against torch's FlopCounterMode.
+tests/benchmarks/test_flops.py holds the formula against torch's FlopCounterMode.
 """
 
 import math
