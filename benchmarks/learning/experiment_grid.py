@@ -6,7 +6,7 @@
 
 A grid is a YAML file of four keys:
 
-    recipe: recipes/quickstart.yaml     what all runs share, relative to the repository
+    recipe: ijepa_transformers/recipes/quickstart.yaml    what all runs share, relative to the repository
     settings: {max_steps: 1000}         what the grid changes for all of them; a key of run_pretraining.py each
     seeds: [0, 1, 2]
     runs:                               name -> what this line changes

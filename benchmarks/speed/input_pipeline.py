@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 
 
 from benchmarks.speed.timing import environment, quartiles
+from ijepa_transformers.data import datasets as data_datasets
 from ijepa_transformers.data import decoding as data_decoding
 from ijepa_transformers.data.datasets import PretrainingImages
 from ijepa_transformers.data.transforms import default_image_statistics, normalize_pixel_values, sample_crop
@@ -227,8 +228,7 @@ def difference(pipeline: OurPipeline, photos: list[bytes], num_crops: int = 8) -
 OUR_PARTS = {
     "header": (data_decoding.OpenedImage, "__init__"),
     "decode": (data_decoding.OpenedImage, "decode"),
-    "crop and resize": (data_decoding, "random_resized_crop"),
-    "crop and resize, reduced": (data_decoding, "_resize_fractional_box"),
+    "crop and resize": (data_datasets, "random_resized_crop"),
     "collate": (sys.modules[__name__], "default_collate"),
 }
 
