@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 from benchmarks.speed.input_pipeline import CASES, environment, jpeg, photograph
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining import loop as pretraining_loop
+from ijepa_transformers.pretraining import saving as pretraining_saving
 from ijepa_transformers.pretraining.arguments import OutputArguments
 
 
@@ -41,7 +42,8 @@ DIFFERENT_PHOTOS = 64
 STEP, WAITING, STARTING, REST = "step", "waiting for images", "starting workers", "rest of the loop"
 PER_ROW, PER_CHECKPOINT = ("metrics", "logging"), ("checkpoint", "export")
 
-# Functions of run_pretraining, and under which name their time counts.
+# The modules that call the functions below, and under which name the time of each function counts.
+CALLERS = (pretraining_command, pretraining_loop, pretraining_saving)
 PHASES = {"build_run": "building", "start": "starting", "train": REST, "finish": "finishing"}
 PARTS = {
     "optimizer_step": STEP,
@@ -104,7 +106,7 @@ class TimedBatches(Iterator):
 
 
 def watch(stopwatch: Stopwatch) -> None:
-    """Puts the stopwatch round the functions of run_pretraining."""
+    """Puts the stopwatch round the functions of a pretraining run."""
     step, window = pretraining_loop.optimizer_step, pretraining_loop.Window
 
     def optimizer_step(run, batches, number):
@@ -115,7 +117,11 @@ def watch(stopwatch: Stopwatch) -> None:
         phase = stopwatch.timed(name, getattr(pretraining_command, attribute), phase=attribute)
         setattr(pretraining_command, attribute, phase)
     for attribute, name in PARTS.items():
-        setattr(pretraining_command, attribute, stopwatch.timed(name, getattr(pretraining_command, attribute)))
+        modules = [module for module in CALLERS if hasattr(module, attribute)]
+        if not modules:
+            raise AttributeError(f"no module of CALLERS has {attribute!r}")
+        for module in modules:
+            setattr(module, attribute, stopwatch.timed(name, getattr(module, attribute)))
     DataLoader.__iter__ = stopwatch.timed(STARTING, DataLoader.__iter__)
     window.add = stopwatch.timed("bookkeeping", window.add)
     window.row = stopwatch.timed("metrics", window.row)
