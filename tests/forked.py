@@ -35,7 +35,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # What the server of a kind has imported. "stock" has nothing of ours.
 COMMANDS = ["run_pretraining", "run_image_classification", "run_probing", "run_feature_extraction"]
 ROOM = "ijepa_transformers.conversion."
-CONVERSIONS = [ROOM + "convert", ROOM + "export", ROOM + "onnx", ROOM + "upgrade"]
+CONVERSIONS = [ROOM + "convert", ROOM + "export", ROOM + "onnx", ROOM + "directory"]
 PRELOADED = {
     "ours": [*COMMANDS, "run_visualization", *CONVERSIONS, "matplotlib.pyplot"],
     "deepspeed": ["run_pretraining", "deepspeed"],

@@ -11,7 +11,7 @@ import yaml
 from accelerate.tracking import get_available_trackers
 
 from ijepa_transformers import IJepaConfig, IJepaForPretraining
-from ijepa_transformers.conversion import command_line, upgrade
+from ijepa_transformers.conversion import command_line
 from ijepa_transformers.conversion import convert as conversion_convert
 from ijepa_transformers.conversion import export as conversion_export
 from ijepa_transformers.conversion import onnx as conversion_onnx
@@ -166,7 +166,10 @@ def commands(model, checkpoint, output):
     return {
         "convert_meta_checkpoint": (main_of(conversion_convert, "convert"), ["--checkpoint", checkpoint, *to]),
         "export_meta_checkpoint": (main_of(conversion_export, "export"), ["--model", model, *to]),
-        "upgrade_hub_checkpoint": (main_of(upgrade, "upgrade"), ["--model", model, *to]),
+        "convert_meta_checkpoint --from_directory": (
+            main_of(conversion_convert, "convert_source"),
+            ["--from_directory", model, *to],
+        ),
         "export_onnx": (conversion_onnx.main, ["--model", model, "--output", f"{output}.onnx"]),
         "run_feature_extraction": (extraction.main, ["--model", model, *words]),
         "run_image_classification": (finetuning_command.main, ["--model", model, "--use_cpu", *words]),

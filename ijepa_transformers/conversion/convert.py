@@ -3,6 +3,10 @@
 
     python conversion/convert_meta_checkpoint.py --checkpoint IN1K-vit.h.14-300e.pth.tar --output ijepa_vith14
 
+It also rewrites a directory that the script of Transformers converted, with present names and image processor:
+
+    python conversion/convert_meta_checkpoint.py --from_directory ijepa_vith14_1k --output ijepa_vith14_context
+
 The directory opens in `transformers.AutoModel` (as the target encoder, with or without this package) and in
 `IJepaForPretraining`. Every key of the file is accounted for, or nothing is written. docs/convert.md tells more.
 """
@@ -28,6 +32,7 @@ from ..model_card import USAGE, in_markdown, in_quotes, write_card
 from ..modeling_ijepa import IJepaForPretraining
 from ..optimization import parameter_groups
 from .command_line import run, written_aside
+from .directory import convert_directory
 from .key_mapping import NETWORKS, from_meta
 from .meta_layout import (
     FACTS,
@@ -461,17 +466,54 @@ def convert(
     print(f"wrote {output}")
 
 
+FILE_OPTIONS = {"encoder", "num_attention_heads", "image_size", "with_optimizer"}
+DIRECTORY_OPTIONS = {"keep_image_processor", "layer_norm_eps"}
+
+
+def convert_source(
+    output: str, checkpoint_file: str | None = None, from_directory: str | None = None, **options: object
+) -> None:
+    """Converts the file or the directory that the command line names.
+
+    Raises:
+        ValueError: if an option belongs to the other kind of source, and as `convert` and `convert_directory` do.
+    """
+    is_file = from_directory is None
+    foreign = sorted(options.keys() - (FILE_OPTIONS if is_file else DIRECTORY_OPTIONS))
+    if foreign:
+        flags = ("--checkpoint", "--from_directory") if is_file else ("--from_directory", "--checkpoint")
+        raise ValueError(f"--{foreign[0]} goes with {flags[1]}, not with {flags[0]}.")
+    if is_file:
+        convert(checkpoint_file, output, **options)
+    else:
+        convert_directory(from_directory, output, **options)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", dest="checkpoint_file", required=True, help="Meta's .pth.tar file")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # an option that is not given is absent, see `convert_source`
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", dest="checkpoint_file", help="Meta's .pth.tar file")
+    source.add_argument("--from_directory", help="directory that the script of Transformers converted")
     parser.add_argument("--output", required=True, help="directory to write; must not exist or be empty")
-    parser.add_argument("--encoder", choices=NETWORKS_OF, default="both", help="both encoders and predictor, or one")
-    parser.add_argument("--num_attention_heads", type=int, help="for widths that were not published")
-    parser.add_argument("--image_size", type=int, nargs="+", help="pixels, or height and width; a square by default")
-    parser.add_argument("--with_optimizer", action="store_true", help="take AdamW's moments along")
+    file = parser.add_argument_group("with --checkpoint")
+    file.add_argument("--encoder", choices=NETWORKS_OF, help="both encoders and predictor (the default), or one")
+    file.add_argument("--num_attention_heads", type=int, help="for widths that were not published")
+    file.add_argument("--image_size", type=int, nargs="+", help="pixels, or height and width; a square by default")
+    file.add_argument("--with_optimizer", action="store_true", help="take AdamW's moments along")
+    directory = parser.add_argument_group("with --from_directory")
+    directory.add_argument(
+        "--keep_image_processor",
+        action="store_true",
+        help="for weights that were fine-tuned with the image processor beside them",
+    )
+    directory.add_argument("--layer_norm_eps", type=float, help="write this epsilon instead of the directory's")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    run(convert, build_parser(), argv)
+    run(convert_source, build_parser(), argv)

@@ -20,12 +20,11 @@ from ijepa_transformers import IJEPA_SIZES, IJepaConfig, IJepaForImageClassifica
 from ijepa_transformers.conversion import command_line
 from ijepa_transformers.conversion import convert as conversion_convert
 from ijepa_transformers.conversion import export as conversion_export
-from ijepa_transformers.conversion import upgrade as conversion_upgrade
-from ijepa_transformers.conversion.convert import convert, load_meta_optimizer
+from ijepa_transformers.conversion.convert import convert, convert_source, load_meta_optimizer
+from ijepa_transformers.conversion.directory import convert_directory
 from ijepa_transformers.conversion.export import export, meta_checkpoint, optimizer_moments
 from ijepa_transformers.conversion.key_mapping import from_meta
 from ijepa_transformers.conversion.meta_layout import expected_shapes, optimizer_order
-from ijepa_transformers.conversion.upgrade import upgrade
 from ijepa_transformers.optimization import parameter_groups
 from tests.conftest import (
     FIXTURES,
@@ -387,8 +386,8 @@ def test_the_scripts_run_from_the_repository(tmp_path):
     assert script("convert_meta_checkpoint", *words).returncode == 0
     assert script("export_meta_checkpoint", "--model", model, "--output", file).returncode == 0
     assert_identical(read(file)["predictor"], dict(read()["predictor"]))
-    refused = script("upgrade_hub_checkpoint", "--model", model, "--output", tmp_path / "upgraded")
-    assert refused.returncode == 2 and refused.stderr.startswith("upgrade_hub_checkpoint.py: error: ")
+    refused = script("convert_meta_checkpoint", "--from_directory", model, "--output", tmp_path / "upgraded")
+    assert refused.returncode == 2 and refused.stderr.startswith("convert_meta_checkpoint.py: error: ")
 
 
 # Ours -> Meta
@@ -589,7 +588,7 @@ def hub_copy(request, tiny_config, tmp_path):
 
 def test_an_upgraded_copy_has_native_names_and_the_same_numbers(hub_copy, tiny_batch, tmp_path):
     expected = stock.IJepaModel.from_pretrained(hub_copy)(tiny_batch["pixel_values"]).last_hidden_state
-    upgrade(hub_copy, tmp_path / "upgraded")
+    convert_directory(hub_copy, tmp_path / "upgraded")
     assert set(load_file(tmp_path / "upgraded" / "model.safetensors")) == set(
         IJepaModel.from_pretrained(hub_copy).state_dict()
     )
@@ -599,7 +598,7 @@ def test_an_upgraded_copy_has_native_names_and_the_same_numbers(hub_copy, tiny_b
 
 
 def test_wrong_statistics_and_epsilon_are_said_and_the_statistics_corrected(hub_copy, tmp_path, capsys):
-    upgrade(hub_copy, tmp_path / "upgraded")
+    convert_directory(hub_copy, tmp_path / "upgraded")
     said = capsys.readouterr().out
     assert "mean [0.5, 0.5, 0.5]" in said and "squashes images to {'height': 32, 'width': 32}" in said
     assert "layer_norm_eps is 1e-12" in said and "Kept" in said
@@ -611,7 +610,7 @@ def test_wrong_statistics_and_epsilon_are_said_and_the_statistics_corrected(hub_
 
 
 def test_what_the_user_asks_to_keep_or_change_is_kept_or_changed(hub_copy, tmp_path, capsys):
-    upgrade(hub_copy, tmp_path / "upgraded", keep_image_processor=True, layer_norm_eps=1e-6)
+    convert_directory(hub_copy, tmp_path / "upgraded", keep_image_processor=True, layer_norm_eps=1e-6)
     assert "Now it is 1e-06" in capsys.readouterr().out
     assert json.loads((tmp_path / "upgraded" / "preprocessor_config.json").read_text()) == WRONG_PROCESSOR
     assert IJepaConfig.from_pretrained(tmp_path / "upgraded").layer_norm_eps == 1e-6
@@ -621,7 +620,7 @@ def test_a_right_image_processor_passes_through_untouched(hub_copy, directory, t
     processor = (directory / "preprocessor_config.json").read_bytes()
     (hub_copy / "preprocessor_config.json").write_bytes(processor)
     capsys.readouterr()
-    upgrade(hub_copy, tmp_path / "upgraded")
+    convert_directory(hub_copy, tmp_path / "upgraded")
     assert "image processor" not in capsys.readouterr().out
     assert (tmp_path / "upgraded" / "preprocessor_config.json").read_bytes() == processor
 
@@ -630,7 +629,7 @@ def test_a_classifier_keeps_its_head(tiny_config, tiny_batch, tmp_path, capsys):
     config = stock.IJepaConfig(**tiny_config.to_dict(), num_labels=5)
     theirs = stock.IJepaForImageClassification(config).eval()
     theirs.save_pretrained(tmp_path / "copy")
-    upgrade(tmp_path / "copy", tmp_path / "upgraded")
+    convert_directory(tmp_path / "copy", tmp_path / "upgraded")
     said = capsys.readouterr().out
     assert "There is no preprocessor_config.json" in said and "names no licence" in said
     ours = IJepaForImageClassification.from_pretrained(tmp_path / "upgraded")
@@ -644,8 +643,8 @@ def test_a_head_that_does_not_fit_is_never_drawn_afresh(tiny_config, tmp_path, c
     labels = {str(number): f"LABEL_{number}" for number in range(7)}
     edit_config(id2label=labels, label2id={label: int(number) for number, label in labels.items()})(tmp_path / "copy")
     capsys.readouterr()
-    words = ["--model", tmp_path / "copy", "--output", tmp_path / "upgraded"]
-    sentence = fails_with_a_sentence(conversion_upgrade, upgrade, words, capsys)
+    words = ["--from_directory", tmp_path / "copy", "--output", tmp_path / "upgraded"]
+    sentence = fails_with_a_sentence(conversion_convert, convert_source, words, capsys)
     assert "of shape (5,), expected (7,)" in sentence
 
 
@@ -653,7 +652,7 @@ def test_surplus_weights_are_said(hub_copy, tmp_path, capsys):
     weights = load_file(hub_copy / "model.safetensors")
     weights["pooler.dense.bias"] = torch.zeros(32)
     save_file(weights, hub_copy / "model.safetensors", metadata={"format": "pt"})
-    upgrade(hub_copy, tmp_path / "upgraded")
+    convert_directory(hub_copy, tmp_path / "upgraded")
     assert "1 surplus keys, left out: 'pooler.dense.bias'" in capsys.readouterr().out
 
 
@@ -677,9 +676,24 @@ def lose_weights(directory):
 def test_a_faulty_copy_is_refused_and_leaves_no_output(hub_copy, damage, sentence, tmp_path, capsys):
     damage(hub_copy)
     capsys.readouterr()
-    words = ["--model", hub_copy, "--output", tmp_path / "upgraded"]
-    assert sentence in fails_with_a_sentence(conversion_upgrade, upgrade, words, capsys)
+    words = ["--from_directory", hub_copy, "--output", tmp_path / "upgraded"]
+    assert sentence in fails_with_a_sentence(conversion_convert, convert_source, words, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize(
+    ("source", "option", "sentence"),
+    [
+        ("--checkpoint", ["--layer_norm_eps", "1e-6"], "--layer_norm_eps goes with --from_directory"),
+        ("--checkpoint", ["--keep_image_processor"], "--keep_image_processor goes with --from_directory"),
+        ("--from_directory", ["--with_optimizer"], "--with_optimizer goes with --checkpoint"),
+        ("--from_directory", ["--encoder", "both"], "--encoder goes with --checkpoint"),
+    ],
+)
+def test_an_option_of_the_other_source_is_refused(source, option, sentence, tmp_path, capsys):
+    words = [source, tmp_path / "source", "--output", tmp_path / "output", *option]
+    assert sentence in fails_with_a_sentence(conversion_convert, convert_source, words, capsys)
+    assert not list(tmp_path.iterdir())
 
 
 # The size of a published checkpoint; not for every day: IJEPA_TEST_HUGE=1 pytest -s -k huge
