@@ -1,19 +1,51 @@
 """Fixtures shared by the tests: a tiny model, and Meta's reference numbers under our names."""
 
+import gc
 import json
+import os
 from pathlib import Path
+
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported; two tests run at a time, each on one core
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ijepa_transformers import IJepaConfig, IJepaForPretraining
 from ijepa_transformers.conversion.key_mapping import from_meta
 from ijepa_transformers.optimization import Schedules
+from ijepa_transformers.pretraining import saving
+from ijepa_transformers.visualization.curves import plot_training_curves
 from tests.runs import reset_accelerate, save_pretrained_model
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What was imported stays: the collections at the end of every run need not look at it, which takes half a
+    second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def curves_are_not_drawn():
+    """To draw the curves takes longer than the tiny run that they show. `drawn_curves` draws them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving, "plot_training_curves", lambda rows, path, **_: Image.new("L", (1, 1)).save(path))
+        yield
+
+
+@pytest.fixture
+def drawn_curves(monkeypatch):
+    """The runs of this test leave real curves."""
+    monkeypatch.setattr(saving, "plot_training_curves", plot_training_curves)
 
 
 @pytest.fixture(autouse=True)

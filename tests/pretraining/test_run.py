@@ -203,6 +203,7 @@ def test_bfloat16_keeps_float32_weights_that_move(tmp_path):
 # What a run leaves behind
 
 
+@pytest.mark.usefixtures("drawn_curves")
 def test_the_output_directory_is_a_model(tmp_path):
     weights = pretrain(tmp_path / "run", validation_split="test", eval_steps=3, max_probe_images=150)
     directory = tmp_path / "run"
