@@ -283,7 +283,8 @@ def _check_labelled(features: torch.Tensor, labels: torch.Tensor, name: str) -> 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     """Share of images whose label is among the k highest scores; scores (N, classes), labels (N,).
 
-    Among equal scores the lower class comes first. Scores that are not finite are right nowhere.
+    Among equal scores the lower class comes first. Scores that are not finite are right nowhere. (scikit-learn's
+    `top_k_accuracy_score` puts the higher class first and refuses labels of classes that the scores do not have.)
 
     Raises:
         ValueError: k not in 1..classes.
@@ -293,13 +294,6 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
         raise ValueError(f"k={k}, but there are {scores.shape[1]} classes")
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # (N, k)
     return float(((best == labels[:, None]).any(axis=1) & np.isfinite(scores).all(axis=1)).mean())
-
-
-def macro_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy within each class, averaged over the classes that occur in `labels`: rare classes count like common
-    ones (mean per-class accuracy). Both (N,)."""
-    hits = np.asarray(predictions) == np.asarray(labels)
-    return float(np.mean([hits[np.asarray(labels) == label].mean() for label in np.unique(labels)]))
 
 
 def _predictions(scores: np.ndarray) -> np.ndarray:
@@ -313,8 +307,9 @@ def accuracy_metric(top_k: int = 5):
     `compute(predictions=scores (N, classes), references=labels (N,))` gives `accuracy`, `macro_accuracy` and
     `top_{k}_accuracy`; the last is left out where there are no more than `top_k` classes, since it would always be 1.
     """
-    import datasets  # both imports take seconds
+    import datasets  # these imports take seconds
     import evaluate
+    from sklearn.metrics import accuracy_score, recall_score
 
     class Accuracy(evaluate.Metric):
         def _info(self):
@@ -328,8 +323,10 @@ def accuracy_metric(top_k: int = 5):
 
         def _compute(self, predictions, references):
             scores, labels = np.asarray(predictions), np.asarray(references)
-            result = {"accuracy": top_k_accuracy(scores, labels)}
-            result["macro_accuracy"] = macro_accuracy(_predictions(scores), labels)
+            chosen, known = _predictions(scores), np.unique(labels)
+            # The balanced accuracy: `balanced_accuracy_score` is the same number, but warns of classes without images.
+            macro = recall_score(labels, chosen, labels=known, average="macro", zero_division=0)
+            result = {"accuracy": float(accuracy_score(labels, chosen)), "macro_accuracy": float(macro)}
             if top_k < scores.shape[1]:
                 result[f"top_{top_k}_accuracy"] = top_k_accuracy(scores, labels, top_k)
             return result
