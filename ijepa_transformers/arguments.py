@@ -8,7 +8,6 @@ type and values out of range are errors that show the value; nothing is guessed.
 import argparse
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ import yaml
 from transformers import HfArgumentParser
 
 
-CPU_REMEDY = "set ACCELERATE_USE_CPU=true"
 MAX_RECIPE_BYTES = 1_000_000
 # Two ways to say one thing. Both at once are an error, but a flag of one replaces the other in the recipe.
 ALTERNATIVES = [("epochs", "max_steps"), ("warmup_epochs", "warmup_steps"), ("momentum", "momentum_half_life")]
@@ -79,21 +77,16 @@ def require_text(arguments, *names: str) -> None:
         require(value is None or value.strip(), f"{name} must not be empty, got {value!r}.")
 
 
-def check_launch(num_processes: int, cpu_remedy: str) -> None:
-    """Left alone, Accelerate and Trainer take several processes on the CPU for several runs, which would collide.
+@dataclass
+class DatasetArguments:
+    """Where images and labels are; every command has these."""
 
-    Args:
-        num_processes: that the training library sees.
-        cpu_remedy: what makes it see all of them on the CPU.
+    _argument_group_name = "data"
 
-    Raises:
-        ValueError: if other than that many were launched.
-    """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    require(
-        launched == num_processes,
-        f"{launched} processes were launched, but {num_processes} would work together; on the CPU, {cpu_remedy}.",
-    )
+    data: str = argument("", "images: a folder, Parquet or tar shards, a Hub dataset, or 'digits'")
+    data_config: str | None = argument(None, "configuration name of a Hub dataset")
+    image_column: str | None = argument(None, "column of the images; found if there is only one")
+    label_column: str | None = argument(None, "column of the labels; found if there is only one")
 
 
 @dataclass

@@ -15,8 +15,9 @@ zero3           sharded (DeepSpeed) deepspeed_config with zero_stage: 3
 import gc
 import os
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,13 +35,32 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from .arguments import CPU_REMEDY, check_launch
 from .execution import set_matmul_precision
-from .pretraining.arguments import PretrainingArguments
 
 
-SHARDED_MODES = ("fsdp2", "zero3")
+CPU_REMEDY = "set ACCELERATE_USE_CPU=true"
 PATIENCE = timedelta(hours=2)  # that processes have with one another
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run was launched. Made once, in `build_accelerator`; every checkpoint records it.
+
+    `mode` is single, ddp, fsdp2, zero1, zero2 or zero3; `precision` is no, bf16 or fp16.
+    """
+
+    mode: str
+    num_processes: int
+    precision: str
+
+    @property
+    def uses_deepspeed(self) -> bool:
+        return self.mode.startswith("zero")
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether no process holds the weights whole."""
+        return self.mode in ("fsdp2", "zero3")
 
 
 # Starting
@@ -55,7 +75,7 @@ def uses_fsdp() -> bool:
 
 
 def launched_mode() -> tuple[str, int]:
-    """`launch_mode` and the number of processes as the launcher's environment says, before anything is started."""
+    """The mode and the number of processes as the launcher's environment says, before anything is started."""
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if uses_deepspeed():
         return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}", num_processes
@@ -126,7 +146,7 @@ def process_group_settings() -> InitProcessGroupKwargs:
     return InitProcessGroupKwargs(timeout=PATIENCE, **backend)
 
 
-def launch_mode(accelerator: Accelerator) -> str:
+def _mode_of(accelerator: Accelerator) -> str:
     """single, ddp, fsdp2, zero1, zero2 or zero3.
 
     Raises:
@@ -159,14 +179,74 @@ def leave_models_whole() -> None:
         unset_hf_deepspeed_config()
 
 
+def check_launch(num_processes: int, cpu_remedy: str = CPU_REMEDY) -> None:
+    """Left alone, Accelerate and Trainer take several processes on the CPU for several runs, which would collide.
+
+    Args:
+        num_processes: as many as the training library sees.
+        cpu_remedy: what makes it see all of them on the CPU.
+
+    Raises:
+        ValueError: if another number was launched.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != num_processes:
+        raise ValueError(
+            f"{launched} processes were launched, but {num_processes} would work together; on the CPU, {cpu_remedy}."
+        )
+
+
+def build_accelerator(
+    *,
+    batch_size: int,
+    per_device_batch_size: int,
+    mixed_precision: str | None,
+    max_grad_norm: float | None,
+    trackers: Sequence[str] = (),
+    project_dir: str | os.PathLike | None = None,
+) -> tuple[Accelerator, Launch]:
+    """The accelerator, set to as many forward passes per optimizer step as the global batch needs, and its launch.
+
+    Raises:
+        ValueError: if `batch_size` cannot be divided so, or the launch mode is not supported.
+    """
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if batch_size % (per_device_batch_size * num_processes):
+        raise ValueError(
+            f"batch_size {batch_size} is not a multiple of per_device_batch_size {per_device_batch_size} x"
+            f" {num_processes} processes."
+        )
+    steps = batch_size // (per_device_batch_size * num_processes)
+    deepspeed = (
+        deepspeed_plugin(per_device_batch_size, steps, mixed_precision, max_grad_norm) if uses_deepspeed() else None
+    )
+    accelerator = Accelerator(
+        mixed_precision="no" if deepspeed else mixed_precision,
+        gradient_accumulation_plugin=accumulation(steps),
+        deepspeed_plugin=deepspeed,
+        fsdp_plugin=fsdp_plugin() if uses_fsdp() else None,
+        log_with=list(trackers) or None,
+        project_dir=project_dir,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),  # position tables never change
+            process_group_settings(),
+        ],
+    )
+    leave_models_whole()
+    check_launch(accelerator.num_processes)
+    launch = Launch(_mode_of(accelerator), accelerator.num_processes, computing_precision(mixed_precision))
+    set_matmul_precision(accelerator.device.type, launch.precision)
+    return accelerator, launch
+
+
 # Weights that no process holds whole
-def update_target_encoder(accelerator: Accelerator, networks: torch.nn.Module, momentum: float) -> None:
+def update_target_encoder(launch: Launch, networks: torch.nn.Module, momentum: float) -> None:
     """The moving average, in any mode; `networks` is the unwrapped `IJepaForPretraining`.
 
     The average is taken element by element, so FSDP2 takes it on each process's shards. ZeRO-3 keeps small weights
     twice, sharded and whole, so there they are gathered, piece by piece, and the first process's result counts.
     """
-    gathering = _zero3_gathering if launch_mode(accelerator) == "zero3" else None
+    gathering = _zero3_gathering if launch.mode == "zero3" else None
     networks.update_target_encoder(momentum, gathering)
 
 
@@ -231,60 +311,24 @@ def end_process_group(accelerator: Accelerator) -> None:
     accelerator.end_training()
 
 
-def build_accelerator(arguments: PretrainingArguments) -> Accelerator:
-    """The accelerator, set to as many forward passes per optimizer step as the global batch needs."""
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    per_pass = arguments.per_device_batch_size * num_processes
-    if arguments.batch_size % per_pass:
-        raise ValueError(
-            f"batch_size {arguments.batch_size} is not a multiple of per_device_batch_size"
-            f" {arguments.per_device_batch_size} x {num_processes} processes."
-        )
-    steps = arguments.batch_size // per_pass
-    size, precision, limit = arguments.per_device_batch_size, arguments.mixed_precision, arguments.max_grad_norm
-    accelerator = Accelerator(
-        mixed_precision="no" if uses_deepspeed() else precision,
-        gradient_accumulation_plugin=accumulation(steps),
-        deepspeed_plugin=deepspeed_plugin(size, steps, precision, limit) if uses_deepspeed() else None,
-        fsdp_plugin=fsdp_plugin() if uses_fsdp() else None,
-        log_with=arguments.trackers or None,
-        project_dir=arguments.output_dir,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),  # position tables never change
-            process_group_settings(),
-        ],
-    )
-    leave_models_whole()
-    check_launch(accelerator.num_processes, CPU_REMEDY)
-    set_matmul_precision(accelerator.device.type, computing_precision(precision))
-    return accelerator
+def check_same_launch(checkpoint: Path, before: Launch, launch: Launch) -> None:
+    """Raises ValueError if a checkpoint cannot be continued under this launch.
 
-
-def describe_launch(arguments: PretrainingArguments, accelerator: Accelerator) -> dict:
-    """What a checkpoint remembers of the launch that wrote it."""
-    return {
-        "mode": launch_mode(accelerator),
-        "num_processes": accelerator.num_processes,
-        "precision": computing_precision(arguments.mixed_precision),
-    }
-
-
-def check_same_launch(checkpoint: Path, before: dict, launch: dict) -> None:
-    """DDP and FSDP2 go on with any number of processes; the files of ZeRO are those of its processes."""
+    DDP and FSDP2 go on with any number of processes. The files of ZeRO belong to the processes that wrote them.
+    """
     remedy = "or start a new run from the weights in output_dir with --init_from (fresh optimizer and schedules)."
-    modes, count = {before["mode"], launch["mode"]}, before["num_processes"]
+    modes = {before.mode, launch.mode}
     if len(modes) > 1 and not modes <= {"single", "ddp"}:
         raise ValueError(
-            f"{checkpoint} was written under {before['mode']}, but this is {launch['mode']}: launch it as"
-            f" before, {remedy}"
+            f"{checkpoint} was written under {before.mode}, but this is {launch.mode}: launch it as before, {remedy}"
         )
-    if launch["mode"].startswith("zero") and count != launch["num_processes"]:
+    if launch.uses_deepspeed and before.num_processes != launch.num_processes:
         raise ValueError(
-            f"{checkpoint} was written by {count} processes, and DeepSpeed cannot go on with"
-            f" {launch['num_processes']}: launch {count} again, {remedy}"
+            f"{checkpoint} was written by {before.num_processes} processes, and DeepSpeed cannot go on with"
+            f" {launch.num_processes}: launch {before.num_processes} again, {remedy}"
         )
-    if before["precision"] != launch["precision"]:
+    if before.precision != launch.precision:
         raise ValueError(
-            f"{checkpoint} was computed with mixed_precision {before['precision']}, but this is {launch['precision']}:"
+            f"{checkpoint} was computed with mixed_precision {before.precision}, but this is {launch.precision}:"
             f" launch it as before, {remedy}"
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .modeling_ijepa import IJepaForPretraining
@@ -88,12 +88,63 @@ def open_encoder(spec: EncoderSpec, dtype: torch.dtype) -> torch.nn.Module:
 
 def random_encoder(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """An untrained encoder of the same architecture, a pure function of the seed, in evaluation mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = type(model)._from_config(model.config, dtype=model.dtype).eval()
+    fresh = untrained(type(model), model.config, seed, model.dtype)
     if getattr(model, "pooler", None) is None and getattr(fresh, "pooler", None) is not None:
         fresh.pooler = None
     return fresh
+
+
+def untrained(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, seed: int, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A model with fresh weights of a seed, in evaluation mode. Global random generators stay as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model_class._from_config(config, dtype=dtype).eval()
+
+
+def load_config(source: str, **changes) -> PreTrainedConfig:
+    """The configuration of a directory or Hub repository.
+
+    Raises:
+        ValueError: if it cannot be opened.
+    """
+    try:
+        return AutoConfig.from_pretrained(source, **changes)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The model {source!r} cannot be opened: {one_line(error)}") from error
+
+
+def is_pretraining_model(config: PreTrainedConfig) -> bool:
+    """Whether a directory with this configuration holds both encoders and the predictor."""
+    return "IJepaForPretraining" in (config.architectures or ())
+
+
+def load_pretraining_model(source: str, **settings) -> IJepaForPretraining:
+    """Both encoders and the predictor, in evaluation mode and float32.
+
+    Low precision is not offered: the moving average does not move in it.
+    """
+    return IJepaForPretraining.from_pretrained(source, dtype=torch.float32, **settings).eval()
+
+
+def load_classifier(source: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """The encoder of a directory with its classification head. The head is fresh if it was for other classes.
+
+    Raises:
+        ValueError: if it cannot be opened, or lacks weights of the encoder.
+    """
+    try:
+        model, loading = AutoModelForImageClassification.from_pretrained(
+            source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+        fresh = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
+        lost = sorted(key for key in fresh if key.startswith(f"{model.base_model_prefix}."))
+        if lost:
+            raise ValueError(f"it lacks {len(lost)} weights of the encoder, for example {lost[:1]}.")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The model {source!r} cannot be opened: {one_line(error)}") from error
+    return model
 
 
 def load_encoder(source: str, encoder: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -123,7 +174,7 @@ def load_encoder(source: str, encoder: str, dtype: torch.dtype) -> PreTrainedMod
 
 def _load_context_encoder(source: str, dtype: torch.dtype) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(source)
-    if "IJepaForPretraining" not in (config.architectures or ()):
+    if not is_pretraining_model(config):
         raise ValueError(f"it was saved from {config.architectures} and holds no context encoder")
     return IJepaForPretraining.from_pretrained(source, dtype=dtype).context_encoder.eval()
 

@@ -67,7 +67,7 @@ def watch(directory):
 
     def watched_close(run):
         accelerator = run.accelerator
-        record = {"num_processes": accelerator.num_processes, "mode": run.mode, "seen": seen}
+        record = {"num_processes": accelerator.num_processes, "mode": run.launch.mode, "seen": seen}
         record |= {"weights": digest(run.networks), "accumulation": accelerator.gradient_accumulation_steps}
         record["environment"] = {name: os.environ[name] for name in os.environ if name.startswith(LAUNCHERS)}
         (directory / f"rank_{accelerator.process_index}.json").write_text(json.dumps(record))

@@ -23,11 +23,12 @@ import warnings
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from ..encoders import load_classifier, load_config, load_encoder
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a clone works without being installed
+
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = range(18, 24)  # 18 is the first that torch writes, 23 the last that every supported onnxruntime reads
 OUTPUTS = ("logits", "last_hidden_state", "pooler_output")
@@ -60,15 +61,12 @@ def load_model(source: str) -> PreTrainedModel:
     Raises:
         ValueError: if the source is no I-JEPA model that can be opened.
     """
-    try:
-        config = AutoConfig.from_pretrained(source)
-        if config.model_type != "ijepa":
-            raise ValueError(f"its model_type is {config.model_type!r}, not 'ijepa'")
-        is_classifier = any(name.endswith("ForImageClassification") for name in config.architectures or ())
-        auto_class = AutoModelForImageClassification if is_classifier else AutoModel
-        return auto_class.from_pretrained(source, dtype=torch.float32).eval()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{source!r} cannot be exported: {' '.join(str(error).split())}") from error
+    config = load_config(source)
+    if config.model_type != "ijepa":
+        raise ValueError(f"{source!r} cannot be exported: its model_type is {config.model_type!r}, not 'ijepa'")
+    if any(name.endswith("ForImageClassification") for name in config.architectures or ()):
+        return load_classifier(source, config).eval()
+    return load_encoder(source, "target", torch.float32)
 
 
 def example_sizes(model: PreTrainedModel, free_resolution: bool) -> list[tuple[int, int]]:

@@ -7,13 +7,16 @@ import itertools
 import os
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import datasets
 import numpy as np
 import pyarrow.compute as pc
 from PIL import Image
 
+from ..arguments import DatasetArguments, require
 from .decoding import FILE_URI, encoded_bytes, open_image, value_name
 from .order import SUBSET_STREAM, random_stream
 
@@ -72,6 +75,27 @@ def load_image_dataset(
     return _with_standard_columns(splits, choose_split(source, splits, split), image_column, label_column)
 
 
+def open_split(
+    arguments: DatasetArguments, split: str, labels: Literal["required", "optional"] = "optional"
+) -> datasets.Dataset:
+    """One split of the data that a command's arguments name, as `load_image_dataset` opens it.
+
+    Raises:
+        ValueError: as `load_image_dataset`; if the split is empty; or if it has no labels and they are required.
+    """
+    dataset = load_image_dataset(
+        arguments.data,
+        split=split,
+        config_name=arguments.data_config,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+    )
+    require(len(dataset), f"The {split!r} split of {arguments.data!r} is empty.")
+    has_labels = "label" in dataset.column_names
+    require(has_labels or labels == "optional", f"The {split!r} split of {arguments.data!r} has no labels.")
+    return dataset
+
+
 def choose_split(source: str | os.PathLike, splits: Iterable[str], asked: str) -> str:
     """The name among `splits` that means the same as `asked` ("val" is "validation").
 
@@ -93,21 +117,80 @@ def image_name(dataset: datasets.Dataset, index: int) -> str:
     return value_name(dataset[index]["image"]) or f"image {index}"
 
 
-def _open_splits(source: str, config_name: str | None, cache_dir) -> dict[str, datasets.Dataset]:
+@dataclass(frozen=True)
+class ResolvedSource:
+    """What a source is, before anything is opened.
+
+    `kind` is "digits", "hub", "saved" (a `save_to_disk` folder), "url", "image", ".parquet", ".tar" or ".arrow".
+    `files` are the local files by split. Those of `folder`, where it holds images, are one list: the split is in the path.
+    """
+
+    kind: str
+    files: dict[str, list[Path]] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @property
+    def data_files(self) -> dict[str, list[str]]:
+        """The files as `datasets.load_dataset` takes them: absolute, and a name is never a pattern."""
+        return {split: [glob.escape(str(file.absolute())) for file in files] for split, files in self.files.items()}
+
+
+def resolve(source: str, config_name: str | None = None) -> ResolvedSource:
+    """Finds out what a source is, and which local files it has; `load_image_dataset` and `open_stream` explain it.
+
+    Raises:
+        ValueError: if it is a path without anything there, holds no images, or holds several kinds of files; if a
+            `config_name` is given for anything but a data set of the Hub.
+    """
     path = Path(source).expanduser()
-    is_local = source == "digits" or path.exists() or glob.has_magic(source) or looks_like_a_path(source)
-    if is_local and config_name is not None:
+    resolved = _resolve_files(source, path)
+    if resolved.kind != "hub" and config_name is not None:
         raise ValueError(f"config_name is for Hub data sets only, got {config_name!r} for {source!r}")
-    if source == "digits":
-        return _open_digits()
+    return resolved
+
+
+def _resolve_files(source: str, path: Path) -> ResolvedSource:
+    if source == "digits" or "://" in source:
+        return ResolvedSource("digits" if source == "digits" else "url")
     if path.is_dir():
-        return _open_folder(path, cache_dir)
-    if path.is_file():
-        return _open_files(source, [path], cache_dir)
-    if glob.has_magic(source):
-        return _open_files(source, sorted(map(Path, glob.glob(str(path), recursive=True))), cache_dir)
-    if is_local:
+        return _resolve_folder(path)
+    if path.is_file() or glob.has_magic(source):
+        # Files that the caller names one by one, or by a glob, are one split whatever they are called.
+        files = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        kind, files = _files_of_one_kind(source, files)
+        return ResolvedSource(kind, {"train": files})
+    if looks_like_a_path(source):
         raise ValueError(f"{source!r} is neither a file nor a folder on this machine")
+    return ResolvedSource("hub")
+
+
+def _resolve_folder(folder: Path) -> ResolvedSource:
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        return ResolvedSource("saved", folder=folder)
+    kind, files = _files_of_one_kind(str(folder), _visible_files(folder, (os.path.realpath(folder),)))
+    if kind == "image":
+        return ResolvedSource(kind, {"train": files}, folder)
+    return ResolvedSource(kind, _shards_by_split(folder, files), folder)
+
+
+def _open_splits(source: str, config_name: str | None, cache_dir) -> dict[str, datasets.Dataset]:
+    resolved = resolve(source, config_name)
+    if resolved.kind == "digits":
+        return _open_digits()
+    if resolved.kind == "url":
+        raise ValueError(f"{source!r} is neither a file nor a folder on this machine; a URL needs streaming")
+    if resolved.kind == "saved":
+        saved = datasets.load_from_disk(str(resolved.folder))
+        return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    if resolved.kind == "image":
+        files = resolved.files["train"]
+        if resolved.folder is None:
+            return {"train": _image_paths(files)}
+        return _open_image_folder(resolved.folder, [file.relative_to(resolved.folder) for file in files])
+    if resolved.kind in SHARD_BUILDERS:
+        problem = f"the {resolved.kind} files of {source!r} cannot be read"
+        builder, data_files = SHARD_BUILDERS[resolved.kind], resolved.data_files
+        return _load_with_datasets(problem, path=builder, data_files=data_files, cache_dir=cache_dir)
     problem = f"{source!r} is neither a file nor a folder on this machine, and it cannot be loaded from the Hub"
     return _load_with_datasets(problem, path=source, name=config_name, cache_dir=cache_dir)
 
@@ -150,25 +233,7 @@ def _features(class_names: Sequence[str] = ()) -> datasets.Features:
     return datasets.Features({"image": datasets.Image(decode=False), **label})
 
 
-def _open_folder(folder: Path, cache_dir) -> dict[str, datasets.Dataset]:
-    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-        saved = datasets.load_from_disk(str(folder))
-        return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    kind, files = files_of_one_kind(str(folder), visible_files(folder, (os.path.realpath(folder),)))
-    if kind == "image":
-        return _open_image_folder(folder, [file.relative_to(folder) for file in files])
-    return _open_shards(str(folder), kind, shards_by_split(folder, files), cache_dir)
-
-
-def _open_files(source: str, files: list[Path], cache_dir) -> dict[str, datasets.Dataset]:
-    """Files that the caller named one by one, or by a glob, are one split whatever they are called."""
-    kind, files = files_of_one_kind(source, files)
-    if kind == "image":
-        return {"train": _image_paths(files)}
-    return _open_shards(source, kind, {"train": files}, cache_dir)
-
-
-def visible_files(folder: Path, parents: tuple[str, ...]) -> Iterator[Path]:
+def _visible_files(folder: Path, parents: tuple[str, ...]) -> Iterator[Path]:
     """Files at any depth, sorted, through links to folders but not in circles."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
@@ -176,7 +241,7 @@ def visible_files(folder: Path, parents: tuple[str, ...]) -> Iterator[Path]:
         if not _is_folder(entry):
             yield folder / entry.name
         elif (real_path := os.path.realpath(entry.path)) not in parents:
-            yield from visible_files(folder / entry.name, (*parents, real_path))
+            yield from _visible_files(folder / entry.name, (*parents, real_path))
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -186,7 +251,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def files_of_one_kind(source: str, files: Iterable[Path]) -> tuple[str, list[Path]]:
+def _files_of_one_kind(source: str, files: Iterable[Path]) -> tuple[str, list[Path]]:
     by_kind = {}
     for file in files:
         extension = file.suffix.lower()
@@ -203,7 +268,7 @@ def files_of_one_kind(source: str, files: Iterable[Path]) -> tuple[str, list[Pat
     return by_kind.popitem()
 
 
-def shards_by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+def _shards_by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
     by_split = {}
     for file in files:
         words = "".join(c if c.isalnum() else " " for c in str(file.relative_to(folder)).lower()).split()
@@ -214,12 +279,6 @@ def shards_by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
             f"{str(folder)!r}: the split of {by_split[None][0].name!r} is unclear; name files with a glob"
         )
     return by_split if None not in by_split else {"train": by_split[None]}
-
-
-def _open_shards(source: str, kind: str, files: dict[str, list[Path]], cache_dir) -> dict[str, datasets.Dataset]:
-    data_files = {split: [glob.escape(str(file.absolute())) for file in paths] for split, paths in files.items()}
-    problem = f"the {kind} files of {source!r} cannot be read"
-    return _load_with_datasets(problem, path=SHARD_BUILDERS[kind], data_files=data_files, cache_dir=cache_dir)
 
 
 def _open_image_folder(folder: Path, files: list[Path]) -> dict[str, datasets.Dataset]:

@@ -14,7 +14,6 @@ What resuming needs is one `Position` per lane: every batch carries the one afte
 Images stay encoded until they are cropped, and nothing is read at the start but a list of the shards and one header.
 """
 
-import glob
 import hashlib
 import itertools
 import os
@@ -23,8 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import fsspec.asyn
@@ -34,15 +32,7 @@ import torch
 from .datasets import MAX_SUBSTITUTES, PretrainingImages
 from .decoding import BadImageError
 from .order import block_order, epoch_order
-from .sources import (
-    SHARD_BUILDERS,
-    choose_split,
-    files_of_one_kind,
-    find_image_column,
-    looks_like_a_path,
-    shards_by_split,
-    visible_files,
-)
+from .sources import SHARD_BUILDERS, choose_split, find_image_column, resolve
 
 
 MAX_EMPTY_EPOCHS = 20  # epochs in a row in which a lane may find no image in its shards
@@ -179,19 +169,19 @@ _ADVICE = (
 )
 
 
-def _builder_arguments(source: str, config_name: str | None) -> dict:
+def _builder_arguments(source: str, config_name: str | None) -> dict[str, Any]:
     """What `datasets.load_dataset_builder` takes for this source."""
-    path = Path(source).expanduser()
-    is_url = "://" in source
-    is_local = not is_url and (path.exists() or glob.has_magic(source) or looks_like_a_path(source))
-    if not is_url and not is_local and source != "digits":
+    resolved = resolve(source, config_name)
+    if resolved.kind == "hub":
         return {"path": source, "name": config_name}
-    if config_name is not None:
-        raise ValueError(f"config_name is for Hub data sets only, got {config_name!r} for {source!r}")
-    kind, files = _files_of_url(source) if is_url else _local_files(source, path)
-    if kind not in SHARD_BUILDERS:
+    if resolved.kind == "url":
+        kind, urls = _files_of_url(source)
+        return {"path": SHARD_BUILDERS[kind], "data_files": urls}
+    if resolved.kind == "saved":
+        raise ValueError(f"{source!r} is a save_to_disk folder, which opens at once without streaming: leave it off")
+    if resolved.kind not in SHARD_BUILDERS:
         raise ValueError(f"{source!r} cannot be streamed: it holds single images; {_ADVICE}")
-    return {"path": SHARD_BUILDERS[kind], "data_files": files}
+    return {"path": SHARD_BUILDERS[resolved.kind], "data_files": resolved.data_files}
 
 
 def _files_of_url(source: str) -> tuple[str, dict[str, list[str]]]:
@@ -211,25 +201,6 @@ def _expand_ranges(url: str) -> list[str]:
     first, last = found.groups()
     numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     return [name for number in numbers for name in _expand_ranges(url[: found.start()] + number + url[found.end() :])]
-
-
-def _local_files(source: str, path: Path) -> tuple[str, dict[str, list[str]]]:
-    if source == "digits":
-        return "image", {}
-    if path.is_dir():
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            raise ValueError(
-                f"{source!r} is a save_to_disk folder, which opens at once without streaming: leave it off"
-            )
-        kind, found = files_of_one_kind(source, visible_files(path, (os.path.realpath(path),)))
-        by_split = shards_by_split(path, found) if kind in SHARD_BUILDERS else {}
-    elif path.is_file() or glob.has_magic(source):
-        found = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
-        kind, found = files_of_one_kind(source, found)
-        by_split = {"train": found}
-    else:
-        raise ValueError(f"{source!r} is neither a file nor a folder on this machine")
-    return kind, {name: [glob.escape(str(file.absolute())) for file in files] for name, files in by_split.items()}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ..arguments import argument, parse_arguments, require
+from ..arguments import DatasetArguments, argument, parse_arguments, require
 from .heads import OPTIMIZERS, SCHEDULES
 
 
@@ -20,17 +20,13 @@ HEAD_FEATURES, HEAD_NORMS = ("last", "last4"), ("none", "batch_norm")
 
 # Arguments
 @dataclass
-class DataArguments:
+class DataArguments(DatasetArguments):
     """Which images."""
 
     _argument_group_name = "data"
 
-    data: str = argument("", "labelled images: a folder, Parquet or tar shards, a Hub dataset, or 'digits'")
-    data_config: str | None = argument(None, "configuration name of a Hub dataset")
     train_split: str = argument("train", "split that probes learn from")
     validation_split: str = argument("validation", "split that accuracies are measured on")
-    image_column: str | None = argument(None, "column of the images; found if there is only one")
-    label_column: str | None = argument(None, "column of the labels; found if there is only one")
     max_images: int | None = argument(None, "use a sample of this many images of each split, drawn by the seed")
     num_workers: int = argument(2, "image loading processes per process; 0 loads in it")
 

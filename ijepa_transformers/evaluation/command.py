@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers.utils.logging import disable_progress_bar
 
-from ..arguments import CPU_REMEDY, check_launch, require
-from ..data.sources import labels_of, load_image_dataset
-from ..distributed import end_process_group
+from ..arguments import require
+from ..data.sources import labels_of, open_split
+from ..distributed import check_launch, end_process_group
 from ..encoders import EncoderSpec
 from .arguments import PLAIN_PROBES, PROGRAM, ProbingArguments, parse_probing_arguments
 from .collapse import layer_spread
@@ -56,12 +56,12 @@ def build_run(arguments: ProbingArguments) -> Run:
     # The main process fits probes alone, for hours on a large data set, while the others wait.
     waits = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))
     accelerator = Accelerator(kwargs_handlers=[waits])
-    check_launch(accelerator.num_processes, CPU_REMEDY)
+    check_launch(accelerator.num_processes)
     entries = all_entries(arguments)
     specs = dict.fromkeys(entry.spec for entry in entries)
     trials = {spec: try_out(arguments, open_spec(arguments, spec, accelerator.device)) for spec in specs}
     with accelerator.main_process_first():  # one process fills the cache of datasets
-        splits = [open_split(arguments, name) for name in (arguments.train_split, arguments.validation_split)]
+        splits = [open_labelled(arguments, name) for name in (arguments.train_split, arguments.validation_split)]
     check_classes(*splits)
     run = Run(arguments, accelerator, entries, *splits, trials)
     note_left_out(run)
@@ -91,21 +91,13 @@ def parse_entry(text: str, default_encoder: str) -> Entry:
     return Entry(name, EncoderSpec.parse(spec, default_encoder))
 
 
-def open_split(arguments: ProbingArguments, name: str) -> Split:
+def open_labelled(arguments: ProbingArguments, name: str) -> Split:
     """The labelled images of a split, or a sample of them.
 
     Raises:
         ValueError: if there are none.
     """
-    dataset = load_image_dataset(
-        arguments.data,
-        split=name,
-        config_name=arguments.data_config,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
-    )
-    if "label" not in dataset.column_names:
-        raise ValueError(f"The {name!r} split of {arguments.data!r} has no labels: a probe needs them in both splits.")
+    dataset = open_split(arguments, name, labels="required")
     labels = torch.from_numpy(labels_of(dataset))
     indices = (labels >= 0).nonzero().flatten()  # -1 means unlabelled
     if len(indices) < 2:

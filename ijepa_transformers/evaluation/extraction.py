@@ -34,10 +34,10 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from ..arguments import CPU_REMEDY, check_launch
+from ..arguments import DatasetArguments
 from ..data.datasets import ProcessedImages
-from ..data.sources import load_image_dataset
-from ..distributed import end_process_group
+from ..data.sources import open_split
+from ..distributed import check_launch, end_process_group
 from ..encoders import load_encoder, load_processor, weights_digest
 from ..execution import configure
 from ..files import write_text, written_aside
@@ -51,7 +51,7 @@ OUTPUTS = {"pooled": "pooler_output", "patch": "last_hidden_state"}
 
 
 @dataclass
-class FeatureExtractionArguments:
+class FeatureExtractionArguments(DatasetArguments):
     """Every argument of `run_feature_extraction.py`.
 
     Raises:
@@ -59,15 +59,8 @@ class FeatureExtractionArguments:
     """
 
     model: str = field(default="", metadata={"help": "model directory or Hub name; this package's or a stock encoder"})
-    data: str = field(
-        default="", metadata={"help": "images: a folder, Parquet or tar shards, a Hub dataset, or 'digits'"}
-    )
     output_dir: str = field(default="", metadata={"help": "directory the features are written to"})
-    data_config: str | None = field(default=None, metadata={"help": "configuration name of a Hub dataset"})
     split: str = field(default="train", metadata={"help": "split to read; a folder without splits is 'train'"})
-    image_column: str | None = field(
-        default=None, metadata={"help": "column of the images; found if there is only one"}
-    )
     encoder: Literal["target", "context"] = field(
         default="target", metadata={"help": "which encoder of a pretraining directory; the paper evaluates the target"}
     )
@@ -256,10 +249,8 @@ def build_run(arguments: FeatureExtractionArguments) -> Run:
         ValueError: if the arguments cannot work, or the output directory holds other features.
     """
     accelerator = Accelerator()
-    check_launch(accelerator.num_processes, CPU_REMEDY)
-    dataset = load_image_dataset(
-        arguments.data, split=arguments.split, config_name=arguments.data_config, image_column=arguments.image_column
-    )
+    check_launch(accelerator.num_processes)
+    dataset = open_split(arguments, arguments.split)
     processor = load_processor(arguments.model)
     model = load_encoder(arguments.model, arguments.encoder, DTYPES[arguments.dtype])
     images = ProcessedImages(dataset, processor, getattr(model.config, "num_channels", 3))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..arguments import argument, require
+from ..arguments import DatasetArguments, argument, require
 from ..encoders import one_line
 
 
@@ -19,19 +19,13 @@ UNRECORDED = ("hub_token", "push_to_hub_token", "resume_from_checkpoint")
 
 # Arguments
 @dataclass
-class DataArguments:
+class DataArguments(DatasetArguments):
     """Which images, which of their labels, and how they are cropped."""
 
     _argument_group_name = "data"
 
-    data: str = argument(
-        "", "images: a folder (one subfolder per class), Parquet or tar shards, a Hub dataset, or 'digits'"
-    )
-    data_config: str | None = argument(None, "configuration name of a Hub dataset")
     train_split: str = argument("train", "labelled split to train on")
     validation_split: str | None = argument(None, "labelled split to evaluate on; no evaluation by default")
-    image_column: str | None = argument(None, "column of the images; found if there is only one")
-    label_column: str | None = argument(None, "column of the labels; found if there is only one")
     images_per_class: int | None = argument(None, "train on so many images of every class")
     label_fraction: float | None = argument(None, "train on this share of every class, at least one image of each")
     subset_seed: int = argument(0, "of the choice of images_per_class or label_fraction")

@@ -16,11 +16,11 @@ from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
-from ..arguments import check_launch, parse_arguments, require
+from ..arguments import parse_arguments, require
 from ..data.datasets import FineTuningCollator, FineTuningImages, LabelledImages
 from ..data.decoding import BadImageError
-from ..data.sources import labels_of, load_image_dataset, select_labelled, select_listed
-from ..distributed import end_process_group
+from ..data.sources import labels_of, open_split, select_labelled, select_listed
+from ..distributed import check_launch, end_process_group
 from ..encoders import load_processor
 from ..execution import configure, describe
 from ..files import write_text
@@ -36,21 +36,13 @@ FREE_ON_RESUME = ("data", "validation_split")  # places and judges, which do not
 
 
 # Data
-def open_split(arguments: DataArguments, split: str) -> datasets.Dataset:
+def open_labelled(arguments: DataArguments, split: str) -> datasets.Dataset:
     """A labelled split.
 
     Raises:
         ValueError: if it cannot be opened, is empty, or has an image without a label.
     """
-    dataset = load_image_dataset(
-        arguments.data,
-        split=split,
-        config_name=arguments.data_config,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
-    )
-    require(len(dataset), f"The {split!r} split of {arguments.data!r} is empty.")
-    require("label" in dataset.column_names, f"The {split!r} split of {arguments.data!r} has no labels.")
+    dataset = open_split(arguments, split, labels="required")
     unlabelled = int((labels_of(dataset) < 0).sum())
     require(not unlabelled, f"{unlabelled} of {len(dataset)} images of the {split!r} split have no label.")
     return dataset
@@ -58,7 +50,7 @@ def open_split(arguments: DataArguments, split: str) -> datasets.Dataset:
 
 def open_training_split(arguments: DataArguments) -> datasets.Dataset:
     """The training split, or the part of it that few-label arguments choose."""
-    dataset = open_split(arguments, arguments.train_split)
+    dataset = open_labelled(arguments, arguments.train_split)
     if arguments.train_list is not None:
         return dataset.select(select_listed(dataset, arguments.train_list))
     if arguments.images_per_class is None and arguments.label_fraction is None:
@@ -114,7 +106,7 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
     training_data = open_training_split(arguments.data)
     validation_data = None
     if arguments.data.validation_split is not None:
-        validation_data = open_split(arguments.data, arguments.data.validation_split)
+        validation_data = open_labelled(arguments.data, arguments.data.validation_split)
         check_classes(training_data, validation_data)
     set_seed(arguments.training.seed)  # of the fresh head, or of all fresh weights
     model = build_model(arguments.model, training_data.features["label"].names)

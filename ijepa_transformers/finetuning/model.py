@@ -8,12 +8,12 @@ from functools import partial
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..arguments import require
 from ..data.datasets import ProcessedImages
 from ..data.transforms import build_image_processor, normalize_pixel_values
-from ..encoders import load_encoder, one_line
+from ..encoders import load_classifier, load_config, load_encoder, one_line
 from .arguments import ModelArguments
 
 
@@ -62,10 +62,7 @@ def build_config(arguments: ModelArguments, class_names: Sequence[str]) -> PreTr
     Raises:
         ValueError: if there is none, or it knows no stochastic depth and that is asked for.
     """
-    try:
-        config = AutoConfig.from_pretrained(arguments.model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The model {arguments.model!r} cannot be opened: {one_line(error)}") from error
+    config = load_config(arguments.model)
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: number for number, name in enumerate(class_names)}
     config.problem_type = "single_label_classification"
@@ -85,7 +82,7 @@ def build_model(arguments: ModelArguments, class_names: Sequence[str]) -> PreTra
     """
     config = build_config(arguments, class_names)
     with quiet_loading():
-        model = load_model(arguments, config)
+        model = initial_model(arguments, config)
     if arguments.image_size is not None and not arguments.from_scratch:
         require(hasattr(model, "resize_image"), f"image_size is for I-JEPA, not for {type(model).__name__}.")
         model.resize_image(arguments.size_in_config)
@@ -96,40 +93,31 @@ def build_model(arguments: ModelArguments, class_names: Sequence[str]) -> PreTra
     return model
 
 
-def load_model(arguments: ModelArguments, config: PreTrainedConfig) -> PreTrainedModel:
+def initial_model(arguments: ModelArguments, config: PreTrainedConfig) -> PreTrainedModel:
     """Fresh weights, those of the context encoder under a fresh head, or all that the directory has.
 
     Raises:
         ValueError: if it cannot be opened, or lacks weights of the encoder.
     """
-    start_from_context = arguments.encoder == "context" and not arguments.from_scratch
-    encoder = load_encoder(arguments.model, "context", torch.float32) if start_from_context else None
+    if arguments.encoder == "target" and not arguments.from_scratch:
+        return load_classifier(arguments.model, config)
+    model = _fresh_classifier(arguments.model, config)
+    if not arguments.from_scratch:
+        model.base_model.load_state_dict(load_encoder(arguments.model, "context", torch.float32).state_dict())
+    return model
+
+
+def _fresh_classifier(source: str, config: PreTrainedConfig) -> PreTrainedModel:
     try:
-        if encoder is None and not arguments.from_scratch:
-            return load_classifier(arguments.model, config)
-        model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+        return AutoModelForImageClassification.from_config(config, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise ValueError(f"The model {arguments.model!r} cannot be opened: {one_line(error)}") from error
-    if encoder is not None:
-        model.base_model.load_state_dict(encoder.state_dict())
-    return model
-
-
-def load_classifier(source: str, config: PreTrainedConfig) -> PreTrainedModel:
-    """The encoder of a directory, with its head if that is for as many classes, else with a fresh one."""
-    model, loading = AutoModelForImageClassification.from_pretrained(
-        source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
-    )
-    fresh = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
-    lost = sorted(key for key in fresh if key.startswith(f"{model.base_model_prefix}."))
-    require(not lost, f"it lacks {len(lost)} weights of the encoder, for example {lost[:1]}.")
-    return model
+        raise ValueError(f"The model {source!r} cannot be opened: {one_line(error)}") from error
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """No warnings that a fresh head means nothing until it is fine-tuned: that is what happens next."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "ijepa")]
+    loggers = [logging.getLogger(name) for name in ("transformers", "ijepa_transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

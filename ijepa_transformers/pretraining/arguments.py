@@ -16,6 +16,7 @@ from accelerate.utils import LoggerType
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..arguments import (
+    DatasetArguments,
     MaskArguments,
     argument,
     parse_arguments,
@@ -33,22 +34,16 @@ LARGEST_SEED = 2**31 - 1  # NumPy takes 32 bits, and every process adds its rank
 
 
 @dataclass
-class DataArguments:
+class DataArguments(DatasetArguments):
     """Which images, and how they are cropped."""
 
     _argument_group_name = "data"
 
-    data: str = argument(
-        "", "images: a folder (flat or one subfolder per class), Parquet or tar shards, a Hub dataset, or 'digits'"
-    )
-    data_config: str | None = argument(None, "configuration name of a Hub dataset")
     train_split: str = argument("train", "split to pretrain on")
     validation_data: str | None = argument(
         None, "labelled data for the k-NN, with both splits, if not `data` (which, streamed, cannot serve)"
     )
     validation_split: str | None = argument(None, "labelled split for the k-NN; both splits need labels then")
-    image_column: str | None = argument(None, "column of the images; found if there is only one")
-    label_column: str | None = argument(None, "column of the labels; found if there is only one")
     crop_scale: list[float] = argument([0.3, 1.0], "area of the random crop as a share of the image: least, most")
     crop_ratio: list[float] = argument([3 / 4, 4 / 3], "aspect ratio of the random crop: least, most")
     horizontal_flip: bool = argument(False, "mirror every second image at random (the published recipe does not)")

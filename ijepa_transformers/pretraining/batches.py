@@ -11,16 +11,19 @@
 """
 
 from pathlib import Path
+from typing import Any
 
+import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
+from ..configuration_ijepa import IJepaConfig
 from ..data.bad_images import BadImageLog, bad_indices
 from ..data.datasets import PretrainingImages
 from ..data.order import PretrainingBatchSampler
-from ..data.sources import image_name, load_image_dataset
+from ..data.sources import image_name, open_split
 from ..data.streaming import LanePositions, StreamingBatches, choose_lanes, count_images, merge_positions, open_stream
 from ..distributed import on_main_process
 from ..masking import MaskingCollator, MultiBlockMasking
@@ -28,7 +31,7 @@ from .arguments import PretrainingArguments
 from .preemption import ignore_stop_signals
 
 
-def check_size(num_images: int, arguments, state: dict | None) -> None:
+def check_size(num_images: int, arguments: PretrainingArguments, state: dict | None) -> None:
     """Raises ValueError if the images do not fill a batch, or are not as many as in the run to resume."""
     if num_images < arguments.batch_size:
         raise ValueError(f"{num_images} images do not fill one batch; lower batch_size {arguments.batch_size}.")
@@ -50,19 +53,23 @@ class IndexedData:
         ValueError: as `check_size`.
     """
 
-    def __init__(self, dataset, arguments, accelerator: Accelerator, state: dict | None):
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        arguments: PretrainingArguments,
+        config: IJepaConfig,
+        accelerator: Accelerator,
+        state: dict | None,
+    ):
         check_size(len(dataset), arguments, state)
-        self.dataset, self.arguments, self.accelerator = dataset, arguments, accelerator
+        self.dataset, self.arguments, self.config, self.accelerator = dataset, arguments, config, accelerator
         self.num_images = len(dataset)
+        self.log = _open_log(self)
 
-    def open_log(self, num_channels: int) -> None:
-        """Opens `log`; raises BadImageError if the run to resume had too many bad images already."""
-        self.log = _open_log(self, num_channels)
-
-    def loader(self, config, masking: MultiBlockMasking, total_steps: int, first_step: int) -> DataLoader:
+    def loader(self, masking: MultiBlockMasking, total_steps: int, first_step: int) -> DataLoader:
         arguments, accelerator = self.arguments, self.accelerator
         images = PretrainingImages(
-            self.dataset, config.image_height_and_width, seed=arguments.seed, **_crop_settings(arguments, config)
+            self.dataset, self.config.image_height_and_width, seed=arguments.seed, **_crop_settings(self)
         )
         sampler = PretrainingBatchSampler(
             self.num_images,
@@ -101,8 +108,14 @@ class StreamedData:
         ValueError: as `open_stream`, `choose_lanes` and `check_size`; or if nobody says how many images there are.
     """
 
-    def __init__(self, arguments, accelerator: Accelerator, state: dict | None):
-        self.arguments, self.accelerator = arguments, accelerator
+    def __init__(
+        self,
+        arguments: PretrainingArguments,
+        config: IJepaConfig,
+        accelerator: Accelerator,
+        state: dict | None,
+    ):
+        self.arguments, self.config, self.accelerator = arguments, config, accelerator
         self.stream = open_stream(
             arguments.data,
             split=arguments.train_split,
@@ -118,16 +131,13 @@ class StreamedData:
         self.lanes, self.num_workers = choose_lanes(
             self.stream.num_shards, accelerator.num_processes, arguments.num_workers, before
         )
+        self.log = _open_log(self)
 
-    def open_log(self, num_channels: int) -> None:
-        """As in `IndexedData`."""
-        self.log = _open_log(self, num_channels)
-
-    def loader(self, config, masking: MultiBlockMasking, total_steps: int, first_step: int) -> DataLoader:
+    def loader(self, masking: MultiBlockMasking, total_steps: int, first_step: int) -> DataLoader:
         arguments, accelerator = self.arguments, self.accelerator
         batches = StreamingBatches(
             self.stream,
-            config.image_height_and_width,
+            self.config.image_height_and_width,
             collate_fn=MaskingCollator(masking, arguments.seed),
             batch_size=arguments.per_device_batch_size,
             total_steps=total_steps,
@@ -139,7 +149,7 @@ class StreamedData:
             accumulation_steps=accelerator.gradient_accumulation_steps,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
-            **_crop_settings(arguments, config),
+            **_crop_settings(self),
         )
         self.positions = LanePositions(batches.settings, self.start.positions if self.start else None)
         return DataLoader(batches, batch_size=None, **_loader_settings(accelerator, self.num_workers))
@@ -160,21 +170,22 @@ class StreamedData:
         return {"num_images": self.num_images, "stream": positions}
 
 
-def _open_log(data: IndexedData | StreamedData, num_channels: int) -> BadImageLog:
+def _open_log(data: IndexedData | StreamedData) -> BadImageLog:
     arguments = data.arguments
     return BadImageLog(
         Path(arguments.output_dir) / "bad_images.jsonl",
         arguments.bad_image_limit,
         getattr(data, "dataset", None),
-        num_channels,
+        data.config.num_channels,
         writes=data.accelerator.is_main_process,
         num_images=data.num_images,
     )
 
 
-def _crop_settings(arguments, config) -> dict:
+def _crop_settings(data: IndexedData | StreamedData) -> dict[str, Any]:
+    arguments = data.arguments
     return {
-        "num_channels": config.num_channels,
+        "num_channels": data.config.num_channels,
         "crop_scale": tuple(arguments.crop_scale),
         "crop_ratio": tuple(arguments.crop_ratio),
         "horizontal_flip": arguments.horizontal_flip,
@@ -183,7 +194,7 @@ def _crop_settings(arguments, config) -> dict:
     }
 
 
-def _loader_settings(accelerator: Accelerator, num_workers: int) -> dict:
+def _loader_settings(accelerator: Accelerator, num_workers: int) -> dict[str, Any]:
     return {
         "num_workers": num_workers,
         "worker_init_fn": ignore_stop_signals,
@@ -192,21 +203,17 @@ def _loader_settings(accelerator: Accelerator, num_workers: int) -> dict:
     }
 
 
-# Building: nothing is written yet
-def open_split(arguments: PretrainingArguments, source: str, split: str):
-    is_data = source == arguments.data  # else the settings are those of other data
-    return load_image_dataset(
-        source,
-        split=split,
-        config_name=arguments.data_config if is_data else None,
-        image_column=arguments.image_column if is_data else None,
-        label_column=arguments.label_column if is_data else None,
-    )
+def open_batches(
+    arguments: PretrainingArguments, config: IJepaConfig, accelerator: Accelerator, state: dict | None
+) -> IndexedData | StreamedData:
+    """The images of a run, indexed or streamed, with the log of its bad images.
 
-
-def open_data(arguments: PretrainingArguments, accelerator: Accelerator, state: dict | None):
+    Raises:
+        ValueError: as `IndexedData` and `StreamedData`.
+        BadImageError: if the run to resume already had too many bad images.
+    """
     if arguments.streaming:
-        return StreamedData(arguments, accelerator, state)
+        return StreamedData(arguments, config, accelerator, state)
     with accelerator.main_process_first():  # one process fills the cache of datasets
-        dataset = open_split(arguments, arguments.data, arguments.train_split)
-    return IndexedData(dataset, arguments, accelerator, state)
+        dataset = open_split(arguments, arguments.train_split)
+    return IndexedData(dataset, arguments, config, accelerator, state)

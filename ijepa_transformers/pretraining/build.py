@@ -2,6 +2,7 @@
 """Builds a pretraining run from its arguments. Nothing is written yet."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,25 +10,25 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
+from transformers import BitImageProcessorPil
 
 from ..arguments import without_removed_keys
 from ..configuration_ijepa import IJepaConfig
 from ..data.decoding import jpeg_decoder
 from ..data.transforms import build_image_processor
 from ..distributed import (
+    Launch,
     build_accelerator,
     check_same_launch,
-    computing_precision,
-    describe_launch,
-    launch_mode,
     on_main_process,
 )
+from ..encoders import load_pretraining_model
 from ..execution import choose_attention, describe
 from ..masking import MultiBlockMasking
 from ..modeling_ijepa import IJepaForPretraining, IJepaLayer
 from ..optimization import Schedules, build_optimizer, half_life_of_momentum, momentum_of_half_life, parameter_groups
 from .arguments import PretrainingArguments
-from .batches import IndexedData, StreamedData, open_data
+from .batches import IndexedData, StreamedData, open_batches
 from .checkpointing import DirectoryLock, checkpoint_step, newest_checkpoint
 from .collapse_monitor import CollapseMonitor
 from .evaluate import Probe
@@ -44,10 +45,10 @@ class Run:
 
     arguments: PretrainingArguments
     accelerator: Accelerator
-    mode: str
+    launch: Launch
     stop: StopRequest
     config: IJepaConfig
-    processor: object
+    processor: BitImageProcessorPil
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     schedules: Schedules
@@ -76,7 +77,7 @@ class Run:
         return checkpoint_step(self.checkpoint) if self.checkpoint else 0
 
 
-def find_checkpoint(arguments: PretrainingArguments, launch: dict, report) -> Path | None:
+def find_checkpoint(arguments: PretrainingArguments, launch: Launch, report: Callable[[str], None]) -> Path | None:
     """The checkpoint to continue from; None for a run that starts at step 0."""
     output_dir = Path(arguments.output_dir)
     if not arguments.resume:
@@ -94,25 +95,25 @@ def find_checkpoint(arguments: PretrainingArguments, launch: dict, report) -> Pa
             f"{checkpoint} belongs to a run with other settings ({'; '.join(differences)}). Repeat them to resume, or"
             " start a new run from its weights with --init_from."
         )
-    check_same_launch(checkpoint, state["launch"], launch)
+    check_same_launch(checkpoint, Launch(**state["launch"]), launch)
     return checkpoint
 
 
+def build_config(arguments: PretrainingArguments, checkpoint: Path | None) -> IJepaConfig:
+    """The configuration of the checkpoint to resume, of `init_from`, or of the recipe."""
+    if checkpoint:
+        return IJepaConfig.from_pretrained(checkpoint)
+    fields = arguments.model_fields()
+    return IJepaConfig.from_pretrained(arguments.init_from, **fields) if arguments.init_from else IJepaConfig(**fields)
+
+
 def build_model(
-    arguments: PretrainingArguments, accelerator: Accelerator, checkpoint: Path | None
+    arguments: PretrainingArguments, config: IJepaConfig, attention: str, checkpoint: Path | None
 ) -> IJepaForPretraining:
     """Fresh weights, or those of `init_from`; when resuming, the checkpoint's weights are loaded later."""
-    precision = computing_precision(arguments.mixed_precision)
-    attention = arguments.attn_implementation or choose_attention(accelerator.device.type, precision)
-    if checkpoint:
-        config = IJepaConfig.from_pretrained(checkpoint)
-        return IJepaForPretraining._from_config(config, attn_implementation=attention)
-    if arguments.init_from:
-        # float32 whatever the checkpoint's precision: in half precision the moving average would not move.
-        return IJepaForPretraining.from_pretrained(
-            arguments.init_from, dtype=torch.float32, **arguments.model_fields(), attn_implementation=attention
-        )
-    return IJepaForPretraining._from_config(IJepaConfig(**arguments.model_fields()), attn_implementation=attention)
+    if arguments.init_from and not checkpoint:
+        return load_pretraining_model(arguments.init_from, config=config, attn_implementation=attention)
+    return IJepaForPretraining._from_config(config, attn_implementation=attention)
 
 
 def start_momentum(arguments: PretrainingArguments, total_steps: int) -> float:
@@ -161,18 +162,24 @@ def prepare_networks(arguments: PretrainingArguments, accelerator: Accelerator, 
 
 def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRequest) -> Run:
     """Opens the data, finds the checkpoint to resume, and builds all that is trained."""
-    accelerator = build_accelerator(arguments)
-    mode = launch_mode(accelerator)
-    if mode == "fsdp2" and arguments.optimizer == "adamw_8bit":
+    accelerator, launch = build_accelerator(
+        batch_size=arguments.batch_size,
+        per_device_batch_size=arguments.per_device_batch_size,
+        mixed_precision=arguments.mixed_precision,
+        max_grad_norm=arguments.max_grad_norm,
+        trackers=arguments.trackers,
+        project_dir=arguments.output_dir,
+    )
+    if launch.mode == "fsdp2" and arguments.optimizer == "adamw_8bit":
         raise ValueError("optimizer adamw_8bit does not work under FSDP2: bitsandbytes cannot read sharded weights.")
     on_main_process(accelerator, lock.take_if_there)
-    launch = describe_launch(arguments, accelerator)
     checkpoint = on_main_process(accelerator, lambda: find_checkpoint(arguments, launch, accelerator.print))
-    data = open_data(arguments, accelerator, read_state(checkpoint) if checkpoint else None)
+    config = build_config(arguments, checkpoint)
+    data = open_batches(arguments, config, accelerator, read_state(checkpoint) if checkpoint else None)
     schedules = build_schedules(arguments, data.num_images // arguments.batch_size)
     set_seed(arguments.seed)
-    model = build_model(arguments, accelerator, checkpoint)
-    config = model.config
+    attention = arguments.attn_implementation or choose_attention(accelerator.device.type, launch.precision)
+    model = build_model(arguments, config, attention, checkpoint)
     masking = MultiBlockMasking(config.grid_size, **arguments.mask_fields())
     processor = build_image_processor(
         config.image_height_and_width,
@@ -181,14 +188,13 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
         arguments.image_std,
         arguments.eval_resize_ratio,
     )
-    data.open_log(config.num_channels)
     probe = Probe(arguments, config, processor, accelerator, stop) if arguments.validation_split else None
     model, optimizer = prepare_networks(arguments, accelerator, model)
     first_step = checkpoint_step(checkpoint) if checkpoint else 0
     return Run(
         arguments=arguments,
         accelerator=accelerator,
-        mode=mode,
+        launch=launch,
         stop=stop,
         config=config,
         processor=processor,
@@ -197,7 +203,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
         schedules=schedules,
         masking=masking,
         data=data,
-        loader=data.loader(config, masking, schedules.total_steps, first_step),
+        loader=data.loader(masking, schedules.total_steps, first_step),
         probe=probe,
         monitor=CollapseMonitor(),
         checkpoint=checkpoint,
@@ -207,8 +213,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
 def effective_values(run: Run) -> dict[str, object]:
     """What the settings come to, for the terminal and the model card."""
     arguments, schedules, config = run.arguments, run.schedules, run.config
-    num_images, count = run.data.num_images, run.accelerator.num_processes
-    precision = computing_precision(arguments.mixed_precision)
+    num_images, count = run.data.num_images, run.launch.num_processes
     masks = [run.masking.sample(arguments.per_device_batch_size, arguments.seed, step) for step in range(8)]
     context, target = (sum(pair[kind].shape[-1] for pair in masks) / len(masks) for kind in (0, 1))
     parameters = {
@@ -237,7 +242,7 @@ def effective_values(run: Run) -> dict[str, object]:
         f" {config.hidden_size}",
         "predictor": f"{parameters['predictor']:.2f} M parameters, {config.predictor_num_hidden_layers} layers of"
         f" {config.predictor_hidden_size}",
-        "computation": f"{run.accelerator.device.type}, {run.mode}, mixed precision {precision},"
+        "computation": f"{run.accelerator.device.type}, {run.launch.mode}, mixed precision {run.launch.precision},"
         f" {describe(run.networks)}",
     }
 

@@ -1,20 +1,22 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Evaluates the encoders of a run with k-NN and few-shot probes, on the main process while the others wait."""
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader, Subset
 
+from ..arguments import DatasetArguments
 from ..configuration_ijepa import IJepaConfig
 from ..data.datasets import EvaluationImages
+from ..data.sources import open_split
 from ..data.transforms import normalize_pixel_values
-from ..distributed import SHARDED_MODES, whole_weights
+from ..distributed import whole_weights
+from ..encoders import RawPixels, encoder_features, untrained
 from ..evaluation.probes import extract_features, few_shot_accuracy, format_table, knn_accuracy, standardize
 from ..modeling_ijepa import IJepaModel
 from .arguments import PretrainingArguments
-from .batches import open_split
 from .preemption import Preempted, ignore_stop_signals
 
 
@@ -30,9 +32,8 @@ class Probe:
         self.loaders = [self._loader(split, config) for split in (arguments.train_split, arguments.validation_split)]
 
     def _loader(self, split, config):
-        dataset = open_split(self.arguments, self.arguments.validation_data or self.arguments.data, split)
-        if "label" not in dataset.column_names:
-            raise ValueError(f"validation_split asks for a k-NN, but the {split!r} split has no labels.")
+        other = self.arguments.validation_data  # its columns are found: those that were named are of `data`
+        dataset = open_split(DatasetArguments(other) if other else self.arguments, split, labels="required")
         labelled = (torch.as_tensor(dataset["label"][:]) >= 0).nonzero().flatten()  # -1 means unlabelled
         order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(0))
         chosen = labelled[order[: self.arguments.max_probe_images]].sort().values
@@ -49,34 +50,31 @@ class Probe:
             generator=torch.Generator(),  # or the loader draws from the generator that training uses
         )
 
-    def features_of(self, encoder: IJepaModel | None):
-        """Standardised features and labels of both splits; raw pixels when there is no encoder."""
+    def features_of(self, encoder: IJepaModel | RawPixels) -> tuple[torch.Tensor, ...]:
+        """Standardised features and labels of the training split, then of the validation split."""
 
         def embed(pixel_values):
             if self.stop:
                 raise Preempted
             pixel_values = normalize_pixel_values(pixel_values, self.processor.image_mean, self.processor.image_std)
-            if encoder is None:  # shrunk to 32 x 32 where they are larger, or ImageNet's pixels fill the memory
-                return adaptive_avg_pool2d(pixel_values, [min(side, 32) for side in pixel_values.shape[2:]]).flatten(1)
-            with self.accelerator.autocast():
-                return encoder(pixel_values).pooler_output
+            with nullcontext() if isinstance(encoder, RawPixels) else self.accelerator.autocast():
+                return encoder_features(encoder, pixel_values, ("last",))["last"]
 
-        if encoder is not None:
-            encoder.eval()
+        encoder.eval()
         (train, train_labels), (test, test_labels) = (
             extract_features(embed, loader, self.accelerator.device) for loader in self.loaders
         )
         train, test = standardize(train, test)
         return train, train_labels, test, test_labels
 
-    def knn(self, encoder: IJepaModel | None) -> float:
+    def knn(self, encoder: IJepaModel | RawPixels) -> float:
         return self.row("", encoder, shots=())[self.knn_name]
 
     @property
     def knn_name(self) -> str:
         return f"{min(self.arguments.knn_neighbors, len(self.loaders[0].dataset))}-NN"
 
-    def row(self, name: str, encoder: IJepaModel | None, shots: tuple[int, ...] = (5,)) -> dict:
+    def row(self, name: str, encoder: IJepaModel | RawPixels, shots: tuple[int, ...] = (5,)) -> dict:
         """One row of the final table; few-shot accuracy only where every class has enough images."""
         features = self.features_of(encoder)
         row = {"features": name, self.knn_name: knn_accuracy(*features, k=int(self.knn_name.removesuffix("-NN")))}
@@ -101,7 +99,7 @@ def evaluate(run: "Run") -> dict:
 
 def whole_encoders(run: "Run", *names: str) -> dict[str, IJepaModel]:
     """Encoders that compute on their own. Call it on all processes; only the main one gets them."""
-    if run.mode not in SHARDED_MODES:
+    if not run.launch.shards_weights:
         return {name: getattr(run.networks, name) for name in names}
     weights = whole_weights(run.accelerator, run.model)
     return {name: plain_encoder(run, weights, f"{name}.") for name in names if run.accelerator.is_main_process}
@@ -113,17 +111,14 @@ def plain_encoder(run: "Run", weights: dict[str, torch.Tensor], prefix: str) -> 
     return encoder.to(run.accelerator.device)
 
 
-# The run from beginning to end
 def random_encoder(run: "Run") -> IJepaModel:
     """An untrained encoder of the same architecture: what every probe is compared with."""
-    with torch.random.fork_rng():
-        torch.manual_seed(run.arguments.seed)
-        return IJepaModel._from_config(run.config).to(run.accelerator.device).eval()
+    return untrained(IJepaModel, run.config, run.arguments.seed).to(run.accelerator.device)
 
 
 def tabulate(run: "Run", trained: dict[str, IJepaModel]) -> str | None:
     encoders = {
-        "raw pixels": None,
+        "raw pixels": RawPixels(),
         "random encoder": random_encoder(run),
         "I-JEPA target encoder": trained["ijepa"],
         "I-JEPA context encoder": trained["context_encoder"],

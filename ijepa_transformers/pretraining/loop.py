@@ -132,7 +132,7 @@ def optimizer_step(run: Run, batches: Iterator[dict], number: int) -> Step:
 def update_weights(run: Run) -> tuple[float, bool]:
     """The norm of the gradient, and whether the weights moved: a gradient that is not finite would ruin them."""
     accelerator, limit = run.accelerator, run.arguments.max_grad_norm
-    if run.mode.startswith("zero"):  # DeepSpeed has clipped and stepped, or not, at the end of the backward pass
+    if run.launch.uses_deepspeed:  # DeepSpeed has clipped and stepped, or not, at the end of the backward pass
         return float(accelerator.clip_grad_norm_([], 0.0)), not run.optimizer.step_was_skipped
     accelerator.unscale_gradients()
     parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
@@ -162,7 +162,7 @@ def train(run: Run) -> None:
         run.schedules.apply(run.optimizer, number)
         step = optimizer_step(run, batches, number)
         if step.moved:
-            update_target_encoder(run.accelerator, run.networks, run.schedules.momentum(number))
+            update_target_encoder(run.launch, run.networks, run.schedules.momentum(number))
         else:
             report_skipped_step(run, step, done)
         window.add(step)

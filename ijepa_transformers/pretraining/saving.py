@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import create_repo, upload_folder
 from safetensors.torch import load_file, save_file
 
-from ..distributed import describe_launch, on_main_process, whole_weights
+from ..distributed import on_main_process, whole_weights
 from ..files import disk_errors, replace_files, write_text
 from ..model_card import write_model_card
 from ..visualization.curves import plot_training_curves
@@ -36,7 +36,7 @@ def save(run: Run, step: int, exports: bool) -> None:
                 "baseline": run.baseline,
                 **data_state,
                 "skipped_steps": run.skipped_steps,
-                "launch": describe_launch(run.arguments, run.accelerator),
+                "launch": dataclasses.asdict(run.launch),
             }
             (directory / "run_state.json").write_text(json.dumps(state))
             run.networks.config.save_pretrained(directory)

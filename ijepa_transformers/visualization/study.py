@@ -12,13 +12,21 @@ from typing import Literal
 import numpy as np
 import torch
 import yaml
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ..arguments import MaskArguments, argument, require, without_removed_keys
+from ..arguments import DatasetArguments, MaskArguments, argument, require, without_removed_keys
 from ..data.datasets import ProcessedImages
-from ..data.sources import labels_of, load_image_dataset
+from ..data.sources import labels_of, open_split
 from ..data.transforms import normalize_pixel_values
-from ..encoders import load_encoder, load_processor, one_line, random_encoder
+from ..encoders import (
+    is_pretraining_model,
+    load_config,
+    load_encoder,
+    load_pretraining_model,
+    load_processor,
+    one_line,
+    random_encoder,
+)
 from ..masking import MultiBlockMasking
 from ..modeling_ijepa import IJepaForPretraining, IJepaModel
 
@@ -28,7 +36,7 @@ METRICS = "metrics.jsonl"
 
 
 @dataclass
-class VisualizationArguments:
+class VisualizationArguments(DatasetArguments):
     """Every argument of `run_visualization.py`.
 
     Raises:
@@ -36,12 +44,8 @@ class VisualizationArguments:
     """
 
     model: str = argument("", "model directory or Hub name: a pretraining directory, or one I-JEPA encoder")
-    data: str = argument("", "images: a folder, Parquet or tar shards, a Hub dataset, or 'digits'")
     output: str = argument("", "the HTML file to write")
-    data_config: str | None = argument(None, "configuration name of a Hub dataset")
     split: str = argument("train", "split to show; one that the model was not trained on is the more honest choice")
-    image_column: str | None = argument(None, "column of the images; found if there is only one")
-    label_column: str | None = argument(None, "column of the labels; found if there is only one")
     encoder: Literal["target", "context"] = argument(
         "target", "which encoder of a pretraining directory is shown; the paper evaluates the target"
     )
@@ -97,15 +101,12 @@ def load_networks(arguments: VisualizationArguments, device: torch.device) -> Ne
     Raises:
         ValueError: if it cannot be opened, is no I-JEPA, or has no context encoder and that is asked for.
     """
-    try:
-        config = AutoConfig.from_pretrained(arguments.model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The model {arguments.model!r} cannot be opened: {one_line(error)}") from error
+    config = load_config(arguments.model)
     require(config.model_type == "ijepa", f"{arguments.model!r} is a {config.model_type!r} model, no I-JEPA.")
     saved_from = ", ".join(config.architectures or ["an unnamed class"])
     pretraining = None
-    if saved_from == "IJepaForPretraining":
-        pretraining = IJepaForPretraining.from_pretrained(arguments.model, dtype=torch.float32).eval().to(device)
+    if is_pretraining_model(config):
+        pretraining = load_pretraining_model(arguments.model).to(device)
         pretraining.set_attn_implementation("eager")
         encoder = pretraining.ijepa if arguments.encoder == "target" else pretraining.context_encoder
     else:
@@ -136,13 +137,7 @@ def load_pool(arguments: VisualizationArguments, networks: Networks) -> Pool:
         ValueError: fewer than two images can be read, or the image processor does not fit the model.
     """
     config = networks.config
-    dataset = load_image_dataset(
-        arguments.data,
-        split=arguments.split,
-        config_name=arguments.data_config,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
-    )
+    dataset = open_split(arguments, arguments.split)
     processor = load_processor(arguments.model)
     has_statistics = getattr(processor, "do_normalize", True)
     mean = processor.image_mean if has_statistics else [0.0] * config.num_channels

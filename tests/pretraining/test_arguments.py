@@ -9,13 +9,12 @@ import pytest
 import yaml
 
 from ijepa_transformers.arguments import (
-    CPU_REMEDY,
     MAX_RECIPE_BYTES,
     argument,
-    check_launch,
     parse_arguments,
     without_removed_keys,
 )
+from ijepa_transformers.distributed import check_launch
 from ijepa_transformers.pretraining.arguments import PretrainingArguments, parse_pretraining_arguments
 
 
@@ -131,8 +130,8 @@ def test_several_processes_that_do_not_see_each_other_are_an_error(monkeypatch):
     """What torchrun on the CPU without ACCELERATE_USE_CPU is: two runs that write the same files."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes were launched, but 1 would work together; on the CPU, set"):
-        check_launch(1, CPU_REMEDY)
-    check_launch(2, CPU_REMEDY)
+        check_launch(1)
+    check_launch(2)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ijepa_transformers import IJepaForPretraining, configuration_ijepa, masking
+from ijepa_transformers.encoders import RawPixels
 from ijepa_transformers.model_card import write_model_card
 from ijepa_transformers.pretraining import build as pretraining_build
 from ijepa_transformers.pretraining import evaluate as pretraining_evaluate
@@ -339,15 +340,15 @@ def test_weights_from_elsewhere_are_trained_in_training_mode(tmp_path, monkeypat
 def test_unlabelled_images_are_no_neighbours(tmp_path, monkeypatch):
     """-1 is a missing label: such images are left out of the k-NN, not counted as a class."""
 
-    def partly_labelled(arguments, source, split, original=pretraining_evaluate.open_split):
-        dataset = original(arguments, source, split).select(range(60))
+    def partly_labelled(arguments, split, labels, original=pretraining_evaluate.open_split):
+        dataset = original(arguments, split, labels).select(range(60))
         labels = [label if index % 2 else -1 for index, label in enumerate(dataset["label"])]
         return dataset.remove_columns("label").add_column("label", labels)
 
     monkeypatch.setattr(pretraining_evaluate, "open_split", partly_labelled)
     arguments = parse_pretraining_arguments(pretraining_argv(tmp_path / "run", validation_split="test"))
     run = build_run(arguments)
-    _, train_labels, _, test_labels = run.probe.features_of(None)
+    _, train_labels, _, test_labels = run.probe.features_of(RawPixels())
     assert len(train_labels) == len(test_labels) == 30 and min(train_labels) >= 0
     row = run.probe.row("raw pixels", None)
     assert "20-NN" in row and ("5-shot" in row) == (train_labels.unique(return_counts=True)[1].min() >= 5)
