@@ -185,11 +185,15 @@ def test_images_without_a_label_are_left_out_of_supervised_training_only(digits)
 def test_crops_and_their_order_are_those_of_the_pretraining_command(digits):
     arguments = parse(crop_scale=[0.3, 1.0], horizontal_flip="true", per_device_batch_size=4)
     accelerator = SimpleNamespace(
-        process_index=0, num_processes=1, gradient_accumulation_steps=2, device=torch.device("cpu")
+        process_index=0,
+        num_processes=1,
+        gradient_accumulation_steps=2,
+        device=torch.device("cpu"),
+        is_main_process=False,
     )
     config = compare_methods.config_of(arguments)
-    theirs = IndexedData(digits, arguments, accelerator, None).loader(
-        config, MultiBlockMasking(config.grid_size, **arguments.mask_fields()), total_steps=2, first_step=0
+    theirs = IndexedData(digits, arguments, config, accelerator, None).loader(
+        MultiBlockMasking(config.grid_size, **arguments.mask_fields()), total_steps=2, first_step=0
     )
     ours = compare_methods.training_loader(arguments, digits, steps=2)
     for batch, other in zip(ours, theirs, strict=True):

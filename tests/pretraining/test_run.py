@@ -350,7 +350,7 @@ def test_unlabelled_images_are_no_neighbours(tmp_path, monkeypatch):
     run = build_run(arguments)
     _, train_labels, _, test_labels = run.probe.features_of(RawPixels())
     assert len(train_labels) == len(test_labels) == 30 and min(train_labels) >= 0
-    row = run.probe.row("raw pixels", None)
+    row = run.probe.row("raw pixels", RawPixels())
     assert "20-NN" in row and ("5-shot" in row) == (train_labels.unique(return_counts=True)[1].min() >= 5)
 
 
