@@ -133,7 +133,9 @@ class Server:
     def __init__(self, kind: str):
         ours, its = socket.socketpair()
         command = [sys.executable, __file__, str(its.fileno()), *PRELOADED[kind]]
+        self.modules = tempfile.TemporaryDirectory(prefix="ijepa_modules_")  # where code beside weights is copied to
         environment = {**os.environ, **SERVER_ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
+        environment["HF_MODULES_CACHE"] = self.modules.name
         self.process = subprocess.Popen(
             command, env=environment, cwd=REPOSITORY, pass_fds=[its.fileno()], start_new_session=True
         )

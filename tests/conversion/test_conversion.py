@@ -26,6 +26,7 @@ from ijepa_transformers.conversion.export import export, meta_checkpoint, optimi
 from ijepa_transformers.conversion.key_mapping import from_meta
 from ijepa_transformers.conversion.meta_layout import expected_shapes, optimizer_order
 from ijepa_transformers.optimization import parameter_groups
+from tests import forked
 from tests.conftest import (
     FIXTURES,
     config_of_reference,
@@ -101,9 +102,9 @@ for encoder in ("both", "target", "context"):
     with torch.no_grad():
         features[encoder] = model(pixel_values).last_hidden_state
 save_file(features, "features.safetensors")
-assert "ijepa" not in sys.modules
+assert "ijepa_transformers" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    forked.run(["-c", program], cwd=tmp_path, kind="stock", check=True)
     features = load_file(tmp_path / "features.safetensors")
     tolerance = reference_json("MANIFEST.json")["tolerances"]["output_abs"]
     for encoder, name in (("both", "target_encoder"), ("target", "target_encoder"), ("context", "encoder")):
@@ -375,11 +376,9 @@ def test_a_conversion_that_dies_while_writing_leaves_nothing_behind(tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_the_scripts_run_from_the_repository(tmp_path):
     def script(name, *words):
-        command = [sys.executable, f"conversion/{name}.py", *map(str, words)]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        return forked.run([f"conversion/{name}.py", *words])
 
     model, file = tmp_path / "model", tmp_path / "again.pth.tar"
     words = ["--checkpoint", CHECKPOINT, "--output", model, "--num_attention_heads", 3]

@@ -5,8 +5,6 @@ import io
 import json
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -19,6 +17,7 @@ from ijepa_transformers.data import decoding
 from ijepa_transformers.data.bad_images import BadImageLog
 from ijepa_transformers.data.decoding import BadImageError, decode_image
 from ijepa_transformers.data.sources import image_name, load_image_dataset
+from tests import forked
 from tests.data.nasty_images import (
     ACCEPTED,
     REFUSED,
@@ -255,10 +254,7 @@ print(json.dumps({name: growth(make[0]()) for name, make in {**ACCEPTED, **REFUS
 def test_broken_files_are_silent_and_refused_ones_take_less_than_100_megabytes():
     """PIL warns of what it repairs, without a file's name; in a run of a million images that hides everything else.
     The lines of libtiff come from C, and stay."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", DECODE_EVERYTHING]
-    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
+    result = forked.run(["-c", DECODE_EVERYTHING], check=True)
     assert [line for line in result.stderr.splitlines() if not line.startswith(FROM_LIBTIFF)] == []
     growth = json.loads(result.stdout)
     assert set(growth) == {*ACCEPTED, *REFUSED} and max(growth.values()) < 100

@@ -5,8 +5,6 @@ import json
 import logging
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -229,7 +227,6 @@ def test_accumulated_batches_are_the_whole_batch(directory, tmp_path):
 # What is left behind
 
 
-@pytest.mark.slow
 def test_a_fine_tuned_directory_works_in_stock_transformers_with_its_class_names(colour_directory, folder, tmp_path):
     output_dir = tmp_path / "photos"
     fine_tune(
@@ -244,7 +241,6 @@ def test_a_fine_tuned_directory_works_in_stock_transformers_with_its_class_names
     program = f"""
 import json, sys, torch
 from PIL import Image
-from tests.runs import TINY_FINE_TUNING, fine_tune, fine_tuning_argv, reset_accelerate, save_pretrained_model
 from transformers import AutoModelForImageClassification, pipeline
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 model = AutoModelForImageClassification.from_pretrained({str(output_dir)!r})
@@ -255,10 +251,9 @@ with torch.no_grad():
 classifier = pipeline("image-classification", model=model, image_processor=processor)
 best = classifier(Image.open({str(tmp_path / "yak.png")!r}))[0]
 assert best["label"] == "yak" and best["score"] > 0.5, best
-assert "ijepa" not in sys.modules and type(model).__module__.startswith("transformers.")
+assert "ijepa_transformers" not in sys.modules and type(model).__module__.startswith("transformers.")
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    forked.run(["-c", program], cwd=tmp_path, kind="stock", check=True)
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / "logits.pt"), model(pixel_values).logits)
     results = json.loads((output_dir / "eval_results.json").read_text())
@@ -317,7 +312,7 @@ def test_starting_says_nothing_of_an_untrained_head(directory, tmp_path, capfd, 
     everything = written.err + written.out + caplog.text
     assert "no trained classifier" not in everything and "LOAD REPORT" not in everything
     assert "nothing is evaluated" in written.out and "30 images to train on" in written.out
-    assert logging.getLogger("ijepa").level == logging.NOTSET
+    assert logging.getLogger("ijepa_transformers").level == logging.NOTSET
 
 
 # Interruption, workers, processes

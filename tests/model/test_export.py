@@ -1,7 +1,6 @@
 """What leaves this package works elsewhere: code beside weights, pipelines, torch.export and ONNX."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from transformers.dynamic_module_utils import get_imports
 from ijepa_transformers import IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel
 from ijepa_transformers.conversion import onnx as conversion_onnx
 from ijepa_transformers.data.transforms import build_image_processor
+from tests import forked
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,19 +35,15 @@ REFUSE_THIS_PACKAGE = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("ijepa", "conversion"):
+        if name.split(".")[0] == "ijepa_transformers":
             raise ModuleNotFoundError(f"No module named {name!r}")
 sys.meta_path.insert(0, Refuse())
 """
 
 
 def run_without_this_package(program, tmp_path):
-    """Another process, in another folder, in isolated mode, in which `import ijepa_transformers` fails."""
-    command = [sys.executable, "-I", "-c", REFUSE_THIS_PACKAGE + program]
-    environment = {"PATH": "/usr/bin:/bin", "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return finished.stdout
+    """Another process, in another folder, in which `import ijepa_transformers` fails."""
+    return forked.run(["-c", REFUSE_THIS_PACKAGE + program], cwd=tmp_path, kind="stock", check=True).stdout
 
 
 @pytest.fixture
@@ -97,7 +93,6 @@ def test_the_code_needs_only_torch_and_transformers(directories_with_code):
         assert needed <= {"torch", "transformers", "huggingface_hub"}  # the last is a part of transformers
 
 
-@pytest.mark.slow
 def test_directories_with_code_open_where_this_package_is_not(directories_with_code, trained, classifier, tiny_batch):
     """Every directory in every Auto class; also after being opened and saved once more over there."""
     tmp_path = directories_with_code[0].parent
@@ -278,13 +273,9 @@ def test_onnx_of_free_resolution(model_directories, trained, classifier, opset):
         assert [domain.version for domain in onnx.load(output).opset_import if domain.domain == ""] == [opset]
 
 
-@pytest.mark.slow
 def test_the_documented_command_works_from_anywhere(model_directories):
-    command = [sys.executable, str(REPOSITORY / "conversion" / "export_onnx.py"), "--model", "classifier"]
-    finished = subprocess.run(
-        [*command, "--output", "classifier.onnx"], cwd=model_directories, capture_output=True, text=True
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    command = [REPOSITORY / "conversion" / "export_onnx.py", "--model", "classifier", "--output", "classifier.onnx"]
+    finished = forked.run(command, cwd=model_directories, check=True)
     assert finished.stdout.splitlines()[-1] == "wrote classifier.onnx"
     assert (model_directories / "classifier.onnx").exists()
 

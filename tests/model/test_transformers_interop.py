@@ -1,8 +1,6 @@
 """Directories cross between this package and stock Transformers, in both directions, bit for bit or not at all."""
 
 import logging
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers.models.ijepa import modeling_ijepa as stock
 
 from ijepa_transformers import IJepaBackbone, IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel
+from tests import forked
 
 
 EARLY_HUB_NAMES = {  # stock name now -> name in the first converted directories on the Hub
@@ -76,9 +75,9 @@ encoder = AutoModel.from_pretrained({str(directory)!r})
 classifier = AutoModelForImageClassification.from_pretrained({str(directory)!r})
 with torch.no_grad():
     torch.save([encoder(pixels)[0], classifier.ijepa(pixels)[0]], {str(tmp_path / "features.pt")!r})
-assert "ijepa" not in sys.modules and type(encoder).__module__.startswith("transformers.")
+assert "ijepa_transformers" not in sys.modules and type(encoder).__module__.startswith("transformers.")
 """
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, capture_output=True)
+    forked.run(["-c", program], cwd=tmp_path, kind="stock", check=True)
     expected = trained.ijepa(tiny_batch["pixel_values"])[0]
     for features in torch.load(tmp_path / "features.pt"):
         assert torch.equal(features, expected)

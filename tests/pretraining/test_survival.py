@@ -60,20 +60,18 @@ def signals_that_are_heard():
         signal.signal(number, handler)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
-        ["--kills", "8"],
-        ["--kills", "4", "--num_workers", "2"],
-        ["--kills", "4", "--signal", "TERM", "--num_workers", "1"],
+        ["--kills", "2"],
+        pytest.param(["--kills", "8"], marks=pytest.mark.slow),
+        pytest.param(["--kills", "4", "--num_workers", "2"], marks=pytest.mark.slow),
+        pytest.param(["--kills", "4", "--signal", "TERM", "--num_workers", "1"], marks=pytest.mark.slow),
     ],
-    ids=["kill", "kill with workers", "sigterm"],
+    ids=["kill twice", "kill", "kill with workers", "sigterm"],
 )
 def test_killed_at_any_moment_a_run_ends_as_if_it_had_not_been(options):
-    done = subprocess.run(
-        [sys.executable, "tests/kill_loop.py", *options], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    done = forked.run(["tests/kill_loop.py", *options])
     assert done.returncode == 0 and "\n0 losses" in done.stdout, done.stdout + done.stderr[-3000:]
     print(done.stdout)
 
@@ -248,7 +246,7 @@ def test_a_place_where_nothing_can_be_written_is_a_sentence(tmp_path):
 HOLD_THE_LOCK = """
 import sys, time
 from pathlib import Path
-from ijepa.checkpointing import DirectoryLock
+from ijepa_transformers.pretraining.checkpointing import DirectoryLock
 lock = DirectoryLock(Path(sys.argv[1]))
 lock.take()
 print("held", flush=True)
@@ -259,19 +257,8 @@ time.sleep(60)
 def test_a_second_run_in_the_same_directory_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pretraining_checkpointing, "LOCK_PATIENCE", 0.0)
     pretrain(tmp_path / "run", max_steps=3)
-    holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys, time; from pathlib import Path;"
-            "from ijepa_transformers.pretraining.checkpointing import DirectoryLock;"
-            "lock = DirectoryLock(Path(sys.argv[1])); lock.take(); print('held', flush=True); time.sleep(60)",
-            tmp_path / "run",
-        ],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-    )
-    holder.stdout.readline()
+    holder = forked.start(["-c", HOLD_THE_LOCK, tmp_path / "run"])
+    wait_until(lambda: holder.stdout == "held\n")
     before = files(tmp_path / "run")
     with pytest.raises(SystemExit) as stop:
         pretrain(tmp_path / "run", max_steps=3, resume="true")
