@@ -87,11 +87,26 @@ def open_encoder(spec: EncoderSpec, dtype: torch.dtype) -> torch.nn.Module:
 
 
 def random_encoder(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """An untrained encoder of the same architecture, a pure function of the seed, in evaluation mode."""
+    """An untrained encoder of the same architecture, in evaluation mode: a pure function of the seed, and of the
+    constants of `model` that its class does not fill."""
     fresh = untrained(type(model), model.config, seed, model.dtype)
     if getattr(model, "pooler", None) is None and getattr(fresh, "pooler", None) is not None:
         fresh.pooler = None
+    _fill_constants(fresh, model)
     return fresh
+
+
+@torch.no_grad()
+def _fill_constants(fresh: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Copies parameters of `model` to `fresh` that are not trained and that are zero in `fresh`.
+
+    In Transformers 5.x `ViTMAEModel(config)` leaves its constant position table at zero, so a random encoder would
+    not know where a patch lies.
+    """
+    trained = dict(model.named_parameters())
+    for name, parameter in fresh.named_parameters():
+        if not parameter.requires_grad and not parameter.any():
+            parameter.copy_(trained[name])
 
 
 def untrained(

@@ -157,6 +157,32 @@ def test_a_masked_autoencoder_sees_the_whole_image_every_time(tmp_path, images):
     torch.testing.assert_close(first["last"], again["last"])
 
 
+def test_a_random_masked_autoencoder_has_the_position_table_of_the_trained_one(tmp_path, images):
+    """Transformers 5.x leaves the constant table of a fresh `ViTMAEModel` at zero. Trained weights stay out."""
+    model = stock("ViTMAE", tmp_path, mask_ratio=0.0)
+    table = torch.randn(1, 16 + 1, 16, generator=torch.Generator().manual_seed(1))
+    model.embeddings.position_embeddings.copy_(table)
+    model.save_pretrained(tmp_path)
+    trained = load_encoder(str(tmp_path), "target", FLOAT)
+    first, again, other = (open_encoder(EncoderSpec.parse(f"random:{tmp_path}#{seed}"), FLOAT) for seed in (1, 1, 2))
+    for random in (first, other):
+        assert torch.equal(random.embeddings.position_embeddings, table)
+    weights = [name for name, value in trained.named_parameters() if name.startswith("layers.") and value.ndim > 1]
+    for a, b in ((first, trained), (first, other)):
+        assert weights and not any(torch.equal(a.state_dict()[name], b.state_dict()[name]) for name in weights)
+    assert weights_digest(first) == weights_digest(again)
+
+
+def test_a_random_convolutional_network_has_no_statistics_of_the_trained_one(tmp_path, images):
+    """They are learned from images."""
+    model = stock("ResNet", tmp_path).train()
+    model(images)
+    model.save_pretrained(tmp_path)
+    random = open_encoder(EncoderSpec.parse(f"random:{tmp_path}"), FLOAT)
+    name = "embedder.embedder.normalization.running_mean"
+    assert model.state_dict()[name].any() and not random.state_dict()[name].any()
+
+
 def test_our_classifier_and_stock_ijepa_open_with_the_same_features(tmp_path, tiny_config, images):
     classifier = IJepaForImageClassification(tiny_config).eval()
     classifier.save_pretrained(tmp_path / "classifier")
