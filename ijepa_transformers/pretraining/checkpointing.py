@@ -9,12 +9,12 @@ disk or a transfer has damaged since then is found out before anything of it is 
 The directory must be on a file system that all processes share.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from filelock import FileLock, Timeout
 
 from ..distributed import on_main_process
 from ..files import disk_errors, files_below, sync_to_disk
@@ -30,6 +31,8 @@ from ..files import disk_errors, files_below, sync_to_disk
 MANIFEST = "manifest.json"
 LOCK_FILE = ".lock"
 LOCK_PATIENCE = 30.0  # seconds that a start waits for the last process of the run before it to end
+# The answers of a file system without locks, on which a run goes on without one.
+WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class CheckpointError(OSError):
@@ -40,16 +43,14 @@ class DirectoryLock:
     """Keeps a second run out of a directory, from `take` until the process ends, however that ends; or, used as a
     context, until the block ends.
 
-    (Data loading workers do not inherit it: they may outlive a killed process by seconds.)
+    The lock belongs to the open file, not to the file's name: what a killed process leaves behind locks nothing. On a
+    network file system the lock counts on all machines, as far as its server supports `flock`.
     """
 
     def __init__(self, directory: Path):
         self.path = directory / LOCK_FILE
-        self._file = None
-
-    @property
-    def is_taken(self) -> bool:
-        return self._file is not None
+        self.is_taken = False
+        self._lock = FileLock(self.path)
 
     def take_if_there(self) -> None:
         """Takes the lock if there is a directory, and so something that another run could hold."""
@@ -61,40 +62,30 @@ class DirectoryLock:
 
         Raises:
             ValueError: if another process still holds it after LOCK_PATIENCE seconds.
+            OSError: if the lock file cannot be written.
         """
-        if self._file is not None:
+        if self.is_taken:
             return
-        file = open(self.path, "a+")  # noqa: SIM115 (it stays open)
-        deadline = time.monotonic() + LOCK_PATIENCE
-        while not _lock(file):
-            if time.monotonic() > deadline:
-                file.seek(0)
-                raise ValueError(f"Another run ({file.read().strip()}) is writing to {self.path.parent}.")
-            time.sleep(0.5)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
-        self._file = file
+        try:
+            self._lock.acquire(timeout=LOCK_PATIENCE, poll_interval=0.5)
+        except Timeout:
+            holder = self.path.read_text().strip()
+            name = f" ({holder})" if holder else ""  # old versions of filelock empty the file while they wait
+            raise ValueError(f"Another run{name} is writing to {self.path.parent}.") from None
+        except NotImplementedError:  # how filelock 3 reports ENOSYS
+            pass
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+        self.path.write_text(f"process {os.getpid()} on {os.uname().nodename}")
+        self.is_taken = True
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def _lock(file) -> bool:
-    import fcntl  # not on Windows, where only this module's other half is used
-
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
+        self._lock.release()
+        self.is_taken = False
 
 
 # Writing

@@ -3,6 +3,7 @@
 The long version of the kill loop: python tests/kill_loop.py --kills 200
 """
 
+import errno
 import json
 import os
 import shutil
@@ -268,6 +269,23 @@ def test_a_second_run_in_the_same_directory_is_refused(tmp_path, monkeypatch, ca
     holder.kill()
     holder.wait()
     DirectoryLock(tmp_path / "run").take()  # the lock ended with its process
+
+
+def test_a_file_system_without_locks_does_not_stop_a_run(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with DirectoryLock(tmp_path) as lock:
+        lock.take()
+        assert lock.is_taken
+
+
+def test_a_lock_that_cannot_be_written_is_an_error_of_the_disk(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with DirectoryLock(tmp_path) as lock, pytest.raises(OSError, match=r"\.lock"):
+        lock.take()
+    assert not lock.is_taken
 
 
 # Damaged checkpoints
