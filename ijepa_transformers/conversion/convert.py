@@ -17,7 +17,6 @@ import math
 import os
 import pickle
 import re
-import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +48,6 @@ from .meta_layout import (
 )
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, a script sees only its own folder
 HEADS_BY_WIDTH = {size["hidden_size"]: size["num_attention_heads"] for size in IJEPA_SIZES.values()}
 NETWORKS_OF = {"both": tuple(NETWORKS), "target": ("target_encoder",), "context": ("encoder",)}
 

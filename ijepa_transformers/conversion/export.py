@@ -11,7 +11,6 @@ schedules afresh from these weights. A directory of this package's own training 
 import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,9 +34,6 @@ from .meta_layout import (
     optimized_names,
     optimizer_order,
 )
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, a script sees only its own folder
 
 
 def meta_checkpoint(
