@@ -122,7 +122,8 @@ class ResolvedSource:
     """What a source is, before anything is opened.
 
     `kind` is "digits", "hub", "saved" (a `save_to_disk` folder), "url", "image", ".parquet", ".tar" or ".arrow".
-    `files` are the local files by split. Those of `folder`, where it holds images, are one list: the split is in the path.
+    `files` are the local files by split. Those of `folder`, where it holds images, are one list: the split is in the
+    path.
     """
 
     kind: str
