@@ -25,6 +25,8 @@ def photo(height=40, width=56, seed=0):
 
 
 def encoded(image, file_format="PNG", **options):
+    """A PIL image, or uint8 pixels (H, W, C), as the bytes of a file."""
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     file = io.BytesIO()
     image.save(file, file_format, **options)
     return file.getvalue()

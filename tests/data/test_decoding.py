@@ -7,17 +7,14 @@ import os
 import resource
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ijepa_transformers.data import datasets as data_datasets
 from ijepa_transformers.data import decoding
-from ijepa_transformers.data.bad_images import BadImageLog
 from ijepa_transformers.data.decoding import BadImageError, decode_image
-from ijepa_transformers.data.sources import image_name, load_image_dataset
 from tests import forked
+from tests.data.images import photo_pixels
 from tests.data.nasty_images import (
     ACCEPTED,
     REFUSED,
@@ -29,7 +26,6 @@ from tests.data.nasty_images import (
     solid,
     truncations,
 )
-from tests.runs import pretrain, rows
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,7 +46,7 @@ def use_decoder(name, monkeypatch):
         monkeypatch.setattr(decoding, "simplejpeg", None)
 
 
-def decoded(content, name="photo.jpg", num_channels=3):
+def decoded(content, num_channels=3, name="photo.jpg"):
     return decode_image({"bytes": content, "path": name}, num_channels)
 
 
@@ -60,7 +56,114 @@ def reason_of(value):
     return caught.value.reason
 
 
-# Contents
+# Sound images
+
+
+def test_lossless_files_decode_to_their_pixels():
+    for file_format in ("PNG", "BMP", "TIFF", "PPM"):
+        assert np.array_equal(decoded(encoded(photo_pixels(), file_format)), photo_pixels())
+    assert np.array_equal(decode_image(Image.fromarray(photo_pixels())), photo_pixels())
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "PA", "LA", "RGBA", "CMYK", "I;16", "YCbCr", "HSV", "LAB"])
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_every_mode_becomes_the_channels_asked_for(mode, num_channels):
+    image = Image.fromarray(photo_pixels())
+    image = Image.fromarray(photo_pixels()[..., 0].astype(np.uint16)) if mode == "I;16" else image.convert(mode)
+    array = decode_image(image, num_channels)
+    assert array.shape == (30, 40, num_channels) and array.dtype == np.uint8
+
+
+def test_gray_is_repeated_and_colour_becomes_luma():
+    gray = photo_pixels()[..., 0]
+    assert np.array_equal(decoded(encoded(gray)), np.repeat(gray[..., None], 3, axis=2))
+    luma = photo_pixels() @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(decoded(encoded(photo_pixels()), 1)[..., 0] - luma).max() <= 1
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_are_scaled_and_not_clipped(file_format):
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    assert np.array_equal(decoded(encoded(ramp, file_format), 1)[..., 0].ravel(), np.arange(256))
+
+
+def test_one_bit_is_black_and_white():
+    bits = Image.fromarray(photo_pixels()).convert("1")
+    assert np.array_equal(decoded(encoded(bits), 1)[..., 0], np.array(bits) * np.uint8(255))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_on_white(mode):
+    black = Image.new("L", (3, 1), 0).convert(mode)
+    black.putalpha(Image.fromarray(np.array([[0, 128, 255]], np.uint8)))
+    assert np.abs(decoded(encoded(black), 1)[0, :, 0].astype(int) - [255, 127, 0]).max() <= 1
+
+
+def test_palettes_are_looked_up_and_their_transparent_colour_is_white():
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([200, 10, 20, 30, 40, 50])
+    palette.putdata([0, 1])
+    assert decoded(encoded(palette)).tolist() == [[[200, 10, 20], [30, 40, 50]]]
+    assert decoded(encoded(palette, transparency=0)).tolist() == [[[255, 255, 255], [30, 40, 50]]]
+
+
+def test_cmyk_jpeg_keeps_its_colours():
+    red = Image.new("RGB", (16, 16), (250, 10, 20)).convert("CMYK")
+    assert np.abs(decoded(encoded(red, "JPEG", quality=95)).astype(int) - [250, 10, 20]).max() < 8
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    upright = Image.fromarray(photo_pixels())
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(upright, "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    assert np.array_equal(decoded(content), np.array(expected))
+    if orientation == 6:  # the camera was turned: the stored top row is the right column
+        assert np.array_equal(decoded(content)[:, -1], photo_pixels()[0])
+
+
+def test_the_first_frame_of_an_animation_is_taken():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    assert decoded(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "the file is empty"),
+        (b"hello", "no image that PIL knows"),
+        (encoded(photo_pixels(), "JPEG")[:-40], "truncated"),
+        (encoded(photo_pixels(200, 200), "PNG")[:4000], "truncated"),
+        (encoded(photo_pixels(), "WEBP")[:-40], "decoder"),
+        (encoded(photo_pixels()[..., 0].astype(np.float32), "TIFF"), "floating-point"),
+        (encoded(photo_pixels()[..., 0].astype(np.int32) * 1000, "TIFF"), "only 8 and 16 bits"),
+        (None, "neither a path nor bytes"),
+    ],
+)
+def test_bad_files_raise_with_name_and_reason(content, reason):
+    path = None if content is None else "holiday.jpg"
+    with pytest.raises(BadImageError, match=reason) as caught:
+        decode_image({"bytes": content, "path": path}, name="holiday.jpg")
+    assert "holiday.jpg" in str(caught.value)
+
+
+def test_missing_files_and_decompression_bombs_are_bad_images(tmp_path, monkeypatch):
+    with pytest.raises(BadImageError, match=r"gone\.jpg"):
+        decode_image({"bytes": None, "path": str(tmp_path / "gone.jpg")})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(BadImageError, match="DecompressionBombError"):
+        decoded(encoded(photo_pixels()))
+
+
+def test_other_numbers_of_channels_are_the_callers_mistake():
+    with pytest.raises(ValueError, match="1 or 3, got 4") as caught:
+        decoded(encoded(photo_pixels()), num_channels=4)
+    assert not isinstance(caught.value, BadImageError)
+
+
+# Unusual and broken images
 
 
 @pytest.mark.usefixtures("jpeg_decoder")
@@ -287,7 +390,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # KiB
 
 
-# Things in a folder that are no readable file
+# Files that cannot be read
 
 
 def test_pipes_devices_and_missing_files_are_bad_images(tmp_path):
@@ -306,93 +409,6 @@ def test_an_unreadable_file_is_a_bad_image(tmp_path):
     if os.access(path, os.R_OK):
         pytest.skip("this user may read everything")
     assert "PermissionError" in reason_of({"bytes": None, "path": str(path)})
-
-
-def nasty_folder(folder):
-    """Writes sound and bad images under hostile names; returns the names of the bad ones, as they are listed."""
-    folder.mkdir()
-    for number, (make, *_) in enumerate(ACCEPTED.values()):
-        (folder / f"{number:02}_unusual.jpg").write_bytes(make())
-    bad = [write_bad(folder, f"{number:02}_bad.jpg", make()) for number, (make, _) in enumerate(REFUSED.values())]
-    for name in (
-        "new\nline.png",
-        '"quoted".png',
-        "<script>alert(1)<script>.png",
-        "x" * 250 + ".png",
-    ):
-        bad.append(write_bad(folder, name, b"no image"))
-    (folder / "folder.jpg").mkdir()
-    (folder / "folder.jpg" / "inside.png").write_bytes(encoded(photo()))
-    (folder / "folder.jpg" / "circle").symlink_to(folder)
-    (folder / "dangling.jpg").symlink_to(folder / "nowhere.jpg")
-    (folder / "circle.jpg").symlink_to(folder / "circle.jpg")
-    os.mkfifo(folder / "pipe.jpg")
-    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(encoded(photo()))
-    (folder / os.fsdecode(b"bad caf\xe9.png")).write_bytes(b"no image")
-    uri = "file://" + str(folder) + "/bad%20caf%E9.png"
-    return {*bad, *(str(folder / f"{name}.jpg") for name in ("dangling", "circle", "pipe")), uri}
-
-
-def write_bad(folder, name, content):
-    (folder / name).write_bytes(content)
-    return str(folder / name)
-
-
-def test_a_run_on_a_folder_of_nasty_files_trains_on_and_lists_exactly_the_bad_ones(tmp_path):
-    folder = tmp_path / "photographs"
-    bad = nasty_folder(folder)
-    for number in range(-len(load_image_dataset(folder)) % 8):  # whole batches, so that an epoch meets every image
-        (folder / f"{number:02}_good.jpg").write_bytes(encoded(photo(seed=number), "JPEG"))
-    num_steps = len(load_image_dataset(folder)) // 8
-    weights = pretrain(
-        tmp_path / "run", data=folder, num_channels=3, max_bad_images=len(bad), max_steps=num_steps, save_steps=100
-    )
-    assert all(value.isfinite().all() for value in weights.values())
-    records = [json.loads(line) for line in (tmp_path / "run/bad_images.jsonl").read_text().splitlines()]
-    assert all(set(record) == {"index", "name", "reason"} and record["reason"] for record in records)
-    assert sorted(record["name"] for record in records) == sorted(bad)
-    assert rows(tmp_path / "run")[-1]["bad_images"] == len(bad)
-
-
-def test_every_nasty_file_is_decoded_or_listed_once(tmp_path):
-    bad = nasty_folder(tmp_path / "photographs")
-    dataset = load_image_dataset(tmp_path / "photographs")
-    log = BadImageLog(tmp_path / "bad.jsonl", 500, dataset)
-    images = data_datasets.ProcessedImages(dataset, None, 3)
-    images.prepare = lambda array: array
-    log.add(index for index in range(len(dataset)) if isinstance(images[index], str))
-    log.add(range(0))
-    records = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().split("\n")[:-1]]
-    assert {record["name"] for record in records} == bad and len(records) == len(bad)
-    good = {image_name(dataset, index) for index in range(len(dataset))} - bad
-    assert "file://" + str(tmp_path) + "/photographs/caf%E9.png" in good  # decoded, whatever bytes its name has
-    assert not any("circle/" in name for name in good)
-    assert BadImageLog(tmp_path / "bad.jsonl", 500, dataset).indices == log.indices
-
-
-def test_a_file_that_vanishes_after_the_listing_is_a_bad_image(tmp_path):
-    for number in range(2):
-        (tmp_path / f"{number}.png").write_bytes(encoded(photo()))
-    dataset = load_image_dataset(tmp_path)
-    (tmp_path / "0.png").unlink()
-    log = BadImageLog(tmp_path / "bad.jsonl", 1, dataset)
-    log.add([0])
-    assert "FileNotFoundError" in json.loads((tmp_path / "bad.jsonl").read_text())["reason"]
-
-
-def test_bad_rows_of_parquet_are_counted_like_bad_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
-    contents = [encoded(photo(seed=number)) for number in range(21)] + [b"", b"no image", encoded(photo())[:-50]]
-    table = datasets.Dataset.from_dict({"image": [{"bytes": content, "path": None} for content in contents]})
-    (tmp_path / "shards").mkdir()
-    table.to_parquet(tmp_path / "shards" / "train.parquet")
-    pretrain(tmp_path / "run", data=tmp_path / "shards", num_channels=3, max_bad_images=3, max_steps=3)
-    records = [json.loads(line) for line in (tmp_path / "run/bad_images.jsonl").read_text().splitlines()]
-    assert [record["name"] for record in sorted(records, key=lambda record: record["index"])] == [
-        "image 21",
-        "image 22",
-        "image 23",
-    ]
 
 
 def test_colours_of_sixteen_bits_lose_the_lower_eight():

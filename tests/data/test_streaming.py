@@ -43,12 +43,6 @@ ROWS = (11, 7, 13, 5, 9, 8)  # images of each shard, unequal on purpose: 53
 ALL_IMAGES = {(shard, row) for shard, count in enumerate(ROWS) for row in range(count)}
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
-    datasets.disable_progress_bars()
-
-
 def png(shard, row):
     """A tiny picture that differs from all others in its pixels."""
     pixels = np.random.default_rng([shard, row]).integers(0, 256, (6, 7, 3), dtype=np.uint8)
