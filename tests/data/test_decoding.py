@@ -1,5 +1,5 @@
-"""Whatever file lies in a folder of photographs, it is decoded upright with the right channels, or it is a bad image
-with a name and a reason; training goes on, and memory stays bounded. docs/bad_images.md is this as a table."""
+"""A file is either decoded, upright and with the right channels, or it is a bad image with a name and a reason. Memory
+stays bounded. docs/bad_images.md has the results as a table."""
 
 import io
 import json
@@ -28,8 +28,6 @@ from tests.data.nasty_images import (
 )
 
 
-REPOSITORY = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 FROM_LIBTIFF = ("TIFF", "ZIP", "LZW", "Fax", "_TIFF")
 DECODERS = ["simplejpeg", "PIL"]
 
