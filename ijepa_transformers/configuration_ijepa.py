@@ -1,10 +1,12 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Configuration of I-JEPA (arXiv 2301.08243): encoder, predictor and loss, and the table of published sizes.
 
-Every field of the `IJepaConfig` inside `transformers` exists here under the same name and with the same meaning, so
-each side reads the other's `config.json`. The fields that only pretraining needs are extra keys to the stock class,
-which keeps and ignores them.
+Every field of the `IJepaConfig` in `transformers` exists here too, with the same name and meaning, so that each class
+reads the `config.json` of the other. Fields that only pretraining needs are unknown to the stock class, which keeps
+and ignores them.
 """
+
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -59,16 +61,16 @@ IJEPA_SIZES = {
 }
 
 
-# Fields of earlier versions, with the value that means what is done today.
+# Fields of earlier versions -> the value that stands for today's behaviour.
 REMOVED_FIELDS = {"predictor_attention": "full", "normalize_targets": True}
 
 
-def _height_and_width(name, value):
+def _height_and_width(name: str, value: Any) -> tuple[int, int]:
     """`value` as a (height, width) pair of positive integers; ValueError if it is anything else."""
     pair = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise ValueError(f"{name} must be a positive integer or a (height, width) pair of them, got {value!r}.")
-    return pair
+    return pair[0], pair[1]
 
 
 @strict
@@ -93,11 +95,12 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
         pooler_output_size (`int`, *optional*): read by the stock class only; here `pooler_output` is the mean of the
             patch tokens and has `hidden_size` features.
         pooler_act (`str`, defaults to `"tanh"`): read by the stock class only.
-        drop_path_rate (`float`, defaults to 0.0): stochastic depth rate of the last encoder layer; earlier layers
-            get linearly less, the first none. The target encoder and the predictor never drop a path.
+        drop_path_rate (`float`, defaults to 0.0): stochastic depth rate of the last encoder layer. It rises linearly
+            from 0 in the first layer. The target encoder and the predictor never drop a path.
         patch_embedding_init (`str`, defaults to `"published"`): `"published"` draws the patch embedding's weights
-            with `initializer_range`; `"fan_in"` with 1/sqrt(channels x patch height x patch width), which keeps
-            the content of small patches visible beside the position embeddings (values near 0.7).
+            with standard deviation `initializer_range`. `"fan_in"` draws them with 1/sqrt(channels x patch height x
+            patch width), so that the content of small patches is not hidden by the position embeddings, whose values
+            are about 0.7.
         predictor_hidden_size (`int`, defaults to 384): width of the predictor; a multiple of 4.
         predictor_num_hidden_layers (`int`, defaults to 6): layers of the predictor.
         predictor_num_attention_heads (`int`, *optional*): heads of the predictor; the encoder's number by default.
@@ -106,9 +109,9 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
             squared L2 distance of the paper's section 3), both averaged over every element.
         target_normalization (`str`, defaults to `"layer"`): what is done to the target encoder's outputs before the
             loss. `"layer"`, as released: a layer norm over the features of each patch, without affine parameters.
-            `"batch"`, this project's own, for small data: each feature is given mean 0 and standard deviation 1 over
-            all patches of the images of a forward pass, so that faint features weigh as much as strong ones; 16 to
-            64 images were tried. `"none"`.
+            `"batch"`, this project's own, for small data: each feature gets mean 0 and standard deviation 1 over all
+            patches of all images of a forward pass, so that weak features count as much as strong ones. It was tried
+            with 16 to 64 images. `"none"`: nothing is done.
         out_features, out_indices (`list`, *optional*): stages an `IJepaBackbone` returns: `"stem"`, `"stage1"`, ...
 
     Raises:
@@ -153,7 +156,7 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for name, usual in REMOVED_FIELDS.items():
             value = kwargs.pop(name, usual)
             if value != usual:
@@ -174,27 +177,27 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
-    def image_height_and_width(self):
+    def image_height_and_width(self) -> tuple[int, int]:
         """Image size in pixels as (height, width)."""
         return _height_and_width("image_size", self.image_size)
 
     @property
-    def patch_height_and_width(self):
+    def patch_height_and_width(self) -> tuple[int, int]:
         """Patch size in pixels as (height, width)."""
         return _height_and_width("patch_size", self.patch_size)
 
     @property
-    def grid_size(self):
-        """Patches per image as (rows, columns). Pixels beyond the last whole patch are not seen by the model."""
+    def grid_size(self) -> tuple[int, int]:
+        """Patches per image as (rows, columns). The model ignores pixels after the last whole patch."""
         image, patch = self.image_height_and_width, self.patch_height_and_width
         return image[0] // patch[0], image[1] // patch[1]
 
     @property
-    def num_patches(self):
+    def num_patches(self) -> int:
         """Patches per image: rows x columns of the grid."""
         return self.grid_size[0] * self.grid_size[1]
 
-    def _check_transformers(self):
+    def _check_transformers(self) -> None:
         for prefix in ("", "predictor_"):
             width, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
             if width <= 0 or width % 4:
@@ -214,14 +217,14 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"predictor_num_hidden_layers must not be negative, got {self.predictor_num_hidden_layers}."
             )
 
-    def _check_grid(self):
+    def _check_grid(self) -> None:
         image, patch = self.image_height_and_width, self.patch_height_and_width
         if image[0] < patch[0] or image[1] < patch[1]:
             raise ValueError(
                 f"image_size {self.image_size} is smaller than one patch of patch_size {self.patch_size}."
             )
 
-    def _check_choices(self):
+    def _check_choices(self) -> None:
         choices = {
             "loss_type": ("smooth_l1", "mse"),
             "patch_embedding_init": ("published", "fan_in"),

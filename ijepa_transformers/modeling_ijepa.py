@@ -12,6 +12,8 @@ Patches are numbered row by row: patch = row * columns + column. Parameter names
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,10 +42,11 @@ EARLY_HUB_NAMES = {
     r"intermediate\.dense": "mlp.fc1",
     r"(?<!attention\.)output\.dense": "mlp.fc2",
 }
-TARGET_EPSILON = 1e-4  # a feature that varies less, beside about 1 after the last norm, is rounding: it stays faint
+# Added to the standard deviation of each feature. It is about 1 after the last norm; far smaller ones are rounding.
+TARGET_EPSILON = 1e-4
 PARAMETERS_PER_LAYER = 16  # weights and biases of attention, feed-forward and their norms
-# What `config.json` says when a directory carries this code (`register_for_auto_class`, then `save_pretrained`).
-# Transformers itself would name only the saved class there, and no configuration.
+# Written to `config.json` when a directory carries this code (`register_for_auto_class`, then `save_pretrained`).
+# Transformers itself would write only the saved class, without the configuration.
 AUTO_MAP = {
     "AutoConfig": "configuration_ijepa.IJepaConfig",
     "AutoModel": "modeling_ijepa.IJepaModel",
@@ -56,8 +59,9 @@ AUTO_MAP = {
 def sincos_position_embeddings(width: int, grid_size: tuple[int, int]) -> torch.Tensor:
     """Fixed 2-D sine-cosine position embeddings, float32 of shape (1, N, width).
 
-    The first half of the features codes the column, the second half the row; each half is sines, then cosines, of the
-    coordinate times width/4 frequencies falling geometrically from 1 to nearly 1/10000. Computed in float64.
+    The first half of the features codes the column, the second half the row. Each half holds sines, then cosines, of
+    the coordinate times width/4 frequencies. The frequencies fall geometrically from 1 to nearly 1/10000. The table is
+    computed in float64.
     """
     rows, columns = torch.meshgrid(
         torch.arange(grid_size[0], dtype=torch.float64), torch.arange(grid_size[1], dtype=torch.float64), indexing="ij"
@@ -72,8 +76,8 @@ def resize_position_embeddings(
     position_embeddings: torch.Tensor, grid_size: tuple[int, int], new_grid_size: tuple[int, int]
 ) -> torch.Tensor:
     """Bicubic interpolation of a (1, N, width) table from one grid of patches to another, in float32."""
-    # In a program exported for any resolution the new size is symbolic: comparing it would tie the program to the
-    # answer for the example's size. Interpolating to the same size changes nothing.
+    # In a program exported for any resolution the new size is symbolic. Comparing it would fix the program to the size
+    # of the example, so the table is always interpolated there. Interpolating to the same size changes nothing.
     is_symbolic = any(isinstance(side, torch.SymInt) for side in new_grid_size)
     if not is_symbolic and tuple(grid_size) == tuple(new_grid_size):
         return position_embeddings
@@ -88,15 +92,15 @@ def gather_patches(hidden_states: torch.Tensor, patch_indices: torch.Tensor) -> 
 
 
 class IJepaPatchProjection(nn.Conv2d):
-    """A convolution whose stride is its kernel size, which can be computed at some patches alone.
+    """A convolution whose stride is its kernel size. It can be computed for some of the patches only.
 
-    Both ways are this module's forward, because ZeRO-3 and FSDP gather a module's weights when its forward begins.
+    Both cases go through `forward`, because ZeRO-3 and FSDP gather a module's weights when its `forward` begins.
     """
 
     def forward(self, pixel_values: torch.Tensor, patch_indices: torch.Tensor | None = None) -> torch.Tensor:
         pixel_values = pixel_values.to(self.weight.dtype)
         if patch_indices is None:
-            # In the tokens' own order: every sum along the residual stream would keep the convolution's.
+            # Contiguous in the order of tokens. Otherwise the residual stream keeps the convolution's memory layout.
             return super().forward(pixel_values).flatten(2).transpose(1, 2).contiguous()
         # weight: (D, channels * patch height * patch width)
         return nn.functional.linear(self._kept_pixels(pixel_values, patch_indices), self.weight.flatten(1), self.bias)
@@ -106,7 +110,7 @@ class IJepaPatchProjection(nn.Conv2d):
         rows, columns = (side // patch for side, patch in zip(pixel_values.shape[2:], self.kernel_size, strict=True))
         pixel_values = pixel_values[:, :, : rows * self.kernel_size[0], : columns * self.kernel_size[1]]
         patches = pixel_values.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).permute(0, 2, 4, 1, 3, 5)
-        return gather_patches(patches.flatten(3).flatten(1, 2), patch_indices)  # which refuses what is no patch
+        return gather_patches(patches.flatten(3).flatten(1, 2), patch_indices)  # an index outside the grid is an error
 
 
 class IJepaPatchEmbeddings(nn.Module):
@@ -121,7 +125,11 @@ class IJepaPatchEmbeddings(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor, patch_indices: torch.Tensor | None = None) -> torch.Tensor:
-        """The whole grid, or only the patches (B, K) of `patch_indices`, for the price of these: (B, K, D)."""
+        """All patches, (B, N, D), or those of `patch_indices` (B, K), (B, K, D); the others are not computed.
+
+        Raises:
+            ValueError: if the images have another number of channels than the model.
+        """
         if pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f"pixel_values have {pixel_values.shape[1]} channels, but the model was built for {self.num_channels}."
@@ -132,17 +140,19 @@ class IJepaPatchEmbeddings(nn.Module):
 class IJepaEmbeddings(nn.Module):
     """Patch embeddings plus fixed position embeddings; there is no class token."""
 
+    position_embeddings: torch.Tensor
+
     def __init__(self, config: IJepaConfig):
         super().__init__()
         self.image_size = config.image_height_and_width
         self.grid_size = config.grid_size
         self.patch_embeddings = IJepaPatchEmbeddings(config)
-        # A buffer, not a parameter: in the state dict under the stock name, and out of every optimizer's reach.
+        # A buffer, not a parameter: it is saved under the stock name, but no optimizer changes it.
         self.register_buffer("position_embeddings", sincos_position_embeddings(config.hidden_size, self.grid_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def patch_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
-        """Rows and columns of patches in these images."""
+        """Rows and columns of patches in images of (B, channels, height, width)."""
         patch_height, patch_width = self.patch_embeddings.patch_size
         return pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
 
@@ -152,15 +162,21 @@ class IJepaEmbeddings(nn.Module):
         patch_indices: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> torch.Tensor:
+        """The tokens of all patches, (B, N, D), or those of `patch_indices` (B, K), (B, K, D).
+
+        Raises:
+            ValueError: if the images have another size than `image_size` and `interpolate_pos_encoding` is False.
+        """
         if not interpolate_pos_encoding and tuple(pixel_values.shape[-2:]) != self.image_size:
             raise ValueError(
                 f"Images of {tuple(pixel_values.shape[-2:])} pixels do not match the model's image_size"
                 f" {self.image_size}; pass interpolate_pos_encoding=True to use another resolution."
             )
         positions = resize_position_embeddings(self.position_embeddings, self.grid_size, self.patch_grid(pixel_values))
-        # In the weights' precision: loading in half precision leaves buffers alone, and under autocast the sum, and
-        # with it the residual stream, stays float32.
-        positions = positions.to(next(self.parameters()).dtype)  # which does not gather them, as an attribute would
+        # Cast to the weights' precision, because loading in half precision does not cast buffers. Under autocast the
+        # weights are float32, so the sum, and with it the residual stream, stays float32. The dtype is read from
+        # `parameters()`: reading the attribute `weight` would gather a sharded weight.
+        positions = positions.to(next(self.parameters()).dtype)
         if patch_indices is not None:
             positions = positions[0][patch_indices]  # (B, K, D)
         return self.dropout(self.patch_embeddings(pixel_values, patch_indices) + positions)
@@ -174,7 +190,7 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Plain attention over (B, H, K, D/H); returns the mix as (B, K, H, D/H) and the probabilities (B, H, K, K).
 
@@ -187,7 +203,7 @@ def eager_attention_forward(
 
 
 class IJepaAttention(nn.Module):
-    """Multi-head attention of all tokens it is given among themselves and, if there is one, to a memory."""
+    """Multi-head attention: each token attends to all tokens and, if there is a memory, to its tokens too."""
 
     def __init__(self, config: IJepaConfig, hidden_size: int, num_attention_heads: int):
         super().__init__()
@@ -205,12 +221,16 @@ class IJepaAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         memory: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             hidden_states: (B, K, D).
-            memory: (B, K', D), tokens that are attended to and give no output.
+            memory: (B, K', D), tokens that are attended to but give no output.
+
+        Returns:
+            The mixed tokens (B, K, D), and the attention probabilities (B, H, K, K' + K) if the attention function
+            gives them (eager attention does).
         """
         query = self._split_heads(self.q_proj(hidden_states))  # (B, H, K, D / H)
         key, value = (
@@ -229,7 +249,9 @@ class IJepaAttention(nn.Module):
     def _split_heads(self, projected: torch.Tensor) -> torch.Tensor:
         return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def _project(self, projection: nn.Linear, hidden_states: torch.Tensor, memory: torch.Tensor | None):
+    def _project(
+        self, projection: nn.Linear, hidden_states: torch.Tensor, memory: torch.Tensor | None
+    ) -> torch.Tensor:
         """Keys or values of the memory, if there is one, and of the other tokens."""
         projected = projection(hidden_states)
         return projected if memory is None else torch.cat([projection(memory), projected], dim=1)
@@ -263,7 +285,7 @@ class IJepaDropPath(nn.Module):
 
 
 class IJepaLayer(GradientCheckpointingLayer):
-    """One pre-norm transformer layer; the encoder and the predictor are made of the same class."""
+    """One pre-norm transformer layer. The encoder and the predictor use the same class."""
 
     def __init__(
         self,
@@ -285,13 +307,13 @@ class IJepaLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         memory: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> torch.Tensor:
-        """One more layer for `hidden_states`; `IJepaAttention` says what `memory` is."""
+        """(B, K, D) gives (B, K, D); for `memory` see `IJepaAttention`."""
         normed_memory = None if memory is None else self.layernorm_before(memory)
         mixed, _ = self.attention(self.layernorm_before(hidden_states), normed_memory, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(mixed))
-        del normed_memory, mixed  # memory that is used again at once lies in the cache: features cost up to 5 % less
+        del normed_memory, mixed  # freed memory is used again while it is in the cache: up to 5 % faster
         transformed = self.mlp(self.layernorm_after(hidden_states))
         return hidden_states + self.drop_path(self.dropout(transformed))
 
@@ -299,17 +321,20 @@ class IJepaLayer(GradientCheckpointingLayer):
 class IJepaPredictor(nn.Module):
     """The narrow transformer that predicts target features from context features and positions (paper, section 3)."""
 
+    position_embeddings: torch.Tensor
+
     def __init__(self, config: IJepaConfig):
         super().__init__()
-        width = config.predictor_hidden_size
+        width, heads = config.predictor_hidden_size, config.predictor_num_attention_heads
+        intermediate_size = config.predictor_intermediate_size
+        assert heads is not None and intermediate_size is not None  # IJepaConfig fills them in
         self.config = config
         self.grid_size = config.grid_size
         self.input_projection = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("position_embeddings", sincos_position_embeddings(width, self.grid_size))
         self.layers = nn.ModuleList(
-            IJepaLayer(config, width, config.predictor_num_attention_heads, config.predictor_intermediate_size)
-            for _ in range(config.predictor_num_hidden_layers)
+            IJepaLayer(config, width, heads, intermediate_size) for _ in range(config.predictor_num_hidden_layers)
         )
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.output_projection = nn.Linear(width, config.hidden_size)
@@ -320,7 +345,7 @@ class IJepaPredictor(nn.Module):
         context_indices: torch.Tensor,
         target_indices: torch.Tensor,
         grid_size: tuple[int, int] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """
         Args:
@@ -342,7 +367,7 @@ class IJepaPredictor(nn.Module):
             targets = self._predict_jointly(context, targets, **kwargs)
         return self.output_projection(self.layernorm(targets)).unflatten(0, pairs)
 
-    def _predict_jointly(self, context, targets, **kwargs) -> torch.Tensor:
+    def _predict_jointly(self, context: torch.Tensor, targets: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Each target block goes through the layers with its own copy of the context (the published predictor)."""
         num_blocks = targets.shape[0] // (context.shape[0] * context.shape[1])
         context = context.unsqueeze(2).expand(-1, -1, num_blocks, -1, -1).flatten(0, 2)  # (B * C * M, N_ctx, P)
@@ -351,7 +376,7 @@ class IJepaPredictor(nn.Module):
         for layer in layers:
             hidden_states = layer(hidden_states, **kwargs)
         context, targets = hidden_states.split([context.shape[1], targets.shape[1]], dim=1)
-        return last_layer(targets, context, **kwargs)  # what it would make of the context, nobody reads
+        return last_layer(targets, context, **kwargs)  # its output for the context is not needed
 
 
 class IJepaPreTrainedModel(PreTrainedModel):
@@ -361,7 +386,7 @@ class IJepaPreTrainedModel(PreTrainedModel):
     config: IJepaConfig
     base_model_prefix = "ijepa"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     _input_embed_layer = "patch_embeddings"  # for `get_input_embeddings` and `set_input_embeddings`
     supports_gradient_checkpointing = True
     _no_split_modules = ["IJepaLayer"]  # noqa: RUF012 (a Transformers convention)
@@ -371,21 +396,22 @@ class IJepaPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": IJepaLayer, "attentions": IJepaAttention}  # noqa: RUF012
-    # The other networks of a pretraining directory are not this model's business, so they are not worth a warning.
+    # No warning about the other networks of a pretraining directory, which this class does not use.
     _keys_to_ignore_on_load_unexpected = [r"^context_encoder\.", r"^predictor\.", r"^classifier\."]  # noqa: RUF012
-    _unreported_keys = frozenset()  # missing weights that `_finish_loading` reports in its own words
+    _unreported_keys: frozenset[str] = frozenset()  # missing weights that `_finish_loading` reports in its own words
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        """Normal weights of standard deviation `initializer_range`, zero biases, unit layer norms (Meta's released
-        code: the depth-dependent rescaling written there is overwritten by a second draw and has no effect)."""
-        if isinstance(module, nn.Conv2d):  # the patch embedding
-            fan_in = math.prod(module.weight.shape[1:])
-            published = self.config.patch_embedding_init == "published"
-            init.normal_(module.weight, std=self.config.initializer_range if published else fan_in**-0.5)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=self.config.initializer_range)
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights with standard deviation `initializer_range`, zero biases, layer norms of weight 1.
+
+        This is what Meta's released code does. It also rescales weights by depth, but draws them again afterwards, so
+        the rescaling has no effect.
+        """
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            std = self.config.initializer_range
+            if isinstance(module, nn.Conv2d) and self.config.patch_embedding_init == "fan_in":
+                std = math.prod(module.weight.shape[1:]) ** -0.5
+            init.normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
@@ -394,53 +420,67 @@ class IJepaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, (IJepaEmbeddings, IJepaPredictor)):
             self._init_positions(module)
 
-    def _init_positions(self, module):
+    def _init_positions(self, module: IJepaEmbeddings | IJepaPredictor) -> None:
         width = module.position_embeddings.shape[-1]
         init.copy_(module.position_embeddings, sincos_position_embeddings(width, module.grid_size))
         if isinstance(module, IJepaPredictor):
             init.normal_(module.mask_token, std=self.config.initializer_range)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, key_mapping=None, **kwargs):
-        """Loads a directory or Hub repository, as in Transformers, but never with an encoder that is partly random.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike | None,
+        *args: Any,
+        key_mapping: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads a directory or Hub repository as Transformers does, but refuses to leave part of an encoder random.
 
         Reads what this package saves, what `transformers.IJepaModel` saves, and the first converted directories on
         the Hub with their early weight names. Arguments are those of `PreTrainedModel.from_pretrained`.
 
+        Returns:
+            The model; with `output_loading_info=True` the model and a dictionary.
+
         Raises:
-            ValueError: if the checkpoint lacks weights that this class cannot honestly draw afresh. Only the head of
-                `IJepaForImageClassification`, and the predictor of `IJepaForPretraining`, may start fresh.
+            ValueError: if the checkpoint lacks weights of an encoder. Only the classifier of
+                `IJepaForImageClassification` and the whole predictor of `IJepaForPretraining` may start from random
+                weights.
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
-        model, loading_info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path,
             *args,
             key_mapping={**EARLY_HUB_NAMES, **(key_mapping or {})},
             output_loading_info=True,
             **kwargs,
         )
+        model, loading_info = loaded
         loading_info["missing_keys"] = set(loading_info["missing_keys"]) | model._unreported_keys
         mismatched = {key for key, *_ in loading_info["mismatched_keys"]}  # only with ignore_mismatched_sizes
         model._finish_loading(pretrained_model_name_or_path, loading_info["missing_keys"] | mismatched)
         return (model, loading_info) if output_loading_info else model
 
-    def _finish_loading(self, name, missing_keys: set[str]):
-        missing_keys = sorted(key for key in missing_keys - self._unreported_keys if not key.startswith("classifier."))
-        if missing_keys:
+    def _finish_loading(self, name: str | PathLike | None, missing_keys: set[str]) -> None:
+        lacking = sorted(key for key in missing_keys - self._unreported_keys if not key.startswith("classifier."))
+        if lacking:
             raise ValueError(
-                f"{name} lacks {len(missing_keys)} of the weights {type(self).__name__} needs, or has them in another"
-                f" shape, for example {missing_keys[0]!r}; loading it would leave part of the encoder random."
+                f"{name} lacks {len(lacking)} of the weights {type(self).__name__} needs, or has them in another"
+                f" shape, for example {lacking[0]!r}; loading it would leave part of the encoder random."
             )
 
     @torch.no_grad()
-    def resize_image(self, image_size: int | tuple[int, int]):
-        """Makes this a model for images of another size, such as for fine-tuning at a higher resolution.
+    def resize_image(self, image_size: int | tuple[int, int]) -> None:
+        """Changes the model in place to take images of another size, for example to fine-tune at a higher resolution.
 
-        All position tables are interpolated once, as `interpolate_pos_encoding=True` does in every forward pass, so
-        the outputs are the same. Start from the pretraining size: interpolating a second time loses a little more.
+        All position tables are interpolated once. The outputs are those of `interpolate_pos_encoding=True`, which
+        interpolates in every forward pass. Start from the pretraining size: each interpolation loses a little.
+
+        Args:
+            image_size: pixels, one number or (height, width).
 
         Raises:
-            ValueError: if the size is no size or is smaller than a patch; nothing is changed then.
+            ValueError: if the size is not valid or is smaller than a patch. The model is not changed then.
         """
         grid_size = type(self.config)(image_size=image_size, patch_size=self.config.patch_size).grid_size
         self.config.image_size = image_size
@@ -453,20 +493,23 @@ class IJepaPreTrainedModel(PreTrainedModel):
             if isinstance(module, IJepaEmbeddings):
                 module.image_size = self.config.image_height_and_width
 
-    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
-        """As in Transformers; weights are saved under their own names even when loaded from early Hub names.
+    def save_pretrained(
+        self, save_directory: str | PathLike, *args: Any, save_original_format: bool = False, **kwargs: Any
+    ) -> None:
+        """Saves as Transformers does. Weights that were loaded under early Hub names are saved under today's names.
 
-        After `register_for_auto_class` the directory carries this code and opens with `trust_remote_code=True` in
+        After `register_for_auto_class` the directory carries this code. It then opens with `trust_remote_code=True` in
         every Auto class of `AUTO_MAP`, whichever class was saved.
         """
         self._set_auto_map()
-        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        kwargs["save_original_format"] = save_original_format
+        super().save_pretrained(save_directory, *args, **kwargs)
 
-    def _set_auto_map(self):
+    def _set_auto_map(self) -> None:
         if self.is_remote_code():
             self.config.auto_map = {**AUTO_MAP}
         elif any("--" not in name for name in (getattr(self.config, "auto_map", None) or {}).values()):
-            del self.config.auto_map  # read from a directory that carries the code; the new one will not
+            del self.config.auto_map  # from a directory that carries the code; the new one does not
 
 
 class IJepaModel(IJepaPreTrainedModel):
@@ -496,22 +539,22 @@ class IJepaModel(IJepaPreTrainedModel):
         pixel_values: torch.Tensor,
         patch_indices: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """
         Args:
             pixel_values: (B, channels, height, width) normalised images.
-            patch_indices: (B, K) indices of the patches to encode; the others are dropped before the first layer, so
-                they cost nothing and cannot be seen. All patches by default.
+            patch_indices: (B, K) indices of the patches to encode. The others are dropped before the first layer: they
+                cost nothing and no token attends to them. All patches by default.
             interpolate_pos_encoding: resize the position embeddings to the images' own grid, square or not.
             output_hidden_states, output_attentions, return_dict: as in Transformers.
 
         Returns:
-            `last_hidden_state` (B, N or K, D) and `pooler_output` (B, D), the mean over the encoded patches (the
-            image feature of the paper's appendix A); `hidden_states` (layers + 1 of them) are before the final norm.
+            `last_hidden_state` (B, N or K, D), and `pooler_output` (B, D), the mean over the encoded patches (the
+            image feature of the paper's appendix A). The layers + 1 `hidden_states` are taken before the final norm.
 
         Raises:
-            ValueError: if channels or size do not match the model.
+            ValueError: if the number of channels or the image size does not match the model.
         """
         hidden_states = self.embeddings(pixel_values, patch_indices, bool(interpolate_pos_encoding))
         for layer in self.layers:
@@ -527,28 +570,29 @@ class IJepaForPretrainingOutput(ModelOutput):
 
     Args:
         loss: scalar, the mean distance between predictions and targets.
-        predictions: (B, C, M, N_tgt, D), from each context, for each target block, the predicted features.
-        targets: (B, C, M, N_tgt, D), the target encoder's features there (the same for every context); no gradient.
+        predictions: (B, C, M, N_tgt, D), the features predicted from each context for each target block.
+        targets: (B, C, M, N_tgt, D), the target encoder's normalised features of the same patches (equal for every
+            context); no gradient.
         context_hidden_states: (B, C, N_ctx, D), the context encoder's output.
         target_hidden_states: (B, N, D), the target encoder's output for the whole image, not normalised; no gradient.
         hidden_states: layers + 1 tensors (B * C, N_ctx, D) of the context encoder, with `output_hidden_states=True`.
         attentions: one (B * C, H, N_ctx, N_ctx) for each layer of the context encoder, with `output_attentions=True`.
     """
 
-    loss: torch.FloatTensor | None = None
-    predictions: torch.FloatTensor | None = None
-    targets: torch.FloatTensor | None = None
-    context_hidden_states: torch.FloatTensor | None = None
-    target_hidden_states: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    predictions: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+    context_hidden_states: torch.Tensor | None = None
+    target_hidden_states: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class IJepaForPretraining(IJepaPreTrainedModel):
     """I-JEPA's three networks in one module: target encoder (`ijepa`), context encoder and predictor.
 
-    The target encoder is the moving average of the context encoder, takes no gradient and stays in evaluation mode;
-    it is the encoder the paper evaluates. A new model starts with both encoders equal.
+    The target encoder is the moving average of the context encoder. It takes no gradient and stays in evaluation mode.
+    The paper evaluates this encoder. In a new model both encoders are equal.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # noqa: RUF012
@@ -563,29 +607,30 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         self._freeze_target_encoder()
 
     @torch.no_grad()
-    def _copy_encoder(self, source: IJepaModel, destination: IJepaModel):
+    def _copy_encoder(self, source: IJepaModel, destination: IJepaModel) -> None:
         for copy, original in zip(destination.state_dict().values(), source.state_dict().values(), strict=True):
             copy.copy_(original)
 
-    def _freeze_target_encoder(self):
+    def _freeze_target_encoder(self) -> None:
         self.ijepa.requires_grad_(False)
         self.ijepa.eval()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "IJepaForPretraining":
+        """As in torch, but the target encoder stays in evaluation mode."""
         super().train(mode)
-        self.ijepa.eval()  # targets are the encoder's plain output: no dropout, no stochastic depth
+        self.ijepa.eval()  # targets are computed without dropout and stochastic depth
         return self
 
-    def _adjust_missing_and_unexpected_keys(self, loading_info):
-        """Takes the keys an encoder-only checkpoint cannot have out of the loader's report of missing weights."""
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """Transformers' report does not list the weights that an encoder-only checkpoint cannot have."""
         super()._adjust_missing_and_unexpected_keys(loading_info)
         beyond_one_encoder = {key for key in self.state_dict() if not key.startswith("ijepa.")}
         missing_keys = set(loading_info.missing_keys)
         if beyond_one_encoder <= missing_keys:
-            self._unreported_keys = beyond_one_encoder
+            self._unreported_keys = frozenset(beyond_one_encoder)
             loading_info.missing_keys = missing_keys - beyond_one_encoder
 
-    def _finish_loading(self, name, missing_keys: set[str]):
+    def _finish_loading(self, name: str | PathLike | None, missing_keys: set[str]) -> None:
         super()._finish_loading(name, missing_keys)
         if self._unreported_keys:
             self._copy_encoder(source=self.ijepa, destination=self.context_encoder)
@@ -593,24 +638,26 @@ class IJepaForPretraining(IJepaPreTrainedModel):
                 f"{name} holds one encoder only: the target and the context encoder both start from it, and the"
                 " predictor starts from fresh weights."
             )
-        self._freeze_target_encoder()  # loading replaces parameters by trainable ones
+        self._freeze_target_encoder()  # loading has made all parameters trainable
 
     @torch.no_grad()
-    def update_target_encoder(self, momentum: float, gathering: Callable | None = None):
-        """The exponential moving average: target <- momentum x target + (1 - momentum) x context.
+    def update_target_encoder(self, momentum: float, gathering: Callable | None = None) -> None:
+        """Updates the moving average: target <- momentum x target + (1 - momentum) x context.
 
         Args:
             momentum: in [0, 1].
-            gathering: for weights that no process holds whole and that cannot be averaged in pieces (DeepSpeed's
-                ZeRO-3): `with gathering(parameters):` makes these parameters whole and keeps what is done to them.
+            gathering: a context manager for weights that are split over processes and cannot be averaged in pieces
+                (DeepSpeed's ZeRO-3). Inside `with gathering(parameters):` these parameters are whole, and changes to
+                them are kept.
 
         Raises:
-            ValueError: if momentum is outside [0, 1], or the weights are in half precision, where the small changes
-                of a moving average round to nothing (keep float32 weights and use autocast).
+            ValueError: if momentum is outside [0, 1], or the weights are in half precision. There the small changes
+                of a moving average are lost to rounding (keep float32 weights and use autocast).
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
-        targets, contexts = ([*encoder.parameters()] for encoder in (self.ijepa, self.context_encoder))
+        targets: list[torch.Tensor] = [*self.ijepa.parameters()]
+        contexts: list[torch.Tensor] = [*self.context_encoder.parameters()]
         if targets[0].dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
                 f"The moving average needs float32 weights, but the target encoder has {targets[0].dtype}."
@@ -618,16 +665,15 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         if gathering is None:
             torch._foreach_lerp_(targets, contexts, 1.0 - momentum)
         else:
-            for start in range(0, len(targets), PARAMETERS_PER_LAYER):  # about one layer at a time is whole
+            for start in range(0, len(targets), PARAMETERS_PER_LAYER):  # about one layer at a time
                 chunk = slice(start, start + PARAMETERS_PER_LAYER)
                 with gathering([*targets[chunk], *contexts[chunk]]):
                     torch._foreach_lerp_(targets[chunk], contexts[chunk], 1.0 - momentum)
-        # Apart, because sharded parameters and whole buffers cannot be in one list.
-        buffers = (list(encoder.buffers()) for encoder in (self.ijepa, self.context_encoder))
-        torch._foreach_lerp_(*buffers, 1.0 - momentum)
+        # In a call of their own, because sharded parameters and whole buffers cannot be in one list.
+        torch._foreach_lerp_([*self.ijepa.buffers()], [*self.context_encoder.buffers()], 1.0 - momentum)
 
     def encode_context(
-        self, pixel_values: torch.Tensor, context_indices: torch.Tensor, **kwargs
+        self, pixel_values: torch.Tensor, context_indices: torch.Tensor, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """The context encoder's output for each context.
 
@@ -637,14 +683,20 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         return self.context_encoder(images.flatten(0, 1), context_indices.flatten(0, 1), **kwargs)
 
     @torch.no_grad()
-    def encode_targets(self, pixel_values, target_indices, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target encoder's features of the target blocks, (B, M, N_tgt, D), and of all patches, (B, N, D)."""
+    def encode_targets(
+        self, pixel_values: torch.Tensor, target_indices: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The target encoder's features.
+
+        (B, channels, height, width) and (B, M, N_tgt) give the normalised features of the target blocks
+        (B, M, N_tgt, D) and the plain features of all patches (B, N, D).
+        """
         hidden_states = self.ijepa(pixel_values, **kwargs).last_hidden_state
         targets = self.normalize_targets(hidden_states)
         return gather_patches(targets, target_indices.flatten(1)).view(*target_indices.shape, -1), hidden_states
 
     def normalize_targets(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """What the predictor is to predict, of the target encoder's output: (B, N, D) -> (B, N, D) in float32."""
+        """Makes the predictor's targets from the target encoder's output: (B, N, D) gives (B, N, D) in float32."""
         features, kind = hidden_states.float(), self.config.target_normalization
         if kind == "layer":
             return nn.functional.layer_norm(features, features.shape[-1:])
@@ -660,7 +712,7 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         context_indices: torch.Tensor,
         target_indices: torch.Tensor,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> IJepaForPretrainingOutput:
         """
         Args:
@@ -674,7 +726,7 @@ class IJepaForPretraining(IJepaPreTrainedModel):
             `IJepaForPretrainingOutput` with `loss`, `predictions` and `targets`.
 
         Raises:
-            ValueError: if indices are not three-dimensional or are for another number of images.
+            ValueError: if indices do not have three dimensions or are for another number of images.
         """
         for name, indices in (("context_indices", context_indices), ("target_indices", target_indices)):
             if indices.ndim != 3 or indices.shape[0] != pixel_values.shape[0]:
@@ -684,7 +736,7 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
         grid_size = self.ijepa.embeddings.patch_grid(pixel_values)
         encoded = self.encode_context(pixel_values, context_indices, **kwargs)
-        context_hidden_states = encoded.last_hidden_state.unflatten(0, context_indices.shape[:2])
+        context_hidden_states = encoded[0].unflatten(0, context_indices.shape[:2])  # (B, C, N_ctx, D)
         predictions = self.predictor(context_hidden_states, context_indices, target_indices, grid_size)
         targets, target_hidden_states = self.encode_targets(pixel_values, target_indices, **kwargs)
         targets = targets.unsqueeze(1).expand_as(predictions)
@@ -705,26 +757,28 @@ class IJepaForPretraining(IJepaPreTrainedModel):
 
 
 class IJepaForImageClassification(IJepaPreTrainedModel):
-    """The encoder with a linear classifier on the mean of the patch tokens (fine-tuning, or a linear probe when the
-    encoder is frozen)."""
+    """The encoder with a linear classifier on the mean of the patch tokens.
+
+    It is for fine-tuning, or for a linear probe when the encoder is frozen.
+    """
 
     _keys_to_ignore_on_load_unexpected = [r"^context_encoder\.", r"^predictor\."]  # noqa: RUF012
 
     def __init__(self, config: IJepaConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
         self.ijepa = IJepaModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels > 0 else nn.Identity()
         self.post_init()
 
-    def _adjust_missing_and_unexpected_keys(self, loading_info):
-        """Takes the classifier out of the loader's report of missing weights: `_finish_loading` says more."""
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """Transformers' report does not list a missing classifier; `_finish_loading` warns about it instead."""
         super()._adjust_missing_and_unexpected_keys(loading_info)
         missing_keys = set(loading_info.missing_keys)
-        self._unreported_keys = {key for key in missing_keys if key.startswith("classifier.")}
+        self._unreported_keys = frozenset(key for key in missing_keys if key.startswith("classifier."))
         loading_info.missing_keys = missing_keys - self._unreported_keys
 
-    def _finish_loading(self, name, missing_keys: set[str]):
+    def _finish_loading(self, name: str | PathLike | None, missing_keys: set[str]) -> None:
         super()._finish_loading(name, missing_keys)
         if self._unreported_keys:
             logger.warning(
@@ -738,7 +792,7 @@ class IJepaForImageClassification(IJepaPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> ImageClassifierOutput:
         """
         Args:
@@ -767,14 +821,14 @@ class IJepaBackbone(BackboneMixin, IJepaModel):
 
     @can_return_tuple
     @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BackboneOutput:
         """
         Args:
             pixel_values: (B, channels, height, width) normalised images of any size.
 
         Returns:
-            `BackboneOutput` whose `feature_maps` are (B, D, rows, columns), one per stage in `out_features`; "stem" is
-            the embedding, "stageN" the output of layer N, each through the encoder's final layer norm.
+            `BackboneOutput` with one of `feature_maps` (B, D, rows, columns) per stage in `out_features`. "stem" is
+            the embedding, "stageN" the output of layer N. The encoder's final layer norm is applied to each.
         """
         kwargs["interpolate_pos_encoding"] = True
         outputs = IJepaModel.forward(self, pixel_values, **kwargs)
