@@ -23,11 +23,15 @@ ALTERNATIVES = [("epochs", "max_steps"), ("warmup_epochs", "warmup_steps"), ("mo
 NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-(inf|nan)$", re.IGNORECASE)
 
 
-def argument(default, help_text: str):
-    """A dataclass field with a default (lists are copied) and the help of its flag."""
+def argument(default, help_text: str, parse: Callable[[str], object] | None = None):
+    """A dataclass field with a default (lists are copied) and the help of its flag.
+
+    `parse` reads the flag's value where the field's type alone does not say how.
+    """
+    metadata = {"help": help_text} | ({} if parse is None else {"type": parse})
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help_text})
-    return field(default=default, metadata={"help": help_text})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def require(condition, message: str) -> None:
@@ -256,6 +260,9 @@ def parse_arguments(
         allow_abbrev=False,
     )
     parser._negative_number_matcher = NEGATIVE_NUMBER
+    parse = {entry.name: entry.metadata.get("type") for group in groups for entry in dataclasses.fields(group)}
+    for action in parser._actions:  # HfArgumentParser takes the field's own type
+        action.type = parse.get(action.dest) or action.type
     parser.add_argument("--recipe", help="YAML file with any of the values below (recipes/ holds some)")
     try:
         path = _recipe_path(words, prog)

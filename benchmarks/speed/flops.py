@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from ijepa_transformers import IJepaConfig
-from ijepa_transformers.pretraining.memory import TokenCounts
+from ijepa_transformers.pretraining.token_counts import TokenCounts
 
 
 @dataclass(frozen=True)

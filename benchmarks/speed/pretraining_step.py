@@ -49,7 +49,7 @@ from benchmarks.speed.peers import (
 from benchmarks.speed.timing import environment, quartiles
 from ijepa_transformers import IJEPA_SIZES, IJepaConfig
 from ijepa_transformers.masking import MultiBlockMasking
-from ijepa_transformers.pretraining.memory import TokenCounts
+from ijepa_transformers.pretraining.token_counts import TokenCounts
 
 
 # name -> size, patch, image

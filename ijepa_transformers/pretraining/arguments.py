@@ -6,6 +6,7 @@ Every argument is a recipe key, a command-line flag and a keyword of `pretrain`.
 
 import dataclasses
 import os
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from ..arguments import (
 from ..configuration_ijepa import IJEPA_SIZES, IJepaConfig
 
 
+AUTO = "auto"  # `per_device_batch_size`: the largest that fits the GPU
 LARGEST_SEED = 2**31 - 1  # NumPy takes 32 bits, and every process adds its rank
 
 
@@ -174,6 +176,16 @@ class ModelArguments:
         require(self.num_channels in (None, 1, 3), f"num_channels must be 1 or 3, got {self.num_channels}.")
 
 
+def number_or_auto(word: str) -> int | str:
+    """What `per_device_batch_size` is given."""
+    if word == AUTO:
+        return word
+    try:
+        return int(word)
+    except ValueError:
+        raise ArgumentTypeError(f"must be a whole number or {AUTO}, got {word!r}") from None
+
+
 @dataclass
 class OptimizationArguments:
     """Length, batch, schedules and precision. Steps are optimizer steps."""
@@ -182,7 +194,11 @@ class OptimizationArguments:
 
     optimizer: str = argument("adamw", "adamw, or adamw_8bit: a quarter of its memory (pip install bitsandbytes)")
     batch_size: int = argument(2048, "images per optimizer step, over all processes and accumulation steps")
-    per_device_batch_size: int = argument(128, "images per process and forward pass; accumulation makes up the rest")
+    per_device_batch_size: int | str = argument(
+        128,
+        "images per process and forward pass, or auto: as many as fit the GPU; accumulation makes up the rest",
+        parse=number_or_auto,
+    )
     epochs: float | None = argument(None, "length of the run in passes over the data (or give max_steps)")
     max_steps: int | None = argument(None, "length of the run in optimizer steps")
     warmup_epochs: float | None = argument(None, "linear warm-up in passes over the data (or give warmup_steps)")
@@ -210,7 +226,9 @@ class OptimizationArguments:
     seed: int = argument(0, "of initial weights, data order, crops and masks")
 
     def _check_optimization(self):
-        require_numbers(self, "batch_size", "per_device_batch_size", least=1)
+        require_numbers(self, "batch_size", least=1)
+        if self.per_device_batch_size != AUTO:
+            require_numbers(self, "per_device_batch_size", least=1)
         require_numbers(self, "seed", least=0, most=LARGEST_SEED)
         require_numbers(self, "max_skipped_steps", least=0)
         require_choice(self, "optimizer", ("adamw", "adamw_8bit"))

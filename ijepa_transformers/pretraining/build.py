@@ -28,6 +28,7 @@ from ..masking import MultiBlockMasking
 from ..modeling_ijepa import IJepaForPretraining, IJepaLayer
 from ..optimization import Schedules, build_optimizer, half_life_of_momentum, momentum_of_half_life, parameter_groups
 from .arguments import PretrainingArguments
+from .batch_size import with_batch_size
 from .batches import IndexedData, StreamedData, open_batches
 from .checkpointing import DirectoryLock, checkpoint_step, newest_checkpoint
 from .collapse_monitor import CollapseMonitor
@@ -162,6 +163,7 @@ def prepare_networks(arguments: PretrainingArguments, accelerator: Accelerator, 
 
 def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRequest) -> Run:
     """Opens the data, finds the checkpoint to resume, and builds all that is trained."""
+    arguments = with_batch_size(arguments)
     accelerator, launch = build_accelerator(
         batch_size=arguments.batch_size,
         per_device_batch_size=arguments.per_device_batch_size,

@@ -15,11 +15,11 @@ from ..data.decoding import BadImageError
 from ..distributed import any_process, end_process_group, on_main_process
 from ..files import write_text
 from .arguments import parse_pretraining_arguments
+from .batch_size import memory_estimate
 from .build import DivergenceError, Run, build_run, effective_values
 from .checkpointing import CheckpointError, DirectoryLock
 from .evaluate import random_encoder, tabulate, whole_encoders
 from .loop import divergence, train
-from .memory import memory_estimate
 from .preemption import Preempted, StopRequest, end_workers
 from .saving import export, push_to_hub, resume
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.speed.flops import step_flops
 from benchmarks.speed.peers import Batch, Ours, Reference
 from ijepa_transformers import IJEPA_SIZES, IJepaConfig
-from ijepa_transformers.pretraining.memory import TokenCounts
+from ijepa_transformers.pretraining.token_counts import TokenCounts
 
 
 CPU = torch.device("cpu")

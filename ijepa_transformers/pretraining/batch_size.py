@@ -1,0 +1,137 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""What fits the GPU: the printed estimate of memory, and the number that `per_device_batch_size auto` stands for."""
+
+import dataclasses
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, parse_flag_from_env
+
+from ..configuration_ijepa import IJepaConfig
+from ..distributed import computing_precision, launched_mode, on_main_process, process_group_settings
+from ..masking import MultiBlockMasking
+from .arguments import AUTO, PretrainingArguments
+from .checkpointing import checkpoint_step
+from .memory import GIB, LESS_MEMORY, estimate_memory, format_memory_estimate, largest_batch_size
+from .token_counts import sampled_tokens, worst_case_tokens
+
+
+def memory_estimate(arguments: PretrainingArguments) -> str:
+    """What one process of this launch will need, for the largest batch that the masks can make.
+
+    Raises:
+        ValueError: if `per_device_batch_size` is auto and PyTorch sees no GPU, or nothing fits.
+    """
+    on_gpu = torch.cuda.is_available()
+    device_bytes = torch.cuda.get_device_properties(0).total_memory if on_gpu else None
+    if arguments.per_device_batch_size == AUTO:
+        _require_gpus([device_bytes])
+        size = fitting_batch_size(arguments, device_bytes, launched_mode()[1])
+        arguments = dataclasses.replace(arguments, per_device_batch_size=size)
+    config, masking, settings = _measured(arguments)
+    tokens, batch_size = worst_case_tokens(masking), arguments.per_device_batch_size
+    estimate = estimate_memory(config, tokens, batch_size, **settings)
+    fits = largest_batch_size(device_bytes, config, tokens, **settings) if on_gpu else None
+    likely = sampled_tokens(masking, batch_size)
+    met = estimate_memory(config, likely, batch_size, **settings)
+    return (
+        f"{settings['mode']}, {settings['num_processes']} processes, per_device_batch_size {batch_size}, at most"
+        f" {tokens.context} context patches and {tokens.num_targets} x {tokens.target} target patches per image\n\n"
+        f"{format_memory_estimate(estimate, device_bytes, fits)}\n\n200 sampled batches had at most {likely.context}"
+        f" and {tokens.num_targets} x {likely.target} patches: {met.total / GIB:.2f} GiB. Others may have more."
+    )
+
+
+def _measured(arguments: PretrainingArguments) -> tuple[IJepaConfig, MultiBlockMasking, dict[str, Any]]:
+    """The configuration, the masks and the other settings of `estimate_memory`."""
+    fields = arguments.model_fields()
+    config = (
+        IJepaConfig.from_pretrained(arguments.init_from, **fields) if arguments.init_from else IJepaConfig(**fields)
+    )
+    mode, num_processes = launched_mode()
+    settings = {
+        "precision": computing_precision(arguments.mixed_precision),
+        "optimizer": arguments.optimizer,
+        "gradient_checkpointing": arguments.gradient_checkpointing,
+        "attention": arguments.attn_implementation or "sdpa",
+        "mode": mode,
+        "num_processes": num_processes,
+    }
+    return config, MultiBlockMasking(config.grid_size, **arguments.mask_fields()), settings
+
+
+def with_batch_size(arguments: PretrainingArguments) -> PretrainingArguments:
+    """The arguments with a number in place of `per_device_batch_size` auto, the same on all processes.
+
+    It is the number that a run to be resumed has recorded, if it suits the processes. Otherwise it is the largest that
+    fits the free memory of every GPU (`fitting_batch_size`). Call it on all processes.
+
+    Raises:
+        ValueError: on all processes, if some process has no GPU or nothing fits.
+    """
+    if arguments.per_device_batch_size != AUTO:
+        return arguments
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    processes = PartialState(on_cpu, **process_group_settings().to_kwargs())  # as `Accelerator` will, after this
+    available = gather_object([free_bytes(processes.device)])
+
+    def choose() -> int:
+        recorded = recorded_batch_size(arguments)
+        if recorded and arguments.batch_size % (recorded * processes.num_processes) == 0:
+            print(f"per_device_batch_size auto: {recorded}, as recorded in {arguments.output_dir}")
+            return recorded
+        _require_gpus(available)
+        size = fitting_batch_size(arguments, min(available), processes.num_processes)
+        print(f"per_device_batch_size auto: {size}, for {min(available) / GIB:.1f} GiB of free GPU memory")
+        return size
+
+    return dataclasses.replace(arguments, per_device_batch_size=on_main_process(processes, choose))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Free memory of a GPU; None for a device of another kind."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def _require_gpus(device_bytes: list[int | None]) -> None:
+    if None in device_bytes:
+        raise ValueError("per_device_batch_size auto needs a GPU that PyTorch can use; give a number.")
+
+
+def recorded_batch_size(arguments: PretrainingArguments) -> int | None:
+    """The `per_device_batch_size` in the newest readable checkpoint of the run to resume; None if there is none."""
+    if not arguments.resume:
+        return None
+    states = Path(arguments.output_dir).glob("checkpoints/step-*/run_state.json")
+    for path in sorted(states, key=lambda path: checkpoint_step(path.parent), reverse=True):
+        with suppress(OSError, ValueError, KeyError):
+            return json.loads(path.read_text())["arguments"]["per_device_batch_size"]
+    return None
+
+
+def fitting_batch_size(arguments: PretrainingArguments, device_bytes: int, num_processes: int) -> int:
+    """The largest number of images per pass and process that divides `batch_size` evenly and fits.
+
+    Args:
+        device_bytes: memory that the estimate, for the largest batch that the masks can make, must not exceed.
+
+    Raises:
+        ValueError: if `batch_size` cannot be divided among the processes, or not even one image fits.
+    """
+    share, rest = divmod(arguments.batch_size, num_processes)
+    if rest:
+        raise ValueError(f"batch_size {arguments.batch_size} is not a multiple of {num_processes} processes.")
+    config, masking, settings = _measured(arguments)
+    tokens = worst_case_tokens(masking)
+    largest = largest_batch_size(device_bytes, config, tokens, limit=share, **settings)
+    if not largest:
+        need = estimate_memory(config, tokens, 1, **settings).total
+        raise ValueError(
+            f"per_device_batch_size auto: not even one image fits. It needs {need / GIB:.1f} GiB, and"
+            f" {device_bytes / GIB:.1f} GiB are free. To need less, {LESS_MEMORY}."
+        )
+    return max(size for size in range(1, largest + 1) if share % size == 0)
