@@ -76,12 +76,7 @@ from ijepa_transformers.execution import choose_attention, configure, set_matmul
 from ijepa_transformers.masking import MultiBlockMasking
 from ijepa_transformers.modeling_ijepa import sincos_position_embeddings
 from ijepa_transformers.optimization import Schedules, build_optimizer, parameter_places
-from ijepa_transformers.pretraining.arguments import (
-    AUTO,
-    OutputArguments,
-    PretrainingArguments,
-    parse_pretraining_arguments,
-)
+from ijepa_transformers.pretraining.arguments import OutputArguments, PretrainingArguments, parse_pretraining_arguments
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -144,9 +139,7 @@ def check(arguments: PretrainingArguments) -> None:
         raise ValueError("a comparison needs images of random access and random weights: no streaming, no init_from.")
     if arguments.mixed_precision == "fp16":
         raise ValueError("mixed_precision fp16 is not compared: take bf16 or no.")
-    if arguments.per_device_batch_size == AUTO:
-        raise ValueError("per_device_batch_size auto is not compared: give a number.")
-    if arguments.batch_size % arguments.per_device_batch_size:
+    if arguments.batch_size % arguments.images_per_pass:
         raise ValueError(
             f"batch_size {arguments.batch_size} is not a multiple of per_device_batch_size"
             f" {arguments.per_device_batch_size}."

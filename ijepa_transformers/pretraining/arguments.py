@@ -227,7 +227,9 @@ class OptimizationArguments:
 
     def _check_optimization(self):
         require_numbers(self, "batch_size", least=1)
-        if self.per_device_batch_size != AUTO:
+        if isinstance(self.per_device_batch_size, str):
+            require_choice(self, "per_device_batch_size", (AUTO,))
+        else:
             require_numbers(self, "per_device_batch_size", least=1)
         require_numbers(self, "seed", least=0, most=LARGEST_SEED)
         require_numbers(self, "max_skipped_steps", least=0)
@@ -266,6 +268,13 @@ class OptimizationArguments:
         )
         require_numbers(self, "adam_beta1", "adam_beta2", least=0, below=1)
         require_numbers(self, "adam_epsilon", "max_grad_norm", above=0)
+
+    @property
+    def images_per_pass(self) -> int:
+        """`per_device_batch_size` of a run, where it is a number."""
+        if isinstance(self.per_device_batch_size, str):
+            raise ValueError(f"per_device_batch_size must be a number here, got {self.per_device_batch_size!r}.")
+        return self.per_device_batch_size
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the run."""

@@ -26,16 +26,14 @@ def memory_estimate(arguments: PretrainingArguments) -> str:
     Raises:
         ValueError: if `per_device_batch_size` is auto and PyTorch sees no GPU, or nothing fits.
     """
-    on_gpu = torch.cuda.is_available()
-    device_bytes = torch.cuda.get_device_properties(0).total_memory if on_gpu else None
+    device_bytes = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     if arguments.per_device_batch_size == AUTO:
-        _require_gpus([device_bytes])
-        size = fitting_batch_size(arguments, device_bytes, launched_mode()[1])
+        size = fitting_batch_size(arguments, _smallest([device_bytes]), launched_mode()[1])
         arguments = dataclasses.replace(arguments, per_device_batch_size=size)
     config, masking, settings = _measured(arguments)
-    tokens, batch_size = worst_case_tokens(masking), arguments.per_device_batch_size
+    tokens, batch_size = worst_case_tokens(masking), arguments.images_per_pass
     estimate = estimate_memory(config, tokens, batch_size, **settings)
-    fits = largest_batch_size(device_bytes, config, tokens, **settings) if on_gpu else None
+    fits = largest_batch_size(device_bytes, config, tokens, **settings) if device_bytes else None
     likely = sampled_tokens(masking, batch_size)
     met = estimate_memory(config, likely, batch_size, **settings)
     return (
@@ -84,9 +82,9 @@ def with_batch_size(arguments: PretrainingArguments) -> PretrainingArguments:
         if recorded and arguments.batch_size % (recorded * processes.num_processes) == 0:
             print(f"per_device_batch_size auto: {recorded}, as recorded in {arguments.output_dir}")
             return recorded
-        _require_gpus(available)
-        size = fitting_batch_size(arguments, min(available), processes.num_processes)
-        print(f"per_device_batch_size auto: {size}, for {min(available) / GIB:.1f} GiB of free GPU memory")
+        device_bytes = _smallest(available)
+        size = fitting_batch_size(arguments, device_bytes, processes.num_processes)
+        print(f"per_device_batch_size auto: {size}, for {device_bytes / GIB:.1f} GiB of free GPU memory")
         return size
 
     return dataclasses.replace(arguments, per_device_batch_size=on_main_process(processes, choose))
@@ -97,9 +95,11 @@ def free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
-def _require_gpus(device_bytes: list[int | None]) -> None:
-    if None in device_bytes:
+def _smallest(device_bytes: list[int | None]) -> int:
+    sizes = [size for size in device_bytes if size is not None]
+    if len(sizes) < len(device_bytes):
         raise ValueError("per_device_batch_size auto needs a GPU that PyTorch can use; give a number.")
+    return min(sizes)
 
 
 def recorded_batch_size(arguments: PretrainingArguments) -> int | None:

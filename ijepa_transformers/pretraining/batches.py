@@ -73,7 +73,7 @@ class IndexedData:
         )
         sampler = PretrainingBatchSampler(
             self.num_images,
-            arguments.per_device_batch_size,
+            arguments.images_per_pass,
             total_steps=total_steps,
             seed=arguments.seed,
             start_step=first_step,
@@ -139,7 +139,7 @@ class StreamedData:
             self.stream,
             self.config.image_height_and_width,
             collate_fn=MaskingCollator(masking, arguments.seed),
-            batch_size=arguments.per_device_batch_size,
+            batch_size=arguments.images_per_pass,
             total_steps=total_steps,
             lanes=self.lanes,
             shuffle_buffer=arguments.shuffle_buffer,

@@ -166,7 +166,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     arguments = with_batch_size(arguments)
     accelerator, launch = build_accelerator(
         batch_size=arguments.batch_size,
-        per_device_batch_size=arguments.per_device_batch_size,
+        per_device_batch_size=arguments.images_per_pass,
         mixed_precision=arguments.mixed_precision,
         max_grad_norm=arguments.max_grad_norm,
         trackers=arguments.trackers,
@@ -216,7 +216,7 @@ def effective_values(run: Run) -> dict[str, object]:
     """What the settings come to, for the terminal and the model card."""
     arguments, schedules, config = run.arguments, run.schedules, run.config
     num_images, count = run.data.num_images, run.launch.num_processes
-    masks = [run.masking.sample(arguments.per_device_batch_size, arguments.seed, step) for step in range(8)]
+    masks = [run.masking.sample(arguments.images_per_pass, arguments.seed, step) for step in range(8)]
     context, target = (sum(pair[kind].shape[-1] for pair in masks) / len(masks) for kind in (0, 1))
     parameters = {
         name: sum(getattr(p, "ds_numel", p.numel()) for p in part.parameters()) / 1e6  # ds_: whole under ZeRO-3
@@ -229,7 +229,7 @@ def effective_values(run: Run) -> dict[str, object]:
         "warm-up": f"{schedules.warmup_steps:,} steps",
         "momentum": f"{schedules.start_momentum:.4g} to {schedules.final_momentum:.4g}; at first the target encoder"
         f" forgets half within {half_life_of_momentum(schedules.start_momentum):,.0f} steps",
-        "batch": f"{arguments.batch_size} images = {arguments.per_device_batch_size} per pass x {count} processes x"
+        "batch": f"{arguments.batch_size} images = {arguments.images_per_pass} per pass x {count} processes x"
         f" {run.accelerator.gradient_accumulation_steps} accumulation steps",
         "images": f"{config.image_size} pixels, patches of {config.patch_size}, grid {config.grid_size}",
         "decoding": f"JPEG by {jpeg_decoder()}",
@@ -237,7 +237,7 @@ def effective_values(run: Run) -> dict[str, object]:
         f" {arguments.num_targets} targets of about {target:.0f}",
         "targets": {
             "layer": "layer-normalised, as released",
-            "batch": f"each feature normalised over the patches of {arguments.per_device_batch_size} images",
+            "batch": f"each feature normalised over the patches of {arguments.images_per_pass} images",
             "none": "as the target encoder gives them",
         }[config.target_normalization],
         "encoder": f"{parameters['encoder']:.2f} M parameters, {config.num_hidden_layers} layers of"

@@ -165,7 +165,7 @@ class DryRuns:
     """The weights of a model, and its passes with the batches of `DRY_RUN_BATCHES`."""
 
     weights: Weights
-    passes: tuple[PassBytes, PassBytes]
+    passes: tuple[PassBytes, ...]
 
     def pass_of(self, batch_size: int) -> PassBytes:
         """A pass with any batch: a straight line through the two that were counted."""

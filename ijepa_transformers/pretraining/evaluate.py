@@ -44,7 +44,7 @@ class Probe:
         )
         return DataLoader(
             Subset(images, chosen.tolist()),
-            batch_size=self.arguments.per_device_batch_size,
+            batch_size=self.arguments.images_per_pass,
             num_workers=self.arguments.num_workers,
             worker_init_fn=ignore_stop_signals,
             generator=torch.Generator(),  # or the loader draws from the generator that training uses

@@ -181,7 +181,6 @@ def test_the_estimate_is_near_what_a_gpu_allocates(precision, checkpointing):
     ("precision", "attention", "checkpointing"),
     [
         ("no", "sdpa", False),
-        ("no", "eager", True),
         ("bf16", "sdpa", True),
         ("bf16", "eager", True),
     ],
@@ -218,7 +217,6 @@ def test_every_part_grows_with_the_batch_or_stays(wide_layers, precision, checkp
     [
         ("small", 128, {"precision": "no"}, 19.43),
         ("small", 128, {"gradient_checkpointing": True, "mode": "ddp", "num_processes": 8}, 4.73),
-        ("large", 16, {"precision": "no", "gradient_checkpointing": True}, 8.10),
         ("large", 128, {"mode": "fsdp2", "num_processes": 8}, 36.76),
     ],
 )
@@ -263,13 +261,15 @@ def test_eight_bit_states_are_those_that_bitsandbytes_makes():
 # Tokens
 
 
-@pytest.mark.parametrize("settings", [{}, {"context_scale": (0.3, 0.9)}, {"num_contexts": 2, "num_targets": 2}])
 @pytest.mark.parametrize("mode", ["unbiased", "meta"])
-@pytest.mark.parametrize("grid_size", [(14, 14), (16, 16), (11, 17)])
+@pytest.mark.parametrize(
+    ("grid_size", "settings"),
+    [((14, 14), {}), ((16, 16), {"context_scale": (0.3, 0.9)}), ((11, 17), {"num_contexts": 2, "num_targets": 2})],
+)
 def test_no_batch_holds_more_tokens_than_the_worst_case(grid_size, mode, settings):
     masking = MultiBlockMasking(grid_size, mode=mode, **settings)
     worst = worst_case_tokens(masking)
-    for step in range(2000):
+    for step in range(500):
         contexts, targets = masking.sample(1, seed=0, step=step)  # one image: no other context cuts it
         assert contexts.shape[1:2] == (worst.num_contexts,) and contexts.shape[2] <= worst.context
         assert targets.shape[1:2] == (worst.num_targets,) and targets.shape[2] <= worst.target
