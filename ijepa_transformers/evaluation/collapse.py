@@ -1,9 +1,9 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Has an encoder collapsed? Rank, spread and neighbourhood of its features, a report per layer, an alarm for training.
+"""Measures whether an encoder has collapsed: rank, spread and neighbours of its features, and a report per layer.
 
-An encoder collapses when its features stop depending on the image: they become a function of position alone (all
-images alike), or shrink to a few directions. I-JEPA's loss is lowest of all then, so only the features can tell.
-Nothing here knows a model.
+An encoder collapses when its features no longer depend on the image. Then the features of all images are equal, or
+they differ in a few directions only. I-JEPA's loss is lowest for a collapsed encoder, so the loss cannot show it. The
+functions here take features; they know no model.
 
 Shapes: B images of a batch, N images in all (or patches, where a docstring says tokens), D feature width.
 """
@@ -15,36 +15,40 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from .probes import ROUNDING_LEVEL
 
-# Below this share of the features' size, variation over images is float32 rounding (unit 6e-8), not information.
-ROUNDING_LEVEL = 1e-6
-# Below these an encoder has collapsed; `CollapseMonitor` says what was measured on both sides of them.
+
+# An encoder has collapsed if it is below one of these. `CollapseMonitor` lists what was measured for collapsed and for
+# healthy encoders.
 STD_FLOOR, RANK_FLOOR = 0.02, 0.02
-# Below these it is narrow: healthy runs on digits stayed above both, half-collapsed ones had rank shares of .05-.07.
-NARROW_STD_FLOOR, NARROW_RANK_FLOOR = 0.1, 0.075
-# Above this share of orphans a few images crowd out all others as neighbours. 1000 Gaussian images have at most .001
-# in 2 to 1000 directions, and .73 where one direction is all there is.
-ORPHANS_CEILING = 0.5
-NUM_NEIGHBORS = 10  # with as many, next to no image is an orphan by chance: e^-10 of them if neighbours were drawn
+# It is narrow if it is below one of these. Healthy runs on digits were above both; half-collapsed runs had rank shares
+# of .05 to .07.
+_NARROW_STD_FLOOR, _NARROW_RANK_FLOOR = 0.1, 0.075
+# It is also narrow if the share of orphans is larger than this. 1000 Gaussian images have a share of at most .001 if
+# they vary in 2 to 1000 directions, and .73 if they vary in one direction.
+_ORPHANS_CEILING = 0.5
+_NUM_NEIGHBORS = 10  # with 10 random neighbours per image, a share of only e^-10 of the images would be orphans
 
 
-# ---------------------------------------------------------------------------------------------------------- measures
+# Measures
 def effective_rank(features: torch.Tensor) -> float:
-    """How many directions the features (N, D) use, from 1 to min(N - 1, D): RankMe (Garrido et al. 2023, arXiv
-    2210.02885), the exponential of the entropy of the singular values normalised to sum 1, of CENTRED features.
+    """How many directions the features (N, D) use, from 1 to min(N - 1, D).
 
-    The paper does not centre. Here every image shares a large offset, the average of the position embeddings: a random
-    encoder that is quite healthy has rank 2.3 of 64 with the offset and 6.4 without, so an uncentred rank mostly
-    measures how large the offset is against the variation. That is asked separately (`CollapseMonitor`'s
-    `target_std`); this number says over how many directions the variation spreads. Alone it would take a total
-    collapse for a rich one, because rounding noise spreads over all directions; so variation below 1e-6 of the
-    features' size counts as none.
+    This is RankMe (Garrido et al. 2023, arXiv 2210.02885) of centred features: the exponential of the entropy of the
+    singular values, which are scaled to sum 1. The paper does not centre. Here all images share a large offset, the
+    average of the position embeddings. A healthy random encoder has rank 2.3 of 64 with the offset and 6.4 without it,
+    so a rank that is not centred mostly measures the size of the offset. `relative_std` measures that size.
 
-    Invariant to scale, rotation, a common offset and the order of images. Returns 1.0 when the images do not differ
-    (or N = 1) and NaN when a feature is not finite.
+    Variation below 1e-6 of the features' size counts as none. It is rounding noise, which spreads over all directions,
+    so a totally collapsed encoder would have a high rank.
+
+    Scale, rotation, a common offset and the order of images do not change the rank.
+
+    Returns:
+        The rank: 1.0 if the images do not differ or N = 1, NaN if a feature is not finite.
 
     Raises:
-        ValueError: features that are not (N, D) with N > 0.
+        ValueError: if the features are not (N, D) with N > 0.
     """
     if features.dim() != 2 or len(features) == 0:
         raise ValueError(f"features must be (N, D) with N > 0, got shape {tuple(features.shape)}")
@@ -59,8 +63,10 @@ def effective_rank(features: torch.Tensor) -> float:
 
 
 def relative_std(features: torch.Tensor) -> float:
-    """Root mean square deviation of the features (N, D) from their mean, as a share of their root mean square: 0 (all
-    images alike) to 1 (no common offset). Invariant to scale and rotation."""
+    """Root mean square deviation of the features (N, D) from their mean, as a share of their root mean square.
+
+    It is 0 if all images are alike and 1 if they share no offset. Scale and rotation do not change it.
+    """
     features = features.cpu().double()
     size = features.square().sum(dim=1).mean().sqrt()
     deviation = (features - features.mean(dim=0)).square().sum(dim=1).mean().sqrt()
@@ -68,27 +74,27 @@ def relative_std(features: torch.Tensor) -> float:
 
 
 def uniformity(features: torch.Tensor) -> float:
-    """How evenly the features (N, D) spread over the sphere: log mean exp(-2 |x - y|^2) over all pairs of images
-    (Wang and Isola 2020, arXiv 2005.10242), of features that are centred and then normalised to length 1.
+    """How evenly the features (N, D) spread over the sphere: log mean exp(-2 |x - y|^2) over all pairs of images.
 
-    0 when all images are alike; about -4 when they point in all of many directions. The paper does not centre; here
-    images share a large offset (see `effective_rank`), beside which all of them would look alike.
+    The features are centred and then scaled to length 1. The measure is that of Wang and Isola (2020, arXiv
+    2005.10242), who do not centre. Here images share a large offset (see `effective_rank`), so without centring all
+    images would look alike. It is 0 if all images are alike, and about -4 if they point in many different directions.
 
     Raises:
-        ValueError: fewer than 2 images.
+        ValueError: if there are fewer than 2 images.
     """
     directions = _directions(features)
     return torch.pdist(directions).square().mul(-2).exp().mean().log().item()
 
 
-def orphan_share(features: torch.Tensor, num_neighbors: int = NUM_NEIGHBORS) -> float:
-    """Share of images that are among the nearest `num_neighbors` of no other image, by cosine of centred features.
+def orphan_share(features: torch.Tensor, num_neighbors: int = _NUM_NEIGHBORS) -> float:
+    """Share of images (N, D) that are not among the `num_neighbors` nearest neighbours of any other image.
 
-    A measure of hubs (anti-hubs in Radovanovic et al. 2010): where a few images are the neighbours of nearly all, k-NN
-    and retrieval find the same few again and again. Near 0 when every image has its place.
+    Neighbours have the highest cosine of centred features. Orphans are the anti-hubs of Radovanovic et al. (2010). If
+    their share is high, k-NN and retrieval find the same few images again and again.
 
     Raises:
-        ValueError: fewer than 2 images.
+        ValueError: if there are fewer than 2 images.
     """
     similarities = _similarities(features)
     nearest = similarities.topk(min(num_neighbors, len(similarities) - 1), dim=1).indices  # (N, num_neighbors)
@@ -97,17 +103,18 @@ def orphan_share(features: torch.Tensor, num_neighbors: int = NUM_NEIGHBORS) -> 
 
 
 def nearest_cosine(features: torch.Tensor) -> float:
-    """Median over images of the cosine to the most similar other image, of centred features: 1 when every image has
-    an indistinguishable twin. Between random images it is near 0.
+    """Cosine of an image to the most similar other image, of centred features (N, D): the median over the images.
+
+    It is 1 if each image has a twin with equal features, and near 0 for random images.
 
     Raises:
-        ValueError: fewer than 2 images.
+        ValueError: if there are fewer than 2 images.
     """
     return _similarities(features).amax(dim=1).median().item()
 
 
 def _directions(features: torch.Tensor) -> torch.Tensor:
-    """Centred features (N, D) of length 1, float32 on the CPU; zeros where all images are alike up to rounding."""
+    """Centred features (N, D) of length 1, float32 on the CPU. Zeros if all images are alike up to rounding."""
     if features.dim() != 2 or len(features) < 2:
         raise ValueError(f"features must be (N, D) with N > 1, got shape {tuple(features.shape)}")
     features = features.cpu().double()
@@ -116,15 +123,15 @@ def _directions(features: torch.Tensor) -> torch.Tensor:
 
 
 def _similarities(features: torch.Tensor) -> torch.Tensor:
-    """Cosines (N, N) of centred features, with -infinity for an image and itself."""
+    """Cosines (N, N) of centred features; -infinity between an image and itself."""
     directions = _directions(features)
     return (directions @ directions.T).fill_diagonal_(-math.inf)
 
 
-# ------------------------------------------------------------------------------------------------------------ report
+# Report
 @dataclass(frozen=True)
 class LayerSpread:
-    """The measures of one layer's features, and its health: "healthy", "narrow" or "collapsed"."""
+    """The measures of one layer's features. `health` is "healthy", "narrow" or "collapsed"."""
 
     relative_std: float
     effective_rank: float
@@ -134,7 +141,8 @@ class LayerSpread:
     nearest_cosine: float
     health: str
 
-    def in_words(self) -> str:
+    def sentence(self) -> str:
+        """Spread and rank, for the verdict."""
         return (
             f"images differ by {self.relative_std:.1%} of the features' size, over {self.effective_rank:.1f} of"
             f" {self.highest_rank} directions"
@@ -151,33 +159,35 @@ class LayerSpread:
             "health": self.health,
         }
 
-    def in_figures(self) -> str:
+    def short_form(self) -> str:
+        """Spread and rank, for a comparison in brackets."""
         return f"{self.relative_std:.1%}, {self.effective_rank:.1f} directions"
 
 
-# What the columns of `LayerSpread.cells` mean.
-COLUMNS_IN_WORDS = "\n".join(
+# The columns of `LayerSpread.cells`.
+COLUMN_LEGEND = "\n".join(
     (
-        "- spread: how far images lie from their common average, as a share of the features' size. Near 0, features no"
-        " longer depend on the image.",
-        "- rank: over how many directions images differ (RankMe of centred features), of as many as there could be.",
-        "- uniformity: 0 when all images are alike, towards -4 the more evenly they spread (centred features).",
-        "- orphans: share of images that are among the 10 nearest neighbours of no other image. Near 1, a few images"
-        " are everybody's neighbours.",
-        "- twin: cosine of an image to its nearest neighbour (median, centred features). At 1, images have"
-        " indistinguishable twins.",
+        "- spread: how far images lie from their common average, as a share of the features' size. If it is near 0,"
+        " features no longer depend on the image.",
+        "- rank: in how many directions images differ (RankMe of centred features), and the largest possible number.",
+        "- uniformity: 0 if all images are alike, about -4 if they spread evenly (centred features).",
+        "- orphans: share of images that are not among the 10 nearest neighbours of any other image. If it is near 1,"
+        " a few images are the neighbours of all others.",
+        "- twin: cosine of an image to its nearest neighbour (median, centred features). If it is 1, each image has a"
+        " twin with equal features.",
     )
 )
 
 
 def layer_spread(features: torch.Tensor) -> LayerSpread:
-    """Measures the features (N, D) of one layer. Memory is N x N floats, so a few thousand images are plenty.
+    """Measures the features (N, D) of one layer. It needs memory for N x N floats, so use a few thousand images.
 
     Raises:
-        ValueError: fewer than 2 images.
+        ValueError: if there are fewer than 2 images.
     """
     if not features.isfinite().all():
-        return LayerSpread(*(math.nan,) * 2, 0, *(math.nan,) * 3, "collapsed")
+        nan = math.nan
+        return LayerSpread(nan, nan, 0, uniformity=nan, orphan_share=nan, nearest_cosine=nan, health="collapsed")
     std, rank, orphans = relative_std(features), effective_rank(features), orphan_share(features)
     highest_rank = min(len(features) - 1, features.shape[1])
     return LayerSpread(
@@ -194,45 +204,46 @@ def layer_spread(features: torch.Tensor) -> LayerSpread:
 def _health(std: float, rank_share: float, orphans: float) -> str:
     if std < STD_FLOOR or rank_share < RANK_FLOOR:
         return "collapsed"
-    if std < NARROW_STD_FLOOR or rank_share < NARROW_RANK_FLOOR or orphans > ORPHANS_CEILING:
+    if std < _NARROW_STD_FLOOR or rank_share < _NARROW_RANK_FLOOR or orphans > _ORPHANS_CEILING:
         return "narrow"
     return "healthy"
 
 
-def collapse_reading(layers: Sequence[LayerSpread], random_layers: Sequence[LayerSpread] | None = None) -> str:
-    """What the measures of an encoder's layers (the embedding first) come to, in one or two sentences.
+def collapse_summary(layers: Sequence[LayerSpread], random_layers: Sequence[LayerSpread] | None = None) -> str:
+    """One or two sentences on the measures of an encoder's layers; the first layer is the embedding.
 
-    The last layer decides, because it is the one that is used. The values of a random encoder of the same architecture
-    stand beside it: a rank that is low there too is the images' or the architecture's.
+    The last layer decides, because its features are used. Pass the layers of a random encoder of the same architecture
+    to show its values beside it: a rank that is low in both comes from the images or from the architecture.
 
     Raises:
-        ValueError: no layer.
+        ValueError: if there is no layer.
     """
     if not layers:
-        raise ValueError("a reading needs at least one layer")
+        raise ValueError("a collapse summary needs at least one layer")
     last = layers[-1]
-    beside = f" (random encoder: {random_layers[-1].in_figures()})" if random_layers else ""
-    return f"{last.health}: {_verdict(last)}{beside}.{_where(layers)}"
+    comparison = f" (random encoder: {random_layers[-1].short_form()})" if random_layers else ""
+    return f"{last.health}: {_verdict(last)}{comparison}.{_other_layers(layers)}"
 
 
 def _verdict(layer: LayerSpread) -> str:
-    """Why a layer has its health."""
+    """The reason for a layer's health."""
     if not math.isfinite(layer.relative_std):
         return "the features hold NaN or infinity, so training has diverged"
     rank_share = (layer.effective_rank - 1) / max(layer.highest_rank - 1, 1)
-    if layer.relative_std < NARROW_STD_FLOOR:
-        return f"{layer.in_words()}, so the features hardly depend on the image"
-    if rank_share < NARROW_RANK_FLOOR:
-        return f"{layer.in_words()}, so few kinds of difference between images are left"
-    if layer.orphan_share > ORPHANS_CEILING:
-        return f"{layer.in_words()}, but {layer.orphan_share:.0%} of the images are nobody's neighbours"
-    return layer.in_words()
+    if layer.relative_std < _NARROW_STD_FLOOR:
+        return f"{layer.sentence()}, so the features hardly depend on the image"
+    if rank_share < _NARROW_RANK_FLOOR:
+        return f"{layer.sentence()}, so images differ in few ways"
+    if layer.orphan_share > _ORPHANS_CEILING:
+        return f"{layer.sentence()}, but {layer.orphan_share:.0%} of the images are nobody's neighbours"
+    return layer.sentence()
 
 
-def _where(layers: Sequence[LayerSpread]) -> str:
-    """From which layer on the last layer's trouble lasts, or which layers before a healthy one have trouble.
+def _other_layers(layers: Sequence[LayerSpread]) -> str:
+    """The layer at which the last layer's health begins. For a healthy last layer: the layers that are not healthy.
 
-    Not the embedding's: its mean over patches is a linear function of the pixels' means, narrow by nature.
+    The embedding is not listed. Its mean over patches is a linear function of the pixels' means, so it is always
+    narrow.
     """
     last = layers[-1].health
     if last == "healthy":
@@ -243,5 +254,5 @@ def _where(layers: Sequence[LayerSpread]) -> str:
     while first > 0 and layers[first - 1].health == last:
         first -= 1
     if first == 0:
-        return " It is so from the embedding of the patches on."
-    return f" It is so from layer {first} of {len(layers) - 1} on; the layer before is {layers[first - 1].health}."
+        return " This begins at the embedding of the patches."
+    return f" This begins at layer {first} of {len(layers) - 1}; the layer before is {layers[first - 1].health}."

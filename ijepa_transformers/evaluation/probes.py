@@ -1,45 +1,52 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Judging a frozen encoder by its features: k-NN, few-shot and logistic probes, metrics and tables.
+"""Measures how good a frozen encoder's features are: k-NN, few-shot and logistic probes, metrics and tables.
 
-The loss of I-JEPA does not say whether the encoder is good: it may rise while the features improve, and it is lowest
-of all when the target encoder has collapsed. The measures here do say it. They know no model: they receive features,
-or a callable that makes them.
+The loss of I-JEPA does not tell whether the encoder is good. It may rise while the features improve, and it is lowest
+when the target encoder has collapsed. The functions here take features, or a function that computes them; they know no
+model.
 
-Shapes: B images of a batch, N images in all (or patches, where a docstring says tokens), D feature width.
+Shapes: B images of a batch, N images in all, D feature width.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 
-# Below this share of the features' size, variation over images is float32 rounding (unit 6e-8), not information (as
-# in `evaluation/collapse.py`).
+if TYPE_CHECKING:
+    import evaluate
+    from sklearn.linear_model import LogisticRegression
+
+
+# Variation over images that is below this share of the features' size is float32 rounding (unit 6e-8).
 ROUNDING_LEVEL = 1e-6
-NO_CLASS = -2  # predicted where there is no prediction; -1 is the label of a class without training images
+_NO_CLASS = -2  # the prediction for scores that are not finite; -1 is the label of a class without training images
 
 
-# ----------------------------------------------------------------------------------------------------------- features
+# Features
 @torch.no_grad()
 def extract_features(
-    embed: Callable[[torch.Tensor], torch.Tensor], loader: Iterable[Mapping], device: torch.device | str
+    embed: Callable[[torch.Tensor], torch.Tensor],
+    loader: Iterable[Mapping[str, torch.Tensor]],
+    device: torch.device | str,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Pooled features of every image of `loader`, in the loader's order.
+    """Pooled features of all images of `loader`, in the loader's order.
 
     Args:
-        embed: maps the batch's `pixel_values`, moved to `device`, to pooled features (B, D). Evaluation mode, autocast
-            and normalisation are its own business.
-        loader: batches with `pixel_values` and, where known, `labels` (B,).
+        embed: maps the batch's `pixel_values`, moved to `device`, to pooled features (B, D). It takes care of
+            evaluation mode, autocast and normalisation.
+        loader: batches with `pixel_values` and, if known, `labels` (B,).
         device: where `embed` computes.
 
     Returns:
-        features (N, D), float32 on the CPU, and labels (N,), int64, or None when no batch has labels.
+        Features (N, D), float32 on the CPU, and labels (N,), int64, or None if no batch has labels.
 
     Raises:
-        ValueError: no batch at all, features that are not (B, D), or labels in some batches only.
+        ValueError: if there is no batch, if features are not (B, D), or if only some batches have labels.
     """
     features, labels = [], []
     for batch in loader:
@@ -52,22 +59,22 @@ def extract_features(
     if not features:
         raise ValueError("the loader gave no batch, so there are no features")
     if labels and len(labels) != len(features):
-        raise ValueError(f"{len(labels)} of {len(features)} batches have labels: either all must, or none")
+        raise ValueError(f"{len(labels)} of {len(features)} batches have labels: all must have them, or none")
     return torch.cat(features), torch.cat(labels) if labels else None
 
 
 def standardize(train: torch.Tensor, test: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both sets (N, D) with the mean and standard deviation of `train` taken out, feature by feature.
+    """Both sets (N, D), shifted and scaled so that each feature of `train` has mean 0 and standard deviation 1.
 
-    A feature that is constant over `train` (up to rounding) tells its images apart in no way: it becomes 0 in both
-    sets, where dividing by its standard deviation would blow rounding noise up to size 1.
+    A feature that is constant over `train`, up to rounding, becomes 0 in both sets. Division by its standard deviation
+    would scale rounding noise up to size 1.
     """
     mean, std = train.float().mean(dim=0), train.float().std(dim=0, correction=0)
     scale = torch.where(std > ROUNDING_LEVEL * mean.abs(), 1 / std, 0)
     return (train.float() - mean) * scale, (test.float() - mean) * scale
 
 
-# ------------------------------------------------------------------------------------------------------------- probes
+# Probes
 def knn_accuracy(
     train_features: torch.Tensor,
     train_labels: torch.Tensor,
@@ -80,34 +87,22 @@ def knn_accuracy(
     """Accuracy of k-nearest-neighbour classification by cosine similarity.
 
     Each of the k most similar training images votes for its class with weight exp(similarity / temperature), or with
-    weight 1 when `temperature` is None. Ties are decided alike every time: equally similar images rank by their index,
-    equal votes go to the lower label. k = 20 and temperature 0.07 are the values usual for self-supervised encoders
-    (Wu et al. 2018, arXiv 1805.01978; Caron et al. 2021, arXiv 2104.14294). Cosine similarity sees no scale, but it
-    does see an offset shared by all images: `standardize` the features first.
+    weight 1 if `temperature` is None. Of equally similar images the lower index comes first; of classes with equal
+    votes the lower label wins. k = 20 and temperature 0.07 are usual for self-supervised encoders (Wu et al. 2018,
+    arXiv 1805.01978; Caron et al. 2021, arXiv 2104.14294). Cosine similarity does not depend on the scale of the
+    features, but it does depend on an offset that all images share: call `standardize` first.
 
     Args:
-        train_features, test_features: (N, D), finite, on one device, where the work is done.
+        train_features, test_features: (N, D), finite, on the device that computes.
         train_labels, test_labels: (N,), any integers.
-        chunk_size: test images at a time; the memory needed is `chunk_size` times the number of training images.
+        chunk_size: test images at a time. The memory needed is `chunk_size` times the number of training images.
 
     Raises:
-        ValueError: sizes that do not fit, features that are not finite, or k not in 1..number of training images.
+        ValueError: if sizes do not fit, if features are not finite, or if k is not in 1..number of training images.
     """
     _check_labelled(test_features, test_labels, "test")
-    scores = knn_scores(train_features, train_labels, test_features, k, temperature, chunk_size)
+    scores = knn_scores_by_k(train_features, train_labels, test_features, [k], temperature, chunk_size)[k]
     return (scores.argmax(dim=1) == class_indices(train_labels, test_labels)).double().mean().item()
-
-
-def knn_scores(
-    train_features: torch.Tensor,
-    train_labels: torch.Tensor,
-    test_features: torch.Tensor,
-    k: int = 20,
-    temperature: float | None = 0.07,
-    chunk_size: int = 256,
-) -> torch.Tensor:
-    """Votes (test images, classes), on the CPU, of `knn_accuracy`; the classes are the training labels in order."""
-    return knn_scores_by_k(train_features, train_labels, test_features, [k], temperature, chunk_size)[k]
 
 
 def knn_scores_by_k(
@@ -118,14 +113,20 @@ def knn_scores_by_k(
     temperature: float | None = 0.07,
     chunk_size: int = 256,
 ) -> dict[int, torch.Tensor]:
-    """`knn_scores` by k, of several k: the neighbours, which take nearly all the time, are looked up once."""
+    """Votes (test images, classes) of `knn_accuracy`, on the CPU, for each k. Classes are the sorted training labels.
+
+    The search for neighbours takes nearly all the time, and is done once for all k.
+
+    Raises:
+        ValueError: as `knn_accuracy`.
+    """
     _check_labelled(train_features, train_labels, "train")
     for k in ks:
         if not 1 <= k <= len(train_features):
             raise ValueError(f"k={k} neighbours, but there are {len(train_features)} training images")
     classes, train_classes = train_labels.to(train_features.device).unique(return_inverse=True)
     train = F.normalize(train_features.float(), dim=1)
-    votes = {k: [] for k in ks}
+    votes: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
     for chunk in test_features.split(chunk_size):
         similarities = F.normalize(chunk.float(), dim=1) @ train.T  # (chunk, N)
         nearest, indices = _nearest(similarities, max(ks))
@@ -136,18 +137,18 @@ def knn_scores_by_k(
 
 
 def class_indices(train_labels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Place (N,) of each label among the classes of `train_labels`, in order; -1 for a class that has no training
-    image, which no probe can name. On the CPU."""
+    """Position (N,) of each label among the sorted classes of `train_labels`, on the CPU. It is -1 for a class without
+    training images, which no probe can predict."""
     classes, labels = train_labels.cpu().unique(), labels.cpu()
     places = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
     return torch.where(classes[places] == labels, places, -1)
 
 
 def _nearest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and indices (chunk, k) of the k most similar, in order; among equals the lower index comes first, which
-    `topk` does not promise. So the first of them are those of a smaller k.
+    """Values and indices (chunk, k) of the k most similar images, the most similar first.
 
-    Only rows with a tie, across the k-th place or before it, pay for a stable sort.
+    Of equally similar images the lower index comes first, which `topk` does not guarantee. So the first columns are
+    the result for a smaller k. Only rows with a tie among the first k + 1 values need the slower stable sort.
     """
     values, indices = similarities.topk(min(k + 1, similarities.shape[1]), dim=1)
     tied = (values[:, 1:] == values[:, :-1]).any(dim=1)
@@ -162,8 +163,8 @@ def _votes(
     num_classes: int,
     temperature: float | None,
 ) -> torch.Tensor:
-    """Votes (chunk, num_classes) of the neighbours (chunk, k). A sum over one-hot votes, since the atomic additions of
-    `scatter_add` on a GPU come in no fixed order."""
+    """Votes (chunk, num_classes) of the neighbours (chunk, k). Sums one-hot votes, because `scatter_add` on a GPU adds
+    in no fixed order."""
     weights = torch.ones_like(similarities)
     if temperature is not None:
         weights = ((similarities - similarities.amax(dim=1, keepdim=True)) / temperature).exp()  # the largest is 1
@@ -173,8 +174,10 @@ def _votes(
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Accuracy over several draws of the labelled images, or several pretraining seeds: mean, standard deviation (of
-    these values, not an estimate for others), and every value."""
+    """Accuracies of several draws of the labelled images, or of several pretraining seeds.
+
+    `std` is the standard deviation of these values; it does not estimate that of other values.
+    """
 
     mean: float
     std: float
@@ -182,8 +185,8 @@ class Accuracies:
 
     @classmethod
     def of(cls, accuracies: Iterable[float]) -> "Accuracies":
-        accuracies = tuple(accuracies)
-        return cls(float(np.mean(accuracies)), float(np.std(accuracies)), accuracies)
+        values = tuple(accuracies)
+        return cls(float(np.mean(values)), float(np.std(values)), values)
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.std:.3f}"
@@ -200,32 +203,33 @@ def few_shot_accuracy(
 ) -> Accuracies:
     """Accuracy of logistic regression (scikit-learn, L2 with C = 1) on few labelled images.
 
-    `shots` is how many of each class (int), or a share of each class (float, at least one image), as in the published
-    1 % protocol.
+    Features are standardised with the statistics of ALL training features. This needs no labels, and a user with few
+    labels also has the images without labels. The statistics of a few images would be noise. Draw number i depends on
+    (seed, i) only, so the first draws stay the same if there are more.
 
-    Features are standardised with the statistics of ALL training features: without their labels these are the images
-    an encoder was pretrained on, which a low-shot user has, and statistics of a few shots would be noise. Draw number
-    i depends on (seed, i) alone, so more draws keep the first ones.
+    Args:
+        shots: images of each class (int), or a share of each class (float, at least one image), as in the published
+            1 % protocol.
 
     Raises:
-        ValueError: a class with fewer than `shots` training images, shots below 1 or a share not in (0, 1], num_draws
-            below 1, or wrong sizes.
+        ValueError: if a class has fewer than `shots` training images, if shots is below 1 or a share outside (0, 1],
+            if num_draws is below 1, or if sizes do not fit.
     """
     _check_labelled(train_features, train_labels, "train")
     _check_labelled(test_features, test_labels, "test")
     if num_draws < 1 or (shots < 1 if isinstance(shots, int) else not 0 < shots <= 1):
         raise ValueError(f"shots and num_draws must be at least 1, got {shots} and {num_draws}")
     train, test = _as_arrays(*standardize(train_features, test_features))
-    train_labels, test_labels = _as_arrays(train_labels, test_labels)
+    labels, expected = _as_arrays(train_labels, test_labels)
     accuracies = []
     for draw in range(num_draws):
-        chosen = _draw_shots(train_labels, shots, np.random.default_rng([seed, draw]))
-        accuracies.append(float(_fit(train[chosen], train_labels[chosen]).score(test, test_labels)))
+        chosen = _draw_shots(labels, shots, np.random.default_rng([seed, draw]))
+        accuracies.append(float(_fit(train[chosen], labels[chosen]).score(test, expected)))
     return Accuracies.of(accuracies)
 
 
 def _draw_shots(labels: np.ndarray, shots: int | float, generator: np.random.Generator) -> np.ndarray:
-    """Indices of `shots` images (or that share) of each class, drawn without replacement, class by class."""
+    """Indices of `shots` images of each class, or of that share, drawn without replacement, class by class."""
     chosen = []
     for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
         wanted = shots if isinstance(shots, int) else max(1, round(shots * count))
@@ -238,9 +242,9 @@ def _draw_shots(labels: np.ndarray, shots: int | float, generator: np.random.Gen
 def logistic_regression_accuracy(
     train_features: torch.Tensor, train_labels: torch.Tensor, test_features: torch.Tensor, test_labels: torch.Tensor
 ) -> float:
-    """Accuracy of logistic regression (scikit-learn, L2 with C = 1) on the whole training set, features standardised.
+    """Accuracy of logistic regression (scikit-learn, L2 with C = 1) on all training images.
 
-    The linear probe for data sets that fit in memory; it has no learning rate to tune and no randomness.
+    Features are standardised. This is the linear probe for data sets that fit in memory. It has no learning rate and no randomness.
     """
     _check_labelled(test_features, test_labels, "test")
     scores = logistic_regression_scores(train_features, train_labels, test_features)
@@ -250,19 +254,19 @@ def logistic_regression_accuracy(
 def logistic_regression_scores(
     train_features: torch.Tensor, train_labels: torch.Tensor, test_features: torch.Tensor
 ) -> torch.Tensor:
-    """Scores (test images, classes) of `logistic_regression_accuracy`; the classes are the training labels in order.
+    """Scores (test images, classes) of `logistic_regression_accuracy`. Classes are the sorted training labels.
 
     Raises:
-        ValueError: sizes that do not fit, features that are not finite, or a single class.
+        ValueError: if sizes do not fit, if features are not finite, or if there is a single class.
     """
     _check_labelled(train_features, train_labels, "train")
     train, test = _as_arrays(*standardize(train_features, test_features))
     scores = torch.from_numpy(_fit(train, *_as_arrays(train_labels)).decision_function(test))
-    return scores if scores.dim() == 2 else torch.stack([-scores, scores], dim=1)  # of two classes it gives one score
+    return scores if scores.dim() == 2 else torch.stack([-scores, scores], dim=1)  # for two classes it has one score
 
 
-def _fit(train: np.ndarray, train_labels: np.ndarray):
-    from sklearn.linear_model import LogisticRegression
+def _fit(train: np.ndarray, train_labels: np.ndarray) -> "LogisticRegression":
+    from sklearn.linear_model import LogisticRegression  # takes a second
 
     return LogisticRegression(max_iter=1000).fit(train, train_labels)
 
@@ -279,15 +283,15 @@ def _check_labelled(features: torch.Tensor, labels: torch.Tensor, name: str) -> 
         raise ValueError(f"{name} features hold NaN or infinity: the encoder has diverged")
 
 
-# ------------------------------------------------------------------------------------------------- metrics and tables
-def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
+# Metrics and tables
+def _top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     """Share of images whose label is among the k highest scores; scores (N, classes), labels (N,).
 
-    Among equal scores the lower class comes first. Scores that are not finite are right nowhere. (scikit-learn's
-    `top_k_accuracy_score` puts the higher class first and refuses labels of classes that the scores do not have.)
+    Of equal scores the lower class comes first. An image whose scores are not finite counts as wrong. (scikit-learn's
+    `top_k_accuracy_score` puts the higher class first, and refuses labels for which there is no score.)
 
     Raises:
-        ValueError: k not in 1..classes.
+        ValueError: if k is not in 1..classes.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if not 1 <= k <= scores.shape[1]:
@@ -297,22 +301,23 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
 
 
 def _predictions(scores: np.ndarray) -> np.ndarray:
-    """Class (N,) of the highest of scores (N, classes); NO_CLASS where scores are not finite."""
-    return np.where(np.isfinite(scores).all(axis=1), scores.argmax(axis=1), NO_CLASS)
+    """Class (N,) with the highest of the scores (N, classes); _NO_CLASS if the scores of an image are not finite."""
+    return np.where(np.isfinite(scores).all(axis=1), scores.argmax(axis=1), _NO_CLASS)
 
 
-def accuracy_metric(top_k: int = 5):
-    """An `evaluate.Metric` that needs no internet, unlike `evaluate.load("accuracy")`, which downloads a script.
+def accuracy_metric(top_k: int = 5) -> "evaluate.Metric":
+    """An `evaluate.Metric` that needs no internet. `evaluate.load("accuracy")` would download a script.
 
-    `compute(predictions=scores (N, classes), references=labels (N,))` gives `accuracy`, `macro_accuracy` and
-    `top_{k}_accuracy`; the last is left out where there are no more than `top_k` classes, since it would always be 1.
+    `compute(predictions=scores (N, classes), references=labels (N,))` returns `accuracy`, `macro_accuracy` (the mean
+    of the accuracies per class) and `top_{k}_accuracy`. The last is left out if there are at most `top_k` classes,
+    because it would always be 1.
     """
     import datasets  # these imports take seconds
     import evaluate
     from sklearn.metrics import accuracy_score, recall_score
 
     class Accuracy(evaluate.Metric):
-        def _info(self):
+        def _info(self) -> evaluate.MetricInfo:
             features = {"predictions": datasets.List(datasets.Value("float32")), "references": datasets.Value("int64")}
             return evaluate.MetricInfo(
                 description="Top-1, top-k and mean per-class accuracy.",
@@ -321,26 +326,27 @@ def accuracy_metric(top_k: int = 5):
                 features=datasets.Features(features),
             )
 
-        def _compute(self, predictions, references):
+        def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
             scores, labels = np.asarray(predictions), np.asarray(references)
             chosen, known = _predictions(scores), np.unique(labels)
-            # The balanced accuracy: `balanced_accuracy_score` is the same number, but warns of classes without images.
+            # `balanced_accuracy_score` returns the same number, but warns if a class has no image.
             macro = recall_score(labels, chosen, labels=known, average="macro", zero_division=0)
             result = {"accuracy": float(accuracy_score(labels, chosen)), "macro_accuracy": float(macro)}
             if top_k < scores.shape[1]:
-                result[f"top_{top_k}_accuracy"] = top_k_accuracy(scores, labels, top_k)
+                result[f"top_{top_k}_accuracy"] = _top_k_accuracy(scores, labels, top_k)
             return result
 
     return Accuracy()
 
 
 def format_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows as a markdown table that also lines up in a terminal: one column per key, in order of first appearance.
+    """Rows as a markdown table whose columns are also aligned in a terminal.
 
-    Numbers stand to the right, with three decimals (one from 10 on); a missing value is a dash.
+    Each key has a column, in order of first appearance. Numbers are aligned to the right, with three decimals, or one
+    decimal from 10 on. A missing value is a dash.
 
     Raises:
-        ValueError: no row.
+        ValueError: if there is no row.
     """
     if not rows:
         raise ValueError("a table needs at least one row")

@@ -18,7 +18,7 @@ from ..encoders import EncoderSpec
 from ..files import write_text
 from ..model_card import in_markdown, update_evaluation
 from .arguments import PROGRAM
-from .collapse import COLUMNS_IN_WORDS, LayerSpread, collapse_reading
+from .collapse import COLUMN_LEGEND, LayerSpread, collapse_summary
 from .features import Run
 from .probes import Accuracies, format_table
 
@@ -76,7 +76,7 @@ def collapse_readings(rows: dict[str, list[dict]]) -> list[str]:
             title = name if len(results) == 1 else f"{name}, {result['spec']}"
             layers = [LayerSpread(**layer) for layer in result["collapse"]]
             beside = None if is_random(result) else random_layers(rows, result["all_but_weights_sha256"])
-            lines.append(f"**{title}** is {collapse_reading(layers, beside)}")
+            lines.append(f"**{title}** is {collapse_summary(layers, beside)}")
     return lines
 
 
@@ -122,7 +122,7 @@ def report(run: Run, rows: dict[str, list[dict]]) -> str:
     readings = collapse_readings(rows)
     if readings:
         parts += ["### Has it collapsed?", "\n".join(f"- {reading}" for reading in readings)]
-        parts += [collapse_table(rows), COLUMNS_IN_WORDS]
+        parts += [collapse_table(rows), COLUMN_LEGEND]
     return "\n\n".join(parts)
 
 

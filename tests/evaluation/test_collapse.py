@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ijepa_transformers.evaluation.collapse import (
-    collapse_reading,
+    collapse_summary,
     effective_rank,
     layer_spread,
     nearest_cosine,
@@ -18,7 +18,7 @@ from ijepa_transformers.evaluation.collapse import (
 from ijepa_transformers.pretraining.collapse_monitor import CollapseMonitor
 
 
-# --------------------------------------------------------------------------------------------------- rank and spread
+# Rank and spread
 
 
 def gaussians(num_images: int, width: int, rank: int, seed: int = 0) -> torch.Tensor:
@@ -48,14 +48,14 @@ def test_rank_is_invariant_to_scale_rotation_offset_and_order():
         assert effective_rank(same) == pytest.approx(expected, rel=1e-3)
 
 
-def test_rank_of_nothing_to_tell_apart_is_one():
+def test_the_rank_of_equal_images_is_one():
     offset = torch.randn(64, generator=torch.Generator().manual_seed(0))
     rounding = 1e-8 * torch.randn(200, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for features in (offset.expand(200, 64), offset + rounding, torch.zeros(200, 64), offset[None]):
         assert effective_rank(features) == 1.0
 
 
-def test_rank_of_what_is_not_finite_is_nan():
+def test_the_rank_of_features_that_are_not_finite_is_nan():
     features = gaussians(20, 8, 8)
     for bad in (math.nan, math.inf):
         features[3, 3] = bad
@@ -64,7 +64,7 @@ def test_rank_of_what_is_not_finite_is_nan():
         effective_rank(features[:0])
 
 
-# ----------------------------------------------------------------------------------------------- neighbours and report
+# Neighbours and report
 
 
 def test_uniformity_is_the_formula_of_the_paper_on_centred_directions():
@@ -82,16 +82,16 @@ def test_uniformity_goes_from_0_for_equal_images_to_minus_4_for_many_directions(
 
 
 def crowd(num_images: int, num_hubs: int) -> torch.Tensor:
-    """Images on a cone, whose axis holds hubs that are nearer to each than any other image; and the mirror image of
-    all, so that the mean is 0."""
+    """Images on a cone, hubs on its axis, and the mirror image of all of them, so that the mean is 0. A hub is nearer
+    to each image than any other image is."""
     images = torch.cat([torch.eye(num_images), torch.ones(num_images, 1)], dim=1)
     hubs = 1e-3 * torch.randn(num_hubs, num_images + 1, generator=torch.Generator().manual_seed(0))
     hubs[:, -1] = 1
     return torch.cat([images, hubs, -images, -hubs])
 
 
-def test_orphans_are_the_images_nobody_has_as_neighbours():
-    """Around a circle every image has its place; an image that lies behind all others is nobody's neighbour."""
+def test_orphans_are_the_images_that_are_nobodys_neighbours():
+    """On a circle each image is a neighbour of others. On a cone with a hub, the hub is the neighbour of most."""
     angles = torch.linspace(0, 2 * math.pi, 41)[:-1]
     circle = torch.stack([angles.cos(), angles.sin()], dim=1)
     assert orphan_share(circle, num_neighbors=2) == 0
@@ -120,45 +120,45 @@ def layer(rank: int = 16, variation: float = 1.0) -> torch.Tensor:
     return 5 + variation * math.sqrt(64 / rank) * gaussians(200, 64, rank)
 
 
-def reading(*layers: torch.Tensor, beside: torch.Tensor | None = None) -> str:
+def summary(*layers: torch.Tensor, beside: torch.Tensor | None = None) -> str:
     random_layers = None if beside is None else [layer_spread(beside)]
-    return collapse_reading([layer_spread(features) for features in layers], random_layers)
+    return collapse_summary([layer_spread(features) for features in layers], random_layers)
 
 
 def test_a_healthy_encoder_is_called_healthy_with_its_figures():
-    words = reading(layer(3), layer(), layer(), beside=layer(8))
+    text = summary(layer(3), layer(), layer(), beside=layer(8))
     std, rank = relative_std(layer()), effective_rank(layer())
-    assert words.startswith(f"healthy: images differ by {std:.1%} of the features' size, over {rank:.1f} of 64")
-    assert f"(random encoder: {relative_std(layer(8)):.1%}, {effective_rank(layer(8)):.1f} directions)." in words
-    assert "not healthy" not in words
+    assert text.startswith(f"healthy: images differ by {std:.1%} of the features' size, over {rank:.1f} of 64")
+    assert f"(random encoder: {relative_std(layer(8)):.1%}, {effective_rank(layer(8)):.1f} directions)." in text
+    assert "not healthy" not in text
 
 
 @pytest.mark.parametrize("collapsed", [{"variation": 0.02}, {"variation": 0.0}, {"rank": 1}])
 def test_a_collapsed_encoder_is_called_collapsed_from_the_right_layer_on(collapsed):
     healthy, dead = layer(), layer(**collapsed)
-    assert reading(healthy, healthy, dead, dead).startswith("collapsed: ")
-    assert "It is so from layer 2 of 3 on; the layer before is healthy." in reading(healthy, healthy, dead, dead)
-    assert "It is so from layer 3 of 3 on" in reading(healthy, dead, healthy, dead)
-    assert "from layer 1 of 2 on; the layer before is narrow." in reading(layer(rank=4), dead, dead)
-    assert "from the embedding of the patches on" in reading(dead, dead)
-    assert "Layers before the last that are not healthy: 1 (collapsed)." in reading(dead, dead, healthy)
+    assert summary(healthy, healthy, dead, dead).startswith("collapsed: ")
+    assert "This begins at layer 2 of 3; the layer before is healthy." in summary(healthy, healthy, dead, dead)
+    assert "This begins at layer 3 of 3;" in summary(healthy, dead, healthy, dead)
+    assert "begins at layer 1 of 2; the layer before is narrow." in summary(layer(rank=4), dead, dead)
+    assert "begins at the embedding of the patches" in summary(dead, dead)
+    assert "Layers before the last that are not healthy: 1 (collapsed)." in summary(dead, dead, healthy)
 
 
-def test_the_reading_says_what_is_wrong():
-    assert "hardly depend on the image" in reading(layer(variation=0.02))
-    assert "few kinds of difference" in reading(layer(rank=1))
-    assert "NaN" in reading(layer() * math.nan) and reading(layer() * math.nan).startswith("collapsed")
+def test_the_summary_says_what_is_wrong():
+    assert "hardly depend on the image" in summary(layer(variation=0.02))
+    assert "images differ in few ways" in summary(layer(rank=1))
+    assert "NaN" in summary(layer() * math.nan) and summary(layer() * math.nan).startswith("collapsed")
     assert layer_spread(layer(rank=4)).health == "narrow"  # 4 of 64 directions
     assert layer_spread(layer(variation=0.3)).health == "narrow"  # 6 % of the features' size
-    assert layer_spread(crowd(60, 10)).health == "narrow" and "nobody's neighbours" in reading(crowd(60, 10))
+    assert layer_spread(crowd(60, 10)).health == "narrow" and "nobody's neighbours" in summary(crowd(60, 10))
     with pytest.raises(ValueError, match="at least one layer"):
-        collapse_reading([])
+        collapse_summary([])
 
 
-# ------------------------------------------------------------------------------------------------------------ monitor
+# Monitor
 
 
-WIDTH, OFFSET = 64, 5.0  # an encoder's features share an offset: here 5 times as large as their healthy variation
+WIDTH, OFFSET = 64, 5.0  # the features of all images share an offset, 5 times as large as their healthy variation
 
 
 def fed(batches, **settings) -> CollapseMonitor:
@@ -175,7 +175,7 @@ def batches_of(rank: int = 16, variation: float = 1.0, count: int = 8) -> list[t
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
-def test_monitor_fires_on_collapse_and_not_on_health_at_any_scale(scale):
+def test_monitor_reports_a_collapse_and_no_healthy_encoder_at_any_scale(scale):
     for healthy in (batches_of(), batches_of(rank=6), batches_of(variation=0.6)):
         report = fed(scale * batch for batch in healthy).report()
         assert not report["collapsing"] and report["reason"] == ""
@@ -211,7 +211,7 @@ def test_monitor_remembers_only_the_newest_images_however_they_are_batched():
     recent = torch.cat(new)[-100:]
     monitor = fed([*old, *new], size=100)
     assert torch.equal(monitor.features, recent)
-    assert monitor.features.untyped_storage().nbytes() == recent.numel() * 4  # and holds no larger storage
+    assert monitor.features.untyped_storage().nbytes() == recent.numel() * 4  # and no larger storage is kept
     assert torch.equal(fed([torch.cat([*old, *new])], size=100).features, recent)
 
 
@@ -219,7 +219,7 @@ def test_monitor_resumed_reports_what_an_uninterrupted_one_reports(tmp_path):
     first, second = batches_of()[:3], batches_of(variation=0.01)
     interrupted = fed(first, size=80, warmup_updates=5)
     torch.save(interrupted.state_dict(), tmp_path / "monitor.pt")
-    interrupted.update(torch.zeros(80, WIDTH))  # what happens after the save does not leak into it
+    interrupted.update(torch.zeros(80, WIDTH))  # an update after the save does not change what was saved
     resumed = CollapseMonitor(size=80, warmup_updates=5)
     resumed.load_state_dict(torch.load(tmp_path / "monitor.pt", weights_only=True))
     uninterrupted = fed(first, size=80, warmup_updates=5)

@@ -594,7 +594,7 @@ def test_a_collapsed_encoder_is_called_collapsed_beside_a_healthy_random_one(pla
     assert [layer["health"] == "collapsed" for layer in entry(results)["collapse"]] == [False, False, False, True]
     output = capsys.readouterr().out
     assert "**ours** is collapsed: " in output and "(random encoder: " in output
-    assert "It is so from layer 3 of 3 on" in output and "**random encoder** is collapsed" not in output
+    assert "This begins at layer 3 of 3;" in output and "**random encoder** is collapsed" not in output
 
 
 def test_only_a_random_encoder_of_the_same_architecture_stands_beside_an_encoder(place, trained, capsys):

@@ -18,7 +18,7 @@ NUM_CLASSES = 4
 
 
 def clusters(num_images: int = 200, width: int = 16, spread: float = 2.0, seed: int = 0):
-    """Features around one centre per class, and labels that are not 0..n-1 on purpose."""
+    """Features around one centre per class, and labels that are not 0..n-1."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(NUM_CLASSES, width, generator=torch.Generator().manual_seed(99))
     classes = torch.arange(num_images) % NUM_CLASSES
@@ -30,7 +30,7 @@ def data():
     return *clusters(seed=0), *clusters(num_images=101, seed=1)
 
 
-# ----------------------------------------------------------------------------------------------------------- features
+# Features
 
 
 def test_features_keep_the_order_and_carry_no_gradient():
@@ -42,7 +42,7 @@ def test_features_keep_the_order_and_carry_no_gradient():
     assert torch.equal(labels, torch.arange(10)) and not features.requires_grad
 
 
-def test_features_without_labels_and_mistakes():
+def test_features_without_labels_and_wrong_input():
     batch = {"pixel_values": torch.zeros(2, 3, 4, 4)}
     assert evaluation_probes.extract_features(lambda x: x.mean((2, 3)), [batch], "cpu")[1] is None
     with pytest.raises(ValueError, match="no batch"):
@@ -55,7 +55,7 @@ def test_features_without_labels_and_mistakes():
         )
 
 
-def test_standardize_equals_sklearn_and_silences_constant_features(data):
+def test_standardize_equals_sklearn_and_sets_constant_features_to_zero(data):
     train, _, test, _ = data
     scaler = StandardScaler().fit(train.numpy())
     for ours, raw in zip(evaluation_probes.standardize(train, test), (train, test), strict=True):
@@ -65,7 +65,7 @@ def test_standardize_equals_sklearn_and_silences_constant_features(data):
         assert (ours[:, [3, 5]] == 0).all() and ours.isfinite().all()
 
 
-# --------------------------------------------------------------------------------------------------------------- k-NN
+# k-NN
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])
@@ -80,11 +80,11 @@ def test_knn_weighted_equals_sklearn_with_the_same_weights(data):
     weights = lambda distances: np.exp((1 - distances) / 0.07)  # noqa: E731
     oracle = KNeighborsClassifier(20, metric="cosine", weights=weights).fit(train, train_labels)
     assert knn_accuracy(*data) == pytest.approx(oracle.score(test, test_labels))
-    assert knn_accuracy(*data) != knn_accuracy(*data, temperature=None)  # so the weights matter on these data
+    assert knn_accuracy(*data) != knn_accuracy(*data, temperature=None)  # the weights matter on these data
 
 
 @pytest.mark.parametrize("temperature", [None, 0.07, 0.001])
-def test_knn_depends_neither_on_scale_nor_on_chunks(data, temperature):
+def test_knn_does_not_depend_on_scale_or_chunks(data, temperature):
     train, train_labels, test, test_labels = data
     expected = knn_accuracy(*data, temperature=temperature)
     for scale in (1e-3, 1e3):
@@ -112,20 +112,20 @@ def test_knn_is_perfect_on_separate_classes_and_at_chance_on_random_labels():
 
 def test_knn_ties_go_to_the_lower_index_then_to_the_lower_label():
     train, test = torch.eye(4)[[1, 0, 0, 0, 0, 0]], torch.eye(4)[:1]
-    labels = torch.tensor([9, 7, 7, 5, 5, 5])  # five training images are alike: of these, k = 3 takes 7, 7, 5
+    labels = torch.tensor([9, 7, 7, 5, 5, 5])  # five equal training images: k = 3 takes 7, 7, 5
     assert knn_accuracy(train, labels, test, torch.tensor([7]), k=3) == 1.0
     assert knn_accuracy(train, labels, test, torch.tensor([5]), k=4) == 1.0  # 7, 7, 5, 5: equal votes
 
 
 @pytest.mark.parametrize("temperature", [None, 0.07])
 @pytest.mark.parametrize("rounded", [False, True], ids=["plain", "many equally near"])
-def test_neighbours_of_several_k_are_looked_up_once_and_vote_as_those_of_each_k(
+def test_neighbours_of_several_k_are_searched_once_and_vote_as_those_of_each_k(
     data, monkeypatch, temperature, rounded
 ):
     train, train_labels, test, _ = data
     train, test = (train.sign(), test.sign()) if rounded else (train, test)
     ks = [20, 1, len(train), 3, 7]
-    expected = {k: evaluation_probes.knn_scores(train, train_labels, test, k, temperature) for k in ks}
+    expected = {k: evaluation_probes.knn_scores_by_k(train, train_labels, test, [k], temperature)[k] for k in ks}
     calls, original = [], evaluation_probes._nearest
     monkeypatch.setattr(evaluation_probes, "_nearest", lambda values, k: calls.append(k) or original(values, k))
     votes = evaluation_probes.knn_scores_by_k(train, train_labels, test, ks, temperature, chunk_size=len(test))
@@ -134,7 +134,7 @@ def test_neighbours_of_several_k_are_looked_up_once_and_vote_as_those_of_each_k(
         assert torch.equal(votes[k], expected[k])
 
 
-def test_knn_mistakes(data):
+def test_knn_with_wrong_input(data):
     train, train_labels, test, test_labels = data
     with pytest.raises(ValueError, match="k=201 neighbours, but there are 200"):
         knn_accuracy(*data, k=201)
@@ -144,7 +144,7 @@ def test_knn_mistakes(data):
         knn_accuracy(train, train_labels, test * math.nan, test_labels)
 
 
-# ---------------------------------------------------------------------------------------------------- linear probes
+# Linear probes
 
 
 def test_few_shot_is_deterministic_and_more_draws_keep_the_first(data):
@@ -183,7 +183,7 @@ def test_few_shot_takes_a_share_of_every_class_and_at_least_one_image(data):
     assert few_shot_accuracy(*data, shots=1, num_draws=1) != few_shot_accuracy(*data, shots=1.0, num_draws=1)
 
 
-def test_few_shot_mistakes(data):
+def test_few_shot_with_wrong_input(data):
     with pytest.raises(ValueError, match="class -5 has 50 training images, fewer than shots=51"):
         few_shot_accuracy(*data, shots=51)
     for wrong in ({"num_draws": 0}, {"shots": 0}, {"shots": 0.0}, {"shots": 1.5}):
@@ -206,7 +206,7 @@ def test_scores_are_those_of_sklearn_and_give_the_accuracies(data):
     model = LogisticRegression(max_iter=1000).fit(scaler.transform(train), train_labels)
     scores = evaluation_probes.logistic_regression_scores(train, train_labels, test)
     np.testing.assert_allclose(scores, model.decision_function(scaler.transform(test)), atol=2e-2)
-    votes = evaluation_probes.knn_scores(train, train_labels, test, k=20, temperature=None)
+    votes = evaluation_probes.knn_scores_by_k(train, train_labels, test, [20], temperature=None)[20]
     oracle = KNeighborsClassifier(20, metric="cosine").fit(train, train_labels)
     np.testing.assert_allclose(votes / 20, oracle.predict_proba(test), atol=1e-6)
     expected = evaluation_probes.class_indices(train_labels, test_labels)
@@ -230,7 +230,7 @@ def test_classes_without_training_images_are_never_right():
     assert knn_accuracy(features, train_labels, features[:2], torch.tensor([7, 5]), k=1) == 0.5
 
 
-# ------------------------------------------------------------------------------------------------- metrics and tables
+# Metrics and tables
 
 
 @pytest.fixture
@@ -242,35 +242,35 @@ def scores():
 def test_accuracies_equal_sklearn(scores):
     values, labels = scores
     for k in (1, 3, 6):
-        assert evaluation_probes.top_k_accuracy(values, labels, k) == pytest.approx(
+        assert evaluation_probes._top_k_accuracy(values, labels, k) == pytest.approx(
             top_k_accuracy_score(labels, values, k=k)
         )
     with pytest.raises(ValueError, match="k=8, but there are 7"):
-        evaluation_probes.top_k_accuracy(values, labels, 8)
+        evaluation_probes._top_k_accuracy(values, labels, 8)
 
 
-def test_constant_scores_earn_no_more_than_the_first_classes(scores):
+def test_of_constant_scores_the_first_classes_are_predicted(scores):
     _, labels = scores
-    assert evaluation_probes.top_k_accuracy(np.zeros((300, 7)), labels, 2) == np.isin(labels, [0, 1]).mean()
+    assert evaluation_probes._top_k_accuracy(np.zeros((300, 7)), labels, 2) == np.isin(labels, [0, 1]).mean()
 
 
-def test_scores_that_are_not_finite_are_right_nowhere():
-    """argmax takes NaN for the highest score, and class 0 where all are NaN."""
+def test_scores_that_are_not_finite_count_as_wrong():
+    """argmax takes NaN for the highest score, and class 0 if all scores are NaN."""
     values = np.eye(3)[[0, 1, 2, 0]].astype(np.float32)
     values[0] = np.nan
     values[1, 1] = np.inf
     labels = np.array([0, 1, 2, -1])
     assert (
-        evaluation_probes.top_k_accuracy(values, labels) == 0.25
-        and evaluation_probes.top_k_accuracy(values, labels, k=3) == 0.25
+        evaluation_probes._top_k_accuracy(values, labels) == 0.25
+        and evaluation_probes._top_k_accuracy(values, labels, k=3) == 0.25
     )
     result = evaluation_probes.accuracy_metric(top_k=2).compute(predictions=values, references=labels)
     assert result == {"accuracy": 0.25, "macro_accuracy": 0.25, "top_2_accuracy": 0.25}
-    values[3] = np.nan  # a class without training images, label -1, must not be what is predicted of NaN
+    values[3] = np.nan  # the prediction for NaN must not equal -1, the label of a class without training images
     assert evaluation_probes.accuracy_metric().compute(predictions=values, references=labels)["macro_accuracy"] == 0.25
 
 
-def test_metric_works_offline_in_one_go_and_in_batches(scores, monkeypatch):
+def test_metric_works_offline_at_once_and_in_batches(scores, monkeypatch):
     import socket
 
     metric = evaluation_probes.accuracy_metric(top_k=3)
@@ -287,7 +287,7 @@ def test_metric_works_offline_in_one_go_and_in_batches(scores, monkeypatch):
     assert set(few_classes) == {"accuracy", "macro_accuracy"}
 
 
-def test_table_lines_up_and_keeps_the_order_of_columns():
+def test_table_is_aligned_and_keeps_the_order_of_columns():
     shots = evaluation_probes.Accuracies(0.791, 0.0123, (0.791,))
     rows = [
         {"encoder": "pixels | raw", "k-NN": 0.9621},
