@@ -131,8 +131,7 @@ def test_any_image_classifier_can_be_fine_tuned_and_resumed(tmp_path):
     assert_equal(fine_tune(tmp_path / "vit", tmp_path / "half", resume_from_checkpoint="last", **options), whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_pretrained_encoder_beats_fresh_weights_at_equal_steps(tmp_path, seed):
     """The quickstart's encoder, 5 labels per class, the learning rate best for both starts (docs/finetune.md)."""
     few_labels = {"images_per_class": 5, "seed": seed, "subset_seed": seed, "validation_split": "test"}

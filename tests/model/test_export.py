@@ -260,8 +260,7 @@ def test_an_onnx_encoder_of_fixed_resolution_refuses_another_one(model_directori
         session.run(None, {"pixel_values": np.zeros((1, 3, 40, 32), np.float32)})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("opset", [18, pytest.param(23, marks=pytest.mark.slow)])
 def test_onnx_of_free_resolution(model_directories, trained, classifier, opset):
     sizes = [(48, 80), (33, 70), (32, 32), (32, 56)]
     for name, model in (("pretrained", trained.ijepa), ("classifier", classifier)):

@@ -143,7 +143,7 @@ def test_an_index_without_a_patch_is_refused(tiny_model, tiny_batch, index):
 
 
 @torch.no_grad()  # flex attention has no gradient on CPU
-@pytest.mark.parametrize("implementation", ["sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
 def test_every_attention_gives_the_same_predictions(tiny_config, tiny_batch, implementation):
     config = changed(tiny_config, hidden_size=64, predictor_hidden_size=64)
     torch.manual_seed(0)
@@ -331,7 +331,7 @@ def test_pooler_output_is_the_mean_of_the_encoded_patches(tiny_model, tiny_batch
 # Transformers conventions
 
 
-@pytest.mark.parametrize("implementation", ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
 def test_attention_implementations_agree(tiny_config, tiny_batch, implementation):
     config = changed(tiny_config, hidden_size=64, predictor_hidden_size=64)  # flex attention needs 16 features a head
     torch.manual_seed(0)

@@ -115,7 +115,6 @@ def test_other_shapes_channels_and_a_classifier_work(place, tiny_config, size):
     assert "saved from IJepaForImageClassification" in visualize(place, model=place / "classifier")
 
 
-@pytest.mark.slow
 def test_the_same_command_draws_the_same_pictures_and_the_seed_chooses_others(place, monkeypatch):
     monkeypatch.setattr(visualization_command, "SECTIONS", sections.SECTIONS[1:])  # curves draw no images
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
