@@ -300,7 +300,7 @@ def test_an_onnx_file_that_differs_is_not_kept(model_directories, monkeypatch, c
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"--model": "nothing"}, "'nothing' cannot be exported"),
+        ({"--model": "nothing"}, "The model 'nothing' cannot be opened"),
         ({"--model": "vit"}, "its model_type is 'vit', not 'ijepa'"),
         ({"--opset": "17"}, "--opset must be one of 18 to 23, got 17"),
         ({"--output": "no/such/folder/a.onnx"}, "there is no folder 'no/such/folder'"),
