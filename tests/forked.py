@@ -62,6 +62,8 @@ class Processes:
     def __init__(self, server: "Server", request: dict):
         self.directory = tempfile.TemporaryDirectory(prefix="ijepa_forked_")
         files = {name: f"{self.directory.name}/{name}" for name in ("stdout", "stderr")}
+        for file in files.values():
+            Path(file).touch()
         self.server, self.argv = server, request["argv"]
         self.pids: list[int] = server.ask(request | files)
         self.codes: list[int | None] = [None] * len(self.pids)
