@@ -244,7 +244,8 @@ def logistic_regression_accuracy(
 ) -> float:
     """Accuracy of logistic regression (scikit-learn, L2 with C = 1) on all training images.
 
-    Features are standardised. This is the linear probe for data sets that fit in memory. It has no learning rate and no randomness.
+    Features are standardised. This is the linear probe for data sets that fit in memory. It has no learning rate and
+    no randomness.
     """
     _check_labelled(test_features, test_labels, "test")
     scores = logistic_regression_scores(train_features, train_labels, test_features)

@@ -1,4 +1,4 @@
-"""Laws of the heads: they find a known optimum, do not touch each other, and see what they are said to see.
+"""Laws of the heads: they find a known optimum, are independent of each other, and read the features they name.
 
 Shapes: N images, D feature width.
 """
@@ -29,7 +29,7 @@ NUM_CLASSES, WIDTH, BATCH_SIZE = 5, 12, 50
 
 
 def gaussians(num_images, seed, spread=2.5, width=WIDTH):
-    """Overlapping classes, each a Gaussian around its centre: logistic regression finds the best boundary there is."""
+    """Overlapping classes, each a Gaussian around its centre: logistic regression finds the best boundary."""
     centres = torch.randn(NUM_CLASSES, width, generator=torch.Generator().manual_seed(99))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(NUM_CLASSES, (num_images,), generator=generator)
@@ -93,7 +93,7 @@ def test_every_optimizer_finds_the_optimum_among_absurd_learning_rates(
 
 
 def test_weights_equal_those_of_logistic_regression(train):
-    """Full batches to convergence: the optimum of the same convex loss, up to a shift shared by all classes."""
+    """Full batches until convergence: the optimum of the same convex loss, up to a shift common to all classes."""
     settings = [settings_of("sgd", 0.5)]
     (head,) = train_heads(
         settings, lambda epoch: [({"last": train[0]}, train[1])], {"last": WIDTH}, 5, epochs=1500, steps_per_epoch=1
@@ -113,14 +113,14 @@ def test_weight_decay_shrinks_weights_and_spares_biases(train):
 
 
 def test_lars_adapts_a_head_without_weight_decay_too(train):
-    """timm adapts only what it decays, unless told otherwise: the head without decay would be one of SGD."""
+    """By default timm adapts only parameters with weight decay. A head without it would be trained by plain SGD."""
     pytest.importorskip("timm")
     settings = [settings_of("lars", 10.0, decay) for decay in (0.0, 1e-12)]
     plain, decayed = fit(settings, {"last": train[0]}, train[1], epochs=2)
     torch.testing.assert_close(plain.classifier.weight, decayed.classifier.weight, atol=1e-5, rtol=1e-4)
 
 
-# Heads share nothing
+# Heads are independent
 
 
 def test_heads_trained_together_equal_heads_trained_alone(train):
@@ -135,7 +135,7 @@ def test_heads_trained_together_equal_heads_trained_alone(train):
             torch.testing.assert_close(alone.state_dict()[name], value, atol=0, rtol=0, equal_nan=True)
 
 
-def test_training_leaves_the_callers_random_numbers_alone(train):
+def test_training_does_not_change_the_callers_random_numbers(train):
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
@@ -143,7 +143,7 @@ def test_training_leaves_the_callers_random_numbers_alone(train):
     assert torch.rand(1) == expected
 
 
-def test_the_seed_decides_the_first_weights(train):
+def test_the_seed_decides_the_initial_weights(train):
     first, same, other = (
         fit([settings_of()], {"last": train[0]}, train[1], epochs=1, seed=seed)[0].classifier.weight
         for seed in (0, 0, 1)
@@ -151,7 +151,7 @@ def test_the_seed_decides_the_first_weights(train):
     assert torch.equal(first, same) and not torch.equal(first, other)
 
 
-def test_grid_holds_every_combination_once_and_no_batch_norm_on_tokens():
+def test_the_grid_has_each_combination_once_and_no_batch_norm_on_tokens():
     grid = head_grid(["last", "tokens"], [False, True], ["adamw"], [0.1, 0.2], [0.0])
     assert len(grid) == len(set(grid)) == 4 + 2
     assert {entry.probe for entry in grid} == {"linear", "attentive"}
@@ -159,11 +159,11 @@ def test_grid_holds_every_combination_once_and_no_batch_norm_on_tokens():
     assert str(grid[2]) == "BatchNorm + linear on last, adamw, learning rate 0.1, weight decay 0"
 
 
-# What heads see
+# What heads read
 
 
 def test_a_head_reads_the_features_it_names(train, test):
-    """The class shows only in the part of last4 that comes from an earlier layer."""
+    """Only one part of last4 depends on the class."""
     noise = {name: torch.randn(len(part[0]), 3 * WIDTH) for name, part in (("train", train), ("test", test))}
     features = {
         name: {"last": noise[name][:, :WIDTH], "last4": torch.cat([part[0], noise[name]], dim=1)}
@@ -174,7 +174,7 @@ def test_a_head_reads_the_features_it_names(train, test):
     assert last < 1 / NUM_CLASSES + 0.05 and last4 > oracle(train, test) - 0.05
 
 
-def test_batch_norm_makes_a_head_blind_to_scale_and_offset(train, test):
+def test_batch_norm_makes_a_head_independent_of_scale_and_offset(train, test):
     settings = [settings_of(batch_norm=True), settings_of()]
     plain, scaled = (
         accuracies(
@@ -195,8 +195,8 @@ def test_batch_norm_ends_with_the_statistics_of_the_training_images(train):
     assert not head.training and not list(head.norm.parameters())
 
 
-def test_attention_finds_the_one_patch_that_tells_the_class_and_averaging_does_not():
-    """One of 60 patches, at another place in every image but marked, holds the class; the others are noise."""
+def test_attention_finds_the_one_patch_with_the_class_and_averaging_does_not():
+    """One of 60 patches depends on the class. It is marked and at a random position; the others are noise."""
 
     def images(num_images, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -221,7 +221,7 @@ def test_the_order_of_the_tokens_does_not_matter():
 
 
 def test_attention_is_that_of_torch_with_one_query():
-    """The folded form against torch's own module, of two attention heads and the same projections."""
+    """The short form, compared with torch's own module with two attention heads and the same projections."""
     head, reference = AttentiveHead(128, NUM_CLASSES), torch.nn.MultiheadAttention(128, 2, batch_first=True)
     tokens = torch.randn(3, 7, 128)
     query = torch.randn(1, 1, 128)
@@ -277,14 +277,14 @@ def test_accuracy_and_scores_do_not_depend_on_batches(train):
         head_accuracies(settings, heads, [])
 
 
-def test_a_head_that_diverged_is_right_nowhere():
+def test_scores_that_are_not_finite_count_as_wrong():
     head = LinearHead(2, 2, batch_norm=False)
     head.classifier.weight.data.fill_(float("nan"))
     assert head_accuracies([settings_of()], [head], [({"last": torch.ones(3, 2)}, torch.zeros(3).long())]) == [0.0]
 
 
-def test_hits_are_counted_where_there_is_double_precision(monkeypatch, train):
-    """MPS has none, so they must leave the device first."""
+def test_hits_are_converted_to_double_precision_on_the_cpu(monkeypatch, train):
+    """MPS has no double precision, so hits must be moved to the CPU first."""
     moved, double = [], torch.Tensor.double
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: moved.append(tensor) or tensor)
 
@@ -321,7 +321,7 @@ def test_holdout_and_training_images_are_a_partition():
     assert len(split_holdout(3, 0.01, seed=0)[1]) == 1 and len(split_holdout(3, 0.99, seed=0)[0]) == 1
 
 
-# Mistakes
+# Wrong input
 
 
 def test_lars_without_timm_is_one_sentence(monkeypatch):
