@@ -1,7 +1,9 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""`ijepa probe`: judges frozen encoders by their features. docs/evaluate.md explains every protocol.
+"""`ijepa probe`: measures how good the features of frozen encoders are. docs/evaluate.md explains all protocols.
 
-Two rows are always in the table: raw pixels, and an encoder of the same architecture with random weights.
+By default the table has two more rows: raw pixels, and an encoder of the same architecture with random weights.
+
+Shapes: N images of a split, D features.
 """
 
 import dataclasses
@@ -10,6 +12,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -33,8 +36,8 @@ from .features import (
     frozen_features,
     open_entry,
     open_spec,
-    sample,
-    try_out,
+    sample_indices,
+    try_encoder,
 )
 from .heads import require_optimizers
 from .probes import class_indices, few_shot_accuracy, knn_scores_by_k, logistic_regression_scores, standardize
@@ -42,48 +45,49 @@ from .sweep import measure, sweep
 from .tables import report, update_model_cards, write_results
 
 
-RAW_PIXELS, RANDOM_ENCODER = "raw pixels", "random encoder"
+_RAW_PIXELS, _RANDOM_ENCODER = "raw pixels", "random encoder"
 
 
 def build_run(arguments: ProbingArguments) -> Run:
     """Opens the data and every encoder.
 
     Raises:
-        ValueError: if something cannot be opened or cannot work.
+        ValueError: if something cannot be opened, or if the arguments cannot work.
     """
     if arguments.has_heads:
         require_optimizers(arguments.optimizers)
-    # The main process fits probes alone, for hours on a large data set, while the others wait.
+    # The other processes wait while the main process fits probes alone, which takes hours on a large data set.
     waits = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))
     accelerator = Accelerator(kwargs_handlers=[waits])
     check_launch(accelerator.num_processes)
-    entries = all_entries(arguments)
+    entries = _all_entries(arguments)
     specs = dict.fromkeys(entry.spec for entry in entries)
-    trials = {spec: try_out(arguments, open_spec(arguments, spec, accelerator.device)) for spec in specs}
+    trials = {spec: try_encoder(arguments, open_spec(arguments, spec, accelerator.device)) for spec in specs}
     with accelerator.main_process_first():  # one process fills the cache of datasets
-        splits = [open_labelled(arguments, name) for name in (arguments.train_split, arguments.validation_split)]
-    check_classes(*splits)
-    run = Run(arguments, accelerator, entries, *splits, trials)
-    note_left_out(run)
-    note_unknown_classes(run)
+        train = _open_labelled(arguments, arguments.train_split)
+        validation = _open_labelled(arguments, arguments.validation_split)
+    _check_classes(train, validation)
+    run = Run(arguments, accelerator, entries, train, validation, trials)
+    _note_left_out(run)
+    _note_unknown_classes(run)
     return run
 
 
-def all_entries(arguments: ProbingArguments) -> list[Entry]:
-    """The entries of the command, after the rows every table has unless they are given."""
-    entries = [parse_entry(text, arguments.encoder) for text in arguments.models]
+def _all_entries(arguments: ProbingArguments) -> list[Entry]:
+    """The entries of `--models`, after the baselines that are not among them."""
+    entries = [_parse_entry(text, arguments.encoder) for text in arguments.models]
     first = next((entry.spec for entry in entries if entry.spec.kind == "model"), entries[0].spec)
     kinds = {entry.spec.kind for entry in entries}
     baselines = []
     if "raw_pixels" not in kinds:
-        baselines.append(Entry(RAW_PIXELS, EncoderSpec("raw_pixels", first.source)))
+        baselines.append(Entry(_RAW_PIXELS, EncoderSpec("raw_pixels", first.source)))
     if "random" not in kinds:
-        baselines.append(Entry(RANDOM_ENCODER, dataclasses.replace(first, kind="random")))
+        baselines.append(Entry(_RANDOM_ENCODER, dataclasses.replace(first, kind="random")))
     return entries if arguments.no_baselines else baselines + entries
 
 
-def parse_entry(text: str, default_encoder: str) -> Entry:
-    """`NAME=SPEC` or `SPEC`. A name has no slash, so a directory such as runs/lr=0.1 is a SPEC."""
+def _parse_entry(text: str, default_encoder: str) -> Entry:
+    """Reads `NAME=SPEC` or `SPEC`. A name has no slash, so a directory such as runs/lr=0.1 is a SPEC."""
     name, equals, spec = text.partition("=")
     if not equals or "/" in name or Path(text).is_dir():
         return Entry(text, EncoderSpec.parse(text, default_encoder))
@@ -91,26 +95,26 @@ def parse_entry(text: str, default_encoder: str) -> Entry:
     return Entry(name, EncoderSpec.parse(spec, default_encoder))
 
 
-def open_labelled(arguments: ProbingArguments, name: str) -> Split:
+def _open_labelled(arguments: ProbingArguments, name: str) -> Split:
     """The labelled images of a split, or a sample of them.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are fewer than two.
     """
     dataset = open_split(arguments, name, labels="required")
     labels = torch.from_numpy(labels_of(dataset))
     indices = (labels >= 0).nonzero().flatten()  # -1 means unlabelled
     if len(indices) < 2:
-        raise ValueError(f"The {name!r} split of {arguments.data!r} has {len(indices)} labelled images; two at least.")
-    indices = sample(indices, arguments.max_images or len(indices), arguments.seed)
+        raise ValueError(
+            f"The {name!r} split of {arguments.data!r} has {len(indices)} labelled images; at least 2 are needed."
+        )
+    indices = sample_indices(indices, arguments.max_images or len(indices), arguments.seed)
     return Split(name, dataset, indices, labels[indices], fingerprint(dataset))
 
 
-def check_classes(train: Split, validation: Split) -> None:
-    """Raises ValueError if the training split has one class, or the splits number their classes differently."""
-    require(
-        len(train.labels.unique()) > 1, f"The {train.name!r} split has a single class; a probe needs two at least."
-    )
+def _check_classes(train: Split, validation: Split) -> None:
+    """Raises ValueError if the training split has one class, or if the splits number their classes differently."""
+    require(len(train.labels.unique()) > 1, f"The {train.name!r} split has a single class; a probe needs at least 2.")
     names, others = (split.dataset.features["label"].names for split in (train, validation))
     require(
         names == others,
@@ -118,32 +122,37 @@ def check_classes(train: Split, validation: Split) -> None:
     )
 
 
-def note_left_out(run: Run) -> None:
-    """Says which settings the training split is too small for."""
+def _note_left_out(run: Run) -> None:
+    """Notes the settings for which the training split is too small."""
     count, arguments = len(run.train.labels), run.arguments
-    smallest = run.train.labels.unique(return_counts=True)[1].min().item()
+    smallest = _smallest_class(run)
     for k in (k for k in arguments.k if "knn" in arguments.probes and k > count):
-        run.note(f"{k}-NN is left out: there are {count:,} training images.")
+        run.add_note(f"{k}-NN is left out: there are {count:,} training images.")
     for shots in (shots for shots in arguments.shots if "few_shot" in arguments.probes and shots > smallest):
-        run.note(f"{shots}-shot is left out: the smallest class has {smallest:,} training images.")
+        run.add_note(f"{shots}-shot is left out: the smallest class has {smallest:,} training images.")
 
 
-def note_unknown_classes(run: Run) -> None:
-    """Says how much of the validation split no probe can get right, as happens in a sample of many classes."""
+def _smallest_class(run: Run) -> int:
+    """Training images of the smallest class."""
+    return int(run.train.labels.unique(return_counts=True)[1].min())
+
+
+def _note_unknown_classes(run: Run) -> None:
+    """Notes how many validation images no probe can get right. A sample of many classes may have such images."""
     labels = run.validation.labels
     unknown = labels[class_indices(run.train.labels, labels) < 0]
     if len(unknown):
-        run.note(
+        run.add_note(
             f"{len(unknown):,} of the {len(labels):,} validation images belong to {len(unknown.unique()):,} classes"
             " without a training image: they count as wrong in every row."
         )
 
 
 # Probes
-def evaluate_entry(run: Run, entry: Entry) -> dict:
-    """Everything that is measured of one encoder; on the main process. Others only help to compute features."""
+def _evaluate_entry(run: Run, entry: Entry) -> dict[str, Any]:
+    """All measures of one encoder, on the main process. The other processes only help to compute features."""
     opened = open_entry(run, entry)
-    result = {
+    result: dict[str, Any] = {
         "spec": str(entry.spec),
         "encoder": type(opened.model).__name__,
         "weights_sha256": opened.digest,
@@ -151,9 +160,9 @@ def evaluate_entry(run: Run, entry: Entry) -> dict:
     }
     train, validation = (frozen_features(run, opened, split) for split in (run.train, run.validation))
     try:
-        result["probes"] = accuracies_of(run, opened, train, validation)
+        result["probes"] = _accuracies_of(run, opened, train, validation)
     except DivergedError as error:
-        run.note(f"{entry.name} ({entry.spec}) has no accuracies: {error}. The encoder has diverged.")
+        run.add_note(f"{entry.name} ({entry.spec}) has no accuracies: {error}. The encoder has diverged.")
         result["probes"] = {}
     if "layers" in validation.values and run.accelerator.is_main_process:
         layers = validation.values["layers"]
@@ -162,31 +171,34 @@ def evaluate_entry(run: Run, entry: Entry) -> dict:
     return result
 
 
-def accuracies_of(run: Run, opened: OpenedEncoder, train: SplitFeatures, validation: SplitFeatures) -> dict[str, dict]:
-    """What all probes but the collapse report measure, by the name of their column; on the main process.
+def _accuracies_of(
+    run: Run, opened: OpenedEncoder, train: SplitFeatures, validation: SplitFeatures
+) -> dict[str, dict[str, Any]]:
+    """The results of all probes except the collapse report, by column of the table, on the main process.
 
     Raises:
-        DivergedError: on every process, if features are not finite.
+        DivergedError: on all processes, if features are not finite.
     """
     for features in (train, validation):
         features.require_finite()
-    accuracies = {}
+    accuracies: dict[str, dict[str, Any]] = {}
     if PLAIN_PROBES & set(run.arguments.probes) and run.accelerator.is_main_process:
-        accuracies = plain_probes(run, train.values["last"]["last"], validation.values["last"]["last"])
+        accuracies = _plain_probes(run, train.values["last"]["last"], validation.values["last"]["last"])
     if run.arguments.has_heads:
         accuracies |= sweep(run, opened, train, validation)
     return accuracies
 
 
-def plain_probes(run: Run, train: torch.Tensor, validation: torch.Tensor) -> dict[str, dict]:
-    """The probes that need no training loop, by the name of their column, of features (N, D)."""
-    arguments, results = run.arguments, {}
+def _plain_probes(run: Run, train: torch.Tensor, validation: torch.Tensor) -> dict[str, dict[str, Any]]:
+    """The results of the probes without a training loop on features (N, D), by column of the table."""
+    arguments = run.arguments
+    results: dict[str, dict[str, Any]] = {}
     train_labels, validation_labels = run.train.labels, run.validation.labels
     ks = [k for k in arguments.k if "knn" in arguments.probes and k <= len(train)]
-    for k, scores in (knn_votes(run, train, validation, ks) if ks else {}).items():
+    for k, scores in (_knn_votes(run, train, validation, ks) if ks else {}).items():
         results[f"{k}-NN"] = measure(run, scores)
     if "few_shot" in arguments.probes:
-        for name, shots in few_shot_columns(run):
+        for name, shots in _few_shot_columns(run):
             result = few_shot_accuracy(
                 *(train, train_labels, validation, validation_labels, shots, arguments.num_draws, arguments.seed)
             )
@@ -196,8 +208,8 @@ def plain_probes(run: Run, train: torch.Tensor, validation: torch.Tensor) -> dic
     return results
 
 
-def knn_votes(run: Run, train: torch.Tensor, validation: torch.Tensor, ks: Sequence[int]) -> dict[int, torch.Tensor]:
-    """Votes (N, classes) by k, computed on the accelerator where the training features fit in its memory."""
+def _knn_votes(run: Run, train: torch.Tensor, validation: torch.Tensor, ks: Sequence[int]) -> dict[int, torch.Tensor]:
+    """Votes (N, classes) by k. Computed on the accelerator, or on the CPU if the accelerator has too little memory."""
     scaled = standardize(train, validation)
     try:
         device = run.accelerator.device
@@ -206,10 +218,10 @@ def knn_votes(run: Run, train: torch.Tensor, validation: torch.Tensor, ks: Seque
         return knn_scores_by_k(scaled[0], run.train.labels, scaled[1], ks)
 
 
-def few_shot_columns(run: Run) -> list[tuple[str, int | float]]:
-    smallest = run.train.labels.unique(return_counts=True)[1].min().item()
-    shots = [(f"{shots}-shot", shots) for shots in run.arguments.shots if shots <= smallest]
-    return shots + [(f"{100 * share:g} % labels", share) for share in run.arguments.label_fractions]
+def _few_shot_columns(run: Run) -> list[tuple[str, int | float]]:
+    """Names of the few-shot columns, with images per class (int) or a share of each class (float)."""
+    shots = [(f"{shots}-shot", shots) for shots in run.arguments.shots if shots <= _smallest_class(run)]
+    return [*shots, *((f"{100 * share:g} % labels", share) for share in run.arguments.label_fractions)]
 
 
 # The run from beginning to end
@@ -218,7 +230,7 @@ def evaluate(run: Run, words: Sequence[str]) -> None:
     rows = {}
     for number, entry in enumerate(run.entries, start=1):
         run.accelerator.print(f"{number} of {len(run.entries)}: {entry.name} ({entry.spec})", flush=True)
-        rows.setdefault(entry.name, []).append(evaluate_entry(run, entry))
+        rows.setdefault(entry.name, []).append(_evaluate_entry(run, entry))
         if run.accelerator.is_main_process:
             write_results(run, rows, words, [entry.name for entry in run.entries[number:]])
     if not run.accelerator.is_main_process:

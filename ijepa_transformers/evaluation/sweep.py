@@ -1,15 +1,30 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Trains linear and attentive heads on frozen features and chooses among their settings."""
+"""The linear and the attentive probe: trains heads on frozen features and chooses the best of them.
+
+Shapes: N images, n some of these images.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..data.order import epoch_order
 from .arguments import head_features
-from .features import AUGMENTED, DivergedError, OpenedEncoder, Run, Split, SplitFeatures, stream, streams_evaluation
+from .features import (
+    AUGMENTED,
+    DivergedError,
+    Images,
+    Keys,
+    OpenedEncoder,
+    Run,
+    Split,
+    SplitFeatures,
+    stream,
+    streams_tokens,
+)
 from .heads import (
     Batch,
     HeadSettings,
@@ -24,28 +39,28 @@ from .heads import (
 from .probes import accuracy_metric, class_indices
 
 
-OPTIMISTIC = "{} (optimistic: chosen on the validation split)"
+_OPTIMISTIC = "{} (optimistic: chosen on the validation split)"
 
 
 def measure(run: Run, scores: torch.Tensor) -> dict[str, float]:
-    """Top-1, top-5 and mean per-class accuracy of scores (N, classes) on the validation split."""
+    """Top-1, top-5 and mean per-class accuracy of the scores (N, classes) of the validation split."""
     references = class_indices(run.train.labels, run.validation.labels)
     return accuracy_metric().compute(predictions=scores.float().numpy(), references=references.numpy())
 
 
-def heads_of(run: Run, opened: OpenedEncoder) -> list[HeadSettings]:
-    """The sweep."""
+def _head_settings(run: Run, opened: OpenedEncoder) -> list[HeadSettings]:
+    """All heads of the sweep."""
     arguments = run.arguments
     names, norms = head_features(arguments, opened.is_raw), [norm == "batch_norm" for norm in arguments.head_norms]
     return head_grid(names, norms, arguments.optimizers, arguments.learning_rates, arguments.weight_decays)
 
 
 @dataclass
-class HeadData:
-    """Where the batches of the heads come from: features kept in memory, or the encoder running along.
+class _HeadData:
+    """Batches for the heads, from features in memory or from an encoder that runs again in every epoch.
 
     Args:
-        train, validation: the kept features.
+        train, validation: the features in memory.
         kinds: the features that the heads read.
     """
 
@@ -57,74 +72,82 @@ class HeadData:
 
     @property
     def streams_training(self) -> bool:
-        return streams_evaluation(self.run, self.opened) or self.run.arguments.augment != "none"
+        """Whether the encoder runs again in every epoch."""
+        return streams_tokens(self.run, self.opened) or self.run.arguments.augment != "none"
 
-    def labels(self, split: Split, places: torch.Tensor) -> torch.Tensor:
-        """Class indices (N,), on the device."""
-        return class_indices(self.run.train.labels, split.labels[places]).to(self.run.accelerator.device)
+    def labels(self, split: Split, positions: torch.Tensor) -> torch.Tensor:
+        """Class indices (n,) at some positions (n,) of a split, on the device."""
+        return class_indices(self.run.train.labels, split.labels[positions]).to(self.run.accelerator.device)
 
-    def evaluation(self, features: SplitFeatures, places: torch.Tensor) -> Callable[[], Iterable[Batch]]:
-        """What gives the batches of these images, seen as in evaluation, as often as it is called."""
+    def evaluation_batches(self, features: SplitFeatures, positions: torch.Tensor) -> Callable[[], Iterable[Batch]]:
+        """A function that returns the batches of the images at some positions (n,), as in evaluation."""
         split, size = features.split, self.run.arguments.batch_size
-        if not streams_evaluation(self.run, self.opened):
-            return lambda: self.kept(features, places, size)
-        images, keys = self.opened.images(split.dataset), split.indices[places].tolist()
-        return lambda: self.streamed(images, keys, self.labels(split, places), size)
+        if not streams_tokens(self.run, self.opened):
+            return lambda: self._stored(features, positions, size)
+        images, keys = self.opened.images(split.dataset), split.indices[positions].tolist()
+        return lambda: self._streamed(images, keys, self.labels(split, positions), size)
 
-    def training(self, places: torch.Tensor, size: int) -> Callable[[int], Iterable[Batch]]:
-        """What gives the batches of an epoch, of `size` images each; the last images of the order may be left over."""
+    def training_batches(self, positions: torch.Tensor, size: int) -> Callable[[int], Iterable[Batch]]:
+        """A function that returns the batches of an epoch, each with `size` images. A smaller rest is left out."""
         split, arguments = self.run.train, self.run.arguments
 
         def chosen(epoch: int) -> torch.Tensor:
-            order = torch.from_numpy(epoch_order(len(places), arguments.seed, epoch))
-            return places[order[: len(places) // size * size]]
+            order = torch.from_numpy(epoch_order(len(positions), arguments.seed, epoch))
+            return positions[order[: len(positions) // size * size]]
 
         if not self.streams_training:
-            return lambda epoch: self.kept(self.train, chosen(epoch), size)
+            return lambda epoch: self._stored(self.train, chosen(epoch), size)
         images = self.opened.images(split.dataset)
         augmented = AUGMENTED[arguments.augment](images, arguments.seed) if arguments.augment != "none" else None
 
         def batches(epoch: int) -> Iterator[Batch]:
             indices = split.indices[chosen(epoch)].tolist()
             keys = [(epoch, index) for index in indices] if augmented else indices
-            return self.streamed(augmented or images, keys, self.labels(split, chosen(epoch)), size)
+            return self._streamed(augmented or images, keys, self.labels(split, chosen(epoch)), size)
 
         return batches
 
-    def kept(self, features: SplitFeatures, places: torch.Tensor, size: int) -> Iterator[Batch]:
+    def _stored(self, features: SplitFeatures, positions: torch.Tensor, size: int) -> Iterator[Batch]:
         device = self.run.accelerator.device
-        labels = self.labels(features.split, places)
-        for part, part_labels in zip(places.split(size), labels.split(size), strict=True):
+        labels = self.labels(features.split, positions)
+        for part, part_labels in zip(positions.split(size), labels.split(size), strict=True):
             yield {kind: features.at(kind, part).to(device) for kind in self.kinds}, part_labels
 
-    def streamed(self, images, keys: Sequence, labels: torch.Tensor, size: int) -> Iterator[Batch]:
-        parts = map(finite, stream(self.run, self.opened, images, keys, self.kinds))
+    def _streamed(self, images: Images, keys: Keys, labels: torch.Tensor, size: int) -> Iterator[Batch]:
+        parts = map(_require_finite, stream(self.run, self.opened, images, keys, self.kinds))
         return zip(rebatch(parts, size), labels.split(size), strict=True)
 
 
-def finite(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same features. Raises DivergedError if they are not finite, at the first ones instead of after the sweep."""
+def _require_finite(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the features. Raises DivergedError if they are not finite."""
     if not all(value.isfinite().all() for value in features.values()):
         raise DivergedError("NaN or infinity in its features")
     return features
 
 
-def sweep(run: Run, opened: OpenedEncoder, train: SplitFeatures, validation: SplitFeatures) -> dict[str, dict]:
-    """The linear and the attentive probe, by the name of their column: all heads, and what the best one reaches."""
-    arguments, settings = run.arguments, heads_of(run, opened)
+def sweep(
+    run: Run, opened: OpenedEncoder, train: SplitFeatures, validation: SplitFeatures
+) -> dict[str, dict[str, Any]]:
+    """The linear and the attentive probe: accuracies of the best head and of all heads, by column of the table.
+
+    Processes that compute nothing return an empty dictionary.
+
+    Raises:
+        DivergedError: if features are not finite.
+    """
+    arguments, settings = run.arguments, _head_settings(run, opened)
     if not settings:
         return {}
-    data = HeadData(run, opened, train, validation, sorted({entry.features for entry in settings}))
+    data = _HeadData(run, opened, train, validation, sorted({entry.features for entry in settings}))
     fit, held = split_holdout(len(run.train.indices), arguments.holdout, arguments.seed)
     size = min(arguments.batch_size, len(fit))
-    training = data.training(fit, size)
-    judging = data.evaluation(validation, torch.arange(len(run.validation.indices)))
-    choosing = data.evaluation(train, held) if len(held) else judging
+    validation_batches = data.evaluation_batches(validation, torch.arange(len(run.validation.indices)))
+    choice_batches = data.evaluation_batches(train, held) if len(held) else validation_batches
     if not (run.accelerator.is_main_process or data.streams_training):
-        return {}  # where the encoder does not run along, the main process trains alone
+        return {}  # with features in memory the main process trains alone
     heads = train_heads(
         settings,
-        training,
+        data.training_batches(fit, size),
         run.trials[opened.spec].widths,
         len(run.train.labels.unique()),
         epochs=arguments.epochs,
@@ -134,30 +157,30 @@ def sweep(run: Run, opened: OpenedEncoder, train: SplitFeatures, validation: Spl
         seed=arguments.seed,
         device=run.accelerator.device,
     )
-    return judge_heads(run, settings, heads, choosing, judging)
+    return _evaluate_heads(run, settings, heads, choice_batches, validation_batches)
 
 
-def judge_heads(
+def _evaluate_heads(
     run: Run,
     settings: list[HeadSettings],
     heads: torch.nn.ModuleList,
-    choosing: Callable[[], Iterable[Batch]],
-    validation: Callable[[], Iterable[Batch]],
-) -> dict[str, dict]:
+    choice_batches: Callable[[], Iterable[Batch]],
+    validation_batches: Callable[[], Iterable[Batch]],
+) -> dict[str, dict[str, Any]]:
     """Chooses the best head of each probe, then measures it on the validation split.
 
-    The validation accuracies of the other heads are for the record: they are not looked at here, unless the choice is
-    made on the validation split as published.
+    The validation accuracies of the other heads are only recorded. They take part in the choice only if it is made on
+    the validation split, as published.
     """
     is_optimistic = run.arguments.holdout == 0
-    accuracies = head_accuracies(settings, heads, validation())
-    chosen_by = accuracies if is_optimistic else head_accuracies(settings, heads, choosing())
+    accuracies = head_accuracies(settings, heads, validation_batches())
+    chosen_by = accuracies if is_optimistic else head_accuracies(settings, heads, choice_batches())
     results = {}
     for probe, index in choose_heads(settings, chosen_by).items():
-        results[OPTIMISTIC.format(probe) if is_optimistic else probe] = {
-            **measure(run, head_scores(settings[index], heads[index], validation())),
+        results[_OPTIMISTIC.format(probe) if is_optimistic else probe] = {
+            **measure(run, head_scores(settings[index], heads[index], validation_batches())),
             "chosen": str(settings[index]),
-            "border": border_of(settings, settings[index]),
+            "border": _border_of(settings, settings[index]),
             "chosen_on": run.validation.name if is_optimistic else f"{run.arguments.holdout:g} of {run.train.name}",
             "heads": [
                 {**dataclasses.asdict(entry), "accuracy": accuracy, "accuracy_of_choice": chosen}
@@ -168,8 +191,9 @@ def judge_heads(
     return results
 
 
-def border_of(settings: list[HeadSettings], best: HeadSettings) -> str | None:
-    """Whether the best head has an extreme learning rate of its sweep, so that the optimum may lie outside."""
+def _border_of(settings: list[HeadSettings], best: HeadSettings) -> str | None:
+    """Whether the best head has the "smallest" or "largest" learning rate of the sweep, or None. At such a border a
+    better learning rate may lie outside the sweep."""
     rates = sorted({entry.learning_rate for entry in settings})
     if len(rates) == 1 or rates[0] < best.learning_rate < rates[-1]:
         return None

@@ -1,5 +1,8 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""The tables, the results file and the model card entries of a probing run."""
+"""The tables, the results files and the model card sections of a probing run.
+
+`rows` are results by name of the row: a list with one `Result` for each encoder of that name.
+"""
 
 import dataclasses
 import datetime
@@ -10,6 +13,7 @@ import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from huggingface_hub import EvalResult
 
@@ -23,9 +27,13 @@ from .features import Run
 from .probes import Accuracies, format_table
 
 
-def border_notes(rows: dict[str, list[dict]]) -> list[str]:
-    """One remark for each probe whose sweep should be wider."""
-    found = {}
+Result: TypeAlias = dict[str, Any]  # all measures of one encoder, in values that JSON keeps
+Rows: TypeAlias = dict[str, list[Result]]
+
+
+def _border_notes(rows: Rows) -> list[str]:
+    """A note for each probe whose sweep should be wider."""
+    found: dict[tuple[str, str], list[str]] = {}
     for name, results in rows.items():
         for probe, value in (pair for result in results for pair in result["probes"].items()):
             if value.get("border"):
@@ -38,9 +46,9 @@ def border_notes(rows: dict[str, list[dict]]) -> list[str]:
 
 
 # Report
-def summarize(results: list[dict]) -> dict[str, float | Accuracies]:
-    """The cells of a row by column: an accuracy, or several of draws or of entries with the same name."""
-    cells = {}
+def _summarize(results: list[Result]) -> dict[str, float | Accuracies]:
+    """The cells of a row by column: one accuracy, or those of several draws or of several encoders."""
+    cells: dict[str, float | Accuracies] = {}
     for column in dict.fromkeys(name for result in results for name in result["probes"]):
         values = [result["probes"][column] for result in results if column in result["probes"]]
         if len(results) > 1:
@@ -52,35 +60,35 @@ def summarize(results: list[dict]) -> dict[str, float | Accuracies]:
     return cells
 
 
-def accuracy_table(rows: dict[str, list[dict]]) -> str:
-    return format_table([{"encoder": name, **summarize(results)} for name, results in rows.items()])
+def _accuracy_table(rows: Rows) -> str:
+    return format_table([{"encoder": name, **_summarize(results)} for name, results in rows.items()])
 
 
-def random_layers(rows: dict[str, list[dict]], all_but_weights: str) -> list[LayerSpread] | None:
-    """The layers of the first random encoder that differs from another encoder in the weights alone."""
+def _random_layers(rows: Rows, all_but_weights: str) -> list[LayerSpread] | None:
+    """The layers of the first random encoder that differs from an encoder in the weights only."""
     for result in (result for results in rows.values() for result in results):
-        if is_random(result) and result["all_but_weights_sha256"] == all_but_weights and "collapse" in result:
+        if _is_random(result) and result["all_but_weights_sha256"] == all_but_weights and "collapse" in result:
             return [LayerSpread(**layer) for layer in result["collapse"]]
     return None
 
 
-def is_random(result: dict) -> bool:
+def _is_random(result: Result) -> bool:
     return EncoderSpec.parse(result["spec"]).kind == "random"
 
 
-def collapse_readings(rows: dict[str, list[dict]]) -> list[str]:
-    """A line of plain words for each encoder."""
+def _collapse_summaries(rows: Rows) -> list[str]:
+    """One or two sentences for each encoder."""
     lines = []
     for name, results in rows.items():
         for result in (result for result in results if "collapse" in result):
             title = name if len(results) == 1 else f"{name}, {result['spec']}"
             layers = [LayerSpread(**layer) for layer in result["collapse"]]
-            beside = None if is_random(result) else random_layers(rows, result["all_but_weights_sha256"])
-            lines.append(f"**{title}** is {collapse_summary(layers, beside)}")
+            random_layers = None if _is_random(result) else _random_layers(rows, result["all_but_weights_sha256"])
+            lines.append(f"**{title}** is {collapse_summary(layers, random_layers)}")
     return lines
 
 
-def collapse_table(rows: dict[str, list[dict]]) -> str:
+def _collapse_table(rows: Rows) -> str:
     """A row for each layer of each encoder."""
     lines = []
     for name, results in rows.items():
@@ -92,15 +100,15 @@ def collapse_table(rows: dict[str, list[dict]]) -> str:
     return format_table(lines)
 
 
-ACCURACY_LEGEND = (
-    "Top-1 accuracy of frozen features; ± is the standard deviation of what was averaged: the draws of a few-shot"
-    " probe, or the encoders of a row that has several. Compare with the random encoder: what is not above it was not"
-    " learned."
+_ACCURACY_LEGEND = (
+    "Top-1 accuracy of frozen features; ± is the standard deviation over the draws of a few-shot probe, or over the"
+    " encoders of a row if it has several. Compare with the random encoder: an accuracy that is not above its value"
+    " shows no learning."
 )
 
 
-def report(run: Run, rows: dict[str, list[dict]]) -> str:
-    """The tables and readings as markdown."""
+def report(run: Run, rows: Rows) -> str:
+    """The tables, notes and summaries as markdown."""
     split = run.validation
     parts = [
         f"Measured on {len(split.indices):,} images of the {split.name!r} split of {run.arguments.data!r}; probes"
@@ -108,7 +116,7 @@ def report(run: Run, rows: dict[str, list[dict]]) -> str:
         " classes.",
     ]
     if any(result["probes"] for results in rows.values() for result in results):
-        parts += [accuracy_table(rows), ACCURACY_LEGEND]
+        parts += [_accuracy_table(rows), _ACCURACY_LEGEND]
     chosen = [
         f"- {name}: {value['chosen']}"
         for name, results in rows.items()
@@ -117,12 +125,12 @@ def report(run: Run, rows: dict[str, list[dict]]) -> str:
         if "chosen" in value
     ]
     parts += ["Best heads:\n\n" + "\n".join(chosen)] if chosen else []
-    notes = [*run.notes, *border_notes(rows)]
+    notes = [*run.notes, *_border_notes(rows)]
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
-    readings = collapse_readings(rows)
-    if readings:
-        parts += ["### Has it collapsed?", "\n".join(f"- {reading}" for reading in readings)]
-        parts += [collapse_table(rows), COLUMN_LEGEND]
+    summaries = _collapse_summaries(rows)
+    if summaries:
+        parts += ["### Has it collapsed?", "\n".join(f"- {summary}" for summary in summaries)]
+        parts += [_collapse_table(rows), COLUMN_LEGEND]
     return "\n\n".join(parts)
 
 
@@ -147,49 +155,59 @@ def write_results(run: Run, rows: dict[str, list[dict]], words: Sequence[str], u
         "arguments": dataclasses.asdict(run.arguments),
         "data": {split.name: len(split.indices) for split in (run.train, run.validation)},
         "num_processes": run.accelerator.num_processes,
-        "notes": [*run.notes, *border_notes(rows)],
+        "notes": [*run.notes, *_border_notes(rows)],
         "unmeasured": list(unmeasured),
         "rows": [
-            {"name": name, "summary": {k: as_json(v) for k, v in summarize(entries).items()}, "entries": entries}
+            {"name": name, "summary": {k: _as_json(v) for k, v in _summarize(entries).items()}, "entries": entries}
             for name, entries in rows.items()
         ],
     }
     write_text(run.output_dir / "results.json", json.dumps(results, indent=2) + "\n")
     text = f"# Frozen encoders on {in_markdown(run.arguments.data)}\n\n{origin['date']}: `{origin['command']}`\n\n"
-    text += f"**Unfinished**, still to be measured: {', '.join(unmeasured)}.\n\n" if unmeasured else ""
+    text += f"**Unfinished**, not measured yet: {', '.join(unmeasured)}.\n\n" if unmeasured else ""
     write_text(run.output_dir / "results.md", f"{text}{report(run, rows)}\n")
 
 
-def as_json(value: float | Accuracies) -> float | dict:
+def _as_json(value: float | Accuracies) -> float | dict[str, Any]:
     return dataclasses.asdict(value) if isinstance(value, Accuracies) else value
 
 
 # Model cards
 def update_model_cards(run: Run, rows: dict[str, list[dict]], words: Sequence[str]) -> None:
-    """The results of every local directory in its README.md, beside those of raw pixels and of the random encoders
-    that differ from it in the weights alone."""
+    """Writes the results of each local directory into its README.md, with those of raw pixels and random encoders.
+
+    Only random encoders that differ from the directory's encoder in nothing but the weights are included.
+    """
     origin = provenance(words)
     specs = [EncoderSpec.parse(result["spec"]) for results in rows.values() for result in results]
     for directory in sorted({spec.source for spec in specs if spec.kind == "model" and os.path.isdir(spec.source)}):
-        baselines, own = {}, {}
-        kin = {
-            result["all_but_weights_sha256"]
-            for results in rows.values()
-            for result in results
-            if EncoderSpec.parse(result["spec"]).source == directory
-        }
-        for name, results in rows.items():
-            for result in results:
-                spec = EncoderSpec.parse(result["spec"])
-                if spec.kind == "raw_pixels" or (is_random(result) and result["all_but_weights_sha256"] in kin):
-                    baselines.setdefault(name, []).append(result)
-                elif spec.kind == "model" and spec.source == directory:
-                    own[f"{spec.encoder} encoder"] = [result]
+        baselines, own = _rows_of_card(rows, directory)
         text = f"{report(run, {**baselines, **own})}\n\n{origin['date']}: `{origin['command']}`"
-        update_evaluation(Path(directory), text, card_results(run, own))
+        update_evaluation(Path(directory), text, _card_results(run, own))
 
 
-def card_results(run: Run, rows: dict[str, list[dict]]) -> list[EvalResult]:
+def _rows_of_card(rows: Rows, directory: str) -> tuple[Rows, Rows]:
+    """The baselines of a local directory, and the results of its own encoders."""
+    baselines: Rows = {}
+    own: Rows = {}
+    all_results = [(name, result) for name, results in rows.items() for result in results]
+    specs = [EncoderSpec.parse(result["spec"]) for _, result in all_results]
+    architectures = {
+        result["all_but_weights_sha256"]
+        for (_, result), spec in zip(all_results, specs, strict=True)
+        if spec.source == directory
+    }
+    for (name, result), spec in zip(all_results, specs, strict=True):
+        is_related = spec.kind == "random" and result["all_but_weights_sha256"] in architectures
+        if spec.kind == "raw_pixels" or is_related:
+            baselines.setdefault(name, []).append(result)
+        elif spec.kind == "model" and spec.source == directory:
+            own[f"{spec.encoder} encoder"] = [result]
+    return baselines, own
+
+
+def _card_results(run: Run, rows: Rows) -> list[EvalResult]:
+    """The accuracies for the card's metadata."""
     arguments = run.arguments
     name = Path(arguments.data).name if Path(arguments.data).exists() else arguments.data
     return [

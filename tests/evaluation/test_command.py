@@ -333,7 +333,7 @@ def test_without_holdout_the_best_of_the_validation_split_is_reported_and_called
 def test_heads_on_cached_features_equal_heads_beside_the_running_encoder(place, monkeypatch):
     changes = {"probes": ["linear", "attentive"], "holdout": 0.2, "no_baselines": True}
     kept = entry(probe(place, output_dir=place / "kept", **changes))
-    monkeypatch.setattr(evaluation_features, "MAX_TOKEN_BYTES", 0)
+    monkeypatch.setattr(evaluation_features, "_MAX_TOKEN_BYTES", 0)
     streamed = entry(probe(place, output_dir=place / "streamed", **changes))
     for column in ("linear", "attentive"):
         for ours, theirs in zip(kept["probes"][column]["heads"], streamed["probes"][column]["heads"], strict=True):
@@ -400,8 +400,8 @@ def test_a_best_learning_rate_at_the_border_of_the_sweep_is_noted(place):
         in results["notes"]
     )
     heads = [HeadSettings("last", False, "sgd", rate, 0.0) for rate in (1.0, 2.0, 3.0)]
-    assert [sweep.border_of(heads, head) for head in heads] == ["smallest", None, "largest"]
-    assert sweep.border_of(heads[:1], heads[0]) is None
+    assert [sweep._border_of(heads, head) for head in heads] == ["smallest", None, "largest"]
+    assert sweep._border_of(heads[:1], heads[0]) is None
 
 
 def test_lars_heads(place):
@@ -437,7 +437,7 @@ def test_all_probes_share_one_pass_over_each_split(place, count_forwards):
 
 
 def test_a_run_with_other_probes_computes_only_kinds_that_are_missing(place, count_forwards, monkeypatch):
-    monkeypatch.setattr(evaluation_features, "MAX_COLLAPSE_IMAGES", 7)
+    monkeypatch.setattr(evaluation_features, "_MAX_COLLAPSE_IMAGES", 7)
     runs = ["knn"], ["knn", "few_shot", "logistic"], ["collapse", "knn"], ["linear", "knn"], ["linear"], ["attentive"]
     counts, _ = forwards_of_every_probe(place, count_forwards, *runs)
     everything = NUM_TRAIN + NUM_VALIDATION
@@ -563,7 +563,7 @@ def test_two_processes_measure_what_one_measures(place):
 )
 def test_shares_give_every_place_once_and_in_order(count, round_size, world_size):
     """As `gather` puts them together: one process after the other, cut to the size of the round."""
-    by_rank = [list(evaluation_features.shares(count, round_size, rank, world_size)) for rank in range(world_size)]
+    by_rank = [list(evaluation_features._rounds(count, round_size, rank, world_size)) for rank in range(world_size)]
     gathered = []
     for parts in zip(*by_rank, strict=True):
         (size,) = {size for size, _ in parts}
@@ -627,7 +627,7 @@ def save_diverged(trained, directory):
 def test_a_diverged_encoder_has_a_note_and_a_report_but_no_accuracies(place, trained, monkeypatch, changes):
     save_diverged(trained, place / "diverged")
     if changes.get("probes") == ["attentive"]:
-        monkeypatch.setattr(evaluation_features, "MAX_TOKEN_BYTES", 0)
+        monkeypatch.setattr(evaluation_features, "_MAX_TOKEN_BYTES", 0)
     probes = [*changes.get("probes", ["knn", "few_shot", "logistic", "linear"]), "collapse"]
     models = [f"bad={place / 'diverged'}", f"ours={place / 'model'}"]
     results = probe(place, **{**changes, "probes": probes, "models": models, "no_baselines": True})
@@ -640,7 +640,7 @@ def test_a_diverged_encoder_has_a_note_and_a_report_but_no_accuracies(place, tra
 
 
 def test_rows_that_are_measured_stay_when_a_later_encoder_fails(place, monkeypatch):
-    original = evaluation_command.evaluate_entry
+    original = evaluation_command._evaluate_entry
 
     def evaluate_entry(run, entry):
         if entry.name == "ours":
@@ -648,13 +648,13 @@ def test_rows_that_are_measured_stay_when_a_later_encoder_fails(place, monkeypat
         return original(run, entry)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation_command, "evaluate_entry", evaluate_entry)
+        patch.setattr(evaluation_command, "_evaluate_entry", evaluate_entry)
         with pytest.raises(KeyboardInterrupt):
             probe(place)
     results = read(place / "out")
     assert [row["name"] for row in results["rows"]] == ["raw pixels", "random encoder"]
     assert results["unmeasured"] == ["ours"]
-    assert "**Unfinished**, still to be measured: ours." in (place / "out" / "results.md").read_text()
+    assert "**Unfinished**, not measured yet: ours." in (place / "out" / "results.md").read_text()
     assert probe(place)["unmeasured"] == [] and "Unfinished" not in (place / "out" / "results.md").read_text()
 
 
@@ -778,7 +778,7 @@ def test_an_image_processor_with_another_interface_is_an_error_before_anything_i
             return {}
 
     monkeypatch.setattr(evaluation_features, "load_processor", lambda source: Foreign())
-    assert_refused(place, capsys, "a Foreign, cannot be used, since it does not work like those of Transformers' own")
+    assert_refused(place, capsys, "a Foreign, cannot be used, because it does not work like the image processors of")
 
 
 def test_a_timm_model_is_an_error_before_anything_is_written(place, capsys):
@@ -820,15 +820,15 @@ def test_a_bad_image_stops_the_run_with_its_name(place, capsys, num_workers, cha
     [("runs/a", "runs/a", "runs/a"), ("mine=runs/a", "mine", "runs/a"), ("runs/lr=0.1", "runs/lr=0.1", "runs/lr=0.1")],
 )
 def test_names(text, name, source):
-    parsed = evaluation_command.parse_entry(text, "target")
+    parsed = evaluation_command._parse_entry(text, "target")
     assert (parsed.name, parsed.spec.source) == (name, source)
 
 
 def test_a_directory_with_an_equals_sign_is_a_spec(tmp_path, monkeypatch):
     (tmp_path / "lr=0.1").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert evaluation_command.parse_entry("lr=0.1", "target").spec.source == "lr=0.1"
-    assert evaluation_command.parse_entry("a=lr=0.1", "target") == evaluation_features.Entry(
+    assert evaluation_command._parse_entry("lr=0.1", "target").spec.source == "lr=0.1"
+    assert evaluation_command._parse_entry("a=lr=0.1", "target") == evaluation_features.Entry(
         "a", encoders.EncoderSpec("model", "lr=0.1")
     )
 
