@@ -1,33 +1,29 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""I-JEPA for Transformers. Importing this package makes the Auto classes of Transformers return its models."""
+"""I-JEPA for Transformers. Importing this package makes the Auto classes of Transformers return its models.
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForPreTraining,
-)
+The names below are imported when they are first used, so that the package itself is imported at once.
+"""
 
-from .configuration_ijepa import IJEPA_SIZES, IJepaConfig
-from .modeling_ijepa import (
-    IJepaBackbone,
-    IJepaForImageClassification,
-    IJepaForPretraining,
-    IJepaForPretrainingOutput,
-    IJepaModel,
-    IJepaPredictor,
-    IJepaPreTrainedModel,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .auto_classes import register_now_or_later
+
+
+if TYPE_CHECKING:
+    from .configuration_ijepa import IJEPA_SIZES, IJepaConfig
+    from .modeling_ijepa import (
+        IJepaBackbone,
+        IJepaForImageClassification,
+        IJepaForPretraining,
+        IJepaForPretrainingOutput,
+        IJepaModel,
+        IJepaPredictor,
+        IJepaPreTrainedModel,
+    )
 
 
 __version__ = "0.1.0"
-
-AutoConfig.register("ijepa", IJepaConfig, exist_ok=True)
-AutoModel.register(IJepaConfig, IJepaModel, exist_ok=True)
-AutoModelForPreTraining.register(IJepaConfig, IJepaForPretraining, exist_ok=True)
-AutoModelForImageClassification.register(IJepaConfig, IJepaForImageClassification, exist_ok=True)
-AutoBackbone.register(IJepaConfig, IJepaBackbone, exist_ok=True)
 
 __all__ = [
     "IJEPA_SIZES",
@@ -40,3 +36,19 @@ __all__ = [
     "IJepaPreTrainedModel",
     "IJepaPredictor",
 ]
+
+_HOMES = {"IJEPA_SIZES": "configuration_ijepa", "IJepaConfig": "configuration_ijepa"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f".{_HOMES.get(name, 'modeling_ijepa')}", __name__)
+    return getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_now_or_later()

@@ -1,34 +1,62 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Recipes: the arguments of a command as a YAML file, overridden by the command line; and those of pretraining.
+"""The arguments of a command: a recipe (YAML file) under command-line flags or Python keywords.
 
-A recipe key, a command-line flag and an attribute of the arguments are one name. Unknown keys, values of the wrong
-type and values out of range are errors that show the value; nothing is guessed.
+A recipe key, a command-line flag, a keyword and an attribute of the arguments have one name. Unknown names, values of
+the wrong type and values out of range are errors that show the value. This module imports nothing heavy, so that a
+mistyped flag is answered at once.
 """
 
 import argparse
 import dataclasses
+import difflib
+import enum
+import json
 import math
 import re
-from collections.abc import Callable, Sequence
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import yaml
-from transformers import HfArgumentParser
 
 
+T = TypeVar("T")
+Clean = Callable[[dict, str], dict]
+
+RECIPES = Path(__file__).parent / "recipes"  # found by bare name: --recipe quickstart
 MAX_RECIPE_BYTES = 1_000_000
 # Two ways to say one thing. Both at once are an error, but a flag of one replaces the other in the recipe.
 ALTERNATIVES = [("epochs", "max_steps"), ("warmup_epochs", "warmup_steps"), ("momentum", "momentum_half_life")]
-# What argparse shall take for a value after a flag; its own pattern takes -1e-3 and -inf for unknown flags.
+WITHIN = [("warmup_epochs", "epochs"), ("warmup_steps", "max_steps")]  # the first is a part of the second
+# What argparse takes as a value after a flag. Its own pattern takes -1e-3 and -inf for unknown flags.
 NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-(inf|nan)$", re.IGNORECASE)
+LONG_FLAG = re.compile(r"--\w[\w-]*(?==|$)")
+TRUTH_VALUES = dict.fromkeys(("true", "yes", "t", "y", "1"), True) | dict.fromkeys(
+    ("false", "no", "f", "n", "0"), False
+)
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", dict: "a JSON mapping"}
+METAVARS = {bool: "true|false", int: "INTEGER", float: "NUMBER", dict: "JSON"}
 
 
-def argument(default, help_text: str, parse: Callable[[str], object] | None = None):
-    """A dataclass field with a default (lists are copied) and the help of its flag.
+def argument(
+    default: Any,
+    help_text: str,
+    choices: Sequence[str] | None = None,
+    parse: Callable[[str], Any] | None = None,
+) -> Any:
+    """A dataclass field that becomes a flag, a recipe key and a keyword.
 
-    `parse` reads the flag's value where the field's type alone does not say how.
+    Args:
+        default: of the field; a list is copied for every instance.
+        help_text: what `--help` says. A percent sign is written twice, as in argparse.
+        choices: the values that the field, or each entry of its list, may have; None for any.
+        parse: reads a text where the field's type does not say how; raises argparse.ArgumentTypeError.
     """
-    metadata = {"help": help_text} | ({} if parse is None else {"type": parse})
+    metadata = {"help": help_text, "choices": choices, "parse": parse}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -50,7 +78,7 @@ LIMITS = {
 
 def require_numbers(arguments, *names: str, **limits: float) -> None:
     """Raises ValueError unless each named attribute is finite and within the limits `least`, `above`, `most` and
-    `below`. None passes; of a list, every entry is checked."""
+    `below`. None passes. Every entry of a list is checked."""
     text = " and ".join(f"{LIMITS[limit][0]} {bound:.10g}" for limit, bound in limits.items()) or "a finite number"
     for name in names:
         value = getattr(arguments, name)
@@ -68,14 +96,8 @@ def require_interval(arguments, *names: str, most: float = math.inf) -> None:
         require(fits, f"{name} must be two numbers with 0 < least <= most{limit}, got {value}.")
 
 
-def require_choice(arguments, name: str, choices: Sequence[str]) -> None:
-    """Raises ValueError unless the attribute is None or one of `choices`."""
-    value = getattr(arguments, name)
-    require(value is None or value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-
-
 def require_text(arguments, *names: str) -> None:
-    """Raises ValueError if a named attribute is an empty text, which nothing is called; None passes."""
+    """Raises ValueError if a named attribute is an empty string; None passes."""
     for name in names:
         value = getattr(arguments, name)
         require(value is None or value.strip(), f"{name} must not be empty, got {value!r}.")
@@ -85,7 +107,7 @@ def require_text(arguments, *names: str) -> None:
 class DatasetArguments:
     """Where images and labels are; every command has these."""
 
-    _argument_group_name = "data"
+    argument_group = "data"
 
     data: str = argument("", "images: a folder, Parquet or tar shards, a Hub dataset, or 'digits'")
     data_config: str | None = argument(None, "configuration name of a Hub dataset")
@@ -97,9 +119,11 @@ class DatasetArguments:
 class MaskArguments:
     """The blocks that are predicted and the block they are predicted from (`ijepa_transformers/masking.py`)."""
 
-    _argument_group_name = "masks"
+    argument_group = "masks"
 
-    mask_mode: str = argument("unbiased", "unbiased, or meta: the released sampler with its quirks")
+    mask_mode: str = argument(
+        "unbiased", "unbiased, or meta: the released sampler with its quirks", ("unbiased", "meta")
+    )
     num_targets: int = argument(4, "target blocks per image")
     target_scale: list[float] = argument([0.15, 0.2], "area of a target block as a share of the image: least, most")
     target_aspect_ratio: list[float] = argument([0.75, 1.5], "height over width of a target block: least, most")
@@ -118,7 +142,6 @@ class MaskArguments:
 
     def check_masks(self):
         """What does not depend on the grid, of which `MultiBlockMasking` speaks."""
-        require_choice(self, "mask_mode", ("unbiased", "meta"))
         require_interval(self, "target_scale", "context_scale", most=1)
         require_interval(self, "target_aspect_ratio")
         require_numbers(self, "num_targets", "num_contexts", "min_patches", least=1)
@@ -146,8 +169,191 @@ def without_removed_keys(values: dict, source: str) -> dict:
     return {name: value for name, value in values.items() if name not in REMOVED_KEYS}
 
 
+def near(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The sentence " Did you mean NAME?" with the known name nearest to `name`; an empty string if none is near."""
+    names = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {prefix}{names[0]}?" if names else ""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One field of a group of arguments, and how its value is read."""
+
+    name: str
+    kind: Callable[[Any], Any]  # type of the value, or of each entry of a list
+    is_list: bool
+    takes_mapping: bool  # also a mapping, from a recipe or as a keyword
+    choices: tuple[str, ...] | None
+    default: Any
+    help: str
+
+    @property
+    def text_kind(self) -> str:
+        """What a value must be, in words."""
+        return f"one of {', '.join(self.choices)}" if self.choices else KINDS.get(self.kind, self.kind.__name__)
+
+    def parse(self, text: str) -> Any:
+        """The value of a text.
+
+        Raises:
+            argparse.ArgumentTypeError: if it has another type or is not among the choices.
+        """
+        try:
+            value: Any = text
+            if self.kind is bool:
+                value = TRUTH_VALUES[text.lower()]
+            elif self.kind is not str:
+                value = json.loads(text) if self.kind is dict else self.kind(text)
+        except (KeyError, TypeError, ValueError):
+            raise argparse.ArgumentTypeError(f"must be {self.text_kind}, got {text!r}.") from None
+        if self.choices and value not in self.choices:
+            raise argparse.ArgumentTypeError(f"must be {self.text_kind}, got {text!r}.")
+        return value
+
+    def read(self, value: Any, place: str = "") -> Any:
+        """The value of a recipe or a keyword, checked as on the command line. None means: not given.
+
+        Args:
+            value: as it was given.
+            place: where, for messages, such as " in the recipe".
+
+        Raises:
+            ValueError: if the value has another type or is not among the choices.
+        """
+        if value is None or value == self.default == []:
+            return None
+        require(value != [], f"{self.name} is an empty list{place}: name values, or leave it out.")
+        if not self.is_list:
+            return self._read_one(value, place)
+        return [self._read_one(entry, place) for entry in (value if isinstance(value, list | tuple) else [value])]
+
+    def _read_one(self, value: Any, place: str) -> Any:
+        if isinstance(value, dict) and self.takes_mapping:
+            return value
+        nested = isinstance(value, list | tuple | dict | set)
+        several = ", or a list of single values," if self.is_list else ""
+        require(not nested, f"{self.name} must be one value{several}{place}, got {value!r}.")
+        require(
+            not (isinstance(value, bool) and self.kind is str),
+            f"{self.name} is a truth value{place}, {value}: YAML reads no, off, yes and on so unless they are in"
+            " quotes.",
+        )
+        text = str(value.value if isinstance(value, enum.Enum) else value)
+        looks_like_a_flag = bool(place) and text.startswith("--")
+        require(not looks_like_a_flag, f"{self.name} has the value {text!r}{place}, which looks like a flag.")
+        try:
+            return self.parse(text)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{self.name} {error}") from None
+
+    def add_to(self, parser: "argparse._ActionsContainer") -> None:
+        """Adds the flag, and `--no_NAME` where a truth value is true by default. Not given, it leaves no value."""
+        metavar = "{" + ",".join(self.choices) + "}" if self.choices else METAVARS.get(self.kind, "TEXT")
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "type": self.parse, "metavar": metavar}
+        if self.kind is bool:
+            options |= {"nargs": "?", "const": True}
+        elif self.is_list:
+            options["nargs"] = "+"
+        parser.add_argument(f"--{self.name}", help=self.help + self._default_text(), **options)
+        if self.default is True:
+            negative = {"dest": self.name, "action": "store_false", "default": argparse.SUPPRESS}
+            parser.add_argument(f"--no_{self.name}", help=argparse.SUPPRESS, **negative)
+
+    def _default_text(self) -> str:
+        if self.default is None or self.default in ("", [], {}):
+            return ""
+        value = self.default.value if isinstance(self.default, enum.Enum) else self.default
+        text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = text.lower() if isinstance(value, bool) else text.replace("%", "%%")
+        return f" (default: {text}; off with --no_{self.name})" if value is True else f" (default: {text})"
+
+
+def flags_of(groups: Iterable[type]) -> dict[str, Flag]:
+    """The flags of dataclasses by name."""
+    return {flag.name: flag for group in groups for flag in _flags_of(group)}
+
+
+def _flags_of(group: Any) -> list[Flag]:
+    hints = typing.get_type_hints(group)
+    flags = []
+    for entry in dataclasses.fields(group):
+        if not entry.init:
+            continue
+        kind, is_list, choices = _kind_of(hints[entry.name])
+        kind = entry.metadata.get("parse") or kind
+        made = entry.default_factory
+        default = entry.default if made is dataclasses.MISSING else made()
+        takes_mapping = dict in [typing.get_origin(hint) or hint for hint in _alternatives(hints[entry.name])]
+        choices = tuple(entry.metadata.get("choices") or choices) or None
+        flags.append(
+            Flag(entry.name, kind, is_list, takes_mapping, choices, default, entry.metadata.get("help") or "")
+        )
+    return flags
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """The types of a union but None; of another hint, itself."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return [part for part in typing.get_args(hint) if part is not type(None)] if is_union else [hint]
+
+
+def _kind_of(hint: Any) -> tuple[Callable[[Any], Any], bool, tuple[str, ...]]:
+    """The type of a value, whether it is a list of such, and the choices that the hint names."""
+    hints = _alternatives(hint)
+    if len(hints) > 1:  # as in `SchedulerType | str`, where the first says more, and `dict | str`
+        telling = [part for part in hints if part is bool or (isinstance(part, type) and issubclass(part, enum.Enum))]
+        hints = telling or ([str] if str in hints else hints)
+    hint, origin = hints[0], typing.get_origin(hints[0])
+    if origin is typing.Literal:
+        return str, False, tuple(map(str, typing.get_args(hint)))
+    if origin is list:
+        kind, _, choices = _kind_of(typing.get_args(hint)[0])
+        return kind, True, choices
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return str, False, tuple(str(member.value) for member in hint)
+    return origin or hint, False, ()
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse with errors of one line, a near name for a mistyped flag, and `--max-steps` read as `--max_steps`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **options)
+        self._negative_number_matcher = NEGATIVE_NUMBER
+
+    @property
+    def known_flags(self) -> list[str]:
+        """Every flag, such as `--max_steps`."""
+        return list(self._option_string_actions)
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with status 2 and one line on stderr."""
+        sentence = re.sub(r"^argument --(\w+): must", r"\1 must", " ".join(message.split()))
+        self.exit(2, f"{self.prog}: error: {sentence}\n")
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+        argv = sys.argv[1:] if args is None else args
+        check_flags(argv, self.known_flags, self)
+        return super().parse_args(with_underscores(argv), namespace)
+
+
+def with_underscores(argv: Iterable[str]) -> list[str]:
+    """`argv` with the flags' own spelling: `--max-steps` becomes `--max_steps`. Values stay."""
+    return [LONG_FLAG.sub(lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in map(str, argv)]
+
+
+def check_flags(argv: Iterable[str], known: Iterable[str], parser: argparse.ArgumentParser) -> None:
+    """Lets `parser` exit with an error if `argv` has a flag that is not among `known`, such as `--max_steps`."""
+    names = {flag.lstrip("-") for flag in known}
+    flags = [flag[0] for flag in map(LONG_FLAG.match, map(str, argv)) if flag]
+    unknown = [flag for flag in flags if flag[2:].replace("-", "_") not in names]
+    if unknown:
+        hints = dict.fromkeys(near(flag[2:].replace("-", "_"), sorted(names), "--") for flag in unknown)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}.{''.join(hints)}")
+
+
 class _RecipeLoader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would take the last without a word."""
+    """Refuses a key that is there twice. YAML would silently take the last."""
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -157,17 +363,51 @@ class _RecipeLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_recipe(path: str, groups: Sequence[type], clean: Callable) -> dict:
+def list_recipes() -> list[str]:
+    """The bare names of the package's recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(name: str) -> str:
+    """The path of a recipe.
+
+    Args:
+        name: a path, or the bare name of a recipe of the package.
+
+    Raises:
+        ValueError: for a bare name that is neither a file nor a recipe of the package.
+    """
+    if Path(name).name != name or Path(name).is_file() or Path(name).suffix in (".yaml", ".yml"):
+        return name
+    known = list_recipes()
+    hint = near(name, known) or f" The package has {', '.join(known)}."
+    require(name in known, f"There is no recipe {name!r}.{hint}")
+    return str(RECIPES / f"{name}.yaml")
+
+
+def read_recipe(name: str | os.PathLike[str], flags: Mapping[str, Flag], clean: Clean) -> dict[str, Any]:
+    """The values that a recipe gives.
+
+    Args:
+        name: a path, or the bare name of a recipe of the package.
+        flags: those of the command.
+        clean: given a recipe and the name of its file, returns it without the keys of earlier versions.
+
+    Raises:
+        ValueError: if it cannot be read, or if a key or the type of a value is wrong.
+    """
+    path = find_recipe(os.fspath(name))
     try:
         recipe = yaml.load(_recipe_text(path), Loader=_RecipeLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path!r} is not a YAML file of values: {' '.join(str(error).split())}") from None
     require(isinstance(recipe, dict), f"{path!r} must hold `key: value` lines.")
     recipe = clean(recipe, repr(path))
-    known = {entry.name for group in groups for entry in dataclasses.fields(group) if entry.init}
-    unknown = sorted(str(key) for key in set(recipe) - known)
-    require(not unknown, f"{path!r} has unknown keys: {', '.join(unknown)}.")
-    return recipe
+    unknown = sorted(str(key) for key in set(recipe) - set(flags))
+    hints = "".join(dict.fromkeys(near(key, flags) for key in unknown))
+    require(not unknown, f"{path!r} has unknown keys: {', '.join(unknown)}.{hints}")
+    values = {key: flags[key].read(value, " in the recipe") for key, value in recipe.items()}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _recipe_text(path: str) -> str:
@@ -185,92 +425,109 @@ def _recipe_text(path: str) -> str:
         raise ValueError(f"{path!r} is no recipe: it is not UTF-8 text (byte {error.start}).") from None
 
 
-def _recipe_path(words: Sequence[str], prog: str) -> str | None:
-    """What --recipe names, or None; the other words are left to the parser that knows them."""
-    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", action="append", default=[])
-    paths = parser.parse_known_args(words)[0].recipe
-    require(len(paths) < 2, f"--recipe is given {len(paths)} times ({', '.join(paths)}); a run has one recipe.")
-    return paths[0] if paths else None
+def _layered(flags: Mapping[str, Flag], recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Defaults, over them the recipe, over it what was given by flags or keywords.
 
-
-def _without_replaced(recipe: dict, words: Sequence[str]) -> dict:
-    """The recipe without what a flag says in another way."""
-    flags = {word.partition("=")[0] for word in words}
-    pairs = [pair for one, other in ALTERNATIVES for pair in ((one, other), (other, one))]
-    replaced = {key for key, flag in pairs if f"--{flag}" in flags}
-    return {key: value for key, value in recipe.items() if key not in replaced}
-
-
-def _as_flags(recipe: dict, actions: dict[str, argparse.Action]) -> list[str]:
-    """A recipe as command-line words, so that both ways have one set of types and errors.
-
-    Raises:
-        ValueError: if no words can say a value, such as a list that is empty where it may not be.
+    What is given replaces what the recipe says in another way (`ALTERNATIVES`). Where the run is given shorter than
+    the recipe's warm-up (`WITHIN`), the warm-up takes the whole run.
     """
-    words = []
-    for key, value in recipe.items():
-        action = actions[key]
-        if value is None or value == action.default == []:
-            continue
-        require(value != [], f"{key} is an empty list in the recipe: name values, or leave the key out.")
-        if isinstance(value, list) and action.nargs == "+":
-            words += [f"--{key}", *(_as_word(key, entry) for entry in value)]
-        else:  # one word, so that a value that starts like a flag is none
-            words.append(f"--{key}={_as_word(key, value, is_text=action.type is str and action.nargs is None)}")
-    return words
+    replaced = {one for pair in ALTERNATIVES for one, other in (pair, pair[::-1]) if other in given}
+    kept = {name: value for name, value in recipe.items() if name not in replaced}
+    for part, whole in WITHIN:
+        if part in kept and whole in given:
+            kept[part] = min(kept[part], given[whole])
+    return {**{name: flag.default for name, flag in flags.items()}, **kept, **given}
 
 
-def _as_word(key: str, value, is_text: bool = False) -> str:
-    nested = isinstance(value, (list, dict, set))
-    require(not nested, f"{key} must be one value in the recipe, or for some keys a list of values: no nesting.")
-    require(
-        not (is_text and isinstance(value, bool)),
-        f"{key} is a truth value in the recipe, {value}: YAML reads no, off, yes and on so unless they are in quotes.",
+def effective_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` as a recipe: only what has a value, in types that YAML has, and without tokens of the Hub."""
+    plain = {name: value.value if isinstance(value, enum.Enum) else value for name, value in values.items()}
+    return {
+        name: value
+        for name, value in plain.items()
+        if value is not None and value not in ("", []) and not name.endswith("_token")
+    }
+
+
+def build_parser(groups: Iterable[type], prog: str, description: str) -> CommandParser:
+    """A parser with `--recipe`, `--print_config` and the flags of `groups`."""
+    parser = CommandParser(
+        prog=prog,
+        description=f"{description} Values come from --recipe, then from the flags.",
+        usage="%(prog)s [--recipe RECIPE] [--FLAG VALUE ...]",
     )
-    word = str(value).lower() if isinstance(value, bool) else str(value)
-    require(not word.startswith("--"), f"{key} has the value {word!r} in the recipe, which looks like a flag.")
-    return word
+    parser.add_argument(
+        "--recipe",
+        action="append",
+        default=[],
+        help="YAML file with any of the values below, or the name of a recipe of the package",
+    )
+    parser.add_argument("--print_config", action="store_true", help="print all values as a recipe, and stop")
+    for group in groups:
+        title = vars(group).get("argument_group")  # not that of a base class
+        place = parser.add_argument_group(title) if title else parser
+        for flag in flags_of([group]).values():
+            flag.add_to(place)
+    return parser
+
+
+def _keep(recipe: dict, source: str) -> dict:
+    return recipe
 
 
 def parse_arguments(
-    words: Sequence[str],
+    argv: Sequence[str] | None,
     groups: Sequence[type],
-    build: Callable,
+    build: Callable[..., T],
     prog: str,
     description: str,
-    clean: Callable[[dict, str], dict] = lambda recipe, source: recipe,
-) -> object:
-    """Arguments from command-line words: `--recipe FILE` first, then every other flag over it.
+    clean: Clean = _keep,
+) -> T:
+    """Arguments from the command line: defaults, then `--recipe`, then every other flag.
 
     Args:
-        words: as in `sys.argv[1:]`.
-        groups: dataclasses whose fields are the flags; all names differ.
+        argv: the command line without the program; `sys.argv[1:]` if None.
+        groups: dataclasses whose fields are the flags. All names differ.
         build: called with every value by name; what it returns is returned.
         prog, description: for `--help` and errors.
         clean: given a recipe and the name of its file, returns it without the keys of earlier versions.
 
-    Exits with status 2 and one sentence, as argparse does, when something is wrong, a ValueError of `build` included.
+    Exits with status 2 and one sentence when something is wrong, a ValueError of `build` included; with status 0
+    after `--help` and `--print_config`.
     """
-    words = list(words)
-    parser = HfArgumentParser(
-        groups,
-        prog=prog,
-        description=f"{description} Values come from --recipe, then from the flags.",
-        allow_abbrev=False,
-    )
-    parser._negative_number_matcher = NEGATIVE_NUMBER
-    parse = {entry.name: entry.metadata.get("type") for group in groups for entry in dataclasses.fields(group)}
-    for action in parser._actions:  # HfArgumentParser takes the field's own type
-        action.type = parse.get(action.dest) or action.type
-    parser.add_argument("--recipe", help="YAML file with any of the values below (recipes/ holds some)")
+    parser, flags = build_parser(groups, prog, description), flags_of(groups)
     try:
-        path = _recipe_path(words, prog)
-        recipe = {} if path is None else _read_recipe(path, groups, clean)
-        recipe = _without_replaced(recipe, words)
-        flags = _as_flags(recipe, {action.dest: action for action in parser._actions})
-        values = vars(parser.parse_args(flags + words))
-        values.pop("recipe")
+        given = vars(parser.parse_args(argv))
+        names, print_config = given.pop("recipe"), given.pop("print_config")
+        require(len(names) < 2, f"--recipe is given {len(names)} times ({', '.join(names)}); a run has one recipe.")
+        values = _layered(flags, read_recipe(names[0], flags, clean) if names else {}, given)
+        if print_config:
+            print(yaml.safe_dump(effective_values(values), sort_keys=False), end="")
+            parser.exit()
         return build(**values)
     except ValueError as error:
         parser.error(str(error))
+
+
+def arguments_from_keywords(
+    keywords: Mapping[str, Any], groups: Sequence[type], build: Callable[..., T], function: str, clean: Clean = _keep
+) -> T:
+    """Arguments from the keywords of a Python function, read as the flags of the same names.
+
+    Args:
+        keywords: values by name, and perhaps `recipe`. None means: not given.
+        groups, build, clean: as in `parse_arguments`.
+        function: its name, for messages.
+
+    Raises:
+        TypeError: for an unknown keyword.
+        ValueError: for a value of the wrong type or out of range, with the same sentence as on the command line.
+    """
+    flags = flags_of(groups)
+    for name in keywords.keys() - flags.keys() - {"recipe"}:
+        raise TypeError(f"{function}() has no argument {name!r}.{near(name, [*flags, 'recipe'])}")
+    read = {name: flags[name].read(value) for name, value in keywords.items() if name != "recipe"}
+    given = {name: value for name, value in read.items() if value is not None}
+    source = keywords.get("recipe")
+    recipe = {} if source is None else read_recipe(source, flags, clean)
+    return build(**_layered(flags, recipe, given))

@@ -3,19 +3,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-
-from ..arguments import DatasetArguments, argument, parse_arguments, require
-from .heads import OPTIMIZERS, SCHEDULES
+from ..arguments import DatasetArguments, argument, arguments_from_keywords, parse_arguments, require
 
 
-PROGRAM = "run_probing.py"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PROGRAM = "ijepa probe"
 PROBES = ("knn", "few_shot", "logistic", "linear", "attentive", "collapse")
 PLAIN_PROBES = {"knn", "few_shot", "logistic"}  # they need no training loop
 HEAD_FEATURES, HEAD_NORMS = ("last", "last4"), ("none", "batch_norm")
+OPTIMIZERS, SCHEDULES = ("adamw", "sgd", "lars"), ("cosine", "step")
 
 
 # Arguments
@@ -23,7 +20,7 @@ HEAD_FEATURES, HEAD_NORMS = ("last", "last4"), ("none", "batch_norm")
 class DataArguments(DatasetArguments):
     """Which images."""
 
-    _argument_group_name = "data"
+    argument_group = "data"
 
     train_split: str = argument("train", "split that probes learn from")
     validation_split: str = argument("validation", "split that accuracies are measured on")
@@ -35,7 +32,7 @@ class DataArguments(DatasetArguments):
 class EncoderArguments:
     """Which encoders, and how they compute."""
 
-    _argument_group_name = "encoders"
+    argument_group = "encoders"
 
     models: list[str] = argument(
         [],
@@ -54,9 +51,9 @@ class EncoderArguments:
 class ProbeArguments:
     """Which protocols."""
 
-    _argument_group_name = "probes"
+    argument_group = "probes"
 
-    probes: list[str] = argument(["knn", "few_shot", "logistic", "collapse"], f"any of {', '.join(PROBES)}")
+    probes: list[str] = argument(["knn", "few_shot", "logistic", "collapse"], "what is measured", PROBES)
     k: list[int] = argument([1, 5, 20, 100], "knn: numbers of neighbours")
     shots: list[int] = argument([1, 5, 10], "few_shot: labelled images per class")
     label_fractions: list[float] = argument([], "few_shot: labelled shares of each class, such as 0.01")
@@ -68,14 +65,16 @@ class ProbeArguments:
 class HeadArguments:
     """The sweep of the linear and the attentive probe: every combination is a head, all are trained together."""
 
-    _argument_group_name = "heads"
+    argument_group = "heads"
 
-    head_features: list[str] = argument(["last", "last4"], "linear: last layer, last4 concatenated, or both")
-    head_norms: list[str] = argument(["none", "batch_norm"], "linear: none, batch_norm before it, or both")
-    optimizers: list[str] = argument(["adamw"], f"any of {', '.join(OPTIMIZERS)}; lars needs timm")
+    head_features: list[str] = argument(
+        ["last", "last4"], "linear: last layer, last4 concatenated, or both", HEAD_FEATURES
+    )
+    head_norms: list[str] = argument(["none", "batch_norm"], "linear: none, batch_norm before it, or both", HEAD_NORMS)
+    optimizers: list[str] = argument(["adamw"], "of the heads; lars needs timm", OPTIMIZERS)
     learning_rates: list[float] = argument([1e-3, 1e-2, 1e-1], "peak learning rates")
     weight_decays: list[float] = argument([0.0, 0.05], "weight decays")
-    schedule: str = argument("cosine", "cosine, or step: a tenth after every 15 epochs")
+    schedule: str = argument("cosine", "cosine, or step: a tenth after every 15 epochs", SCHEDULES)
     warmup_epochs: float = argument(0.0, "linear warm-up in passes over the training images")
     epochs: int = argument(50, "passes over the training images")
     batch_size: int = argument(256, "images per step, over all processes")
@@ -93,7 +92,7 @@ class HeadArguments:
 class OutputArguments:
     """What is written, and where."""
 
-    _argument_group_name = "output"
+    argument_group = "output"
 
     output_dir: str = argument("", "directory of results.md and results.json")
     cache_dir: str | None = argument(None, "directory of computed features; output_dir/cache by default")
@@ -105,29 +104,16 @@ GROUPS = (DataArguments, EncoderArguments, ProbeArguments, HeadArguments, Output
 
 @dataclass
 class ProbingArguments(OutputArguments, HeadArguments, ProbeArguments, EncoderArguments, DataArguments):
-    """Every argument of `run_probing.py`.
+    """Every argument of `ijepa probe`.
 
     Raises:
         ValueError: with the offending value, if one is missing or out of range.
     """
 
     def __post_init__(self):
-        for name in ("data", "models", "output_dir", "probes"):
-            require(getattr(self, name), f"--{name} is missing.")
-        for name, allowed in (
-            ("probes", PROBES),
-            ("head_features", HEAD_FEATURES),
-            ("head_norms", HEAD_NORMS),
-            ("optimizers", OPTIMIZERS),
-        ):
-            self._check_words(name, allowed)
-        require(self.schedule in SCHEDULES, f"schedule must be cosine or step, got {self.schedule!r}.")
+        for name in ("data", "models", "output_dir", "probes", "head_features", "head_norms", "optimizers"):
+            require(getattr(self, name), f"{name} is missing.")
         self._check_numbers()
-
-    def _check_words(self, name, allowed):
-        unknown = [word for word in getattr(self, name) if word not in allowed]
-        require(not unknown, f"{name} must be any of {', '.join(allowed)}, got {' '.join(unknown)}.")
-        require(getattr(self, name), f"{name} must not be empty.")
 
     def _check_numbers(self):
         for name, least in (
@@ -151,9 +137,14 @@ class ProbingArguments(OutputArguments, HeadArguments, ProbeArguments, EncoderAr
         return bool({"linear", "attentive"} & set(self.probes))
 
 
-def parse_probing_arguments(words: Sequence[str]) -> ProbingArguments:
-    """Arguments from command-line words; see `ijepa_transformers.recipe.parse_arguments`."""
-    return parse_arguments(words, GROUPS, ProbingArguments, PROGRAM, "Judges frozen encoders by their features.")
+def parse_probing_arguments(argv: Sequence[str] | None = None) -> ProbingArguments:
+    """The arguments of `ijepa probe`; see `parse_arguments`."""
+    return parse_arguments(argv, GROUPS, ProbingArguments, PROGRAM, "Judges frozen encoders by their features.")
+
+
+def probing_arguments(**keywords: Any) -> ProbingArguments:
+    """The arguments of `probe(...)`; see `arguments_from_keywords`."""
+    return arguments_from_keywords(keywords, GROUPS, ProbingArguments, "probe")
 
 
 # Heads

@@ -225,30 +225,30 @@ def _few_shot_columns(run: Run) -> list[tuple[str, int | float]]:
 
 
 # The run from beginning to end
-def evaluate(run: Run, words: Sequence[str]) -> None:
+def evaluate(run: Run, argv: Sequence[str]) -> None:
     """Measures every entry, prints the tables and writes them; what is measured stays if a later entry fails."""
     rows = {}
     for number, entry in enumerate(run.entries, start=1):
         run.accelerator.print(f"{number} of {len(run.entries)}: {entry.name} ({entry.spec})", flush=True)
         rows.setdefault(entry.name, []).append(_evaluate_entry(run, entry))
         if run.accelerator.is_main_process:
-            write_results(run, rows, words, [entry.name for entry in run.entries[number:]])
+            write_results(run, rows, argv, [entry.name for entry in run.entries[number:]])
     if not run.accelerator.is_main_process:
         return
     if run.arguments.update_model_card:
-        update_model_cards(run, rows, words)
+        update_model_cards(run, rows, argv)
     print(f"\n{report(run, rows)}\n\nresults {run.output_dir / 'results.md'} and results.json")
 
 
-def main(words: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     disable_progress_bar()  # of Transformers' loading
-    words = sys.argv[1:] if words is None else words
-    arguments = parse_probing_arguments(words)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parse_probing_arguments(argv)
     status = 2  # the status argparse gives to wrong arguments
     try:
         run = build_run(arguments)
         status = 1
-        evaluate(run, words)
+        evaluate(run, argv)
     except ValueError as error:  # a BadImageError, among others
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         sys.exit(status)

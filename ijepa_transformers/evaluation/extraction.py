@@ -18,9 +18,8 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import datasets
 import numpy as np
@@ -31,82 +30,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from ..arguments import DatasetArguments
 from ..data.datasets import ProcessedImages
 from ..data.sources import open_split
 from ..distributed import check_launch, end_process_group
 from ..encoders import load_encoder, load_processor, weights_digest
 from ..execution import configure
 from ..files import write_text, written_aside
+from .extraction_arguments import PROGRAM, FeatureExtractionArguments, parse_extraction_arguments
 
 
-PROGRAM = "run_feature_extraction.py"
 SETTINGS, MANIFEST, BAD_IMAGES = "settings.json", "manifest.json", "bad_images.jsonl"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# --features -> the output of the model, which is also the name of the column or tensor.
-OUTPUTS = {"pooled": "pooler_output", "patch": "last_hidden_state"}
-
-
-@dataclass
-class FeatureExtractionArguments(DatasetArguments):
-    """Every argument of `run_feature_extraction.py`.
-
-    Raises:
-        ValueError: with the offending value, if one is missing or out of range.
-    """
-
-    model: str = field(default="", metadata={"help": "model directory or Hub name; this package's or a stock encoder"})
-    output_dir: str = field(default="", metadata={"help": "directory the features are written to"})
-    split: str = field(default="train", metadata={"help": "split to read; a folder without splits is 'train'"})
-    encoder: Literal["target", "context"] = field(
-        default="target", metadata={"help": "which encoder of a pretraining directory; the paper evaluates the target"}
-    )
-    features: list[str] = field(
-        default_factory=lambda: ["pooled"],
-        metadata={"help": "pooled (one vector per image), patch (one per token), or both words"},
-    )
-    format: Literal["parquet", "safetensors"] = field(default="parquet", metadata={"help": "kind of file"})
-    dtype: Literal["fp32", "bf16"] = field(
-        default="fp32", metadata={"help": "precision of weights and computation; Parquet stores float32 either way"}
-    )
-    batch_size: int = field(default=64, metadata={"help": "images per forward pass and process"})
-    shard_size: int = field(
-        default=1024, metadata={"help": "images per file; what a kill loses at most, and what memory has to hold"}
-    )
-    num_workers: int = field(default=2, metadata={"help": "image loading processes per process; 0 loads in it"})
-
-    def __post_init__(self):
-        for name in ("model", "data", "output_dir"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} is missing.")
-        for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        if not self.features or set(self.features) - set(OUTPUTS):
-            raise ValueError(f"features must be pooled, patch or both, got {' '.join(self.features) or 'nothing'}.")
-        self.features = sorted(set(self.features), reverse=True)  # pooled comes first
-
-    @property
-    def outputs(self) -> list[str]:
-        """The model's outputs that are written."""
-        return [OUTPUTS[name] for name in self.features]
-
-
-def parse_arguments(words: list[str] | None = None) -> FeatureExtractionArguments:
-    """Arguments from command-line words. Exits with status 2 and one sentence when something is wrong."""
-    parser = HfArgumentParser(
-        FeatureExtractionArguments,
-        prog=PROGRAM,
-        description="Writes the features of images to Parquet or safetensors files.",
-        allow_abbrev=False,
-    )
-    try:
-        return parser.parse_args_into_dataclasses(words)[0]
-    except ValueError as error:
-        parser.error(str(error))
 
 
 # The model
@@ -383,9 +320,9 @@ def finish(run: Run) -> None:
     end_process_group(run.accelerator)
 
 
-def main(words: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     disable_progress_bar()  # of Transformers' loading
-    arguments = parse_arguments(words)
+    arguments = parse_extraction_arguments(argv)
     try:
         run = build_run(arguments)
     except ValueError as error:

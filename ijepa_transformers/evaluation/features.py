@@ -43,10 +43,11 @@ from ..encoders import (
 )
 from ..execution import configure
 from ..files import written_aside
-from .arguments import DTYPES, PLAIN_PROBES, ProbingArguments, head_features
+from .arguments import PLAIN_PROBES, ProbingArguments, head_features
 from .heads import concatenate, split_holdout
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _CROP_SCALE, _CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # random resized crop as usual for classification
 _MAX_TOKEN_BYTES = 2**31  # if the patch tokens need more memory, the encoder runs again in every epoch of the heads
 _MAX_COLLAPSE_IMAGES = 5000  # of the validation split; the measures compare each image with all others

@@ -20,8 +20,6 @@ import torch.nn.functional as F
 from torch import nn
 
 
-OPTIMIZERS = ("adamw", "sgd", "lars")
-SCHEDULES = ("cosine", "step")
 _STEP_EPOCHS = 15  # the step schedule divides by 10 after this many epochs (published)
 _ATTENTION_HEAD_WIDTH = 64
 # Features by name, each (B, D), or (B, N, D) for tokens; and labels (B,), which are class indices.

@@ -1,28 +1,38 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """The arguments of `ijepa finetune`."""
 
-import dataclasses
+import ast
 import importlib.util
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import HfArgumentParser, TrainingArguments
+from ..arguments import (
+    DatasetArguments,
+    argument,
+    arguments_from_keywords,
+    build_parser,
+    check_flags,
+    parse_arguments,
+    require,
+)
 
-from ..arguments import DatasetArguments, argument, require
-from ..encoders import one_line
+
+if TYPE_CHECKING:
+    from .training_arguments import Arguments
 
 
-PROGRAM = "run_image_classification.py"
-# Secrets, and what a repetition has no use for.
-UNRECORDED = ("hub_token", "push_to_hub_token", "resume_from_checkpoint")
+PROGRAM = "ijepa finetune"
+DESCRIPTION = "Fine-tunes an encoder to classify images."
 
 
-# Arguments
 @dataclass
 class DataArguments(DatasetArguments):
     """Which images, which of their labels, and how they are cropped."""
 
-    _argument_group_name = "data"
+    argument_group = "data"
 
     train_split: str = argument("train", "labelled split to train on")
     validation_split: str | None = argument(None, "labelled split to evaluate on; no evaluation by default")
@@ -48,7 +58,7 @@ class DataArguments(DatasetArguments):
 class ModelArguments:
     """What the run starts from, and what of it is trained."""
 
-    _argument_group_name = "model"
+    argument_group = "model"
 
     model: str = argument(
         "", "directory or Hub name to start from: pretrained or fine-tuned, this package's or any image classifier's"
@@ -90,7 +100,7 @@ class ModelArguments:
 class RegularizationArguments:
     """What keeps a large encoder from learning few labels by heart. RandAugment, mixup and cutmix need torchvision."""
 
-    _argument_group_name = "regularization"
+    argument_group = "regularization"
 
     randaugment_magnitude: int | None = argument(None, "strength of RandAugment, 0 to 30; no RandAugment by default")
     randaugment_num_ops: int = argument(2, "operations of RandAugment per image")
@@ -121,83 +131,46 @@ class RegularizationArguments:
         )
 
 
-@dataclass
-class FineTuningArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults of fine-tuning an encoder."""
-
-    _argument_group_name = "training"
-
-    num_train_epochs: float = argument(50, "passes over the training images")
-    per_device_train_batch_size: int = argument(64, "images per process and forward pass")
-    per_device_eval_batch_size: int = argument(64, "images per process and forward pass in evaluation")
-    learning_rate: float = argument(5e-4, "peak learning rate, of the head where layer_decay is below 1")
-    weight_decay: float = argument(0.05, "weight decay; none on biases and layer norms")
-    lr_scheduler_type: str = argument("cosine", "schedule of the learning rate")
-    warmup_steps: float = argument(0.1, "steps of linear warm-up; a share of the run below 1")
-    logging_steps: float = argument(50, "optimizer steps between lines of the log; a share of the run below 1")
-    save_strategy: str = argument("epoch", "when checkpoints are written: no, steps, epoch or best")
-    save_total_limit: int | None = argument(2, "how many checkpoints are kept")
-    metric_for_best_model: str | None = argument("accuracy", "what load_best_model_at_end goes by")
-    dataloader_num_workers: int = argument(4, "image loading processes per process; 0 loads in it")
-    remove_unused_columns: bool = argument(False, "must stay False: nothing that the data set yields is unused")
-
-    def __post_init__(self):
-        require(self.output_dir, "output_dir is missing: name the directory the classifier is written to.")
-        require(not self.remove_unused_columns, "remove_unused_columns must stay False.")
-        require(
-            self.label_smoothing_factor == 0,
-            f"Give label_smoothing {self.label_smoothing_factor} instead of label_smoothing_factor: that one cannot"
-            " smooth the labels of mixup.",
-        )
-        super().__post_init__()
-        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
-
-    def __getstate__(self) -> dict:
-        """Trainer pickles its arguments into training_args.bin, which it uploads: nobody's token belongs there."""
-        return {**vars(self), **{name: None for name in vars(self) if name.endswith("hub_token")}}
-
-    @property
-    def order_seed(self) -> int:
-        """Seed of the data order, of crops and of augmentation."""
-        return self.seed if self.data_seed is None else self.data_seed
+OWN_GROUPS = (DataArguments, ModelArguments, RegularizationArguments)
 
 
-GROUPS = (DataArguments, ModelArguments, RegularizationArguments, FineTuningArguments)
+def training_flags() -> list[str] | None:
+    """The names of the fields of `transformers.TrainingArguments`, whose import takes seconds, from its source.
 
-
-@dataclass
-class Arguments:
-    """Every argument of `run_image_classification.py`.
-
-    Raises:
-        ValueError: with the offending value, if two contradict each other.
+    None if the source has another form than today: then only the import tells the names.
     """
-
-    data: DataArguments
-    model: ModelArguments
-    regularization: RegularizationArguments
-    training: FineTuningArguments
-    recipe: dict  # what was given, if it differs from the defaults
-
-    def __post_init__(self):
-        require(
-            self.data.validation_split or self.training.eval_strategy == "no",
-            f"eval_strategy {self.training.eval_strategy.value} needs a validation_split.",
-        )
-
-    @classmethod
-    def build(cls, **values) -> "Arguments":
-        """Arguments from the values of all flags by name."""
-        names = {group: [entry.name for entry in dataclasses.fields(group) if entry.init] for group in GROUPS}
-        defaults = default_values()
-        given = {name: value for name, value in values.items() if value != defaults[name] and name not in UNRECORDED}
-        try:
-            groups = [group(**{name: values[name] for name in names[group]}) for group in GROUPS]
-        except ImportError as error:  # of DeepSpeed, trackers and so on, where a flag asks for them
-            raise ValueError(one_line(error)) from None
-        return cls(*groups, recipe=given)
+    package = importlib.util.find_spec("transformers")
+    if package is None or package.origin is None:
+        return None
+    source = Path(package.origin).with_name("training_args.py").read_text(encoding="utf-8")
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    fields = next((node.body for node in classes if node.name == "TrainingArguments" and not node.bases), [])
+    names = [
+        node.target.id for node in fields if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]
+    return names or None
 
 
-def default_values() -> dict:
-    """The value of every flag that is not given."""
-    return vars(HfArgumentParser(GROUPS).parse_args([]))
+def check_names(argv: Sequence[str]) -> None:
+    """Exits with an error for a mistyped flag before the slow import of TrainingArguments."""
+    names = training_flags()
+    if names is not None:
+        parser = build_parser(OWN_GROUPS, PROGRAM, DESCRIPTION)
+        negations = [f"--no_{name}" for name in names]
+        check_flags(argv, [*parser.known_flags, *(f"--{name}" for name in names), *negations], parser)
+
+
+def parse_fine_tuning_arguments(argv: Sequence[str] | None = None) -> "Arguments":
+    """The arguments of `ijepa finetune`; see `parse_arguments`."""
+    argv = sys.argv[1:] if argv is None else argv
+    check_names(argv)
+    from .training_arguments import GROUPS, Arguments  # slow to import
+
+    return parse_arguments(argv, GROUPS, Arguments.build, PROGRAM, DESCRIPTION)
+
+
+def fine_tuning_arguments(**keywords: Any) -> "Arguments":
+    """The arguments of `finetune(...)`; see `arguments_from_keywords`."""
+    from .training_arguments import GROUPS, Arguments  # slow to import
+
+    return arguments_from_keywords(keywords, GROUPS, Arguments.build, "finetune")

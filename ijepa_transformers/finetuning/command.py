@@ -16,7 +16,7 @@ from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
-from ..arguments import parse_arguments, require
+from ..arguments import require
 from ..data.datasets import FineTuningCollator, FineTuningImages, LabelledImages
 from ..data.decoding import BadImageError
 from ..data.sources import labels_of, open_split, select_labelled, select_listed
@@ -25,9 +25,10 @@ from ..encoders import load_processor
 from ..execution import configure, describe
 from ..files import write_text
 from ..modeling_ijepa import IJepaPreTrainedModel
-from .arguments import GROUPS, PROGRAM, Arguments, DataArguments, RegularizationArguments, default_values
+from .arguments import OWN_GROUPS, PROGRAM, DataArguments, RegularizationArguments, parse_fine_tuning_arguments
 from .model import build_model, processed_size, processor_statistics, resize_processor
 from .trainer import ClassificationTrainer, plain_value
+from .training_arguments import Arguments, default_values
 
 
 RECIPE = "recipe.yaml"
@@ -208,7 +209,7 @@ def check_recipe(path: Path, recipe: dict) -> None:
     if not path.exists():  # a checkpoint from elsewhere
         return
     before = yaml.safe_load(path.read_text())
-    names = [entry.name for group in GROUPS[:-1] for entry in dataclasses.fields(group)]
+    names = [entry.name for group in OWN_GROUPS for entry in dataclasses.fields(group)]
     defaults, now = default_values(), plain_value(recipe)
     changed = [
         f"{name} was {before.get(name, defaults[name])!r}, is {now.get(name, defaults[name])!r}"
@@ -254,10 +255,9 @@ def run(trainer: ClassificationTrainer) -> None:
         trainer.push_to_hub()
 
 
-def main(words: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     disable_progress_bar()  # of Transformers' loading and saving
-    words = sys.argv[1:] if words is None else words
-    arguments = parse_arguments(words, GROUPS, Arguments.build, PROGRAM, "Fine-tunes an encoder to classify images.")
+    arguments = parse_fine_tuning_arguments(argv)
     try:
         trainer = build_trainer(arguments)
     except (ValueError, OSError) as error:

@@ -13,7 +13,7 @@ from ..data.order import EpochSampler
 from ..evaluation.probes import accuracy_metric
 from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license, write_card
 from ..optimization import layer_decay_groups, parameter_places
-from .arguments import Arguments
+from .training_arguments import Arguments
 
 
 # Training

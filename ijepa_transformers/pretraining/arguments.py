@@ -10,36 +10,36 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..arguments import (
     DatasetArguments,
     MaskArguments,
     argument,
+    arguments_from_keywords,
+    effective_values,
     parse_arguments,
     require,
-    require_choice,
     require_interval,
     require_numbers,
     require_text,
     without_removed_keys,
 )
-from ..configuration_ijepa import IJEPA_SIZES, IJepaConfig
 
 
 AUTO = "auto"  # `per_device_batch_size`: the largest that fits the GPU
+PROGRAM = "ijepa pretrain"
 LARGEST_SEED = 2**31 - 1  # NumPy takes 32 bits, and every process adds its rank
+SIZES = ("tiny", "small", "base", "large", "huge", "giant")  # the keys of IJEPA_SIZES, whose import is slow
 
 
 @dataclass
 class DataArguments(DatasetArguments):
     """Which images, and how they are cropped."""
 
-    _argument_group_name = "data"
+    argument_group = "data"
 
     train_split: str = argument("train", "split to pretrain on")
     validation_data: str | None = argument(
@@ -49,7 +49,7 @@ class DataArguments(DatasetArguments):
     crop_scale: list[float] = argument([0.3, 1.0], "area of the random crop as a share of the image: least, most")
     crop_ratio: list[float] = argument([3 / 4, 4 / 3], "aspect ratio of the random crop: least, most")
     horizontal_flip: bool = argument(False, "mirror every second image at random (the published recipe does not)")
-    interpolation: str = argument("bilinear", "resizing of the crop: bilinear or bicubic")
+    interpolation: str = argument("bilinear", "resizing of the crop", ("bilinear", "bicubic"))
     fast_large_photos: bool = argument(
         False, "decode large JPEG photos at a half to an eighth of their size: faster, pixels differ a little"
     )
@@ -84,7 +84,6 @@ class DataArguments(DatasetArguments):
         require_numbers(self, "eval_resize_ratio", "num_images", "shuffle_buffer", least=1)
         require_interval(self, "crop_scale", most=1)
         require_interval(self, "crop_ratio")
-        require_choice(self, "interpolation", ("bilinear", "bicubic"))
         self._check_statistics()
 
     def _check_statistics(self):
@@ -110,9 +109,9 @@ class DataArguments(DatasetArguments):
 class ModelArguments:
     """The networks. `size` fills what is not given; `init_from` brings a whole configuration of its own."""
 
-    _argument_group_name = "model"
+    argument_group = "model"
 
-    size: str | None = argument(None, f"published size that sets widths and depths: {', '.join(IJEPA_SIZES)}")
+    size: str | None = argument(None, "published size that sets widths and depths", SIZES)
     init_from: str | None = argument(
         None, "directory or Hub name whose weights (not optimizer, not schedules) the run starts from"
     )
@@ -128,17 +127,25 @@ class ModelArguments:
     predictor_num_attention_heads: int | None = argument(None, "attention heads of the predictor")
     predictor_intermediate_size: int | None = argument(None, "feed-forward width of the predictor")
     drop_path_rate: float | None = argument(None, "stochastic depth of the last context encoder layer")
-    patch_embedding_init: str | None = argument(None, "published (std 0.02) or fan_in (1/sqrt of a patch's values)")
-    loss_type: str | None = argument(None, "smooth_l1 (released code) or mse (paper)")
-    target_normalization: str | None = argument(
-        None, "layer (released code: over the features of a patch), batch (each feature over all patches) or none"
+    patch_embedding_init: str | None = argument(
+        None, "published (std 0.02) or fan_in (1/sqrt of a patch's values)", ("published", "fan_in")
     )
-    attn_implementation: str | None = argument(None, "sdpa, eager, flash_attention_2 or flex_attention")
+    loss_type: str | None = argument(None, "smooth_l1 (released code) or mse (paper)", ("smooth_l1", "mse"))
+    target_normalization: str | None = argument(
+        None,
+        "layer (released code: over the features of a patch), batch (each feature over all patches) or none",
+        ("layer", "batch", "none"),
+    )
+    attn_implementation: str | None = argument(
+        None, "implementation of attention", ("sdpa", "eager", "flash_attention_2", "flex_attention")
+    )
     compile_layers: bool = argument(False, "torch.compile every layer: a slow first step, faster ones after it")
     gradient_checkpointing: bool = argument(False, "recompute layers in the backward pass: less memory, more time")
 
     def model_fields(self) -> dict:
         """The fields of `IJepaConfig` that this recipe sets."""
+        from ..configuration_ijepa import IJEPA_SIZES, IJepaConfig  # slow to import
+
         fields = dict(IJEPA_SIZES[self.size]) if self.size else {}
         for name in (entry.name for entry in dataclasses.fields(ModelArguments)):
             value = getattr(self, name)
@@ -147,8 +154,6 @@ class ModelArguments:
         return fields
 
     def _check_model(self):
-        require_choice(self, "size", list(IJEPA_SIZES))
-        require_choice(self, "attn_implementation", ("sdpa", "eager", "flash_attention_2", "flex_attention"))
         require_text(self, "init_from")
         self._check_sizes()
         free = {"drop_path_rate", "loss_type", "target_normalization"}
@@ -157,13 +162,12 @@ class ModelArguments:
             not (self.init_from and architecture),
             f"init_from brings its own architecture, so {', '.join(architecture)} cannot be set beside it.",
         )
+        from ..configuration_ijepa import IJepaConfig  # slow to import
+
         # What can be set beside init_from is checked alone; raises ValueError for values that do not fit.
         IJepaConfig(**self.model_fields())
 
     def _check_sizes(self):
-        require_choice(self, "loss_type", ("smooth_l1", "mse"))
-        require_choice(self, "patch_embedding_init", ("published", "fan_in"))
-        require_choice(self, "target_normalization", ("layer", "batch", "none"))
         require_numbers(self, "drop_path_rate", least=0, below=1)
         require_numbers(self, "predictor_num_hidden_layers", least=0)
         sides = ("image_size", "patch_size")
@@ -183,16 +187,18 @@ def number_or_auto(word: str) -> int | str:
     try:
         return int(word)
     except ValueError:
-        raise ArgumentTypeError(f"must be a whole number or {AUTO}, got {word!r}") from None
+        raise ArgumentTypeError(f"must be a whole number or {AUTO}, got {word!r}.") from None
 
 
 @dataclass
 class OptimizationArguments:
     """Length, batch, schedules and precision. Steps are optimizer steps."""
 
-    _argument_group_name = "optimization"
+    argument_group = "optimization"
 
-    optimizer: str = argument("adamw", "adamw, or adamw_8bit: a quarter of its memory (pip install bitsandbytes)")
+    optimizer: str = argument(
+        "adamw", "adamw, or adamw_8bit: a quarter of its memory (pip install bitsandbytes)", ("adamw", "adamw_8bit")
+    )
     batch_size: int = argument(2048, "images per optimizer step, over all processes and accumulation steps")
     per_device_batch_size: int | str = argument(
         128,
@@ -218,7 +224,7 @@ class OptimizationArguments:
     adam_epsilon: float = argument(1e-8, "AdamW's epsilon")
     max_grad_norm: float | None = argument(None, "clip the gradient to this L2 norm; no clipping by default")
     mixed_precision: str | None = argument(
-        None, "no, bf16 or fp16 computation on float32 weights; accelerate's own setting by default"
+        None, "computation on float32 weights; accelerate's own setting by default", ("no", "bf16", "fp16")
     )
     max_skipped_steps: int = argument(
         100, "stop when more steps than this had no finite gradient; each is skipped and reported"
@@ -228,13 +234,12 @@ class OptimizationArguments:
     def _check_optimization(self):
         require_numbers(self, "batch_size", least=1)
         if isinstance(self.per_device_batch_size, str):
-            require_choice(self, "per_device_batch_size", (AUTO,))
+            wrong = f"per_device_batch_size must be a whole number or {AUTO}, got {self.per_device_batch_size!r}."
+            require(self.per_device_batch_size == AUTO, wrong)
         else:
             require_numbers(self, "per_device_batch_size", least=1)
         require_numbers(self, "seed", least=0, most=LARGEST_SEED)
         require_numbers(self, "max_skipped_steps", least=0)
-        require_choice(self, "optimizer", ("adamw", "adamw_8bit"))
-        require_choice(self, "mixed_precision", ("no", "bf16", "fp16"))
         self._check_length()
         self._check_schedules()
 
@@ -289,7 +294,7 @@ class OptimizationArguments:
 class OutputArguments:
     """What is written, how often, and where."""
 
-    _argument_group_name = "output"
+    argument_group = "output"
 
     output_dir: str = argument("", "directory of the run: the model, its card, metrics, curves and checkpoints")
     print_memory_estimate: bool = argument(False, "print what a training process needs, part by part, and stop")
@@ -319,6 +324,8 @@ class OutputArguments:
 
     def _check_hub_model_id(self):
         """Now, and not when the run has ended."""
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+
         try:
             validate_repo_id(self.hub_model_id or "none")
             require_text(self, "hub_model_id")
@@ -326,7 +333,12 @@ class OutputArguments:
             raise ValueError(f"hub_model_id is no name of a repository: {' '.join(str(error).split())}") from None
 
     def _check_trackers(self):
-        """Accelerate passes over a tracker that is not installed without a word."""
+        """Accelerate silently ignores a tracker that is not installed."""
+        if not self.trackers:
+            return
+        from accelerate.tracking import get_available_trackers  # slow to import
+        from accelerate.utils import LoggerType
+
         known = [tracker.value for tracker in LoggerType]
         installed = ["all", *(str(tracker) for tracker in get_available_trackers())]
         for name in self.trackers:
@@ -347,7 +359,7 @@ FREE_ON_RESUME = {
 
 @dataclass
 class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments, ModelArguments, DataArguments):
-    """Every argument of `run_pretraining.py`.
+    """Every argument of `ijepa pretrain`.
 
     Raises:
         ValueError: with the offending value, if one is out of range or two contradict each other.
@@ -363,6 +375,8 @@ class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments
 
     def _check_channels(self):
         """Statistics for other channels than the model's, as far as the recipe says them."""
+        from ..configuration_ijepa import IJepaConfig  # slow to import
+
         channels = self.num_channels or (None if self.init_from else IJepaConfig.num_channels)
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
@@ -395,12 +409,14 @@ class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments
 
     def effective(self) -> dict:
         """The arguments that have a value, as a recipe."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None and value != []}
+        return effective_values(dataclasses.asdict(self))
 
 
-def parse_pretraining_arguments(words: Sequence[str]) -> PretrainingArguments:
-    """The arguments of `run_pretraining.py`; see `parse_arguments`."""
-    description = "Pretrains I-JEPA."
-    return parse_arguments(
-        words, GROUPS, PretrainingArguments, "run_pretraining.py", description, without_removed_keys
-    )
+def parse_pretraining_arguments(argv: Sequence[str] | None = None) -> PretrainingArguments:
+    """The arguments of `ijepa pretrain`; see `parse_arguments`."""
+    return parse_arguments(argv, GROUPS, PretrainingArguments, PROGRAM, "Pretrains I-JEPA.", without_removed_keys)
+
+
+def pretraining_arguments(**keywords: Any) -> PretrainingArguments:
+    """The arguments of `pretrain(...)`; see `arguments_from_keywords`."""
+    return arguments_from_keywords(keywords, GROUPS, PretrainingArguments, "pretrain", without_removed_keys)

@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..data.decoding import BadImageError
 from ..distributed import any_process, end_process_group, on_main_process
 from ..files import write_text
-from .arguments import parse_pretraining_arguments
+from .arguments import PROGRAM, parse_pretraining_arguments
 from .batch_size import memory_estimate
 from .build import DivergenceError, Run, build_run, effective_values
 from .checkpointing import CheckpointError, DirectoryLock
@@ -107,7 +107,7 @@ def fail(error: Exception, code: int) -> None:
     if sentence is None:
         traceback.print_exception(error)
     else:
-        print(f"run_pretraining.py: error: {sentence}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {sentence}", file=sys.stderr)
     sys.stderr.flush()
     if torch.distributed.is_initialized():
         os._exit(code)  # the other processes may be waiting, and would be waited for
@@ -121,9 +121,9 @@ def say_status(run: Run, status: str, lock: DirectoryLock) -> None:
             write_text(run.output_dir / "run_status.json", json.dumps({"status": status}) + "\n")
 
 
-def main(words: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     disable_progress_bar()  # of Transformers' loading and saving, which takes no time beside training
-    arguments = parse_pretraining_arguments(sys.argv[1:] if words is None else words)
+    arguments = parse_pretraining_arguments(argv)
     if arguments.print_memory_estimate:
         try:
             if os.environ.get("RANK", "0") == "0":

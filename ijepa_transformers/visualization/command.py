@@ -13,16 +13,16 @@ import transformers
 from transformers.utils.logging import disable_progress_bar
 
 from .. import __version__
-from ..arguments import parse_arguments
 from ..encoders import one_line
 from ..files import write_text
+from .arguments import PROGRAM, parse_visualization_arguments
 from .page import build_page, write_pictures
 from .sections import SECTIONS
-from .study import PROGRAM, Study, VisualizationArguments, build_study
+from .study import Study, build_study
 
 
 # The page
-def describe(study: Study, words: Sequence[str]) -> dict[str, str]:
+def describe(study: Study, argv: Sequence[str]) -> dict[str, str]:
     """What stands at the head of the page."""
     arguments, networks, config = study.arguments, study.networks, study.networks.config
     shown = f"the {arguments.encoder} encoder" if networks.pretraining is not None else "the only one it has"
@@ -42,7 +42,7 @@ def describe(study: Study, words: Sequence[str]) -> dict[str, str]:
         "Data": f"{arguments.data}, split {arguments.split}: {len(study.pool.images):,} images{bad}",
         "Made on": f"{datetime.now(timezone.utc):%d %B %Y, %H:%M} UTC by ijepa-transformers {__version__}, torch"
         f" {torch.__version__}, transformers {transformers.__version__}",
-        "Command": shlex.join(["python", PROGRAM, *words]),
+        "Command": f"{PROGRAM} {shlex.join(argv)}",
     }
 
 
@@ -50,20 +50,18 @@ def count_parameters(model: torch.nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"
 
 
-def main(words: list[str] | None = None) -> None:
-    words = sys.argv[1:] if words is None else words
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
     disable_progress_bar()  # of Transformers' loading
     datasets.disable_progress_bars()
-    arguments = parse_arguments(
-        words, [VisualizationArguments], VisualizationArguments, PROGRAM, "Shows what an I-JEPA has learned."
-    )
+    arguments = parse_visualization_arguments(argv)
     try:
         study = build_study(arguments)
         sections = [section(study) for section in SECTIONS]
     except (ValueError, OSError) as error:
         print(f"{PROGRAM}: error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)  # the status argparse gives to wrong arguments
-    page = build_page(f"What {arguments.own_name} has learned", describe(study, words), sections)
+    page = build_page(f"What {arguments.own_name} has learned", describe(study, argv), sections)
     if arguments.pictures_dir:
         write_pictures(arguments.pictures_dir, sections)
     write_text(Path(arguments.output), page)

@@ -711,16 +711,16 @@ def assert_refused(place, capsys, sentence, **changes):
     "changes, sentence",
     [
         ({"models": []}, "expected at least one argument"),
-        ({"data": ""}, "--data is missing"),
+        ({"data": ""}, "data is missing"),
         ({"data": "/no/such"}, "'/no/such' is neither a file nor a folder"),
         ({"validation_split": "test"}, "has no split 'test'"),
         (
             {"probes": ["knn", "svm"]},
-            "probes must be any of knn, few_shot, logistic, linear, attentive, collapse, got svm",
+            "probes must be one of knn, few_shot, logistic, linear, attentive, collapse, got 'svm'",
         ),
-        ({"optimizers": ["adam"]}, "optimizers must be any of adamw, sgd, lars, got adam"),
-        ({"schedule": "linear"}, "schedule must be cosine or step, got 'linear'"),
-        ({"augment": "mixup"}, "invalid choice: 'mixup'"),
+        ({"optimizers": ["adam"]}, "optimizers must be one of adamw, sgd, lars, got 'adam'"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, step, got 'linear'"),
+        ({"augment": "mixup"}, "augment must be one of none, crop_flip, flip, got 'mixup'"),
         ({"holdout": 1.0}, "holdout must lie in [0, 1), got 1.0"),
         ({"k": [5, 0]}, "k must be at least 1, got 0"),
         ({"learning_rates": [0.0]}, "learning_rates must be positive, got 0.0"),
@@ -812,7 +812,7 @@ def test_a_bad_image_stops_the_run_with_its_name(place, capsys, num_workers, cha
         probe(place, num_workers=num_workers, **changes)
     error = capsys.readouterr().err.strip().split("\n")[-1]
     assert stopped.value.code == 1 and not (place / "out" / "results.json").exists()
-    assert error == (f"run_probing.py: error: {place / 'images/train/b/001.png'}: this is no image that PIL knows")
+    assert error == (f"ijepa probe: error: {place / 'images/train/b/001.png'}: this is no image that PIL knows")
 
 
 @pytest.mark.parametrize(

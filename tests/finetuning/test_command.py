@@ -18,12 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ijepa_transformers import IJepaForImageClassification, IJepaForPretraining
-from ijepa_transformers import arguments as ijepa_transformers_arguments
 from ijepa_transformers.data import datasets
 from ijepa_transformers.data.transforms import build_image_processor
 from ijepa_transformers.finetuning import arguments as finetuning_arguments
 from ijepa_transformers.finetuning import command as finetuning_command
 from ijepa_transformers.finetuning import trainer as finetuning_trainer
+from ijepa_transformers.finetuning import training_arguments
 from ijepa_transformers.finetuning.trainer import classification_loss
 from tests import forked
 from tests.runs import fine_tune, fine_tuning_argv, reset_accelerate, save_pretrained_model
@@ -61,13 +61,7 @@ def folder(tmp_path_factory):
 
 def build(directory, output_dir, **changes):
     """The trainer of a tiny run that is not started."""
-    arguments = ijepa_transformers_arguments.parse_arguments(
-        fine_tuning_argv(directory, output_dir, **changes),
-        finetuning_arguments.GROUPS,
-        finetuning_arguments.Arguments.build,
-        "test",
-        "test",
-    )
+    arguments = finetuning_arguments.parse_fine_tuning_arguments(fine_tuning_argv(directory, output_dir, **changes))
     return finetuning_command.build_trainer(arguments)
 
 
@@ -528,7 +522,7 @@ def test_recipe_and_card_are_whole_or_not_there(directory, tmp_path, monkeypatch
 
 
 def test_one_process_with_several_gpus_is_refused(directory, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(finetuning_arguments.FineTuningArguments, "n_gpu", 2)
+    monkeypatch.setattr(training_arguments.FineTuningArguments, "n_gpu", 2)
     with pytest.raises(SystemExit) as stopped:
         finetuning_command.main(fine_tuning_argv(directory, tmp_path / "output"))
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -666,7 +660,7 @@ def test_the_imagenet_recipes_state_the_steps_that_trainer_makes_of_them(name, n
 def test_recipes_are_read_and_their_unknown_keys_refused(directory, tmp_path, capsys):
     for recipe in sorted(REPOSITORY.glob("ijepa_transformers/recipes/finetune_*.yaml")):
         values = yaml.safe_load(recipe.read_text())
-        known = finetuning_arguments.default_values()
+        known = training_arguments.default_values()
         assert set(values) <= set(known)
         # Nothing published clips; what Trainer does unasked would be in no header.
         assert "in1k" not in recipe.name or values["max_grad_norm"] == 0

@@ -1,6 +1,8 @@
 """What every command shares: recipes under flags, and the check of its launch; and every value of pretraining."""
 
 import dataclasses
+import subprocess
+import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,19 @@ import yaml
 from ijepa_transformers.arguments import (
     MAX_RECIPE_BYTES,
     argument,
+    arguments_from_keywords,
+    list_recipes,
     parse_arguments,
     without_removed_keys,
 )
+from ijepa_transformers.configuration_ijepa import IJEPA_SIZES
 from ijepa_transformers.distributed import check_launch
-from ijepa_transformers.pretraining.arguments import PretrainingArguments, parse_pretraining_arguments
+from ijepa_transformers.pretraining.arguments import (
+    SIZES,
+    PretrainingArguments,
+    parse_pretraining_arguments,
+    pretraining_arguments,
+)
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -269,7 +279,7 @@ def test_no_field_is_without_a_check():
 def test_a_bad_value_is_one_sentence_with_its_name_and_the_value(tmp_path, capsys, monkeypatch, name, value):
     monkeypatch.chdir(tmp_path)
     message = pretraining_refusal(capsys, **{name: value})
-    assert message.startswith("run_pretraining.py: error: ")
+    assert message.startswith("ijepa pretrain: error: ")
     assert name in message
     shown = message.replace(",", "").replace("[", "").replace("]", "").replace("'", "")
     assert value == "" or any(shown_as in shown for shown_as in appearances(value)), message
@@ -319,7 +329,7 @@ def test_a_number_that_is_none_in_a_recipe_is_refused_too(tmp_path, capsys, name
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(capsys, monkeypatch, changes, message):
-    monkeypatch.setattr("ijepa_transformers.pretraining.arguments.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard"])
     assert message in pretraining_refusal(capsys, **changes)
 
 
@@ -391,3 +401,124 @@ def test_a_removed_key_may_have_the_value_that_means_what_is_done_today(tmp_path
 def test_removed_keys_are_known_to_pretraining_alone(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text("keep_all_context: false\n")
     assert "unknown keys: keep_all_context" in refusal(capsys, "--recipe", tmp_path / "recipe.yaml")
+
+
+# Flags, recipes and keywords alike
+
+
+def keywords(**given):
+    return arguments_from_keywords(given, [Settings], Settings, "run")
+
+
+def test_dashes_in_a_flag_are_underscores_and_stay_in_a_value(tmp_path):
+    recipe = tmp_path / "my-recipe.yaml"
+    recipe.write_text("data: digits\noutput_dir: my-run\nepochs: 3\n")
+    for words in (["--max-steps", "7"], ["--max-steps=7"]):
+        arguments = parse_pretraining_arguments(["--recipe", str(recipe), "--data-config", "a-b", *words])
+        assert (arguments.epochs, arguments.max_steps, arguments.data_config) == (None, 7, "a-b")
+        assert arguments.output_dir == "my-run"
+
+
+def test_a_near_name_is_proposed_for_a_typo(tmp_path, capsys):
+    assert refusal(capsys, "--mirorr").endswith("error: unrecognized arguments: --mirorr. Did you mean --mirror?")
+    assert refusal(capsys, "--xylophone").endswith("error: unrecognized arguments: --xylophone.")
+    assert "Did you mean --max_steps?" in pretraining_refusal(capsys, **{"max-step": 3})
+    (tmp_path / "recipe.yaml").write_text("shot: [3]\n")
+    assert refusal(capsys, "--recipe", tmp_path / "recipe.yaml").endswith("unknown keys: shot. Did you mean shots?")
+    with pytest.raises(TypeError, match=r"^run\(\) has no argument 'miror'. Did you mean mirror\?$"):
+        keywords(miror=True)
+
+
+def test_an_error_is_one_line_without_usage(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("--rate", "many")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "command: error: rate must be a number, got 'many'.\n"
+
+
+def test_recipes_of_the_package_are_found_by_bare_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()  # an output directory of the same name is no recipe
+    arguments = parse_pretraining_arguments(["--recipe", "quickstart", "--max_steps", "5", "--output_dir", "here"])
+    assert arguments.max_steps == 5 and arguments.epochs is None
+    assert "There is no recipe 'quickstrat'. Did you mean quickstart?" in refusal(capsys, "--recipe", "quickstrat")
+    assert f"The package has {', '.join(list_recipes())}." in refusal(capsys, "--recipe", "zzz")
+    (tmp_path / "own").write_text("rate: 3\n")
+    assert parse("--recipe", "own") == Settings(rate=3.0)
+
+
+def test_print_config_prints_a_recipe_that_gives_the_same_arguments(tmp_path, capsys):
+    words = ["--recipe", "quickstart", "--max-steps", "5", "--output_dir", str(tmp_path), "--learning_rate", "1e-4"]
+    with pytest.raises(SystemExit) as stopped:
+        parse_pretraining_arguments([*words, "--print_config"])
+    assert not stopped.value.code
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    again = parse_pretraining_arguments(["--recipe", str(tmp_path / "printed.yaml")])
+    assert again == parse_pretraining_arguments(words)
+
+
+def test_booleans_take_a_value_or_none_and_have_a_negative_where_they_are_on(capsys):
+    for words, expected in ((["--mirror"], True), (["--mirror", "false"], False), (["--mirror=yes"], True)):
+        assert parse(*words).mirror is expected
+    for words, expected in (([], True), (["--no_hub_private"], False), (["--no-hub-private"], False)):
+        values = [word for key, value in SOUND.items() for word in (f"--{key}", str(value))]
+        assert parse_pretraining_arguments([*values, *words]).hub_private is expected
+    assert "unrecognized arguments: --no_mirror" in refusal(capsys, "--no_mirror")
+
+
+def test_help_shows_choices_and_defaults(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_pretraining_arguments(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    assert "--loss_type {smooth_l1,mse}" in text and "--size {tiny,small,base,large,huge,giant}" in text
+    assert "as a private one (default: true; off with --no_hub_private)" in text
+    assert "--no_hub_private " not in text.replace("off with --no_hub_private)", "")
+
+
+def test_sizes_in_help_are_those_of_the_model():
+    assert tuple(IJEPA_SIZES) == SIZES
+
+
+def test_keywords_give_what_flags_give(recipe):
+    assert keywords() == Settings()
+    assert keywords(rate=4, recipe=recipe) == parse("--rate", 4, "--recipe", recipe)
+    assert keywords(shots=(1, 2), mirror=True, size=8) == Settings(shots=[1, 2], mirror=True, size=[8])
+    assert keywords(rate=None, precision=None) == Settings()
+    settings = pretraining_arguments(recipe="quickstart", max_steps=50)
+    assert settings == parse_pretraining_arguments(["--recipe", "quickstart", "--max_steps", "50"])
+
+
+def test_a_run_shorter_than_the_warm_up_of_its_recipe_is_warm_up_only(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: digits\noutput_dir: x\nmax_steps: 100\nwarmup_steps: 30\n")
+    for max_steps, warmup_steps in ((50, 30), (20, 20)):
+        arguments = pretraining_arguments(recipe=recipe, max_steps=max_steps)
+        assert (arguments.max_steps, arguments.warmup_steps) == (max_steps, warmup_steps)
+    with pytest.raises(ValueError, match="warmup_steps 25 is longer than the run, which has max_steps 20"):
+        pretraining_arguments(recipe=recipe, max_steps=20, warmup_steps=25)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rate": "many"}, "rate must be a number, got 'many'."),
+        ({"rate": True}, "rate must be a number, got 'True'."),
+        ({"rate": [1.0]}, r"rate must be one value, got \[1.0\]."),
+        ({"shots": [1.5]}, "shots must be a whole number, got '1.5'."),
+        ({"shots": []}, "shots is an empty list: name values, or leave it out."),
+        ({"precision": False}, "precision is a truth value, False"),
+        ({"recipe": "nowhere.yaml"}, "There is no recipe 'nowhere.yaml'."),
+    ],
+)
+def test_bad_keywords_are_value_errors_with_the_same_sentences(given, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        keywords(**given)
+
+
+def test_arguments_import_neither_torch_nor_transformers():
+    code = (
+        "import sys, ijepa_transformers.arguments, ijepa_transformers.pretraining.arguments as p;"
+        "print([name for name in ('torch', 'transformers', 'accelerate', 'huggingface_hub') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

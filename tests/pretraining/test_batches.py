@@ -93,7 +93,7 @@ def test_a_shard_that_vanishes_is_a_sentence_and_the_run_goes_on_when_it_is_back
     with pytest.raises(SystemExit) as stop:
         pretrain(tmp_path / "run", **changes)
     error = capsys.readouterr().err.splitlines()[-1]
-    assert stop.value.code == 1 and error.startswith("run_pretraining.py: error: the shard") and "--resume" in error
+    assert stop.value.code == 1 and error.startswith("ijepa pretrain: error: the shard") and "--resume" in error
     monkeypatch.undo()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     for shard in shards.iterdir():

@@ -90,7 +90,7 @@ def test_a_pretraining_directory_gets_every_section(place):
     assert page.count("<img") == len(PICTURES) and files(place) == PICTURES
     assert "left out" not in page and "9 images, 1 could not be read" in page
     assert "the target encoder: 3 layers of width 32" in page and "2 layers of width 16" in page
-    assert "python run_visualization.py --model" in page
+    assert "ijepa visualize --model" in page
     assert not re.search(r"https?:|<script", page)
     assert [path.name for path in (place / "page").iterdir()] == ["report.html"]
 
@@ -225,7 +225,7 @@ def test_masks_are_those_of_the_recipe_and_the_other_mode_is_made_to_fit(place):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": ""}, "--model is missing"),
+        ({"model": ""}, "model is missing"),
         ({"num_images": 1}, "num_images must be at least 2, got 1"),
         ({"bank_size": 1}, "bank_size must be at least 2, got 1"),
         ({"map_images": 2}, "map_images must be at least 3, got 2"),
@@ -236,7 +236,7 @@ def test_masks_are_those_of_the_recipe_and_the_other_mode_is_made_to_fit(place):
         ({"model": "nowhere/at/all"}, "'nowhere/at/all' cannot be opened"),
         ({"data": "nowhere/at/all"}, "'nowhere/at/all' is neither a file nor a folder"),
         ({"split": "test"}, "has no split 'test'"),
-        ({"encoder": "other"}, "invalid choice: 'other'"),
+        ({"encoder": "other"}, "encoder must be one of target, context, got 'other'"),
     ],
 )
 def test_wrong_arguments_end_with_status_2_and_nothing_is_written(place, capsys, changes, message):

@@ -1,0 +1,97 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""The arguments of `ijepa finetune` that extend `transformers.TrainingArguments`, whose import takes seconds."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from transformers import TrainingArguments
+
+from ..arguments import argument, flags_of, require
+from ..encoders import one_line
+from .arguments import OWN_GROUPS, DataArguments, ModelArguments, RegularizationArguments
+
+
+# Secrets, and what a repetition has no use for.
+UNRECORDED = ("hub_token", "push_to_hub_token", "resume_from_checkpoint")
+
+
+@dataclass
+class FineTuningArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults of fine-tuning an encoder."""
+
+    argument_group = "training"
+
+    num_train_epochs: float = argument(50, "passes over the training images")
+    per_device_train_batch_size: int = argument(64, "images per process and forward pass")
+    per_device_eval_batch_size: int = argument(64, "images per process and forward pass in evaluation")
+    learning_rate: float = argument(5e-4, "peak learning rate, of the head where layer_decay is below 1")
+    weight_decay: float = argument(0.05, "weight decay; none on biases and layer norms")
+    lr_scheduler_type: str = argument("cosine", "schedule of the learning rate")
+    warmup_steps: float = argument(0.1, "steps of linear warm-up; a share of the run below 1")
+    logging_steps: float = argument(50, "optimizer steps between lines of the log; a share of the run below 1")
+    save_strategy: str = argument("epoch", "when checkpoints are written: no, steps, epoch or best")
+    save_total_limit: int | None = argument(2, "how many checkpoints are kept")
+    metric_for_best_model: str | None = argument("accuracy", "what load_best_model_at_end goes by")
+    dataloader_num_workers: int = argument(4, "image loading processes per process; 0 loads in it")
+    remove_unused_columns: bool = argument(False, "must stay False: nothing that the data set yields is unused")
+
+    def __post_init__(self):
+        require(self.output_dir, "output_dir is missing: name the directory the classifier is written to.")
+        require(not self.remove_unused_columns, "remove_unused_columns must stay False.")
+        require(
+            self.label_smoothing_factor == 0,
+            f"Give label_smoothing {self.label_smoothing_factor} instead of label_smoothing_factor: that one cannot"
+            " smooth the labels of mixup.",
+        )
+        super().__post_init__()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
+
+    def __getstate__(self) -> dict:
+        """Trainer pickles its arguments into training_args.bin, which it uploads: nobody's token belongs there."""
+        return {**vars(self), **{name: None for name in vars(self) if name.endswith("hub_token")}}
+
+    @property
+    def order_seed(self) -> int:
+        """Seed of the data order, of crops and of augmentation."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+
+GROUPS = (*OWN_GROUPS, FineTuningArguments)
+
+
+@dataclass
+class Arguments:
+    """Every argument of `ijepa finetune`.
+
+    Raises:
+        ValueError: with the offending value, if two contradict each other.
+    """
+
+    data: DataArguments
+    model: ModelArguments
+    regularization: RegularizationArguments
+    training: FineTuningArguments
+    recipe: dict  # what was given, if it differs from the defaults
+
+    def __post_init__(self):
+        require(
+            self.data.validation_split or self.training.eval_strategy == "no",
+            f"eval_strategy {self.training.eval_strategy.value} needs a validation_split.",
+        )
+
+    @classmethod
+    def build(cls, **values) -> "Arguments":
+        """Arguments from the values of all flags by name."""
+        names = {group: [entry.name for entry in dataclasses.fields(group) if entry.init] for group in GROUPS}
+        defaults = default_values()
+        given = {name: value for name, value in values.items() if value != defaults[name] and name not in UNRECORDED}
+        try:
+            groups = [group(**{name: values[name] for name in names[group]}) for group in GROUPS]
+        except ImportError as error:  # of DeepSpeed, trackers and so on, where a flag asks for them
+            raise ValueError(one_line(error)) from None
+        return cls(*groups, recipe=given)
+
+
+def default_values() -> dict:
+    """The value of every flag that is not given."""
+    return {name: flag.default for name, flag in flags_of(GROUPS).items()}

@@ -1,0 +1,63 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""The arguments of `ijepa visualize`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..arguments import DatasetArguments, argument, parse_arguments, require
+
+
+PROGRAM = "ijepa visualize"
+
+
+@dataclass
+class VisualizationArguments(DatasetArguments):
+    """Every argument of `ijepa visualize`.
+
+    Raises:
+        ValueError: with the offending value, if one is missing or out of range.
+    """
+
+    model: str = argument("", "model directory or Hub name: a pretraining directory, or one I-JEPA encoder")
+    output: str = argument("", "the HTML file to write")
+    split: str = argument("train", "split to show; one that the model was not trained on is the more honest choice")
+    encoder: Literal["target", "context"] = argument(
+        "target", "which encoder of a pretraining directory is shown; the paper evaluates the target"
+    )
+    num_images: int = argument(8, "images that are shown")
+    bank_size: int = argument(512, "images whose patches are searched for the nearest to a prediction")
+    map_images: int = argument(1000, "images on the map")
+    batch_size: int = argument(32, "images per forward pass")
+    seed: int = argument(0, "of the choice of images, of the masks and of the random encoder")
+    runs: list[str] = argument([], "further runs as NAME=DIR, whose metrics.jsonl are drawn with the model's own")
+    pictures_dir: str | None = argument(None, "directory that also gets every picture as a PNG file")
+
+    def __post_init__(self):
+        for name in ("model", "data", "output"):
+            require(getattr(self, name), f"{name} is missing.")
+        require(not Path(self.output).is_dir(), f"output must be a file, but {self.output!r} is a directory.")
+        for name, least in (("num_images", 2), ("bank_size", 2), ("map_images", 3), ("batch_size", 1), ("seed", 0)):
+            require(getattr(self, name) >= least, f"{name} must be at least {least}, got {getattr(self, name)}.")
+        for run in self.runs:
+            name, _, directory = run.partition("=")
+            require(name and directory, f"runs must be NAME=DIR, got {run!r}.")
+        names = [self.own_name, *(run.partition("=")[0] for run in self.runs)]
+        require(len(set(names)) == len(names), f"every run needs a name of its own, got {', '.join(names)}.")
+
+    @property
+    def own_name(self) -> str:
+        """What the page calls the model: the last part of its name."""
+        return Path(self.model).name or self.model
+
+    @property
+    def pool_size(self) -> int:
+        """Images that are read."""
+        return max(self.num_images, self.bank_size, self.map_images)
+
+
+def parse_visualization_arguments(argv: Sequence[str] | None = None) -> VisualizationArguments:
+    """The arguments of `ijepa visualize`; see `parse_arguments`."""
+    groups = [VisualizationArguments]
+    return parse_arguments(argv, groups, VisualizationArguments, PROGRAM, "Shows what an I-JEPA has learned.")
