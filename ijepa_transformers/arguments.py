@@ -12,6 +12,7 @@ import difflib
 import enum
 import json
 import math
+import os
 import re
 import sys
 import types

@@ -569,7 +569,7 @@ def test_wrong_arguments_are_one_sentence_and_write_nothing(directory, tmp_path,
 @pytest.mark.parametrize("option", ["randaugment_magnitude", "mixup_alpha", "cutmix_alpha"])
 def test_missing_torchvision_is_said_before_any_work(directory, tmp_path, capsys, monkeypatch, option):
     monkeypatch.setattr(finetuning_arguments.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(finetuning_command, "load_image_dataset", None)
+    monkeypatch.setattr(finetuning_command, "open_split", None)
     with pytest.raises(SystemExit) as stopped:
         finetuning_command.main(fine_tuning_argv(directory, tmp_path / "output", **{option: 1}))
     assert stopped.value.code == 2
