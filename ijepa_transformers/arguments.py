@@ -430,14 +430,22 @@ def _layered(flags: Mapping[str, Flag], recipe: dict[str, Any], given: dict[str,
     """Defaults, over them the recipe, over it what was given by flags or keywords.
 
     What is given replaces what the recipe says in another way (`ALTERNATIVES`). Where the run is given shorter than
-    the recipe's warm-up (`WITHIN`), the warm-up takes the whole run.
+    the recipe's warm-up (`WITHIN`), the warm-up keeps its share of the run.
     """
     replaced = {one for pair in ALTERNATIVES for one, other in (pair, pair[::-1]) if other in given}
     kept = {name: value for name, value in recipe.items() if name not in replaced}
     for part, whole in WITHIN:
         if part in kept and whole in given:
-            kept[part] = min(kept[part], given[whole])
+            kept[part] = _within(kept[part], given[whole], recipe.get(whole))
     return {**{name: flag.default for name, flag in flags.items()}, **kept, **given}
+
+
+def _within(part: Any, whole: Any, whole_in_recipe: Any) -> Any:
+    """`part`; if it is longer than `whole`, the share of `whole` that it had in the recipe (a tenth if unknown)."""
+    if part <= whole:
+        return part
+    share = part / whole_in_recipe if whole_in_recipe else 0.1
+    return type(part)(whole * share)
 
 
 def effective_values(values: Mapping[str, Any]) -> dict[str, Any]:

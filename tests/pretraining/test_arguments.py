@@ -489,10 +489,10 @@ def test_keywords_give_what_flags_give(recipe):
     assert settings == parse_pretraining_arguments(["--recipe", "quickstart", "--max_steps", "50"])
 
 
-def test_a_run_shorter_than_the_warm_up_of_its_recipe_is_warm_up_only(tmp_path, capsys):
+def test_a_run_shorter_than_the_warm_up_of_its_recipe_keeps_the_share_of_the_warm_up(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("data: digits\noutput_dir: x\nmax_steps: 100\nwarmup_steps: 30\n")
-    for max_steps, warmup_steps in ((50, 30), (20, 20)):
+    for max_steps, warmup_steps in ((50, 30), (20, 6)):
         arguments = pretraining_arguments(recipe=recipe, max_steps=max_steps)
         assert (arguments.max_steps, arguments.warmup_steps) == (max_steps, warmup_steps)
     with pytest.raises(ValueError, match="warmup_steps 25 is longer than the run, which has max_steps 20"):
