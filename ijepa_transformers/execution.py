@@ -1,29 +1,31 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""How to compute: which attention, and how float32 matrices are multiplied, for a device and a precision.
+"""Chooses the attention and the float32 matrix multiplication for a device and a precision.
 
-What is chosen is as exact as what it replaces. Measured by `benchmarks/speed/pretraining_step.py` and
-`benchmarks/speed/feature_extraction.py`.
+A choice is as exact as the default that it replaces. `benchmarks/speed/pretraining_step.py` and
+`benchmarks/speed/feature_extraction.py` measure the speed.
 """
 
 import torch
+from transformers import PreTrainedModel
 
 
-# Largest relative error of a float32 product that counts as float32: two sums of 512 terms in another order differ
-# by about 1e-7, products of bfloat16 by 3e-3.
-FLOAT32_ERROR = 3e-6
-FLOAT32 = ("no", "fp32")  # as Accelerate calls it, and as our own commands do
+# Largest relative error of a matrix product that counts as float32. Sums of 512 terms in another order differ by about
+# 1e-7, products of bfloat16 by 3e-3.
+_FLOAT32_ERROR = 3e-6
+FLOAT32 = ("no", "fp32")  # the names of float32 in Accelerate, and in our own commands
 
 
 def choose_attention(device_type: str, precision: str, training: bool = True) -> str:
-    """Sdpa or eager, as Transformers calls them.
+    """The fastest attention, "sdpa" or "eager" as Transformers calls them.
 
-    PyTorch's fused attention is the fastest but on CPUs. There two matrix products with a softmax between them are
-    faster in float32 once `set_matmul_precision` has chosen oneDNN (call that first), and in training with bfloat16
-    or float16, because the backward pass of the fused attention is slow.
+    PyTorch's fused attention ("sdpa") is the fastest on all devices but CPUs. On CPUs two matrix
+    products with a softmax between them ("eager") are faster in two cases: in float32 with oneDNN (call
+    `set_matmul_precision` first), and in training with bfloat16 or float16, because the backward pass of the fused
+    attention is slow.
 
     Args:
         device_type: such as "cuda" or "cpu".
-        precision: of matrix products: "fp32" (or "no", as Accelerate calls it), "bf16" or "fp16".
+        precision: of matrix products: "fp32" (Accelerate calls it "no"), "bf16" or "fp16".
         training: whether gradients are computed.
     """
     if device_type != "cpu":
@@ -34,11 +36,11 @@ def choose_attention(device_type: str, precision: str, training: bool = True) ->
 
 
 def set_matmul_precision(device_type: str, precision: str) -> str:
-    """Sets how PyTorch multiplies float32 matrices, for the whole process; returns the setting's name.
+    """Sets how PyTorch multiplies float32 matrices in this process; returns the name of the setting.
 
-    On CPUs "medium" hands the products to oneDNN, which is faster than the default on many of them, and on CPUs with
-    AMX rounds to bfloat16 on the way. So it is taken only where a product is as exact as before. On GPUs nothing
-    changes: TensorFloat-32 is the user's choice (`torch.set_float32_matmul_precision("high")` before).
+    On CPUs "medium" uses oneDNN, which is often faster than the default. On CPUs with AMX it also rounds to bfloat16.
+    So "medium" stays set only if a product is as exact as before. On GPUs nothing changes: TensorFloat-32 is the
+    user's choice (call `torch.set_float32_matmul_precision("high")` before).
 
     Args:
         device_type, precision: as in `choose_attention`.
@@ -47,27 +49,30 @@ def set_matmul_precision(device_type: str, precision: str) -> str:
     if device_type != "cpu" or precision not in FLOAT32 or not torch.backends.mkldnn.is_available():
         return before
     torch.set_float32_matmul_precision("medium")
-    if _matmul_error() > FLOAT32_ERROR:
+    if _matmul_error() > _FLOAT32_ERROR:
         torch.set_float32_matmul_precision(before)
     return torch.get_float32_matmul_precision()
 
 
 def configure(model: torch.nn.Module, device_type: str, precision: str, training: bool = False) -> str:
-    """Chooses both for a loaded model of Transformers, whichever it is; returns them in words.
+    """Sets attention and matrix multiplication for a loaded model of Transformers; returns a description of both.
 
-    Only "sdpa" gives way, which is what Transformers itself chooses: a model that was loaded with another attention
-    keeps it. Arguments are those of `choose_attention`.
+    Only "sdpa" is replaced, the default of Transformers. A model that was loaded with another attention keeps it.
+    The arguments are those of `choose_attention`.
     """
     set_matmul_precision(device_type, precision)
-    if getattr(getattr(model, "config", None), "_attn_implementation", None) == "sdpa":
+    if isinstance(model, PreTrainedModel) and _attention(model) == "sdpa":
         model.set_attn_implementation(choose_attention(device_type, precision, training))
     return describe(model)
 
 
 def describe(model: torch.nn.Module) -> str:
-    """How this model computes in this process, in words for people."""
-    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    return f"{attention or 'its own'} attention, float32 products {torch.get_float32_matmul_precision()}"
+    """Attention and float32 products of a model in this process, for people to read."""
+    return f"{_attention(model) or 'its own'} attention, float32 products {torch.get_float32_matmul_precision()}"
+
+
+def _attention(model: torch.nn.Module) -> str | None:
+    return getattr(getattr(model, "config", None), "_attn_implementation", None)
 
 
 def _matmul_error() -> float:

@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Writes files aside and renames them, so that a file is whole or is not there."""
+"""Writes files under another name and renames them, so that a file is complete or absent."""
 
 import os
 import shutil
@@ -10,7 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, which becomes `path` when the block ends well: a file that is there is whole."""
+    """Gives a temporary path to write to. It is renamed to `path` when the block ends without an error.
+
+    So a file at `path` is always complete. Folders above it are created.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".tmp-{path.name}")
     yield unfinished
@@ -19,14 +22,14 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file that is whole or not there, or still the old one."""
+    """Writes a text file as UTF-8. After an interruption the file is complete, absent or still the old one."""
     with written_aside(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """A failure of whatever class a library chose (torch.save and safetensors have their own) becomes an OSError."""
+    """Turns exceptions inside the block into OSErrors, because torch.save and safetensors raise their own classes."""
     try:
         yield
     except OSError:
@@ -36,10 +39,12 @@ def disk_errors() -> Iterator[None]:
 
 
 def files_below(directory: Path) -> list[Path]:
+    """All files in a directory, at any depth, sorted."""
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
-def sync_to_disk(path: Path):
+def sync_to_disk(path: Path) -> None:
+    """Waits until a file or directory is stored on the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

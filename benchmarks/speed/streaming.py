@@ -37,15 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 
 from ijepa_transformers.data.datasets import PretrainingImages
 from ijepa_transformers.data.order import PretrainingBatchSampler
+from ijepa_transformers.data.shards import open_stream
 from ijepa_transformers.data.sources import load_image_dataset
-from ijepa_transformers.data.streaming import (
-    LanePositions,
-    Position,
-    StreamingBatches,
-    choose_lanes,
-    open_stream,
-    read_lane,
-)
+from ijepa_transformers.data.streaming import LanePositions, Position, StreamingBatches, choose_lanes, read_lane
 
 
 BATCH_SIZE = 64

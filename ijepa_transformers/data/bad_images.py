@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -17,16 +18,19 @@ class BadImageLog:
     """The bad images of a run, each counted and written once, in the main process.
 
     Args:
-        path: a JSON-lines file with one `{"index", "name", "reason"}` per bad image (no index where images are
-            streamed). An existing file is read back, so that a resumed run goes on counting where it was.
-        limit: how many bad images are tolerated: an int is a count, a float in [0, 1) a fraction of the data set.
-        dataset: the data set of `load_image_dataset`, in which the indices point; None where images are streamed.
+        path: a JSON-lines file with one `{"index", "name", "reason"}` per bad image (no index for streamed images).
+            An existing file is read, so that a resumed run goes on counting.
+        limit: how many bad images are allowed: an int is a count, a float in [0, 1) a fraction of the data set.
+        dataset: the data set of `load_image_dataset` that the indices belong to; None for streamed images.
         num_channels: as in `PretrainingImages`.
-        writes: False in all processes but the main one, which count along, and so stop along, but do not write.
-        num_images: in the data set, where `dataset` is None.
+        writes: whether this process writes the file. Only the main process does; the others count too, so that all of
+            them stop.
+        num_images: in the data set; needed if `dataset` is None.
 
     Raises:
-        BadImageError: as soon as more than `limit` different images are bad, also when the file read back says so.
+        BadImageError: as soon as more than `limit` different images are bad, also if the existing file has more.
+        ValueError: if `limit` is out of range, the number of images is unknown, or the existing file has a line that
+            is not a record.
     """
 
     def __init__(
@@ -40,8 +44,12 @@ class BadImageLog:
     ):
         if limit < 0 or (isinstance(limit, float) and limit >= 1):
             raise ValueError(f"limit must be a count or a fraction in [0, 1) of the data set, got {limit!r}")
+        if dataset is not None:
+            num_images = len(dataset)
+        if num_images is None:
+            raise ValueError("without a dataset, num_images must be given")
         self.path = Path(path)
-        self.num_images = num_images if dataset is None else len(dataset)
+        self.num_images = num_images
         self.limit = int(limit * self.num_images) if isinstance(limit, float) else limit
         self.dataset = dataset
         self.num_channels = num_channels
@@ -49,14 +57,14 @@ class BadImageLog:
         self.indices = self._read_back()
         self._check()
 
-    def add(self, found: Iterable[int | dict]) -> int:
-        """Counts and writes the images not met before; returns the number of different bad images so far.
+    def add(self, found: Iterable[int | dict[str, Any]]) -> int:
+        """Counts and writes new bad images; returns the number of different bad images so far.
 
         Args:
-            found: indices, or, of streamed images, records `{"name", "reason"}`.
+            found: indices, or records `{"name", "reason"}` of streamed images.
         """
         by_key = {entry["name"] if isinstance(entry, dict) else entry: entry for entry in found}
-        new_keys = sorted(set(by_key) - self.indices)
+        new_keys = sorted(by_key.keys() - self.indices)
         if new_keys:
             if self.writes:
                 records = [self._record(by_key[key]) for key in new_keys]
@@ -66,7 +74,7 @@ class BadImageLog:
             self._check()
         return len(self.indices)
 
-    def _record(self, entry: int | dict) -> dict:
+    def _record(self, entry: int | dict[str, Any]) -> dict[str, Any]:
         return entry if isinstance(entry, dict) else {"index": entry, **self._describe(entry)}
 
     def _read_back(self) -> set[int | str]:
@@ -75,7 +83,7 @@ class BadImageLog:
         text = self.path.read_text(encoding="utf-8")
         whole_lines = text[: text.rfind("\n") + 1]
         if whole_lines != text and self.writes:
-            # A killed run may leave half a line, to which the next record must not be glued.
+            # A killed run may leave half a line. The next record must not be appended to it.
             repaired = self.path.with_name(f".tmp-{self.path.name}")
             repaired.write_text(whole_lines, encoding="utf-8")
             repaired.replace(self.path)
@@ -86,18 +94,19 @@ class BadImageLog:
             record = json.loads(line)
             return record.get("index", record["name"])
         except (ValueError, KeyError, AttributeError):
-            raise ValueError(f"{self.path} has a line that is no record of a bad image: {line[:100]!r}") from None
+            raise ValueError(f"{self.path} has a line that is not a record of a bad image: {line[:100]!r}") from None
 
     def _describe(self, index: int) -> dict[str, str]:
-        """The reason comes from reading the file once more: a worker hands over numbers only."""
+        """Name and reason. The image is read once more for the reason, because a batch carries indices only."""
+        assert self.dataset is not None  # streamed images come with their records
         name = image_name(self.dataset, index)
         try:
             read_image(self.dataset[index]["image"], index, self.num_channels)
         except BadImageError as error:
             return {"name": name, "reason": error.reason}
-        return {"name": name, "reason": "could not be read at first, but later it could: is the storage reliable?"}
+        return {"name": name, "reason": "could not be read at first, but could be read later; check the storage"}
 
-    def _check(self):
+    def _check(self) -> None:
         if len(self.indices) > self.limit:
             raise BadImageError(
                 f"{len(self.indices)} of {self.num_images} images cannot be read, more than the limit of "
@@ -106,6 +115,6 @@ class BadImageLog:
 
 
 def bad_indices(batch: dict[str, torch.Tensor], num_images: int) -> list[int]:
-    """The bad images met in a collated batch of `PretrainingImages`, from its `index` (B,) and `num_bad` (B,)."""
+    """The indices of the bad images in a batch of `PretrainingImages`, from its `index` (B,) and `num_bad` (B,)."""
     pairs = zip(batch["index"].tolist(), batch["num_bad"].tolist(), strict=True)
     return sorted({(index + skipped) % num_images for index, num_bad in pairs for skipped in range(num_bad)})

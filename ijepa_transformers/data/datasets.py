@@ -1,18 +1,30 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """PyTorch data sets over opened images: for pretraining, evaluation and fine-tuning.
 
-Shape legend: `pixel_values` of a sample is a uint8 tensor (C, H, W). It is normalised later, on the device.
+Shape legend: `pixel_values` of a sample is a uint8 tensor (C, H, W), which is normalised later, on the device. In
+`ProcessedImages` and `LabelledImages` it is the float tensor of the image processor.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import datasets
 import numpy as np
 import torch
 from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor
+from typing_extensions import Unpack
 
-from .decoding import BadImageError, OpenedImage, decode_image, name_in_messages, read_image, to_array
+from .decoding import (
+    BadImageError,
+    ImageValue,
+    OpenedImage,
+    decode_image,
+    name_in_messages,
+    read_image,
+    to_array,
+)
 from .order import AUGMENTATION_STREAM, CROP_STREAM, MIX_STREAM, random_stream, seeded_torch
 from .transforms import (
     EVALUATION_RESIZE_RATIO,
@@ -28,29 +40,36 @@ from .transforms import (
 MAX_SUBSTITUTES = 100  # unreadable images in a row that a sample may skip before the run stops
 
 
-# Samples
-class PretrainingImages(torch.utils.data.Dataset):
-    """Random crops for pretraining, addressed by the keys of `PretrainingBatchSampler`.
+class CropSettings(TypedDict, total=False):
+    """The keyword arguments of `RandomCrops` but the seed."""
 
-    An image that cannot be read is replaced by the next one that can, so that all batches keep their size; `num_bad`
-    says how many were skipped. The bad images of a sample are `index`, `index` + 1, ..., `index` + `num_bad` - 1,
-    modulo the size of the data set (see `bad_indices`).
+    num_channels: int
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    horizontal_flip: bool
+    interpolation: str
+    fast_large_photos: bool
+
+
+class RandomCrops:
+    """Random crops of images: a pure function of (seed, epoch, the image's identity).
 
     Args:
-        dataset: of `load_image_dataset`.
-        image_size: of the samples.
+        image_size: of the crops, in pixels.
         num_channels: 1 or 3.
-        crop_scale, crop_ratio, horizontal_flip, interpolation: as in `random_resized_crop`; the published recipe by
-            default.
-        fast_large_photos: decode a JPEG two, four or eight times smaller where its crop stays at least as large as
-            the sample. Faster on photos of some megapixels, but the pixels differ a little (docs/loading.md).
-        seed: of the crops, which are a pure function of (seed, epoch, index).
+        crop_scale, crop_ratio, horizontal_flip, interpolation: as in `random_resized_crop`; the defaults are those of
+            the published recipe.
+        fast_large_photos: decode a JPEG two, four or eight times smaller if the crop is still at least as large as the
+            sample. This is faster for photos of some megapixels, but the pixels differ a little (docs/loading.md).
+        seed: of the crops.
+
+    Raises:
+        ValueError: if a value is out of range.
     """
 
     def __init__(
         self,
-        dataset: datasets.Dataset,
-        image_size: int | tuple[int, int],
+        image_size: int | Sequence[int],
         *,
         num_channels: int = 3,
         crop_scale: tuple[float, float] = (0.3, 1.0),
@@ -67,7 +86,6 @@ class PretrainingImages(torch.utils.data.Dataset):
         if interpolation not in ("bilinear", "bicubic"):
             raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {interpolation!r}")
         default_image_statistics(num_channels)  # raises for other numbers of channels
-        self.dataset = dataset
         self.image_size = height_and_width(image_size)
         self.num_channels = num_channels
         self.crop_scale = crop_scale
@@ -77,29 +95,13 @@ class PretrainingImages(torch.utils.data.Dataset):
         self.fast_large_photos = fast_large_photos
         self.seed = seed
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: tuple[int, int, int, int]) -> dict[str, torch.Tensor | int]:
-        """key (step, slot_block, epoch, index) -> `pixel_values` uint8 (C, H, W) and the ints `step`, `slot_block`,
-        `index`, `num_bad`."""
-        step, slot_block, epoch, index = key
-        pixel_values, num_bad = self._first_readable(epoch, index)
-        return {
-            "pixel_values": pixel_values,
-            "step": step,
-            "slot_block": slot_block,
-            "index": index,
-            "num_bad": num_bad,
-        }
-
-    def read_crop(self, value, name: str, epoch: int, *identity: int) -> torch.Tensor:
-        """The crop in an epoch of an image that is still encoded, uint8 (C, H, W).
+    def read_crop(self, value: ImageValue, name: str, epoch: int, *identity: int) -> torch.Tensor:
+        """The crop of an encoded image in an epoch, uint8 (C, H, W).
 
         Args:
             value, name: as in `decode_image`.
-            epoch: in which it is seen.
-            identity: its index, or shard and row.
+            epoch: the epoch in which the image is seen.
+            identity: the index of the image, or its shard and row.
 
         Raises:
             BadImageError: as `decode_image`.
@@ -119,7 +121,7 @@ class PretrainingImages(torch.utils.data.Dataset):
         )
 
     def crop(self, image: Image.Image | np.ndarray, epoch: int, *identity: int) -> torch.Tensor:
-        """The crop in an epoch of a decoded image, uint8 (C, H, W)."""
+        """The crop of a decoded image in an epoch, uint8 (C, H, W)."""
         return random_resized_crop(
             image,
             self.image_size,
@@ -134,12 +136,58 @@ class PretrainingImages(torch.utils.data.Dataset):
         """The random numbers of the crop of one image in an epoch."""
         return np.random.Generator(random_stream(self.seed, CROP_STREAM, epoch, *identity))
 
+
+class PretrainingImages(RandomCrops, torch.utils.data.Dataset):
+    """Random crops for pretraining, addressed by the keys of `PretrainingBatchSampler`.
+
+    An image that cannot be read is replaced by the next readable one, so that all batches keep their size; `num_bad`
+    says how many were skipped. The bad images of a sample are `index`, `index` + 1, ..., `index` + `num_bad` - 1,
+    modulo the size of the data set (see `bad_indices`).
+
+    Args:
+        dataset: of `load_image_dataset`.
+        image_size: of the samples.
+        seed: of the crops, which are a pure function of (seed, epoch, index).
+        settings: as in `RandomCrops`.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        image_size: int | Sequence[int],
+        *,
+        seed: int = 0,
+        **settings: Unpack[CropSettings],
+    ):
+        super().__init__(image_size, seed=seed, **settings)
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int, int, int]) -> dict[str, torch.Tensor | int]:
+        """key (step, slot_block, epoch, index) -> `pixel_values` uint8 (C, H, W) and the ints `step`, `slot_block`,
+        `index`, `num_bad`.
+
+        Raises:
+            BadImageError: if MAX_SUBSTITUTES images in a row, or all images, cannot be read.
+        """
+        step, slot_block, epoch, index = key
+        pixel_values, num_bad = self._first_readable(epoch, index)
+        return {
+            "pixel_values": pixel_values,
+            "step": step,
+            "slot_block": slot_block,
+            "index": index,
+            "num_bad": num_bad,
+        }
+
     def _first_readable(self, epoch: int, index: int) -> tuple[torch.Tensor, int]:
         for num_bad in range(min(MAX_SUBSTITUTES, len(self))):
             substitute = (index + num_bad) % len(self)
             value = self.dataset[substitute]["image"]
             try:
-                # The requested index seeds the crop of a substitute too: it is seen again under its own index.
+                # The crop of a substitute has the seed of `index`, so that its own turn shows another crop.
                 return self.read_crop(value, name_in_messages(value, substitute), epoch, index), num_bad
             except BadImageError as error:
                 last = error
@@ -151,14 +199,14 @@ class PretrainingImages(torch.utils.data.Dataset):
 class EvaluationImages(torch.utils.data.Dataset):
     """Evaluation views: `pixel_values` uint8 (C, H, W) of `resize_center_crop` and, if there are labels, `labels`.
 
-    A file that cannot be read raises a BadImageError with its name: leaving it out, or putting another in its place,
-    would change the published number without a word.
+    An image that cannot be read raises a BadImageError with its name. Skipping or replacing it would silently change
+    the published number.
     """
 
     def __init__(
         self,
         dataset: datasets.Dataset,
-        image_size: int | tuple[int, int],
+        image_size: int | Sequence[int],
         num_channels: int = 3,
         resize_ratio: float = EVALUATION_RESIZE_RATIO,
     ):
@@ -178,16 +226,33 @@ class EvaluationImages(torch.utils.data.Dataset):
         return {"pixel_values": resize_center_crop(image, self.image_size, self.resize_ratio), **labels}
 
 
-@dataclass
-class ProcessedImages(torch.utils.data.Dataset):
-    """What the model takes of each image: (channels, height, width), or the reason why the image cannot be read."""
+def prepare_image(processor: BaseImageProcessor, image: np.ndarray) -> torch.Tensor:
+    """A decoded image (height, width, channels) through an image processor: float (channels, height, width)."""
+    return processor(image, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
 
+
+@dataclass
+class _ProcessorImages(torch.utils.data.Dataset):
     dataset: datasets.Dataset
-    processor: object
+    processor: BaseImageProcessor
     num_channels: int
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def prepare(self, image: np.ndarray) -> torch.Tensor:
+        """As `prepare_image`."""
+        return prepare_image(self.processor, image)
+
+
+class ProcessedImages(_ProcessorImages):
+    """Each image as the model takes it, float (channels, height, width), or the reason why it cannot be read.
+
+    Args:
+        dataset: of `load_image_dataset`.
+        processor: of the model.
+        num_channels: of the model, 1 or 3.
+    """
 
     def __getitem__(self, index: int) -> torch.Tensor | str:
         try:
@@ -195,15 +260,12 @@ class ProcessedImages(torch.utils.data.Dataset):
         except BadImageError as error:
             return error.reason
 
-    def prepare(self, image: np.ndarray) -> torch.Tensor:
-        """A decoded image (height, width, channels) through the image processor."""
-        return self.processor(image, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
 
+class LabelledImages(_ProcessorImages):
+    """Each image as the model takes it, `pixel_values` float (channels, height, width), with its `labels`.
 
-class LabelledImages(ProcessedImages):
-    """What the model takes of each image, `pixel_values` float (channels, height, width), and its `labels`.
-
-    A file that cannot be read raises a BadImageError with its name, as in `EvaluationImages`.
+    An image that cannot be read raises a BadImageError with its name, as in `EvaluationImages`. Arguments are those of
+    `ProcessedImages`.
     """
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
@@ -212,22 +274,36 @@ class LabelledImages(ProcessedImages):
         return {"pixel_values": self.prepare(to_array(image)), "labels": row["label"]}
 
 
-class FineTuningImages(PretrainingImages):
+class FineTuningImages(RandomCrops, torch.utils.data.Dataset):
     """Random crops with labels, addressed by the keys (epoch, index) of `EpochSampler`.
 
-    An image that cannot be read raises a BadImageError with its name: a substitute would bring its own label, and a
-    small labelled set has no images to lose without a word.
+    An image that cannot be read raises a BadImageError with its name. It is not replaced: another image would bring
+    another label, and a small labelled set should not lose images silently.
 
     Args:
-        dataset, image_size, num_channels, crop_scale, crop_ratio, horizontal_flip, interpolation, seed: as in
-            `PretrainingImages`.
-        augment: what happens to a crop, uint8 (C, H, W) to uint8 (C, H, W), such as torchvision's RandAugment. Its
-            randomness, taken from torch's global generator, is a pure function of (seed, epoch, index) as well.
+        dataset: of `load_image_dataset`, with labels.
+        image_size: of the samples.
+        augment: applied to a crop, uint8 (C, H, W) to uint8 (C, H, W), such as torchvision's RandAugment. It must draw
+            its random numbers from torch's global generator; they are a pure function of (seed, epoch, index) too.
+        seed: of crops and augmentation.
+        settings: as in `RandomCrops`.
     """
 
-    def __init__(self, dataset: datasets.Dataset, image_size, *, augment: Callable | None = None, **settings):
-        super().__init__(dataset, image_size, **settings)
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        image_size: int | Sequence[int],
+        *,
+        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        seed: int = 0,
+        **settings: Unpack[CropSettings],
+    ):
+        super().__init__(image_size, seed=seed, **settings)
+        self.dataset = dataset
         self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor | int]:
         """`pixel_values` uint8 (C, H, W) and the ints `labels`, `epoch` and `index`."""
@@ -240,26 +316,30 @@ class FineTuningImages(PretrainingImages):
         return {"pixel_values": pixel_values, "labels": row["label"], "epoch": epoch, "index": index}
 
 
+# Mixes images (B, C, H, W) with one another, and labels (B,) into shares (B, classes).
+Mixer = Callable[[torch.Tensor, torch.Tensor], Sequence[torch.Tensor]]
+
+
 @dataclass
 class FineTuningCollator:
-    """Batches for a classifier: normalised images and their labels, mixed with one another while training.
+    """Batches for a classifier: normalised images and their labels, mixed with one another in training.
 
-    Samples of `FineTuningImages` are normalised and, if there are `mixers`, mixed by one of them, drawn at random for
-    each batch; the labels become (B, classes) shares then. Samples of `LabelledImages` are never mixed. The randomness
-    is a pure function of the seed and of the samples' keys, so it outlives interruptions and any number of workers.
+    Samples of `FineTuningImages` are normalised. If there are `mixers`, one of them is drawn at random for each batch
+    and mixes it; the labels then become (B, classes) shares. Samples of `LabelledImages` are never mixed. The random
+    numbers are a pure function of the seed and the samples' keys, so interruptions and workers do not change them.
 
     Args:
         image_mean, image_std: as in `normalize_pixel_values`.
-        mixers: such as torchvision's MixUp and CutMix: (images (B, C, H, W), labels (B,)) to both, mixed.
+        mixers: such as torchvision's MixUp and CutMix.
         seed: of the mixing.
     """
 
     image_mean: Sequence[float]
     image_std: Sequence[float]
-    mixers: Sequence[Callable] = ()
+    mixers: Sequence[Mixer] = ()
     seed: int = 0
 
-    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """`pixel_values` float (B, C, H, W) and `labels` int (B,), or float (B, classes) if mixed."""
         pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
         labels = torch.tensor([sample["labels"] for sample in samples])
@@ -269,7 +349,9 @@ class FineTuningCollator:
                 pixel_values, labels = self._mix(pixel_values, labels, samples)
         return {"pixel_values": pixel_values, "labels": labels}
 
-    def _mix(self, pixel_values, labels, samples):
+    def _mix(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor, samples: list[dict[str, Any]]
+    ) -> Sequence[torch.Tensor]:
         keys = (samples[0]["epoch"], *(sample["index"] for sample in samples))
         with seeded_torch(self.seed, MIX_STREAM, *keys):
             mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]

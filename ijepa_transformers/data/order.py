@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""The order of the images: a pure function of (seed, epoch). Crops are a pure function of (seed, epoch, index)."""
+"""The order of the images, and the random streams of crops: pure functions of the seed and the place in the run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,29 +8,28 @@ import numpy as np
 import torch
 
 
-# First number of a random stream's key, so that no two uses share a stream.
+# The first number in the key of a random stream. Each use has its own, so that no two uses share a stream.
 _ORDER_STREAM, CROP_STREAM, AUGMENTATION_STREAM, MIX_STREAM, SUBSET_STREAM = range(5)
 _BLOCK_STREAM, _FORWARD_STREAM = 5, 6
 
 
-# Order
 def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of an epoch, int64 (num_images,): the stable sorting order of raw Philox words.
+    """The permutation of an epoch, int64 (num_images,): the stable sorting order of raw Philox numbers.
 
-    NumPy guarantees the words of a bit generator for ever, but not `Generator.permutation`.
+    NumPy guarantees the raw numbers of a bit generator for all versions, but not `Generator.permutation`.
     """
     return np.argsort(random_stream(seed, _ORDER_STREAM, epoch).random_raw(num_images), kind="stable")
 
 
 def block_order(num_images: int, seed: int, lane: int, epoch: int, block: int) -> np.ndarray:
-    """The permutation of a block of a stream (streaming.py), int64 (num_images,), made like that of an epoch."""
+    """The permutation of a block of a stream (streaming.py), int64 (num_images,), made as in `epoch_order`."""
     return np.argsort(random_stream(seed, _BLOCK_STREAM, lane, epoch, block).random_raw(num_images), kind="stable")
 
 
 class EpochSampler(torch.utils.data.Sampler):
     """Every image once per epoch, as keys (epoch, index) for `FineTuningImages`, in the order of `epoch_order`.
 
-    Which epoch comes next is the attribute `epoch`: set it before each epoch, and before a resumed one.
+    Set the attribute `epoch` before each epoch, also before a resumed one.
     """
 
     def __init__(self, num_images: int, seed: int):
@@ -47,19 +46,21 @@ class EpochSampler(torch.utils.data.Sampler):
 
 
 def random_stream(seed: int, *key: int) -> np.random.Philox:
+    """The bit generator of a seed and a key. Different keys give independent streams."""
     return np.random.Philox(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def forward_seed(seed: int, step: int, slot_block: int) -> int:
-    """What `torch.manual_seed` takes before the forward pass of a slot block: stochastic depth as a pure function."""
+    """The seed for `torch.manual_seed` before the forward pass of a slot block. So dropout and stochastic depth are a
+    pure function of (seed, step, slot_block)."""
     return int(random_stream(seed, _FORWARD_STREAM, step, slot_block).random_raw()) % 2**63
 
 
 @contextmanager
-def seeded_torch(seed: int, *key: int):
-    """Inside, torch's global CPU generator starts from the arguments alone; afterwards it is what it was before."""
+def seeded_torch(seed: int, *key: int) -> Iterator[None]:
+    """Seeds torch's global CPU generator from the arguments inside the block, and restores its state afterwards."""
     state = torch.default_generator.get_state()
-    # Not torch.manual_seed, which would seed the accelerators as well, and nobody would set those back.
+    # Not torch.manual_seed: it would also seed the generators of accelerators, which are not restored here.
     torch.default_generator.manual_seed(int(random_stream(seed, *key).random_raw()) % 2**63)
     try:
         yield
@@ -70,9 +71,9 @@ def seeded_torch(seed: int, *key: int):
 class PretrainingBatchSampler(torch.utils.data.Sampler):
     """Which images a rank sees in which step, as a pure function of its arguments. Do not let Accelerate prepare it.
 
-    An optimizer step takes one global batch of batch_size x accumulation_steps x world_size images, which falls into
+    An optimizer step takes one global batch of batch_size x accumulation_steps x world_size images. It is divided into
     equal slot blocks. In micro-step k, rank r takes the slot block k x world_size + r. An epoch is one permutation of
-    the images, of which the last incomplete global batch is dropped.
+    the images; its last, incomplete global batch is dropped.
 
     Args:
         num_images: in the data set.
@@ -80,9 +81,14 @@ class PretrainingBatchSampler(torch.utils.data.Sampler):
         total_steps: the optimizer step after the last one.
         seed: of the order.
         start_step: the optimizer step to go on with after an interruption.
+        accumulation_steps: micro-steps in an optimizer step.
+        rank, world_size: of this process, and the number of processes.
 
     Yields:
         Lists of `batch_size` keys (step, slot_block, epoch, index), `accumulation_steps` lists per optimizer step.
+
+    Raises:
+        ValueError: if a number is out of range, or the images do not fill one global batch.
     """
 
     def __init__(

@@ -6,10 +6,10 @@ import io
 import itertools
 import os
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -17,26 +17,25 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from ..arguments import DatasetArguments, require
-from .decoding import FILE_URI, encoded_bytes, open_image, value_name
+from .decoding import FILE_URI, StoredImage, encoded_bytes, open_image, value_name
 from .order import SUBSET_STREAM, random_stream
 
 
-IMAGE_EXTENSIONS = (
+_IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
 SHARD_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
-SPLIT_NAMES = {
+_SPLIT_NAMES = {
     "train": "train",
     "validation": "validation",
     "val": "validation",
     "valid": "validation",
     "test": "test",
 }
-LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label")
+_LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label")
 
 
-# Opening data sets
 def load_image_dataset(
     source: str | os.PathLike,
     *,
@@ -53,20 +52,20 @@ def load_image_dataset(
             - "digits": the 1,797 real 8x8 scans of scikit-learn, in their published order: "train" is the first 1,297,
               "test" the last 500. Every digit has 46 to 51 of the test scans.
             - a folder of images, with any depth of sub-folders. Split folders (train, validation or val or valid,
-              test) are optional, and so are class folders: if every image of a split lies in a sub-folder, and there
-              are at least two, the first level names the class. File names never decide a split. Files with other
-              extensions than IMAGE_EXTENSIONS, hidden files and metadata files are not read.
+              test) are optional. Class folders are optional too: if every image of a split lies in a sub-folder, and
+              there are at least two, the first level names the class. File names never decide a split. Files without
+              the extension of an image, hidden files and metadata files are ignored.
             - a folder, file or glob of .parquet, of .tar (WebDataset) or of .arrow files, or a `save_to_disk` folder.
               In a folder of shards the split is the word train, validation, val, valid or test in the path, if any.
             - otherwise the name of a data set on the Hub.
         split: "val" and "valid" mean "validation". Files without a split are "train".
-        config_name: the configuration of a Hub data set; nothing else has one.
-        image_column, label_column: needed only where the right one is not obvious.
+        config_name: the configuration of a Hub data set; other sources have none.
+        image_column, label_column: needed only if several columns fit.
         cache_dir: where `datasets` keeps the Arrow files that it makes of Parquet files, tar shards and Hub data sets.
 
     Returns:
         A data set with the columns "image" (encoded bytes or a path, not decoded) and, if there are labels, "label"
-        (`ClassLabel`; the same ids in every split; ints keep their value).
+        (`ClassLabel`, with the same ids in every split; integers keep their value).
 
     Raises:
         ValueError: if the source, the split or a column is absent or ambiguous.
@@ -78,7 +77,7 @@ def load_image_dataset(
 def open_split(
     arguments: DatasetArguments, split: str, labels: Literal["required", "optional"] = "optional"
 ) -> datasets.Dataset:
-    """One split of the data that a command's arguments name, as `load_image_dataset` opens it.
+    """Opens one split of the data of a command, see `load_image_dataset`.
 
     Raises:
         ValueError: as `load_image_dataset`; if the split is empty; or if it has no labels and they are required.
@@ -102,10 +101,10 @@ def choose_split(source: str | os.PathLike, splits: Iterable[str], asked: str) -
     Raises:
         ValueError: if there is none, or if two of the names mean the same.
     """
-    names = {name: SPLIT_NAMES.get(str(name).lower(), str(name)) for name in splits}
+    names = {name: _SPLIT_NAMES.get(str(name).lower(), str(name)) for name in splits}
     if len(set(names.values())) < len(names):
         raise ValueError(f"{str(source)!r} has two splits of the same meaning: {', '.join(map(repr, names))}")
-    asked = SPLIT_NAMES.get(asked.lower(), asked)
+    asked = _SPLIT_NAMES.get(asked.lower(), asked)
     for name, meaning in names.items():
         if meaning == asked:
             return name
@@ -113,7 +112,7 @@ def choose_split(source: str | os.PathLike, splits: Iterable[str], asked: str) -
 
 
 def image_name(dataset: datasets.Dataset, index: int) -> str:
-    """The file name or path of an image, for messages; its number where the source keeps no names."""
+    """The file name or path of an image, for messages; its number if the source has no names."""
     return value_name(dataset[index]["image"]) or f"image {index}"
 
 
@@ -121,27 +120,32 @@ def image_name(dataset: datasets.Dataset, index: int) -> str:
 class ResolvedSource:
     """What a source is, before anything is opened.
 
-    `kind` is "digits", "hub", "saved" (a `save_to_disk` folder), "url", "image", ".parquet", ".tar" or ".arrow".
-    `files` are the local files by split. Those of `folder`, where it holds images, are one list: the split is in the
-    path.
+    Args:
+        kind: "digits", "hub", "saved" (a `save_to_disk` folder), "url", "image", ".parquet", ".tar" or ".arrow".
+        files: the local files by split. Images of a folder are all in "train"; their paths say the split.
+        folder: the folder, if the source is one.
     """
 
     kind: str
-    files: dict[str, list[Path]] = field(default_factory=dict)
+    files: Mapping[str, list[Path]] = field(default_factory=dict)
     folder: Path | None = None
 
     @property
     def data_files(self) -> dict[str, list[str]]:
-        """The files as `datasets.load_dataset` takes them: absolute, and a name is never a pattern."""
+        """The files for `datasets.load_dataset`: absolute, and escaped, because it reads names as glob patterns."""
         return {split: [glob.escape(str(file.absolute())) for file in files] for split, files in self.files.items()}
 
 
 def resolve(source: str, config_name: str | None = None) -> ResolvedSource:
-    """Finds out what a source is, and which local files it has; `load_image_dataset` and `open_stream` explain it.
+    """Finds out what a source is, and which local files it has.
+
+    Args:
+        source: as in `load_image_dataset` or `open_stream`.
+        config_name: the configuration of a Hub data set.
 
     Raises:
-        ValueError: if it is a path without anything there, holds no images, or holds several kinds of files; if a
-            `config_name` is given for anything but a data set of the Hub.
+        ValueError: if the source is a path where nothing is, holds no images, or holds several kinds of files; or if
+            `config_name` is given for another source than a data set of the Hub.
     """
     path = Path(source).expanduser()
     resolved = _resolve_files(source, path)
@@ -156,11 +160,11 @@ def _resolve_files(source: str, path: Path) -> ResolvedSource:
     if path.is_dir():
         return _resolve_folder(path)
     if path.is_file() or glob.has_magic(source):
-        # Files that the caller names one by one, or by a glob, are one split whatever they are called.
+        # A file or a glob is one split, whatever the names of the files are.
         files = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
         kind, files = _files_of_one_kind(source, files)
         return ResolvedSource(kind, {"train": files})
-    if looks_like_a_path(source):
+    if _looks_like_a_path(source):
         raise ValueError(f"{source!r} is neither a file nor a folder on this machine")
     return ResolvedSource("hub")
 
@@ -174,7 +178,9 @@ def _resolve_folder(folder: Path) -> ResolvedSource:
     return ResolvedSource(kind, _shards_by_split(folder, files), folder)
 
 
-def _open_splits(source: str, config_name: str | None, cache_dir) -> dict[str, datasets.Dataset]:
+def _open_splits(
+    source: str, config_name: str | None, cache_dir: str | os.PathLike | None
+) -> dict[str, datasets.Dataset]:
     resolved = resolve(source, config_name)
     if resolved.kind == "digits":
         return _open_digits()
@@ -196,15 +202,15 @@ def _open_splits(source: str, config_name: str | None, cache_dir) -> dict[str, d
     return _load_with_datasets(problem, path=source, name=config_name, cache_dir=cache_dir)
 
 
-def looks_like_a_path(source: str) -> bool:
-    extensions = (*IMAGE_EXTENSIONS, *SHARD_BUILDERS)
+def _looks_like_a_path(source: str) -> bool:
+    extensions = (*_IMAGE_EXTENSIONS, *SHARD_BUILDERS)
     return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source or source.endswith(extensions)
 
 
-def _load_with_datasets(problem: str, **arguments) -> dict[str, datasets.Dataset]:
+def _load_with_datasets(problem: str, **arguments: Any) -> dict[str, datasets.Dataset]:
     try:
         return dict(datasets.load_dataset(**arguments))
-    except Exception as error:  # `datasets` wraps what went wrong in errors of many classes
+    except Exception as error:  # `datasets` wraps the cause in errors of many classes
         reason = error.__cause__ or error
         raise ValueError(f"{problem}: {type(reason).__name__}: {reason}") from error
 
@@ -235,7 +241,7 @@ def _features(class_names: Sequence[str] = ()) -> datasets.Features:
 
 
 def _visible_files(folder: Path, parents: tuple[str, ...]) -> Iterator[Path]:
-    """Files at any depth, sorted, through links to folders but not in circles."""
+    """The files at any depth, sorted. Links to folders are followed, but not back to a folder above them."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
@@ -245,22 +251,24 @@ def _visible_files(folder: Path, parents: tuple[str, ...]) -> Iterator[Path]:
             yield from _visible_files(folder / entry.name, (*parents, real_path))
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle: listed, so that it is counted as a bad image
+    except OSError:  # a link to itself: listed, so that it is counted as a bad image
         return False
 
 
 def _files_of_one_kind(source: str, files: Iterable[Path]) -> tuple[str, list[Path]]:
-    by_kind = {}
+    by_kind: dict[str, list[Path]] = {}
     for file in files:
         extension = file.suffix.lower()
-        kind = "image" if extension in IMAGE_EXTENSIONS else extension
+        kind = "image" if extension in _IMAGE_EXTENSIONS else extension
         if kind == "image" or kind in SHARD_BUILDERS:
             by_kind.setdefault(kind, []).append(file)
     if not by_kind:
-        raise ValueError(f"{source!r} holds no images ({', '.join(IMAGE_EXTENSIONS)}) and no .parquet, .tar or .arrow")
+        raise ValueError(
+            f"{source!r} holds no images ({', '.join(_IMAGE_EXTENSIONS)}) and no .parquet, .tar or .arrow"
+        )
     if len(by_kind) > 1:
         raise ValueError(
             f"{source!r} holds several kinds of data ({', '.join(by_kind)}); name one with a glob, such as "
@@ -270,22 +278,21 @@ def _files_of_one_kind(source: str, files: Iterable[Path]) -> tuple[str, list[Pa
 
 
 def _shards_by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
-    by_split = {}
+    by_split: dict[str, list[Path]] = {}
+    without_split: list[Path] = []
     for file in files:
         words = "".join(c if c.isalnum() else " " for c in str(file.relative_to(folder)).lower()).split()
-        found = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
-        by_split.setdefault(found.pop() if len(found) == 1 else None, []).append(file)
-    if None in by_split and len(by_split) > 1:
-        raise ValueError(
-            f"{str(folder)!r}: the split of {by_split[None][0].name!r} is unclear; name files with a glob"
-        )
-    return by_split if None not in by_split else {"train": by_split[None]}
+        found = {_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES}
+        (by_split.setdefault(found.pop(), []) if len(found) == 1 else without_split).append(file)
+    if without_split and by_split:
+        raise ValueError(f"{str(folder)!r}: the split of {without_split[0].name!r} is unclear; name files with a glob")
+    return by_split or {"train": without_split}
 
 
 def _open_image_folder(folder: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
-    """Lists the files itself, because the `imagefolder` builder takes splits from file names (`test_1.jpg`)."""
+    """The splits of a folder. Not by the `imagefolder` builder, which takes splits from file names (`test_1.jpg`)."""
     depth = int(_has_split_folders(str(folder), files))
-    by_split = {}
+    by_split: dict[str, list[Path]] = {}
     for file in files:
         by_split.setdefault(file.parts[0] if depth else "train", []).append(file)
     classes = {
@@ -296,15 +303,15 @@ def _open_image_folder(folder: Path, files: list[Path]) -> dict[str, datasets.Da
     class_names = sorted({label for split in labelled for label in classes[split]})
     opened = {}
     for split, paths in by_split.items():
+        files = [folder / file for file in paths]
         has_labels = split in labelled and len(class_names) > 1
-        labels, names = (classes[split], class_names) if has_labels else ((), ())
-        opened[split] = _image_paths([folder / file for file in paths], labels, names)
+        opened[split] = _image_paths(files, classes[split], class_names) if has_labels else _image_paths(files)
     return opened
 
 
 def _has_split_folders(source: str, files: list[Path]) -> bool:
     tops = {file.parts[0] if len(file.parts) > 1 else "" for file in files}
-    split_folders = {top for top in tops if top.lower() in SPLIT_NAMES}
+    split_folders = {top for top in tops if top.lower() in _SPLIT_NAMES}
     if split_folders and split_folders != tops:
         others = sorted(tops - split_folders)
         raise ValueError(
@@ -315,7 +322,7 @@ def _has_split_folders(source: str, files: list[Path]) -> bool:
 
 
 def _image_paths(files: list[Path], labels: Sequence[str] = (), class_names: Sequence[str] = ()) -> datasets.Dataset:
-    columns = {"image": [_storable(str(file.absolute())) for file in files]}
+    columns: dict[str, list] = {"image": [_storable(str(file.absolute())) for file in files]}
     if class_names:
         ids = {name: number for number, name in enumerate(class_names)}
         columns["label"] = [ids[label] for label in labels]
@@ -323,7 +330,7 @@ def _image_paths(files: list[Path], labels: Sequence[str] = (), class_names: Seq
 
 
 def _storable(path: str) -> str:
-    """Arrow stores UTF-8 only: a path with other bytes is written as a URI, which `_read_file` takes back."""
+    """The path, or a URI for a path with bytes that are not UTF-8, because Arrow stores UTF-8 only."""
     try:
         path.encode()
         return path
@@ -341,7 +348,7 @@ def _with_standard_columns(
     images = images.cast_column("image", datasets.Image(decode=False))
     if label_column is None:
         return images
-    # Labels are cast on their own: casting them inside the table would rewrite all images on disk.
+    # Labels are cast apart from the images. Casting the whole table would write all images to disk again.
     labels = dataset.select_columns([label_column]).rename_columns({label_column: "label"})
     if not isinstance(labels.features["label"], datasets.ClassLabel):
         columns = [table.unique(label_column) for table in splits.values() if label_column in table.column_names]
@@ -350,7 +357,7 @@ def _with_standard_columns(
 
 
 def _class_label(column: str, values: set) -> datasets.ClassLabel:
-    """One class list for all splits, from all splits. -1 means unlabelled, as everywhere in `datasets`."""
+    """The classes of all splits. -1 means unlabelled, as everywhere in `datasets`."""
     if any(isinstance(value, str) for value in values):
         return datasets.ClassLabel(names=sorted(values))
     if min(values, default=0) < -1:
@@ -359,11 +366,15 @@ def _class_label(column: str, values: set) -> datasets.ClassLabel:
 
 
 def find_image_column(dataset: datasets.Dataset | datasets.IterableDataset, asked: str | None) -> str:
-    """The column `asked`, or else the only one that holds images. Raises ValueError if there is none, or several."""
+    """The column `asked`, or the only one that holds images if `asked` is None.
+
+    Raises:
+        ValueError: if there is none, or several, or if `asked` does not hold images.
+    """
     features = dataset.features
     if asked is not None:
         if asked not in features or not (_may_hold_images(features[asked]) or _is_value(features[asked], "string")):
-            raise ValueError(f"{asked!r} is no column of images; the columns are {_columns(dataset)}")
+            raise ValueError(f"{asked!r} is not a column of images; the columns are {_columns(dataset)}")
         return asked
     found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     found = found or [name for name in features if _may_hold_images(features[name]) and _holds_images(dataset, name)]
@@ -373,19 +384,20 @@ def find_image_column(dataset: datasets.Dataset | datasets.IterableDataset, aske
     return found[0]
 
 
-def _may_hold_images(feature) -> bool:
+def _may_hold_images(feature: Any) -> bool:  # a feature may be a class of `datasets`, a dict or a list
     is_file = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
     return isinstance(feature, datasets.Image) or is_file or _is_value(feature, "binary")
 
 
 def _holds_images(dataset: datasets.Dataset | datasets.IterableDataset, column: str) -> bool:
-    """True if one of the first ten values starts like an image; only file headers are read."""
+    """Whether one of the first ten values starts like an image. Only headers are read."""
     for row in itertools.islice(dataset.select_columns([column]), 10):  # streams have no indices
-        value = row[column]
+        value: Any = row[column]
         try:
-            open_image(encoded_bytes(value if isinstance(value, dict) else {"bytes": value, "path": None}))
+            stored: StoredImage = value if isinstance(value, dict) else {"bytes": value, "path": None}
+            open_image(encoded_bytes(stored))
             return True
-        except Exception:  # whatever PIL says: this value is no image
+        except Exception:  # PIL raises errors of many classes; this value is not an image
             continue
     return False
 
@@ -394,22 +406,22 @@ def _find_label_column(dataset: datasets.Dataset, asked: str | None) -> str | No
     features = dataset.features
     if asked is not None:
         if asked not in features or not _may_hold_labels(features[asked]):
-            raise ValueError(f"{asked!r} is no column of class ids or names; the columns are {_columns(dataset)}")
+            raise ValueError(f"{asked!r} is not a column of class ids or names; the columns are {_columns(dataset)}")
         return asked
     found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    found = found or [name for name in LABEL_NAMES if name in features and _may_hold_labels(features[name])]
+    found = found or [name for name in _LABEL_NAMES if name in features and _may_hold_labels(features[name])]
     if len(found) > 1:  # CIFAR-100: coarse_label and fine_label
-        found = [name for name in found if name in LABEL_NAMES] or found
+        found = [name for name in found if name in _LABEL_NAMES] or found
     if len(found) > 1:
         raise ValueError(f"several label columns {found}; choose one with label_column")
     return found[0] if found else None
 
 
-def _may_hold_labels(feature) -> bool:
+def _may_hold_labels(feature: Any) -> bool:
     return isinstance(feature, datasets.ClassLabel) or _is_value(feature, "int", "uint", "string")
 
 
-def _is_value(feature, *kinds: str) -> bool:
+def _is_value(feature: Any, *kinds: str) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype.removeprefix("large_").startswith(kinds)
 
 
@@ -417,28 +429,32 @@ def _columns(dataset: datasets.Dataset | datasets.IterableDataset) -> str:
     return ", ".join(f"{name} ({getattr(feature, 'dtype', 'nested')})" for name, feature in dataset.features.items())
 
 
-# Labels
 def labels_of(dataset: datasets.Dataset) -> np.ndarray:
-    """Class ids (images,), int64; -1 for an image without a label, which a data set may also write as null."""
+    """Class ids (images,), int64; -1 for an image without a label (-1 or null in the data set)."""
     return np.array([-1 if label is None else label for label in dataset["label"][:]], dtype=np.int64)
 
 
 def select_labelled(
-    labels: Sequence[int], *, images_per_class: int | None = None, label_fraction: float | None = None, seed: int = 0
+    labels: Sequence[int] | np.ndarray,
+    *,
+    images_per_class: int | None = None,
+    label_fraction: float | None = None,
+    seed: int = 0,
 ) -> list[int]:
-    """A class-balanced part of a data set, for training with few labels: sorted indices.
+    """Selects a class-balanced part of a data set, for training with few labels; returns sorted indices.
 
-    The images of a class stand in an order that only `seed` decides, and the first of them are taken. So a larger part
-    holds every smaller one of the same seed.
+    `seed` alone decides the order of the images of a class, and the first ones are taken. So a larger part contains
+    every smaller part of the same seed.
 
     Args:
         labels: class id of every image.
-        images_per_class: as many of every class.
-        label_fraction: this share of every class, rounded, and at least one image. Exactly one of both is given.
+        images_per_class: number of images of every class.
+        label_fraction: this share of every class, rounded, and at least one image. Give exactly one of the two.
         seed: of the selection.
 
     Raises:
-        ValueError: if a number is out of range, or a class has fewer than `images_per_class` images.
+        ValueError: if not exactly one is given, a number is out of range, or a class has fewer than `images_per_class`
+            images.
     """
     if (images_per_class is None) == (label_fraction is None):
         raise ValueError(f"Give images_per_class or label_fraction, got {images_per_class} and {label_fraction}.")
@@ -446,12 +462,12 @@ def select_labelled(
         raise ValueError(f"images_per_class must be at least 1, got {images_per_class}.")
     if label_fraction is not None and not 0 < label_fraction <= 1:
         raise ValueError(f"label_fraction must lie in (0, 1], got {label_fraction}.")
-    labels = np.asarray(labels)
-    order = np.argsort(random_stream(seed, SUBSET_STREAM).random_raw(len(labels)), kind="stable")
-    selected = []
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        count = images_per_class if label_fraction is None else max(1, round(label_fraction * len(members)))
+    class_ids = np.asarray(labels)
+    order = np.argsort(random_stream(seed, SUBSET_STREAM).random_raw(len(class_ids)), kind="stable")
+    selected: list[int] = []
+    for label in np.unique(class_ids):
+        members = order[class_ids[order] == label]
+        count = images_per_class or max(1, round((label_fraction or 0) * len(members)))
         if count > len(members):
             raise ValueError(f"Class {label} has {len(members)} images, fewer than images_per_class {count}.")
         selected += members[:count].tolist()
@@ -459,12 +475,13 @@ def select_labelled(
 
 
 def select_listed(dataset: datasets.Dataset, path: str | os.PathLike) -> list[int]:
-    """The images that a text file names, one file name per line, such as a published list: sorted indices.
+    """Selects the images that a text file names, one file name per line; returns sorted indices.
 
-    Folders before a name are ignored, in the file and in the data set; blank lines too.
+    Folders in front of a name are ignored, in the file and in the data set. Blank lines are ignored too.
 
     Raises:
-        ValueError: if the file cannot be read or is empty, or names an image that is absent, or that is there twice.
+        ValueError: if the file cannot be read or is empty, or if the data set has no image of a listed name, or
+            several.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
@@ -473,7 +490,7 @@ def select_listed(dataset: datasets.Dataset, path: str | os.PathLike) -> list[in
     listed = {os.path.basename(line.strip()) for line in lines} - {""}
     if not listed:
         raise ValueError(f"The list {str(path)!r} names no image.")
-    places = {}
+    places: dict[str, list[int]] = {}
     for index, image in enumerate(_paths(dataset)):
         places.setdefault(os.path.basename(image or ""), []).append(index)
     unknown = sorted(listed - set(places))

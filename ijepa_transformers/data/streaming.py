@@ -1,250 +1,47 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Pretraining batches streamed from Parquet and tar (WebDataset) shards, local or remote, for data of any size.
+"""Pretraining batches streamed from shards, for data of any size.
 
 Shape legend:
     B images of a batch, C channels (1 or 3), H rows, W columns; `pixel_values` is uint8 (C, H, W).
 
 Micro-batch q = step * slot_blocks + slot_block (see `PretrainingBatchSampler`) takes the next B readable images of
-lane q % L. A lane is an endless sequence of images, a pure function of (seed, shuffle_buffer, L, lane): in each epoch
-it reads its part of the shards (`lane_shards`), cut into blocks of `shuffle_buffer` images, each in the order of
-`block_order`. So the L lanes together see every image once per epoch, and nothing depends on which process or worker
-reads a lane. L is fixed for a run; processes x workers must divide it, so that no two of them read the same lane.
+lane q % L. A lane is an endless sequence of images, a pure function of (seed, shuffle_buffer, L, lane). In each epoch
+it reads its part of the shards (`_lane_shards`) in blocks of `shuffle_buffer` images, each in the order of
+`block_order`. So the L lanes together see every image once per epoch, and it does not matter which process or worker
+reads a lane. L is fixed for a run. It must be a multiple of processes x workers, so that no two read the same lane.
 
-What resuming needs is one `Position` per lane: every batch carries the one after it, `LanePositions` collects them.
-Images stay encoded until they are cropped, and nothing is read at the start but a list of the shards and one header.
+To resume, a run needs one `Position` per lane. Every batch carries the position after it, and `LanePositions` collects
+them. Images stay encoded until they are cropped. At the start only a list of the shards and one header are read.
 """
 
-import hashlib
 import itertools
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import datasets
 import fsspec.asyn
-import pyarrow.parquet as pq
 import torch
+from typing_extensions import Unpack
 
-from .datasets import MAX_SUBSTITUTES, PretrainingImages
-from .decoding import BadImageError
+from .datasets import MAX_SUBSTITUTES, CropSettings, RandomCrops
+from .decoding import BadImageError, StoredImage
 from .order import block_order, epoch_order
-from .sources import SHARD_BUILDERS, choose_split, find_image_column, resolve
+from .shards import ImageStream
 
 
-MAX_EMPTY_EPOCHS = 20  # epochs in a row in which a lane may find no image in its shards
-_READ_ROWS = 64  # images handed over at once by a shard's reader
-_FOOTER_THREADS = 16
-_TAR_END = 1024  # bytes
+_MAX_EMPTY_EPOCHS = 20  # epochs in a row in which a lane may find no image in its shards
 
 
-# Opening
-@dataclass
-class ImageStream:
-    """The shards of one split, opened but not read.
-
-    Args:
-        source: what the user called it, for messages.
-        names: path or URL of every shard, in a fixed order.
-        dataset: streaming data set of `datasets` with one shard for each name.
-        column: in which the images are, undecoded.
-        kind: "parquet", "webdataset" (tar) or "arrow".
-        known_images: number of images where the Hub's description of the data set says it.
-    """
-
-    source: str
-    names: list[str]
-    dataset: datasets.IterableDataset
-    column: str
-    kind: str
-    known_images: int | None = None
-
-    @property
-    def num_shards(self) -> int:
-        return len(self.names)
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the shards' file names and their order; a folder that was moved keeps it, and a URL signed anew."""
-        names = "\n".join(name.partition("?")[0].replace("\\", "/").rsplit("/", 1)[-1] for name in self.names)
-        return hashlib.sha256(names.encode()).hexdigest()[:16]
-
-    def rows(self, shard: int, first_row: int = 0) -> Iterator[tuple[int, dict | None]]:
-        """(row number, `{"bytes", "path"}` as stored) of a shard from `first_row` on, encoded.
-
-        Of Parquet only the row groups from `first_row` on are read; a tar file is read from its beginning.
-
-        Raises:
-            OSError: if the shard has vanished or cannot be read; the message names it and the row.
-        """
-        row = first_row
-        try:
-            for part, start in self._parts(shard, first_row):
-                # Not iter(part), which inside a DataLoader's worker gives one worker all shards and the others none.
-                batches = part.iter(batch_size=_READ_ROWS)
-                values = (value for batch in batches for value in batch[self.column])
-                for value in itertools.islice(values, row - start, None):
-                    yield row, value
-                    row += 1
-            if self.kind == "webdataset":
-                _check_tar_end(self.names[shard])
-        except Exception as error:  # of pyarrow, tarfile, json, any file system: many classes, some not even OSError
-            reason = f"{type(error).__name__}: {error}"
-            raise OSError(f"the shard {self.names[shard]!r} cannot be read from row {row} on: {reason}") from error
-
-    def _parts(self, shard: int, first_row: int) -> Iterator[tuple[datasets.IterableDataset, int]]:
-        """Streaming data sets that together hold the rows from `first_row` on, each with its first row's number."""
-        whole = self.dataset.shard(num_shards=self.num_shards, index=shard)
-        if first_row == 0 or self.kind != "parquet":
-            yield whole, 0
-            return
-        groups = whole.reshard()  # a shard for each row group
-        start = 0
-        for index, num_rows in enumerate(_row_group_sizes(self.names[shard])):
-            if start + num_rows > first_row:
-                yield groups.shard(num_shards=groups.num_shards, index=index), start
-            start += num_rows
-
-
-def open_stream(
-    source: str | os.PathLike,
-    *,
-    split: str = "train",
-    config_name: str | None = None,
-    image_column: str | None = None,
-) -> ImageStream:
-    """Opens shards for streaming: lists the files and reads the header of one; no image is decoded.
-
-    Args:
-        source: one of
-            - a folder, file or glob of .parquet, .tar (WebDataset) or .arrow files, with splits as in
-              `load_image_dataset`;
-            - any URL or glob of URLs that fsspec opens, such as `hf://datasets/USER/NAME/**/*.parquet`,
-              `s3://bucket/train-*.tar` or `https://host/train-{00000..00099}.tar`; the range in braces is for servers
-              that cannot list files. Files named by a URL are one split, "train".
-            - otherwise the name of a data set on the Hub, which must consist of such files.
-        split, config_name, image_column: as in `load_image_dataset`.
-
-    Raises:
-        ValueError: if the source, the split or the column is absent or ambiguous, or if it cannot be streamed.
-    """
-    source = os.fspath(source)
-    arguments = _builder_arguments(source, config_name)
-    with _explained(f"{source!r} cannot be opened for streaming"):
-        builder = datasets.load_dataset_builder(**arguments)
-    if builder.name not in SHARD_BUILDERS.values():
-        raise ValueError(f"{source!r} cannot be streamed: it is no set of .parquet, .tar or .arrow files; {_ADVICE}")
-    with _explained(f"the {builder.name} files of {source!r} cannot be read"):
-        splits = builder.as_streaming_dataset()
-    chosen = choose_split(source, splits, split)
-    column = find_image_column(splits[chosen], image_column)
-    if builder.name == "parquet":
-        # The column is known only after opening. Set here, because opening again would list all files again.
-        builder.config.columns = [column]
-        splits = builder.as_streaming_dataset()
-    dataset = splits[chosen].select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    names = [str(name) for name in builder.config.data_files[chosen]]
-    known = (builder.info.splits or {}).get(chosen)
-    return ImageStream(source, names, dataset, column, builder.name, (known.num_examples or None) if known else None)
-
-
-def count_images(stream: ImageStream) -> int | None:
-    """Number of images, from what the Hub says or from the footers of all Parquet files; None for tar and Arrow.
-
-    Raises:
-        OSError: if a footer cannot be read.
-    """
-    if stream.known_images is not None or stream.kind != "parquet":
-        return stream.known_images
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:  # footers are small, so remote ones cost waiting only
-        return sum(map(sum, pool.map(_row_group_sizes, stream.names)))
-
-
-_ADVICE = (
-    'leave streaming off, or pack the images into Parquet: datasets.load_dataset("imagefolder", data_dir=...), then '
-    "to_parquet of `.shard(num_shards, index)` for every index"
-)
-
-
-def _builder_arguments(source: str, config_name: str | None) -> dict[str, Any]:
-    """What `datasets.load_dataset_builder` takes for this source."""
-    resolved = resolve(source, config_name)
-    if resolved.kind == "hub":
-        return {"path": source, "name": config_name}
-    if resolved.kind == "url":
-        kind, urls = _files_of_url(source)
-        return {"path": SHARD_BUILDERS[kind], "data_files": urls}
-    if resolved.kind == "saved":
-        raise ValueError(f"{source!r} is a save_to_disk folder, which opens at once without streaming: leave it off")
-    if resolved.kind not in SHARD_BUILDERS:
-        raise ValueError(f"{source!r} cannot be streamed: it holds single images; {_ADVICE}")
-    return {"path": SHARD_BUILDERS[resolved.kind], "data_files": resolved.data_files}
-
-
-def _files_of_url(source: str) -> tuple[str, dict[str, list[str]]]:
-    path = source.partition("?")[0] if source.startswith("http") else source  # elsewhere a ? belongs to a glob
-    kinds = [extension for extension in SHARD_BUILDERS if path.lower().endswith(extension)]
-    if not kinds:
-        example = source.rstrip("/") + "/**/*.parquet"
-        raise ValueError(f"{source!r} does not end in .parquet, .tar or .arrow; name the files, such as {example!r}")
-    return kinds[0], {"train": _expand_ranges(source)}
-
-
-def _expand_ranges(url: str) -> list[str]:
-    """`a-{08..10}.tar` -> `a-08.tar`, `a-09.tar`, `a-10.tar`."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", url)
-    if found is None:
-        return [url]
-    first, last = found.groups()
-    numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    return [name for number in numbers for name in _expand_ranges(url[: found.start()] + number + url[found.end() :])]
-
-
-@contextmanager
-def _explained(problem: str):
-    try:
-        yield
-    except Exception as error:  # `datasets` wraps what went wrong in errors of many classes
-        reason = error.__cause__ or error
-        raise ValueError(f"{problem}: {type(reason).__name__}: {reason}") from error
-
-
-def _row_group_sizes(name: str) -> list[int]:
-    try:
-        with fsspec.open(name, "rb") as file:
-            metadata = pq.read_metadata(file)
-    except Exception as error:
-        raise OSError(f"the footer of {name!r} cannot be read: {type(error).__name__}: {error}") from error
-    return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-
-
-def _check_tar_end(name: str) -> None:
-    """Raises ValueError if a tar file was cut off: tarfile takes the end of such a file for the end of the archive."""
-    try:
-        with fsspec.open(name, "rb") as file:
-            file.seek(-_TAR_END, os.SEEK_END)
-            end = file.read()
-    except Exception:  # a web server that gives whole files only; the images were read all the same
-        return
-    if any(end):
-        raise ValueError(f"the file is cut off, because a tar file ends in {_TAR_END:,} zero bytes")
-
-
-# Lanes
 def choose_lanes(num_shards: int, world_size: int, num_workers: int, lanes: int | None = None) -> tuple[int, int]:
     """How many lanes a run reads, and how many workers each process may start.
 
     Args:
         num_shards: of the stream.
         world_size: processes.
-        num_workers: wanted in each process; 0 means that the training process reads.
-        lanes: of the run to resume, or None for a fresh run, in which every worker gets one lane.
+        num_workers: wanted workers of each process; 0 means that the training process reads.
+        lanes: of the run to resume, or None for a new run, in which every worker gets one lane.
 
     Returns:
-        (lanes, workers): workers is the largest usable number, at most `num_workers`.
+        (lanes, workers): `workers` is the largest number that divides the lanes evenly, at most `num_workers`.
 
     Raises:
         ValueError: if there are fewer shards than processes, or the processes cannot share the lanes evenly.
@@ -267,20 +64,20 @@ def choose_lanes(num_shards: int, world_size: int, num_workers: int, lanes: int 
     return lanes, max((number for number in range(1, num_workers + 1) if share % number == 0), default=0)
 
 
-def lane_shards(num_shards: int, lane: int, lanes: int, seed: int, epoch: int) -> list[int]:
-    """The shards that a lane reads in an epoch, in order: each shard of the epoch's permutation is in one lane."""
-    # Lanes take turns with the longer parts; always the same ones would fall behind the others, epoch after epoch.
+def _lane_shards(num_shards: int, lane: int, lanes: int, seed: int, epoch: int) -> list[int]:
+    """The shards that a lane reads in an epoch, in order. Each shard of the epoch's permutation is in one lane."""
+    # Some lanes get one shard more. They take turns, or the same lanes would fall behind in every epoch.
     return epoch_order(num_shards, seed, epoch)[(lane + epoch) % lanes :: lanes].tolist()
 
 
 class Position(NamedTuple):
-    """Where a lane goes on: in a block of its epoch, which starts at a row of one of its shards.
+    """Where a lane goes on: a block of images, and how many of its images are used already.
 
     Args:
         epoch: of the lane, from 0.
         block: number of the block in this epoch of the lane.
-        place: in which of the lane's shards the block starts, in the order of the epoch.
-        row: at which row of that shard the block starts.
+        place: number of the shard in which the block starts, in the lane's order of this epoch.
+        row: the row of that shard at which the block starts.
         taken: images of the block that were used before, bad ones included.
     """
 
@@ -294,50 +91,55 @@ class Position(NamedTuple):
 class StreamedImage(NamedTuple):
     """An encoded image and the position after it. (shard, row) is its identity; `place` is as in `Position`."""
 
-    value: dict | None
+    value: StoredImage | None
     epoch: int
     place: int
     shard: int
     row: int
-    after: Position | None = None
+    after: Position = Position()
 
 
 def read_lane(
     stream: ImageStream, lane: int, lanes: int, seed: int, shuffle_buffer: int, start: Position
 ) -> Iterator[StreamedImage]:
-    """The endless sequence of a lane's images from a position on. Holds one block of encoded images.
+    """The endless sequence of a lane's images from a position on. Holds one block of encoded images in memory.
 
     Raises:
-        OSError: a shard cannot be read.
-        ValueError: no image in any of the lane's shards for MAX_EMPTY_EPOCHS epochs, or fewer than at `start`.
+        OSError: if a shard cannot be read.
+        ValueError: if the lane's shards hold no image for 20 epochs, or fewer images than when `start` was written.
     """
     num_empty = 0
     for epoch in itertools.count(start.epoch):
         position = start if epoch == start.epoch else Position(epoch)
-        num_empty += position.block == 0  # unless an image comes
+        num_empty += position.block == 0  # set back when an image is found
         for image in _read_epoch(stream, lane, lanes, seed, shuffle_buffer, position):
             num_empty = 0
             yield image
-        if num_empty >= MAX_EMPTY_EPOCHS:
+        if num_empty >= _MAX_EMPTY_EPOCHS:
             raise ValueError(f"{stream.source!r} holds no images in any shard of lane {lane} for {num_empty} epochs")
 
 
-def _read_epoch(stream, lane, lanes, seed, shuffle_buffer, position) -> Iterator[StreamedImage]:
-    shards = lane_shards(stream.num_shards, lane, lanes, seed, position.epoch)
+def _read_epoch(
+    stream: ImageStream, lane: int, lanes: int, seed: int, shuffle_buffer: int, position: Position
+) -> Iterator[StreamedImage]:
+    shards = _lane_shards(stream.num_shards, lane, lanes, seed, position.epoch)
     images = _in_file_order(stream, shards, position)
     while block := list(itertools.islice(images, shuffle_buffer)):
         if position.taken >= len(block):
             raise ValueError(f"the shards of {stream.source!r} hold fewer images than when the checkpoint was written")
         end = Position(position.epoch, position.block + 1, block[-1].place, block[-1].row + 1)
         order = block_order(len(block), seed, lane, position.epoch, position.block).tolist()
-        for taken in range(position.taken, len(block)):
-            image, block[order[taken]] = block[order[taken]], None  # what was used need not stay in memory
-            is_last = taken + 1 == len(block)
-            yield image._replace(after=end if is_last else position._replace(taken=taken + 1))
+        waiting = [block[place] for place in reversed(order[position.taken :])]
+        block.clear()  # from here on an image that is used leaves the memory
+        while waiting:
+            image = waiting.pop()
+            is_last = not waiting
+            yield image._replace(after=end if is_last else position._replace(taken=len(order) - len(waiting)))
         position = end
 
 
-def _in_file_order(stream, shards, position) -> Iterator[StreamedImage]:
+def _in_file_order(stream: ImageStream, shards: list[int], position: Position) -> Iterator[StreamedImage]:
+    """The images of these shards from the start of the position's block on."""
     for place in range(position.place, len(shards)):
         first_row = position.row if place == position.place else 0
         for row, value in stream.rows(shards[place], first_row):
@@ -345,7 +147,7 @@ def _in_file_order(stream, shards, position) -> Iterator[StreamedImage]:
 
 
 class LanePositions:
-    """Where each lane of a run goes on, and the settings with which alone it can: what a checkpoint must keep.
+    """Where each lane of a run goes on, and the settings that must stay the same. A checkpoint keeps both.
 
     Args:
         settings: `StreamingBatches.settings`.
@@ -356,25 +158,26 @@ class LanePositions:
         self.settings = dict(settings)
         self.positions = {int(lane): Position(*position) for lane, position in (positions or {}).items()}
 
-    def update(self, batch: dict) -> None:
-        """Notes a batch that was used. Batches that a worker only prepared must not be noted."""
+    def update(self, batch: dict[str, Any]) -> None:
+        """Records the position after a batch that was used in training. Not for batches that are only prepared."""
         self.positions[batch["lane"]] = Position(*batch["position"])
 
-    def state_dict(self) -> dict:
-        """For JSON. Those of all processes, each of which knows its own lanes, are merged by `merge_positions`."""
+    def state_dict(self) -> dict[str, dict]:
+        """For JSON. A process knows its own lanes only; `merge_positions` merges the states of all processes."""
         positions = {str(lane): list(position) for lane, position in sorted(self.positions.items())}
         return {"settings": self.settings, "positions": positions}
 
     @classmethod
-    def from_state_dict(cls, state: dict) -> "LanePositions":
+    def from_state_dict(cls, state: dict[str, dict]) -> "LanePositions":
+        """The positions that `state_dict` gave."""
         return cls(state["settings"], state["positions"])
 
 
-def merge_positions(states: Iterable[dict]) -> dict:
-    """One `state_dict` from those of all processes.
+def merge_positions(states: Iterable[dict[str, dict]]) -> dict[str, dict]:
+    """One `state_dict` from those of all processes, with the farthest position of each lane.
 
-    Right for runs that were resumed with another number of processes as well, because every process starts from all
-    positions: of each lane the farthest position counts.
+    This is also right if a run was resumed with another number of processes: every process starts from the positions
+    of all lanes, and only the process that reads a lane moves its position.
 
     Raises:
         ValueError: if they come from runs of different settings.
@@ -382,14 +185,13 @@ def merge_positions(states: Iterable[dict]) -> dict:
     states = list(states)
     if any(state["settings"] != states[0]["settings"] for state in states):
         raise ValueError(f"the processes stream with different settings: {[state['settings'] for state in states]}")
-    merged = {}
+    merged: dict[str, list[int]] = {}
     for state in states:
         for lane, position in state["positions"].items():
             merged[lane] = max(merged.get(lane, position), position)
     return {"settings": states[0]["settings"], "positions": merged}
 
 
-# Batches
 _SETTING_NAMES = {
     "lanes": "lanes",
     "shards": "shards",
@@ -404,8 +206,8 @@ _SETTING_NAMES = {
 class StreamingBatches(torch.utils.data.IterableDataset):
     """The collated micro-batches of one process, for `DataLoader(batches, batch_size=None, num_workers=...)`.
 
-    An image that cannot be read is left out and reported; the next readable one of the lane takes its place. What a
-    batch holds depends on (seed, shuffle_buffer, lanes, batch_size, shards) and on its number alone.
+    An image that cannot be read is left out and reported; the next readable one of the lane takes its place. The
+    images of a batch depend only on (seed, shuffle_buffer, lanes, batch_size, shards) and the number of the batch.
 
     Args:
         stream: of `open_stream`.
@@ -415,31 +217,30 @@ class StreamingBatches(torch.utils.data.IterableDataset):
         batch_size: B, images per process and micro-batch.
         total_steps: the optimizer step after the last one.
         lanes: of `choose_lanes`.
-        shuffle_buffer: images of a lane that are shuffled with one another, and held in memory, encoded.
+        shuffle_buffer: images of a lane that are shuffled with one another and held in memory, encoded.
         seed: of the order and of the crops, which are a pure function of (seed, epoch of the lane, shard, row).
         start_step: the optimizer step to go on with after an interruption.
-        start: where the lanes go on; it must hold all lanes of all processes.
+        start: where the lanes go on; it must have the lanes of all processes.
         accumulation_steps, rank, world_size: as in `PretrainingBatchSampler`.
-        crop_settings: `num_channels`, `crop_scale`, `crop_ratio`, `horizontal_flip`, `interpolation`,
-            `fast_large_photos` as in `PretrainingImages`.
+        crop_settings: as in `RandomCrops`.
 
     Yields:
         What `collate_fn` returns, plus `lane` (int), `position` (the five ints of the lane's `Position` after this
         batch) and `bad_images` (a list of `{"name", "reason"}` of the images that were left out).
 
     Raises:
-        ValueError: a value is out of range, `start` belongs to a run of other settings, or the number of workers does
-            not fit the lanes.
-        BadImageError: more than MAX_SUBSTITUTES unreadable images in a row.
-        OSError: a shard vanished or cannot be read.
+        ValueError: if a value is out of range, `start` belongs to a run with other settings, or the lanes cannot be
+            divided among the workers.
+        BadImageError: if MAX_SUBSTITUTES images in a row cannot be read.
+        OSError: if a shard is missing or cannot be read.
     """
 
     def __init__(
         self,
         stream: ImageStream,
-        image_size: int | tuple[int, int],
+        image_size: int | Sequence[int],
         *,
-        collate_fn: Callable[[list[dict]], dict],
+        collate_fn: Callable[[list[dict[str, Any]]], dict[str, Any]],
         batch_size: int,
         total_steps: int,
         lanes: int,
@@ -450,7 +251,7 @@ class StreamingBatches(torch.utils.data.IterableDataset):
         accumulation_steps: int = 1,
         rank: int = 0,
         world_size: int = 1,
-        **crop_settings,
+        **crop_settings: Unpack[CropSettings],
     ):
         if min(batch_size, accumulation_steps, world_size, shuffle_buffer) < 1 or not 0 <= rank < world_size:
             raise ValueError(
@@ -462,7 +263,7 @@ class StreamingBatches(torch.utils.data.IterableDataset):
         if not 1 <= lanes <= stream.num_shards:
             raise ValueError(f"lanes must be in 1..{stream.num_shards}, the number of shards, got {lanes}")
         self.stream = stream
-        self.images = PretrainingImages(None, image_size, seed=seed, **crop_settings)  # for its crops alone
+        self.crops = RandomCrops(image_size, seed=seed, **crop_settings)
         self.collate_fn = collate_fn
         self.batch_size = batch_size
         self.total_steps = total_steps
@@ -482,7 +283,7 @@ class StreamingBatches(torch.utils.data.IterableDataset):
 
     @property
     def settings(self) -> dict[str, int | str]:
-        """What must not change between an interruption and its resumption."""
+        """The settings that must be the same when a run is resumed."""
         return {
             "lanes": self.lanes,
             "shards": self.stream.num_shards,
@@ -494,26 +295,26 @@ class StreamingBatches(torch.utils.data.IterableDataset):
         }
 
     def _checked(self, start: LanePositions | None) -> dict[int, Position]:
-        for name, now in self.settings.items() if start else ():
+        start = start or LanePositions(self.settings)
+        for name, now in self.settings.items():
             before = start.settings[name]
             if before != now:
                 raise ValueError(
                     f"The stream cannot go on where it was: {_SETTING_NAMES[name]} changed from {before} to {now}."
                 )
-        positions = start.positions if start else {}
         begun = range(min(self.lanes, self.start_step * self.slot_blocks))
-        missing = [lane for lane in begun if lane not in positions]
+        missing = [lane for lane in begun if lane not in start.positions]
         if missing:
             raise ValueError(
                 f"To go on at step {self.start_step}, the positions of the lanes {missing} are missing: merge those "
                 "of all processes with merge_positions."
             )
-        return dict(positions)
+        return dict(start.positions)
 
     def __len__(self) -> int:
         return (self.total_steps - self.start_step) * self.accumulation_steps
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
         first, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         if self.lanes % (self.world_size * num_workers):
@@ -522,29 +323,33 @@ class StreamingBatches(torch.utils.data.IterableDataset):
                 "the number of workers from choose_lanes"
             )
         if worker:
-            fsspec.asyn.reset_lock()  # a copy of the main process's event loop would never answer
-        readers = {}
+            fsspec.asyn.reset_lock()  # the event loop copied from the main process does not run in a worker
+        readers: dict[int, Iterator[StreamedImage]] = {}
         for number in range(first, len(self), num_workers):
             yield self._batch(*divmod(number, self.accumulation_steps), readers)
 
-    def _batch(self, steps_done: int, micro_step: int, readers: dict[int, Iterator[StreamedImage]]) -> dict:
+    def _batch(self, steps_done: int, micro_step: int, readers: dict[int, Iterator[StreamedImage]]) -> dict[str, Any]:
         place = {"step": self.start_step + steps_done, "slot_block": micro_step * self.world_size + self.rank}
         lane = (place["step"] * self.slot_blocks + place["slot_block"]) % self.lanes
         if lane not in readers:
             begin = self.start.get(lane, Position())
             readers[lane] = read_lane(self.stream, lane, self.lanes, self.seed, self.shuffle_buffer, begin)
-        samples, bad_images = [], []
+        samples = []
+        bad_images: list[dict[str, str]] = []
         for _ in range(self.batch_size):
             image, pixel_values = self._next_readable(readers[lane], bad_images)
             samples.append({"pixel_values": pixel_values, **place, "shard": image.shard, "row": image.row})
         batch = self.collate_fn(samples)
         return {**batch, "lane": lane, "position": list(image.after), "bad_images": bad_images}
 
-    def _next_readable(self, reader, bad_images: list[dict]) -> tuple[StreamedImage, torch.Tensor]:
+    def _next_readable(
+        self, reader: Iterator[StreamedImage], bad_images: list[dict[str, str]]
+    ) -> tuple[StreamedImage, torch.Tensor]:
+        """The next image of a lane that can be read, and its crop; those before it are added to `bad_images`."""
         for image in itertools.islice(reader, MAX_SUBSTITUTES):
             name = self._name(image)
             try:
-                return image, self.images.read_crop(image.value, name, image.epoch, image.shard, image.row)
+                return image, self.crops.read_crop(image.value, name, image.epoch, image.shard, image.row)
             except BadImageError as error:
                 bad_images.append({"name": name, "reason": error.reason})
         raise BadImageError(

@@ -8,6 +8,7 @@ square or (height, width), in pixels.
 import functools
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,13 +19,13 @@ from .decoding import OpenedImage, to_array
 
 
 EVALUATION_RESIZE_RATIO = 256 / 224  # shorter side over crop, the usual ImageNet protocol
-_REDUCTIONS = (8, 4, 2)  # that libjpeg can decode at, beside 1
+_REDUCTIONS = (8, 4, 2)  # by which libjpeg can divide the sides while it decodes
+_Box: TypeAlias = tuple[int, int, int, int]
 
 
-# Transforms
 def random_resized_crop(
     image: Image.Image | np.ndarray,
-    size: int | tuple[int, int],
+    size: int | Sequence[int],
     scale: tuple[float, float],
     ratio: tuple[float, float],
     generator: np.random.Generator,
@@ -36,12 +37,12 @@ def random_resized_crop(
 
     Args:
         image: uint8 (H, W, C), or a PIL image of mode L or RGB.
-        size: of the result. For a size that is not square, `ratio` is relative to the result's width / height, so
-            that the stretching of the content stays within `ratio`.
+        size: of the result. If it is not square, `ratio` is relative to its width / height, so that the content is
+            stretched by at most `ratio`.
         scale: smallest and largest part of the image's area.
         ratio: smallest and largest width / height of the crop, log-uniform in between.
-        generator: where all randomness comes from.
-        horizontal_flip: mirror half of the results. Off in the paper; the crops are the same with and without.
+        generator: of all random numbers.
+        horizontal_flip: mirror half of the results. The paper does not. The crops are the same with and without.
         interpolation: "bilinear" (as published) or "bicubic".
 
     Returns:
@@ -49,7 +50,7 @@ def random_resized_crop(
     """
     array = to_array(image)
     height, width = height_and_width(size)
-    box = sample_crop(*array.shape[:2], width / height, scale, ratio, generator)
+    box = sample_crop(array.shape[0], array.shape[1], width / height, scale, ratio, generator)
     return _flipped_at_random(_resize_box(array, box, (height, width), interpolation), horizontal_flip, generator)
 
 
@@ -63,11 +64,11 @@ def reduced_random_resized_crop(
     horizontal_flip: bool,
     interpolation: str,
 ) -> torch.Tensor:
-    """`random_resized_crop` of a `reducible` image, decoded no larger than the crop needs.
+    """`random_resized_crop` of a `reducible` image, which is decoded smaller if the crop allows it.
 
-    The crop is the same part of the image. Where it is at least two, four or eight times as large as the result in
-    both directions, libjpeg makes the image smaller by as much while it decodes; the pixels come out a little
-    different (docs/loading.md has figures). Elsewhere they are the same.
+    The crop is the same part of the image. If both of its sides are at least two, four or eight times as long as those
+    of the result, libjpeg divides the sides of the image by that number while it decodes. The pixels then differ a
+    little (docs/loading.md has figures). Otherwise they are the same.
     """
     box = sample_crop(*image.height_and_width, size[1] / size[0], scale, ratio, generator)
     reduction = next((n for n in _REDUCTIONS if box[2] >= n * size[0] and box[3] >= n * size[1]), 1)
@@ -79,17 +80,19 @@ def reduced_random_resized_crop(
     return _flipped_at_random(resized, horizontal_flip, generator)
 
 
-def _resize_box(array: np.ndarray, box, size: tuple[int, int], interpolation: str) -> torch.Tensor:
+def _resize_box(array: np.ndarray, box: _Box, size: tuple[int, int], interpolation: str) -> torch.Tensor:
     """A box of (H, W, C), resized with antialiasing to (C, *size)."""
     top, left, height, width = box
-    # Copied, because torch takes no view that runs backwards or is read-only; it would copy any other one itself.
+    # Copied, because torch does not accept views that are reversed or read-only.
     crop = torch.from_numpy(array[top : top + height, left : left + width].copy()).permute(2, 0, 1)
-    # On uint8 this gives PIL's result up to one grey level in about a quarter of the time.
+    # On uint8 the result differs from PIL's by at most one grey level and takes about a quarter of the time.
     return torch.nn.functional.interpolate(crop[None], size, mode=interpolation, antialias=True)[0]
 
 
-def _resize_fractional_box(array: np.ndarray, box, size: tuple[int, int], interpolation: str) -> torch.Tensor:
-    """As `_resize_box`, by PIL, for a box whose edges lie between pixels."""
+def _resize_fractional_box(
+    array: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int], interpolation: str
+) -> torch.Tensor:
+    """As `_resize_box`, with PIL, for a box whose edges lie between pixels."""
     top, left, height, width = box
     first_row, first_column = int(top), int(left)
     array = array[first_row : math.ceil(top + height), first_column : math.ceil(left + width)]
@@ -113,9 +116,15 @@ def sample_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float],
     generator: np.random.Generator,
-) -> tuple[int, int, int, int]:
-    """Draws (top, left, height, width) of a crop; after ten draws that do not fit, the centre as large as fits."""
-    # Only Generator.random() is used: its stream has never changed between NumPy versions, unlike integers().
+) -> _Box:
+    """Draws the box of a crop. After ten draws that do not fit, the largest box that fits is taken from the centre.
+
+    Args:
+        height, width: of the image, in pixels.
+        target_ratio: width / height of the result; `ratio` is relative to it.
+        scale, ratio, generator: as in `random_resized_crop`.
+    """
+    # Only Generator.random() is used: its numbers have never changed between NumPy versions, unlike integers().
     for _ in range(10):
         area, shape, vertical, horizontal = generator.random(4)
         crop_area = height * width * (scale[0] + area * (scale[1] - scale[0]))
@@ -131,13 +140,13 @@ def sample_crop(
 
 
 def resize_center_crop(
-    image: Image.Image | np.ndarray, size: int | tuple[int, int], resize_ratio: float = EVALUATION_RESIZE_RATIO
+    image: Image.Image | np.ndarray, size: int | Sequence[int], resize_ratio: float = EVALUATION_RESIZE_RATIO
 ) -> torch.Tensor:
-    """The evaluation view, equal to what `build_image_processor` computes: bicubic resize, centre crop.
+    """The evaluation view: bicubic resize, then centre crop. `build_image_processor` gives the same pixels.
 
     For a square size the shorter side becomes resize_ratio x size. For another size the whole image becomes
-    resize_ratio x (height, width), which keeps the shape of the content only where the image has about the shape of
-    `size`: stock image processors know no third way.
+    resize_ratio x (height, width), which stretches the content of an image with other proportions than `size`. Stock
+    image processors offer nothing else.
 
     Args:
         image: uint8 (H, W, C), or a PIL image of mode L or RGB.
@@ -146,6 +155,9 @@ def resize_center_crop(
 
     Returns:
         uint8 (C, height, width).
+
+    Raises:
+        ValueError: if `resize_ratio` is below 1, or the size is not positive.
     """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0])
@@ -158,31 +170,36 @@ def resize_center_crop(
 
 
 def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """A size as (height, width), both positive. One number is a square."""
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise ValueError(f"size must be positive, got {size!r}")
     return height, width
 
 
-def _evaluation_box(size: int | tuple[int, int], resize_ratio: float) -> tuple[int, int]:
+def _evaluation_box(size: int | Sequence[int], resize_ratio: float) -> tuple[int, int]:
     if resize_ratio < 1:
         raise ValueError(f"resize_ratio must be 1 or more, got {resize_ratio!r}: the crop would leave the image")
     height, width = height_and_width(size)
     return round(resize_ratio * height), round(resize_ratio * width)
 
 
-def _resized_size(height: int, width: int, size: int | tuple[int, int], resize_ratio: float) -> tuple[int, int]:
+def _resized_size(height: int, width: int, size: int | Sequence[int], resize_ratio: float) -> tuple[int, int]:
     box_height, box_width = _evaluation_box(size, resize_ratio)
     if box_height != box_width:
         return box_height, box_width
-    # Rounded down like `transformers` does, so that both give the same pixels.
+    # Rounded down as `transformers` does, so that both give the same pixels.
     if height <= width:
         return box_height, int(box_height * width / height)
     return int(box_height * height / width), box_height
 
 
 def default_image_statistics(num_channels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of pixels in 0..1: ImageNet's, as published; for one channel, of their luma."""
+    """Mean and standard deviation of pixels in 0..1: those of ImageNet, and for one channel those of its luma.
+
+    Raises:
+        ValueError: for another number of channels than 1 or 3.
+    """
     statistics = {3: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), 1: ([0.459], [0.226])}
     if num_channels not in statistics:
         raise ValueError(f"num_channels must be 1 or 3, got {num_channels!r}")
@@ -197,39 +214,52 @@ def normalize_pixel_values(
     Args:
         pixel_values: uint8 (..., C, H, W).
         image_mean, image_std: one number per channel, for pixels in 0..1.
+
+    Raises:
+        TypeError: if the pixels are not uint8.
+        ValueError: if the numbers of channels differ.
     """
     if pixel_values.dtype != torch.uint8:
         raise TypeError(f"pixel_values must be uint8 in 0..255, got {pixel_values.dtype}: normalised already?")
     if not len(image_mean) == len(image_std) == pixel_values.shape[-3]:
         raise ValueError(f"mean {image_mean} and std {image_std} do not fit {pixel_values.shape[-3]} channels")
-    mean, std = (_of_levels(tuple(values), pixel_values.device) for values in (image_mean, image_std))
+    mean, std = (_in_grey_levels(tuple(values), pixel_values.device) for values in (image_mean, image_std))
     return (pixel_values.float() - mean) / std
 
 
-@functools.cache  # or every step would wait for the device to take these few numbers
-def _of_levels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Numbers for pixels in 0..1, made those for 0..255: (C, 1, 1)."""
+@functools.cache  # so that the numbers are copied to the device once, and not in every step
+def _in_grey_levels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Numbers for pixels in 0..1, scaled to pixels in 0..255: (C, 1, 1)."""
     return 255 * torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def build_image_processor(
-    image_size: int | tuple[int, int],
+    image_size: int | Sequence[int],
     num_channels: int = 3,
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
     resize_ratio: float = EVALUATION_RESIZE_RATIO,
 ) -> BitImageProcessorPil:
-    """A stock image processor that does what `resize_center_crop` and `normalize_pixel_values` do.
+    """A stock image processor that gives the same as `resize_center_crop` and `normalize_pixel_values`.
 
-    `save_pretrained` writes a `preprocessor_config.json` without the word PIL, and `AutoImageProcessor` opens it with
-    or without torchvision. transformers 5.17 without torchvision hides AutoImageProcessor, whatever the file says:
-    there, `BitImageProcessorPil.from_pretrained` opens it. BiT's is the class whose fields are these steps (DINOv2
-    uses it too); `ViTImageProcessor` has no centre crop of its own.
+    `save_pretrained` writes a `preprocessor_config.json` that does not mention PIL, and `AutoImageProcessor` opens it
+    with or without torchvision. But transformers 5.17 does not export AutoImageProcessor if torchvision is missing;
+    then `BitImageProcessorPil.from_pretrained` opens the file. The class is BiT's because its fields are these steps
+    (DINOv2 uses it too); `ViTImageProcessor` has no centre crop of its own.
 
-    The stock class differs from `decode_image` in three points. It does not rotate by EXIF if it gets a PIL image. For
-    num_channels 3 it clips 16-bit images. For num_channels 1 it takes PIL images of mode L or arrays (H, W, 1) or
-    (1, H, W), and raises a ValueError about the mean for colour, because it can convert to RGB but not to grey; do
-    `image.convert("L")` first.
+    The stock class differs from `decode_image` in three points. It does not rotate a PIL image by its EXIF
+    orientation. For num_channels 3 it clips 16-bit images. For num_channels 1 it takes PIL images of mode L, or arrays
+    (H, W, 1) or (1, H, W). It then raises a ValueError about the mean for images in colour, because it can convert to
+    RGB but not to grey; call `image.convert("L")` first.
+
+    Args:
+        image_size: of the result, in pixels.
+        num_channels: 1 or 3.
+        image_mean, image_std: for pixels in 0..1; by default those of `default_image_statistics`.
+        resize_ratio: as in `resize_center_crop`.
+
+    Raises:
+        ValueError: if a value is out of range.
     """
     mean, std = default_image_statistics(num_channels)
     height, width = height_and_width(image_size)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..arguments import require
-from ..data.datasets import ProcessedImages
+from ..data.datasets import prepare_image
 from ..data.transforms import build_image_processor, normalize_pixel_values
 from ..encoders import load_classifier, load_config, load_encoder, one_line
 from .arguments import ModelArguments
@@ -40,7 +40,7 @@ def processor_statistics(processor, num_channels: int) -> tuple[list[float], lis
     if processor.do_normalize:
         mean, std = list(processor.image_mean), list(processor.image_std)
     grey = np.full((256, 256, num_channels), 100, dtype=np.uint8)
-    processed = ProcessedImages(None, processor, num_channels).prepare(grey)  # (C, H, W)
+    processed = prepare_image(processor, grey)  # (C, H, W)
     expected = normalize_pixel_values(torch.from_numpy(grey).permute(2, 0, 1), mean, std)[:, :1, :1]
     require(
         torch.allclose(processed, expected.expand_as(processed), atol=1e-4),
@@ -52,7 +52,7 @@ def processor_statistics(processor, num_channels: int) -> tuple[list[float], lis
 def processed_size(processor, num_channels: int) -> tuple[int, int]:
     """Height and width of what the processor gives."""
     blank = np.zeros((256, 256, num_channels), dtype=np.uint8)
-    return tuple(ProcessedImages(None, processor, num_channels).prepare(blank).shape[-2:])
+    return tuple(prepare_image(processor, blank).shape[-2:])
 
 
 # Model

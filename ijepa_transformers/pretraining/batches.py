@@ -23,8 +23,9 @@ from ..configuration_ijepa import IJepaConfig
 from ..data.bad_images import BadImageLog, bad_indices
 from ..data.datasets import PretrainingImages
 from ..data.order import PretrainingBatchSampler
+from ..data.shards import count_images, open_stream
 from ..data.sources import image_name, open_split
-from ..data.streaming import LanePositions, StreamingBatches, choose_lanes, count_images, merge_positions, open_stream
+from ..data.streaming import LanePositions, StreamingBatches, choose_lanes, merge_positions
 from ..distributed import on_main_process
 from ..masking import MaskingCollator, MultiBlockMasking
 from .arguments import PretrainingArguments

@@ -15,6 +15,7 @@ from ijepa_transformers.data.datasets import (
     FineTuningImages,
     LabelledImages,
     PretrainingImages,
+    RandomCrops,
 )
 from ijepa_transformers.data.decoding import BadImageError, decode_image
 from ijepa_transformers.data.order import PretrainingBatchSampler
@@ -35,7 +36,7 @@ from tests.data.images import encoded, images_dataset, labelled, photo_pixels, p
 
 def test_crops_are_where_they_have_always_been():
     """The very numbers are part of a run: a change here breaks the resumption of everybody's runs."""
-    images = PretrainingImages(None, 224, seed=7)
+    images = RandomCrops(224, seed=7)
     boxes = [
         sample_crop(375, 500, 1.0, (0.3, 1.0), (3 / 4, 4 / 3), images.crop_generator(epoch, index))
         for epoch, index in ((0, 0), (0, 1), (3, 1234567))

@@ -91,9 +91,9 @@ def test_columns_that_are_ambiguous_or_absent_are_errors_that_list_them(tmp_path
     with pytest.raises(ValueError, match=r"several image columns .*'img', 'other'.*text \(string\), blob \(binary\)"):
         load_image_dataset(tmp_path)
     assert load_image_dataset(tmp_path, image_column="other", label_column="text")["label"][:] == [0, 1]
-    with pytest.raises(ValueError, match=r"'imgs' is no column of images; the columns are img \(binary\)"):
+    with pytest.raises(ValueError, match=r"'imgs' is not a column of images; the columns are img \(binary\)"):
         load_image_dataset(tmp_path, image_column="imgs")
-    with pytest.raises(ValueError, match="'blob' is no column of class ids"):
+    with pytest.raises(ValueError, match="'blob' is not a column of class ids"):
         load_image_dataset(tmp_path, image_column="img", label_column="blob")
     datasets.Dataset.from_dict({"a": [1]}).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"no image column; .* a \(int64\)"):

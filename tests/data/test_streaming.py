@@ -21,19 +21,16 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
-from ijepa_transformers.data import streaming
-from ijepa_transformers.data.datasets import MAX_SUBSTITUTES, PretrainingImages
+from ijepa_transformers.data.datasets import MAX_SUBSTITUTES, RandomCrops
 from ijepa_transformers.data.decoding import BadImageError, decode_image
+from ijepa_transformers.data.shards import ImageStream, count_images, open_stream
 from ijepa_transformers.data.streaming import (
-    ImageStream,
     LanePositions,
     Position,
     StreamingBatches,
+    _lane_shards,
     choose_lanes,
-    count_images,
-    lane_shards,
     merge_positions,
-    open_stream,
     read_lane,
 )
 from ijepa_transformers.masking import MaskingCollator, MultiBlockMasking
@@ -177,7 +174,7 @@ def test_two_processes_never_share_an_image_in_an_epoch(shards):
 
 def test_lanes_take_turns_with_the_longer_parts():
     for lanes in (1, 4, 5):
-        counts = [[len(lane_shards(7, lane, lanes, 0, epoch)) for epoch in range(lanes)] for lane in range(lanes)]
+        counts = [[len(_lane_shards(7, lane, lanes, 0, epoch)) for epoch in range(lanes)] for lane in range(lanes)]
         assert {sum(count) for count in counts} == {7}
         assert all(max(count) - min(count) <= 1 for count in counts)
 
@@ -281,10 +278,8 @@ def test_blocks_longer_than_an_epoch_and_of_one_image_resume_too(shards):
 def test_resuming_skips_blocks_that_were_used_up_and_parquet_row_groups_before(tmp_path, monkeypatch):
     stream = open_stream(write_shards(tmp_path / "shards", rows=(40,)))
     read = []
-    parts = streaming.ImageStream._parts
-    monkeypatch.setattr(
-        streaming.ImageStream, "_parts", lambda *args: (read.append(part[1]) or part for part in parts(*args))
-    )
+    parts = ImageStream._parts
+    monkeypatch.setattr(ImageStream, "_parts", lambda *args: (read.append(part[1]) or part for part in parts(*args)))
     images = lane_images(stream, 0, 1, 10)
     assert images[-1].after == Position(0, 2, 0, 10, 0) and read == [0]
     again = list(itertools.islice(read_lane(stream, 0, 1, 0, 5, images[-1].after), 5))
@@ -405,9 +400,9 @@ def test_the_number_of_batches_is_known(shards):
 
 def test_no_image_is_decoded_at_the_start_and_only_what_is_needed_later(shards, monkeypatch):
     decoded, opened = [], []
-    decode, rows = PretrainingImages.read_crop, streaming.ImageStream.rows
-    monkeypatch.setattr(PretrainingImages, "read_crop", lambda *args: decoded.append(1) or decode(*args))
-    monkeypatch.setattr(streaming.ImageStream, "rows", lambda *args: opened.append(args[1]) or rows(*args))
+    decode, rows = RandomCrops.read_crop, ImageStream.rows
+    monkeypatch.setattr(RandomCrops, "read_crop", lambda *args: decoded.append(1) or decode(*args))
+    monkeypatch.setattr(ImageStream, "rows", lambda *args: opened.append(args[1]) or rows(*args))
     monkeypatch.setattr(Image, "open", functools.partial(_counted, Image.open, decoded))
     batches = batches_of(open_stream(shards), lanes=2)
     assert not decoded and not opened
@@ -462,7 +457,7 @@ def test_splits_files_globs_and_columns(tmp_path):
     assert open_stream(tmp_path / "data/train/001.parquet").names == [str(tmp_path / "data/train/001.parquet")]
     with pytest.raises(ValueError, match="has no split 'test'; it has 'train', 'validation'"):
         open_stream(tmp_path / "data", split="test")
-    with pytest.raises(ValueError, match="'caption2' is no column of images"):
+    with pytest.raises(ValueError, match="'caption2' is not a column of images"):
         open_stream(tmp_path / "data", image_column="caption2")
     with pytest.raises(ValueError, match="config_name is for Hub data sets only"):
         open_stream(tmp_path / "data", config_name="small")
@@ -579,7 +574,7 @@ def test_a_repository_of_shards_streams_and_knows_its_size(tmp_path, monkeypatch
 def test_a_repository_of_images_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(png(0, 0))
     as_hub_name(monkeypatch, tmp_path)
-    with pytest.raises(ValueError, match="'user/name' cannot be streamed: it is no set of"):
+    with pytest.raises(ValueError, match="'user/name' cannot be streamed: its files are not"):
         open_stream("user/name")
 
 

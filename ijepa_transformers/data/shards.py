@@ -1,0 +1,215 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Opens Parquet, tar (WebDataset) and Arrow shards, local or remote, without reading their images."""
+
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import fsspec
+import pyarrow.parquet as pq
+
+from .decoding import StoredImage
+from .sources import SHARD_BUILDERS, choose_split, find_image_column, resolve
+
+
+_READ_ROWS = 64  # images that are read from a shard at once
+_FOOTER_THREADS = 16
+_TAR_END = 1024  # bytes
+_ADVICE = (
+    'leave streaming off, or pack the images into Parquet: datasets.load_dataset("imagefolder", data_dir=...), then '
+    "to_parquet of `.shard(num_shards, index)` for every index"
+)
+
+
+@dataclass
+class ImageStream:
+    """The shards of one split, opened but not read.
+
+    Args:
+        source: as the user wrote it, for messages.
+        names: path or URL of every shard, in a fixed order.
+        dataset: streaming data set of `datasets` with one shard for each name.
+        column: the column of the images, which are not decoded.
+        kind: "parquet", "webdataset" (tar) or "arrow".
+        known_images: number of images, if the description of the data set on the Hub says it.
+    """
+
+    source: str
+    names: list[str]
+    dataset: datasets.IterableDataset
+    column: str
+    kind: str
+    known_images: int | None = None
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.names)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the shards' file names in their order. A moved folder or a newly signed URL keeps it."""
+        names = "\n".join(name.partition("?")[0].replace("\\", "/").rsplit("/", 1)[-1] for name in self.names)
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+    def rows(self, shard: int, first_row: int = 0) -> Iterator[tuple[int, StoredImage | None]]:
+        """Row number and encoded image of every row of a shard from `first_row` on.
+
+        A Parquet file is read from the row group of `first_row` on, a tar file from its beginning.
+
+        Raises:
+            OSError: if the shard is missing or cannot be read. The message has its name and the row.
+        """
+        row = first_row
+        try:
+            for part, start in self._parts(shard, first_row):
+                # Not iter(part): in the workers of a DataLoader it gives one worker all shards and the others none.
+                batches = part.iter(batch_size=_READ_ROWS)
+                values = (value for batch in batches for value in batch[self.column])
+                for value in itertools.islice(values, row - start, None):
+                    yield row, value
+                    row += 1
+            if self.kind == "webdataset":
+                _check_tar_end(self.names[shard])
+        except Exception as error:  # pyarrow, tarfile, json and file systems raise errors of many classes
+            reason = f"{type(error).__name__}: {error}"
+            raise OSError(f"the shard {self.names[shard]!r} cannot be read from row {row} on: {reason}") from error
+
+    def _parts(self, shard: int, first_row: int) -> Iterator[tuple[datasets.IterableDataset, int]]:
+        """Streaming data sets that together hold the rows from `first_row` on, with the number of their first row."""
+        whole = self.dataset.shard(num_shards=self.num_shards, index=shard)
+        if first_row == 0 or self.kind != "parquet":
+            yield whole, 0
+            return
+        groups = whole.reshard()  # a shard for each row group
+        start = 0
+        for index, num_rows in enumerate(_row_group_sizes(self.names[shard])):
+            if start + num_rows > first_row:
+                yield groups.shard(num_shards=groups.num_shards, index=index), start
+            start += num_rows
+
+
+def open_stream(
+    source: str | os.PathLike,
+    *,
+    split: str = "train",
+    config_name: str | None = None,
+    image_column: str | None = None,
+) -> ImageStream:
+    """Opens shards for streaming: lists the files and reads the header of one. No image is decoded.
+
+    Args:
+        source: one of
+            - a folder, file or glob of .parquet, .tar (WebDataset) or .arrow files, with splits as in
+              `load_image_dataset`;
+            - any URL or glob of URLs that fsspec opens, such as `hf://datasets/USER/NAME/**/*.parquet`,
+              `s3://bucket/train-*.tar` or `https://host/train-{00000..00099}.tar`. The range in braces is for servers
+              that cannot list files. All files of a URL are the split "train".
+            - otherwise the name of a data set on the Hub, which must consist of such files.
+        split, config_name, image_column: as in `load_image_dataset`.
+
+    Raises:
+        ValueError: if the source, the split or the column is absent or ambiguous, or if it cannot be streamed.
+    """
+    source = os.fspath(source)
+    arguments = _builder_arguments(source, config_name)
+    with _as_value_error(f"{source!r} cannot be opened for streaming"):
+        builder = datasets.load_dataset_builder(**arguments)
+    if builder.name not in SHARD_BUILDERS.values():
+        raise ValueError(f"{source!r} cannot be streamed: its files are not .parquet, .tar or .arrow; {_ADVICE}")
+    with _as_value_error(f"the {builder.name} files of {source!r} cannot be read"):
+        splits = builder.as_streaming_dataset()
+    chosen = choose_split(source, splits, split)
+    column = find_image_column(splits[chosen], image_column)
+    if builder.name == "parquet":
+        # The column is known only after opening. It is set here, because a second opening would list all files again.
+        builder.config.columns = [column]
+        splits = builder.as_streaming_dataset()
+    dataset = splits[chosen].select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    names = [str(name) for name in builder.config.data_files[chosen]]
+    known = (builder.info.splits or {}).get(chosen)
+    return ImageStream(source, names, dataset, column, builder.name, (known.num_examples or None) if known else None)
+
+
+def count_images(stream: ImageStream) -> int | None:
+    """Number of images, from the Hub or from the footers of all Parquet files; None for tar and Arrow files.
+
+    Raises:
+        OSError: if a footer cannot be read.
+    """
+    if stream.known_images is not None or stream.kind != "parquet":
+        return stream.known_images
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:  # reading remote footers is mostly waiting
+        return sum(map(sum, pool.map(_row_group_sizes, stream.names)))
+
+
+def _builder_arguments(source: str, config_name: str | None) -> dict[str, Any]:
+    """The arguments of `datasets.load_dataset_builder` for this source."""
+    resolved = resolve(source, config_name)
+    if resolved.kind == "hub":
+        return {"path": source, "name": config_name}
+    if resolved.kind == "url":
+        kind, urls = _files_of_url(source)
+        return {"path": SHARD_BUILDERS[kind], "data_files": urls}
+    if resolved.kind == "saved":
+        raise ValueError(f"{source!r} is a save_to_disk folder, which opens at once: leave streaming off")
+    if resolved.kind not in SHARD_BUILDERS:
+        raise ValueError(f"{source!r} cannot be streamed: it holds single images; {_ADVICE}")
+    return {"path": SHARD_BUILDERS[resolved.kind], "data_files": resolved.data_files}
+
+
+def _files_of_url(source: str) -> tuple[str, dict[str, list[str]]]:
+    path = source.partition("?")[0] if source.startswith("http") else source  # for other schemes, ? is part of a glob
+    kinds = [extension for extension in SHARD_BUILDERS if path.lower().endswith(extension)]
+    if not kinds:
+        example = source.rstrip("/") + "/**/*.parquet"
+        raise ValueError(f"{source!r} does not end in .parquet, .tar or .arrow; name the files, such as {example!r}")
+    return kinds[0], {"train": _expand_ranges(source)}
+
+
+def _expand_ranges(url: str) -> list[str]:
+    """`a-{08..10}.tar` -> `a-08.tar`, `a-09.tar`, `a-10.tar`."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", url)
+    if found is None:
+        return [url]
+    first, last = found.groups()
+    numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return [name for number in numbers for name in _expand_ranges(url[: found.start()] + number + url[found.end() :])]
+
+
+@contextmanager
+def _as_value_error(problem: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # `datasets` wraps the cause in errors of many classes
+        reason = error.__cause__ or error
+        raise ValueError(f"{problem}: {type(reason).__name__}: {reason}") from error
+
+
+def _row_group_sizes(name: str) -> list[int]:
+    """Rows in each row group of a Parquet file."""
+    try:
+        with fsspec.open(name, "rb") as file:
+            metadata = pq.read_metadata(file)
+    except Exception as error:
+        raise OSError(f"the footer of {name!r} cannot be read: {type(error).__name__}: {error}") from error
+    return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+
+
+def _check_tar_end(name: str) -> None:
+    """Raises ValueError if a tar file is cut off. tarfile does not notice: it takes the end of the file for the end of
+    the archive."""
+    try:
+        with fsspec.open(name, "rb") as file:
+            file.seek(-_TAR_END, os.SEEK_END)
+            end = file.read()
+    except Exception:  # the web server sends whole files only. All images were read, so this is not an error.
+        return
+    if any(end):
+        raise ValueError(f"the file is cut off, because a tar file ends in {_TAR_END:,} zero bytes")
