@@ -190,7 +190,7 @@ class Ours(Contender):
             return networks(pixel_values, context_indices, target_indices).loss
 
     def update(self, loss, part):
-        """As `update_weights` and `train` in run_pretraining.py, without clipping, which is off by default."""
+        """As in ijepa_transformers/pretraining/loop.py, without clipping, which is off by default."""
         SCHEDULES.apply(self.optimizer, self.number)
         with part("gradient norm"):
             gradients = [p.grad for p in self.networks.parameters() if p.grad is not None]

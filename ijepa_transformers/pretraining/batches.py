@@ -1,13 +1,15 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""The images of a pretraining run, indexed or streamed, behind one interface: batches, bad images, where to go on.
+"""The images of a pretraining run, indexed or streamed, behind one interface.
 
-`arguments` are the `PretrainingArguments` of the run. Both kinds have
+`IndexedData` and `StreamedData` have
 
-    num_images, loader(...)             how many images, and the batches of this process from a step on
-    used(batch)                         notes a batch that was trained on
-    bad_images(batch), names(batch)     what could not be read, for `log.add`; what the images are called
-    log                                 the bad images of the run, in bad_images.jsonl
-    state()                             what a checkpoint must keep, as JSON; call it on all processes
+    num_images              the number of images
+    loader(...)             the batches of this process, starting with any step
+    count(batch)            notes that a batch was trained on
+    bad_images(batch)       the images that could not be read, for `log.add`
+    names(batch)            the names of the images
+    log                     the bad images of the run, in bad_images.jsonl
+    state()                 what a checkpoint must keep, as JSON. All processes must call it.
 """
 
 from pathlib import Path
@@ -32,8 +34,8 @@ from .arguments import PretrainingArguments
 from .preemption import ignore_stop_signals
 
 
-def check_size(num_images: int, arguments: PretrainingArguments, state: dict | None) -> None:
-    """Raises ValueError if the images do not fill a batch, or are not as many as in the run to resume."""
+def _check_size(num_images: int, arguments: PretrainingArguments, state: dict | None) -> None:
+    """Raises ValueError if the images do not fill a batch, or if the run to resume had another number of images."""
     if num_images < arguments.batch_size:
         raise ValueError(f"{num_images} images do not fill one batch; lower batch_size {arguments.batch_size}.")
     if state is not None and state["num_images"] != num_images:
@@ -44,14 +46,14 @@ def check_size(num_images: int, arguments: PretrainingArguments, state: dict | N
 
 
 class IndexedData:
-    """A data set of which any image can be asked for.
+    """A data set with random access to its images.
 
     Args:
-        dataset: of `load_image_dataset`.
-        state: of `state()` in the checkpoint to resume, or None.
+        dataset: from `load_image_dataset`.
+        state: what `state()` returned for the checkpoint to resume, or None.
 
     Raises:
-        ValueError: as `check_size`.
+        ValueError: if the images do not fill a batch, or if the run to resume had another number of images.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class IndexedData:
         accelerator: Accelerator,
         state: dict | None,
     ):
-        check_size(len(dataset), arguments, state)
+        _check_size(len(dataset), arguments, state)
         self.dataset, self.arguments, self.config, self.accelerator = dataset, arguments, config, accelerator
         self.num_images = len(dataset)
         self.log = _open_log(self)
@@ -86,8 +88,8 @@ class IndexedData:
         settings = _loader_settings(accelerator, arguments.num_workers)
         return DataLoader(images, batch_sampler=sampler, collate_fn=collator, **settings)
 
-    def used(self, batch: dict) -> None:
-        """The step says it all."""
+    def count(self, batch: dict) -> None:
+        """Does nothing, because the step alone decides which images come next."""
 
     def bad_images(self, batch: dict) -> list[int]:
         return bad_indices(batch, self.num_images)
@@ -106,7 +108,8 @@ class StreamedData:
         state: as in `IndexedData`.
 
     Raises:
-        ValueError: as `open_stream`, `choose_lanes` and `check_size`; or if nobody says how many images there are.
+        ValueError: if the shards cannot be opened or shared among the processes, if their number of images is unknown,
+            and as `IndexedData`.
     """
 
     def __init__(
@@ -123,16 +126,20 @@ class StreamedData:
             config_name=arguments.data_config,
             image_column=arguments.image_column,
         )
-        self.num_images = arguments.num_images or on_main_process(accelerator, lambda: count_images(self.stream))
-        if self.num_images is None:
-            raise ValueError(f"{arguments.data!r} does not say how many images it holds: give num_images.")
-        check_size(self.num_images, arguments, state)
+        self.num_images = self._find_num_images()
+        _check_size(self.num_images, arguments, state)
         self.start = LanePositions.from_state_dict(state["stream"]) if state else None
-        before = self.start.settings["lanes"] if self.start else None
+        lanes_before = int(self.start.settings["lanes"]) if self.start else None
         self.lanes, self.num_workers = choose_lanes(
-            self.stream.num_shards, accelerator.num_processes, arguments.num_workers, before
+            self.stream.num_shards, accelerator.num_processes, arguments.num_workers, lanes_before
         )
         self.log = _open_log(self)
+
+    def _find_num_images(self) -> int:
+        found = self.arguments.num_images or on_main_process(self.accelerator, lambda: count_images(self.stream))
+        if found is None:
+            raise ValueError(f"{self.arguments.data!r} does not say how many images it holds: give num_images.")
+        return found
 
     def loader(self, masking: MultiBlockMasking, total_steps: int, first_step: int) -> DataLoader:
         arguments, accelerator = self.arguments, self.accelerator
@@ -155,8 +162,8 @@ class StreamedData:
         self.positions = LanePositions(batches.settings, self.start.positions if self.start else None)
         return DataLoader(batches, batch_size=None, **_loader_settings(accelerator, self.num_workers))
 
-    def used(self, batch: dict) -> None:
-        """Only what was trained on counts; the workers are ahead of it."""
+    def count(self, batch: dict) -> None:
+        """Moves the position to resume from. The workers have read further, but only trained images count."""
         self.positions.update(batch)
 
     def bad_images(self, batch: dict) -> list[dict]:
@@ -200,7 +207,7 @@ def _loader_settings(accelerator: Accelerator, num_workers: int) -> dict[str, An
         "num_workers": num_workers,
         "worker_init_fn": ignore_stop_signals,
         "pin_memory": accelerator.device.type == "cuda",
-        "generator": torch.Generator(),  # or starting the workers draws from the generator that training uses
+        "generator": torch.Generator(),  # without it, starting workers would advance the generator that training uses
     }
 
 
@@ -215,6 +222,6 @@ def open_batches(
     """
     if arguments.streaming:
         return StreamedData(arguments, config, accelerator, state)
-    with accelerator.main_process_first():  # one process fills the cache of datasets
+    with accelerator.main_process_first():  # the main process fills the cache of `datasets`, the others read it
         dataset = open_split(arguments, arguments.train_split)
     return IndexedData(dataset, arguments, config, accelerator, state)

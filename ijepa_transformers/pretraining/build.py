@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,12 +17,7 @@ from ..arguments import without_removed_keys
 from ..configuration_ijepa import IJepaConfig
 from ..data.decoding import jpeg_decoder
 from ..data.transforms import build_image_processor
-from ..distributed import (
-    Launch,
-    build_accelerator,
-    check_same_launch,
-    on_main_process,
-)
+from ..distributed import Launch, build_accelerator, check_same_launch, on_main_process
 from ..encoders import load_pretraining_model
 from ..execution import choose_attention, describe
 from ..masking import MultiBlockMasking
@@ -36,10 +32,6 @@ from .evaluate import Probe
 from .preemption import StopRequest
 
 
-class DivergenceError(ValueError):
-    """Too many steps without a finite gradient."""
-
-
 @dataclass
 class Run:
     """Everything the training loop needs, built by `build_run`."""
@@ -48,6 +40,7 @@ class Run:
     accelerator: Accelerator
     launch: Launch
     stop: StopRequest
+    lock: DirectoryLock
     config: IJepaConfig
     processor: BitImageProcessorPil
     model: torch.nn.Module
@@ -58,10 +51,10 @@ class Run:
     loader: DataLoader
     probe: Probe | None
     monitor: CollapseMonitor
-    checkpoint: Path | None
-    metrics: list[dict] = field(default_factory=list)
-    baseline: dict = field(default_factory=dict)
-    results: str | None = None
+    checkpoint: Path | None  # to resume from
+    metrics: list[dict[str, Any]] = field(default_factory=list)  # the rows of metrics.jsonl
+    baseline: dict[str, float] = field(default_factory=dict)  # the k-NN accuracy of a random encoder
+    results: str | None = None  # the final table of accuracies, on the main process
     skipped_steps: int = 0
 
     @property
@@ -78,8 +71,13 @@ class Run:
         return checkpoint_step(self.checkpoint) if self.checkpoint else 0
 
 
-def find_checkpoint(arguments: PretrainingArguments, launch: Launch, report: Callable[[str], None]) -> Path | None:
-    """The checkpoint to continue from; None for a run that starts at step 0."""
+def _find_checkpoint(arguments: PretrainingArguments, launch: Launch, report: Callable[[str], None]) -> Path | None:
+    """The checkpoint to resume from. None for a run that starts at step 0.
+
+    Raises:
+        ValueError: if the directory already holds a run and `resume` is not set, if all checkpoints are damaged, or if
+            the checkpoint was written with other settings or under another launch mode.
+    """
     output_dir = Path(arguments.output_dir)
     if not arguments.resume:
         if (output_dir / "metrics.jsonl").exists() or any(output_dir.glob("checkpoints/step-*")):
@@ -100,7 +98,12 @@ def find_checkpoint(arguments: PretrainingArguments, launch: Launch, report: Cal
     return checkpoint
 
 
-def build_config(arguments: PretrainingArguments, checkpoint: Path | None) -> IJepaConfig:
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What `saving.save` wrote beside the weights and the optimizer."""
+    return json.loads((checkpoint / "run_state.json").read_text())
+
+
+def _build_config(arguments: PretrainingArguments, checkpoint: Path | None) -> IJepaConfig:
     """The configuration of the checkpoint to resume, of `init_from`, or of the recipe."""
     if checkpoint:
         return IJepaConfig.from_pretrained(checkpoint)
@@ -108,23 +111,23 @@ def build_config(arguments: PretrainingArguments, checkpoint: Path | None) -> IJ
     return IJepaConfig.from_pretrained(arguments.init_from, **fields) if arguments.init_from else IJepaConfig(**fields)
 
 
-def build_model(
+def _build_model(
     arguments: PretrainingArguments, config: IJepaConfig, attention: str, checkpoint: Path | None
 ) -> IJepaForPretraining:
-    """Fresh weights, or those of `init_from`; when resuming, the checkpoint's weights are loaded later."""
+    """A model with fresh weights or those of `init_from`. The weights of a checkpoint are loaded later."""
     if arguments.init_from and not checkpoint:
         return load_pretraining_model(arguments.init_from, config=config, attn_implementation=attention)
     return IJepaForPretraining._from_config(config, attn_implementation=attention)
 
 
-def start_momentum(arguments: PretrainingArguments, total_steps: int) -> float:
-    """As given, or that of the half-life, or the published one."""
+def _start_momentum(arguments: PretrainingArguments, total_steps: int) -> float:
+    """The given momentum, or the one with the given half-life, or the published one."""
     if arguments.momentum_half_life is not None:
         return momentum_of_half_life(arguments.momentum_half_life * total_steps)
     return Schedules.start_momentum if arguments.momentum is None else arguments.momentum
 
 
-def build_schedules(arguments: PretrainingArguments, steps_per_epoch: int) -> Schedules:
+def _build_schedules(arguments: PretrainingArguments, steps_per_epoch: int) -> Schedules:
     total_steps = arguments.total_steps(steps_per_epoch)
     return Schedules(
         total_steps=total_steps,
@@ -134,22 +137,29 @@ def build_schedules(arguments: PretrainingArguments, steps_per_epoch: int) -> Sc
         final_learning_rate=arguments.final_learning_rate,
         start_weight_decay=arguments.weight_decay,
         final_weight_decay=arguments.final_weight_decay,
-        start_momentum=start_momentum(arguments, total_steps),
+        start_momentum=_start_momentum(arguments, total_steps),
         final_momentum=arguments.final_momentum,
     )
 
 
-def prepare_networks(arguments: PretrainingArguments, accelerator: Accelerator, model: IJepaForPretraining):
+def _compile_layers(model: IJepaForPretraining) -> None:
+    """Compiles every layer in place, so that the names of the weights stay."""
+    layers = [module for module in model.modules() if isinstance(module, IJepaLayer)]
+    # Each layer is compiled separately, because its rate of stochastic depth differs. Above a limit PyTorch stops.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, 4 * len(layers))
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
+def _prepare_networks(
+    arguments: PretrainingArguments, accelerator: Accelerator, model: IJepaForPretraining
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """The model and its optimizer, wrapped for the launch mode."""
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if arguments.compile_layers:  # in place, so that the names of the weights stay
-        layers = [module for module in model.modules() if isinstance(module, IJepaLayer)]
-        # Beyond the limit PyTorch would go on uncompiled: the rate of stochastic depth differs from layer to layer.
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, 4 * len(layers))
-        for layer in layers:
-            layer.compile(dynamic=True)
+    if arguments.compile_layers:
+        _compile_layers(model)
     optimizer = build_optimizer(
         parameter_groups(model),
         name=arguments.optimizer,
@@ -161,9 +171,7 @@ def prepare_networks(arguments: PretrainingArguments, accelerator: Accelerator, 
     return accelerator.prepare(model, optimizer)
 
 
-def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRequest) -> Run:
-    """Opens the data, finds the checkpoint to resume, and builds all that is trained."""
-    arguments = with_batch_size(arguments)
+def _accelerate(arguments: PretrainingArguments) -> tuple[Accelerator, Launch]:
     accelerator, launch = build_accelerator(
         batch_size=arguments.batch_size,
         per_device_batch_size=arguments.images_per_pass,
@@ -174,14 +182,25 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     )
     if launch.mode == "fsdp2" and arguments.optimizer == "adamw_8bit":
         raise ValueError("optimizer adamw_8bit does not work under FSDP2: bitsandbytes cannot read sharded weights.")
+    return accelerator, launch
+
+
+def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRequest) -> Run:
+    """Opens the data, finds the checkpoint to resume, and builds all that is trained.
+
+    Raises:
+        ValueError, OSError: if the arguments cannot work with the data, the output directory or the launch mode.
+    """
+    arguments = with_batch_size(arguments)
+    accelerator, launch = _accelerate(arguments)
     on_main_process(accelerator, lock.take_if_there)
-    checkpoint = on_main_process(accelerator, lambda: find_checkpoint(arguments, launch, accelerator.print))
-    config = build_config(arguments, checkpoint)
+    checkpoint = on_main_process(accelerator, lambda: _find_checkpoint(arguments, launch, accelerator.print))
+    config = _build_config(arguments, checkpoint)
     data = open_batches(arguments, config, accelerator, read_state(checkpoint) if checkpoint else None)
-    schedules = build_schedules(arguments, data.num_images // arguments.batch_size)
+    schedules = _build_schedules(arguments, data.num_images // arguments.batch_size)
     set_seed(arguments.seed)
     attention = arguments.attn_implementation or choose_attention(accelerator.device.type, launch.precision)
-    model = build_model(arguments, config, attention, checkpoint)
+    model = _build_model(arguments, config, attention, checkpoint)
     masking = MultiBlockMasking(config.grid_size, **arguments.mask_fields())
     processor = build_image_processor(
         config.image_height_and_width,
@@ -191,16 +210,17 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
         arguments.eval_resize_ratio,
     )
     probe = Probe(arguments, config, processor, accelerator, stop) if arguments.validation_split else None
-    model, optimizer = prepare_networks(arguments, accelerator, model)
+    prepared_model, optimizer = _prepare_networks(arguments, accelerator, model)
     first_step = checkpoint_step(checkpoint) if checkpoint else 0
     return Run(
         arguments=arguments,
         accelerator=accelerator,
         launch=launch,
         stop=stop,
+        lock=lock,
         config=config,
         processor=processor,
-        model=model,
+        model=prepared_model,
         optimizer=optimizer,
         schedules=schedules,
         masking=masking,
@@ -212,49 +232,62 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     )
 
 
-def effective_values(run: Run) -> dict[str, object]:
-    """What the settings come to, for the terminal and the model card."""
-    arguments, schedules, config = run.arguments, run.schedules, run.config
-    num_images, count = run.data.num_images, run.launch.num_processes
-    masks = [run.masking.sample(arguments.images_per_pass, arguments.seed, step) for step in range(8)]
-    context, target = (sum(pair[kind].shape[-1] for pair in masks) / len(masks) for kind in (0, 1))
-    parameters = {
-        name: sum(getattr(p, "ds_numel", p.numel()) for p in part.parameters()) / 1e6  # ds_: whole under ZeRO-3
-        for name, part in (("encoder", run.networks.ijepa), ("predictor", run.networks.predictor))
-    }
+TARGET_TEXTS = {
+    "layer": "layer-normalised, as released",
+    "batch": "each feature normalised over the patches of {} images",
+    "none": "as the target encoder gives them",
+}
+
+
+def summarize(run: Run) -> dict[str, str]:
+    """The effective settings of a run, for the terminal and the model card."""
+    arguments, config = run.arguments, run.config
     return {
-        "data": f"{arguments.data} ({num_images:,} images, split {arguments.train_split})",
-        "length": f"{schedules.total_steps:,} steps, {schedules.total_steps * arguments.batch_size / num_images:.1f}"
-        f" epochs of {num_images // arguments.batch_size:,} steps",
-        "warm-up": f"{schedules.warmup_steps:,} steps",
-        "momentum": f"{schedules.start_momentum:.4g} to {schedules.final_momentum:.4g}; at first the target encoder"
-        f" forgets half within {half_life_of_momentum(schedules.start_momentum):,.0f} steps",
-        "batch": f"{arguments.batch_size} images = {arguments.images_per_pass} per pass x {count} processes x"
-        f" {run.accelerator.gradient_accumulation_steps} accumulation steps",
+        "data": f"{arguments.data} ({run.data.num_images:,} images, split {arguments.train_split})",
+        **_summarize_schedules(run),
+        "batch": f"{arguments.batch_size} images = {arguments.images_per_pass} per pass x"
+        f" {run.launch.num_processes} processes x {run.accelerator.gradient_accumulation_steps} accumulation steps",
         "images": f"{config.image_size} pixels, patches of {config.patch_size}, grid {config.grid_size}",
         "decoding": f"JPEG by {jpeg_decoder()}",
-        "masks": f"about {context:.0f} of {config.num_patches} patches of context,"
-        f" {arguments.num_targets} targets of about {target:.0f}",
-        "targets": {
-            "layer": "layer-normalised, as released",
-            "batch": f"each feature normalised over the patches of {arguments.images_per_pass} images",
-            "none": "as the target encoder gives them",
-        }[config.target_normalization],
-        "encoder": f"{parameters['encoder']:.2f} M parameters, {config.num_hidden_layers} layers of"
-        f" {config.hidden_size}",
-        "predictor": f"{parameters['predictor']:.2f} M parameters, {config.predictor_num_hidden_layers} layers of"
+        "masks": _summarize_masks(run),
+        "targets": TARGET_TEXTS[config.target_normalization].format(arguments.images_per_pass),
+        "encoder": f"{_millions(run.networks.ijepa)}, {config.num_hidden_layers} layers of {config.hidden_size}",
+        "predictor": f"{_millions(run.networks.predictor)}, {config.predictor_num_hidden_layers} layers of"
         f" {config.predictor_hidden_size}",
         "computation": f"{run.accelerator.device.type}, {run.launch.mode}, mixed precision {run.launch.precision},"
         f" {describe(run.networks)}",
     }
 
 
+def _summarize_schedules(run: Run) -> dict[str, str]:
+    schedules, batch_size, num_images = run.schedules, run.arguments.batch_size, run.data.num_images
+    return {
+        "length": f"{schedules.total_steps:,} steps, {schedules.total_steps * batch_size / num_images:.1f}"
+        f" epochs of {num_images // batch_size:,} steps",
+        "warm-up": f"{schedules.warmup_steps:,} steps",
+        "momentum": f"{schedules.start_momentum:.4g} to {schedules.final_momentum:.4g}; at first the target encoder"
+        f" forgets half within {half_life_of_momentum(schedules.start_momentum):,.0f} steps",
+    }
+
+
+def _summarize_masks(run: Run) -> str:
+    """The mean sizes of the masks of eight batches."""
+    arguments = run.arguments
+    masks = [run.masking.sample(arguments.images_per_pass, arguments.seed, step) for step in range(8)]
+    context, target = (sum(pair[kind].shape[-1] for pair in masks) / len(masks) for kind in (0, 1))
+    return (
+        f"about {context:.0f} of {run.config.num_patches} patches of context,"
+        f" {arguments.num_targets} targets of about {target:.0f}"
+    )
+
+
+def _millions(network: torch.nn.Module) -> str:
+    # Under ZeRO-3, `ds_numel` is the size of the whole parameter.
+    count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in network.parameters())
+    return f"{count / 1e6:.2f} M parameters"
+
+
 def is_evaluated(run: Run, done: int) -> bool:
     """Whether the k-NN is due after `done` steps."""
     due = run.arguments.eval_steps and done % run.arguments.eval_steps == 0
     return run.arguments.validation_split is not None and bool(due or done == run.schedules.total_steps)
-
-
-# Saving and resuming
-def read_state(checkpoint: Path) -> dict:
-    return json.loads((checkpoint / "run_state.json").read_text())

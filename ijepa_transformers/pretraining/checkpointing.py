@@ -1,10 +1,10 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints, and single files, that are complete or not there.
+"""Writes and finds checkpoints that are complete or not there, and locks the directory of a run.
 
-A checkpoint is a directory `checkpoints/step-00001000` that holds whatever `Accelerator.save_state` writes, a
-configuration and, last of all, a manifest with the size and the SHA-256 of every file. It is written under another
-name and renamed when every process is done, so a run killed at any moment leaves only whole checkpoints behind; what a
-disk or a transfer has damaged since then is found out before anything of it is loaded.
+A checkpoint is a directory `checkpoints/step-00001000`. It holds whatever `Accelerator.save_state` writes, a
+configuration and a manifest with the size and the SHA-256 of every file, which is written last. The directory is
+written under another name and renamed when every process is done. So a run that is killed at any moment leaves only
+whole checkpoints behind. If a disk or a transfer damages one later, this is noticed before anything of it is loaded.
 
 The directory must be on a file system that all processes share.
 """
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TypedDict
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -30,21 +31,21 @@ from ..files import disk_errors, files_below, sync_to_disk
 
 MANIFEST = "manifest.json"
 LOCK_FILE = ".lock"
-LOCK_PATIENCE = 30.0  # seconds that a start waits for the last process of the run before it to end
-# The answers of a file system without locks, on which a run goes on without one.
+LOCK_PATIENCE = 30.0  # seconds to wait for the last process of the previous run to end
+# Error numbers of file systems without locks. There the run continues without a lock.
 WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class CheckpointError(OSError):
-    """A checkpoint that cannot be written. The message names it, the reason, and what is left to resume from."""
+    """A checkpoint cannot be written. The message names it, the reason, and the checkpoint that is left."""
 
 
 class DirectoryLock:
-    """Keeps a second run out of a directory, from `take` until the process ends, however that ends; or, used as a
-    context, until the block ends.
+    """Keeps a second run out of a directory, from `take` until the process ends in any way.
 
-    The lock belongs to the open file, not to the file's name: what a killed process leaves behind locks nothing. On a
-    network file system the lock counts on all machines, as far as its server supports `flock`.
+    As a context manager it is released when the block ends. The system releases the lock when a process dies,
+    so the file that a killed process leaves does no harm. On a network file system the lock holds on all machines if
+    the server supports `flock`.
     """
 
     def __init__(self, directory: Path):
@@ -53,12 +54,12 @@ class DirectoryLock:
         self._lock = FileLock(self.path)
 
     def take_if_there(self) -> None:
-        """Takes the lock if there is a directory, and so something that another run could hold."""
+        """Takes the lock if the directory exists. Without a directory there is no other run in it."""
         if self.path.parent.exists():
             self.take()
 
     def take(self) -> None:
-        """Takes the lock, if it is not taken already; the directory must exist.
+        """Takes the lock if it is not taken already. The directory must exist.
 
         Raises:
             ValueError: if another process still holds it after LOCK_PATIENCE seconds.
@@ -72,7 +73,7 @@ class DirectoryLock:
             holder = self.path.read_text().strip()
             name = f" ({holder})" if holder else ""  # old versions of filelock empty the file while they wait
             raise ValueError(f"Another run{name} is writing to {self.path.parent}.") from None
-        except NotImplementedError:  # how filelock 3 reports ENOSYS
+        except NotImplementedError:  # filelock 3 raises this for ENOSYS
             pass
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
@@ -80,39 +81,43 @@ class DirectoryLock:
         self.path.write_text(f"process {os.getpid()} on {os.uname().nodename}")
         self.is_taken = True
 
-    def __enter__(self):
+    def __enter__(self) -> "DirectoryLock":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self._lock.release()
         self.is_taken = False
 
 
-# Writing
+class FileEntry(TypedDict):
+    size: int  # bytes
+    sha256: str
+
+
 def checkpoint_step(checkpoint: Path) -> int:
-    """The optimizer steps done when this checkpoint was taken."""
+    """The number of optimizer steps that were done when this checkpoint was written."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def save_checkpoint(
     accelerator: Accelerator, directory: Path, step: int, write_extra: Callable[[Path], None], keep: int
 ) -> Path:
-    """Saves the state of every prepared object after `step` optimizer steps, then drops all but the newest `keep`.
+    """Saves the state of every prepared object after `step` optimizer steps, then removes all but the newest `keep`.
 
     Args:
         directory: the `checkpoints` directory of the run.
-        write_extra: called on every process with the directory to add files to.
+        write_extra: called on every process with the directory. It may add files.
 
     Returns:
         the directory `step-...`.
 
     Raises:
-        CheckpointError: if this process, or the main one, cannot write its part. The older checkpoints are untouched.
-            A process that fails alone must end at once: the others may be waiting for it inside a library.
+        CheckpointError: if this process or the main process cannot write its part. The older checkpoints stay. A
+            process that fails alone must end at once, because the others may wait for it inside a library.
     """
     unfinished, finished = directory / f".tmp-{step}", directory / f"step-{step:08d}"
     try:
-        on_main_process(accelerator, lambda: _make_anew(unfinished))
+        on_main_process(accelerator, lambda: _make_empty(unfinished))
         with disk_errors():
             accelerator.save_state(str(unfinished))
             write_extra(unfinished)
@@ -133,14 +138,14 @@ def save_checkpoint(
     return finished
 
 
-def _make_anew(directory: Path):
+def _make_empty(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
 
 
-def _describe_share(accelerator: Accelerator, directory: Path) -> dict[str, dict]:
-    """Every process reads its share of the files, or hashing a large model would take as long as writing it."""
-    # A process sees its own files; those of others may take a network file system a while.
+def _describe_share(accelerator: Accelerator, directory: Path) -> dict[str, FileEntry]:
+    """Every process hashes its share of the files, because for a large model it takes as long as writing them."""
+    # A process sees its own files. On a network file system it may not see those of the others for a while.
     mine = [str(file.relative_to(directory)) for file in files_below(directory)]
     names = sorted(set(gather_object(mine)))[accelerator.process_index :: accelerator.num_processes]
     for name in names:
@@ -148,12 +153,12 @@ def _describe_share(accelerator: Accelerator, directory: Path) -> dict[str, dict
     return _describe(directory, names)
 
 
-def _describe(directory: Path, names: list[str]) -> dict[str, dict]:
-    with ThreadPoolExecutor(4) as threads:  # hashing leaves Python's lock
+def _describe(directory: Path, names: list[str]) -> dict[str, FileEntry]:
+    with ThreadPoolExecutor(4) as threads:  # hashing releases Python's global lock
         return dict(zip(names, threads.map(lambda name: _describe_file(directory / name), names), strict=True))
 
 
-def _describe_file(path: Path) -> dict:
+def _describe_file(path: Path) -> FileEntry:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -161,42 +166,41 @@ def _describe_file(path: Path) -> dict:
         return {"size": file.tell(), "sha256": digest.hexdigest()}
 
 
-def _finish(unfinished: Path, finished: Path, files: dict[str, dict]):
+def _finish(unfinished: Path, finished: Path, files: dict[str, FileEntry]) -> None:
     hidden = [name for name in files if not (unfinished / name).is_file()]
     if hidden:
-        raise OSError(f"{hidden[0]} of another process cannot be seen: this must be a file system that all share")
+        raise OSError(f"{hidden[0]} of another process is not visible here: all processes must share the file system")
     manifest = unfinished / MANIFEST
     manifest.write_text(json.dumps({"step": checkpoint_step(finished), "files": files}, indent=2))
     for path in (manifest, unfinished, *(path for path in unfinished.rglob("*") if path.is_dir())):
         sync_to_disk(path)
-    if finished.exists():  # damaged, or the run would have gone on from there
+    if finished.exists():  # it is damaged, otherwise the run would have resumed from it
         _remove(finished)
     os.replace(unfinished, finished)
     sync_to_disk(finished.parent)
 
 
-def _remove(checkpoint: Path):
-    """Under another name first: half a removed checkpoint must not look like one."""
-    doomed = checkpoint.with_name(f".tmp-removed-{checkpoint.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.replace(checkpoint, doomed)
-    shutil.rmtree(doomed)
+def _remove(checkpoint: Path) -> None:
+    """Renames the checkpoint first, because one that is half removed must not look like a checkpoint."""
+    renamed = checkpoint.with_name(f".tmp-removed-{checkpoint.name}")
+    shutil.rmtree(renamed, ignore_errors=True)
+    os.replace(checkpoint, renamed)
+    shutil.rmtree(renamed)
 
 
-def _prune(newest: Path, keep: int):
-    """Keeps the newest `keep` up to this one. Later ones were found damaged, or the run would not be here."""
+def _prune(newest: Path, keep: int) -> None:
+    """Keeps the newest `keep` up to this one. Later ones are damaged: the run has not resumed from them."""
     checkpoints = _checkpoints(newest.parent)
     kept = [checkpoint for checkpoint in checkpoints if checkpoint <= newest][-keep:]
     for checkpoint in set(checkpoints) - set(kept):
-        with suppress(OSError):  # it costs room, but no run
+        with suppress(OSError):  # a checkpoint too many costs space, but not the run
             _remove(checkpoint)
     for leftover in newest.parent.glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-# Finding
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None if every file of its manifest is there, bit for bit."""
+    """What is wrong with a checkpoint. None if every file of its manifest is there, bit for bit."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         step = manifest["step"]
@@ -224,10 +228,10 @@ def _changed_file(checkpoint: Path, digests: dict[str, str]) -> str | None:
 
 
 def newest_checkpoint(directory: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint below `directory`, or None; damaged ones are passed over and reported.
+    """The newest whole checkpoint in `directory`, or None. Damaged ones are reported and skipped.
 
     Raises:
-        ValueError: if there are checkpoints, but all are damaged: starting afresh is not for a program to decide.
+        ValueError: if there are checkpoints, but all are damaged. Then the user must decide whether to start again.
     """
     checkpoints = _checkpoints(directory)
     for checkpoint in reversed(checkpoints):
@@ -238,7 +242,7 @@ def newest_checkpoint(directory: Path, report: Callable[[str], None]) -> Path | 
     if checkpoints:
         raise ValueError(
             f"All {len(checkpoints)} checkpoints in {directory} are damaged, the newest because"
-            f" {damage(checkpoints[-1])}. Put back a copy, or move them away to start again from step 0."
+            f" {damage(checkpoints[-1])}. Restore a copy, or move them away to start again from step 0."
         )
     return None
 

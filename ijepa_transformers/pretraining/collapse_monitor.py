@@ -2,16 +2,27 @@
 """Watches the target encoder for collapse during training."""
 
 import math
-from collections.abc import Mapping
+from typing import TypedDict
 
 import torch
 
 from ..evaluation.collapse import RANK_FLOOR, STD_FLOOR, effective_rank, relative_std
 
 
-# ------------------------------------------------------------------------------------------------------------ monitor
+class MonitorState(TypedDict):
+    features: torch.Tensor | None  # (up to size, D), oldest first
+    num_updates: int
+
+
+class CollapseReport(TypedDict):
+    target_std: float
+    effective_rank: float
+    collapsing: bool
+    reason: str  # a sentence for the log, empty when the encoder is healthy
+
+
 class CollapseMonitor:
-    """Watches the target encoder's pooled features and says when they stop depending on the image.
+    """Watches the target encoder's pooled features and warns when they stop depending on the image.
 
     It keeps the features of the last `size` images and judges two things, neither of which depends on the features'
     scale:
@@ -27,16 +38,16 @@ class CollapseMonitor:
     ViT-Ti/S/B on photographs: target_std .48 to .58, rank .08 to .10. A half-collapsed run on digits (learning rate
     too high) is above both floors, at .48 to .73 and .05 to .07: only k-NN against the random encoder shows that one.
 
-    What it reports is a pure function of the floors and of the features it was fed, so a run that resumes from
-    `state_dict` reports what an uninterrupted run would. `update` stays on the features' device and waits for nothing;
-    `report` copies to the CPU and takes about a second for 1024 images of width 1280 on two cores. In a distributed
-    run every process judges its own images.
+    The report is a pure function of the floors and the features, so a run that resumes from `state_dict` reports what
+    an uninterrupted run would. `update` stays on the features' device and waits for nothing. `report` copies to the
+    CPU and takes about a second for 1024 images of width 1280 on two cores. In a distributed run every process judges
+    its own images.
 
     Args:
         size: how many images to keep; memory is size × D floats.
-        std_floor: collapsing below this `target_std`.
-        rank_floor: collapsing below 1 + rank_floor × (min(images - 1, D) - 1).
-        warmup_updates: never call a run collapsing before this many updates.
+        std_floor: the encoder counts as collapsing below this `target_std`.
+        rank_floor: the encoder counts as collapsing below the rank 1 + rank_floor × (min(images - 1, D) - 1).
+        warmup_updates: there is no warning before this many updates.
     """
 
     def __init__(
@@ -62,8 +73,8 @@ class CollapseMonitor:
         self.features = torch.cat([kept, newest])[-self.size :].clone()
         self.num_updates += 1
 
-    def report(self) -> dict[str, float | bool | str]:
-        """`target_std`, `effective_rank`, `collapsing`, and `reason`: a sentence for the log, empty when healthy.
+    def report(self) -> CollapseReport:
+        """Judges the features of the last images.
 
         Raises:
             ValueError: before the first update.
@@ -72,11 +83,11 @@ class CollapseMonitor:
             raise ValueError("the collapse monitor has seen no features yet: call update() first")
         std, rank = relative_std(self.features), effective_rank(self.features)
         too_early = self.num_updates < self.warmup_updates or len(self.features) < 2
-        reason = "" if too_early else self._reason(std, rank)
+        reason = "" if too_early else self._reason(std, rank, *self.features.shape)
         return {"target_std": std, "effective_rank": rank, "collapsing": bool(reason), "reason": reason}
 
-    def _reason(self, std: float, rank: float) -> str:
-        highest_rank = min(len(self.features) - 1, self.features.shape[1])
+    def _reason(self, std: float, rank: float, num_images: int, width: int) -> str:
+        highest_rank = min(num_images - 1, width)
         lowest_rank = 1 + self.rank_floor * (highest_rank - 1)
         if not math.isfinite(std):
             return "the target encoder is collapsing: its features hold NaN or infinity, so training has diverged"
@@ -89,12 +100,12 @@ class CollapseMonitor:
             return f"the target encoder is collapsing: {seen}; {cure}"
         return ""
 
-    def state_dict(self) -> dict[str, torch.Tensor | int | None]:
-        """All that was learned from the features; the sizes and floors are the constructor's."""
+    def state_dict(self) -> MonitorState:
+        """The features and their number of updates. Sizes and floors are arguments of the constructor."""
         features = None if self.features is None else self.features.to("cpu", copy=True)
         return {"features": features, "num_updates": self.num_updates}
 
-    def load_state_dict(self, state: Mapping[str, torch.Tensor | int | None]) -> None:
+    def load_state_dict(self, state: MonitorState) -> None:
         features = state["features"]
         self.features = None if features is None else features[-self.size :].to("cpu", torch.float32, copy=True)
         self.num_updates = state["num_updates"]

@@ -5,8 +5,11 @@ import json
 import os
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -14,79 +17,140 @@ from transformers.utils.logging import disable_progress_bar
 from ..data.decoding import BadImageError
 from ..distributed import any_process, end_process_group, on_main_process
 from ..files import write_text
-from .arguments import PROGRAM, parse_pretraining_arguments
+from .arguments import PROGRAM, PretrainingArguments, parse_pretraining_arguments
 from .batch_size import memory_estimate
-from .build import DivergenceError, Run, build_run, effective_values
+from .build import Run, build_run, summarize
 from .checkpointing import CheckpointError, DirectoryLock
-from .evaluate import random_encoder, tabulate, whole_encoders
-from .loop import divergence, train
+from .evaluate import accuracy_table, random_encoder
+from .loop import DivergenceError, divergence, train
 from .preemption import Preempted, StopRequest, end_workers
 from .saving import export, push_to_hub, resume
 
 
-# Exit codes: 0 finished, 1 failed, 2 wrong arguments or settings (nothing was written), and
-PREEMPTED = 75  # stopped by a signal, saved, to be continued with --resume (sysexits.h: try again later)
+# Exit codes. 0: finished.
+FAILED = 1
+REFUSED = 2  # the arguments cannot work, and nothing was written; argparse exits with this code too
+PREEMPTED = 75  # stopped by a signal and saved, --resume continues; EX_TEMPFAIL of sysexits.h
 
 
-def claim(run: Run, lock: DirectoryLock) -> None:
-    """Takes the directory, if it was not there before, and makes sure that no other run has come in between."""
-    if not lock.is_taken:
-        lock.take()
+class SettingsError(ValueError):
+    """The run cannot start with these arguments. Nothing was written."""
+
+
+@dataclass(frozen=True)
+class PretrainingResult:
+    """What a finished run leaves."""
+
+    directory: Path  # the output directory, which is a model
+    metrics: dict[str, Any]  # the last row of metrics.jsonl
+    table: str | None  # accuracies of the encoders as Markdown; None without validation_split
+
+
+def run(arguments: PretrainingArguments) -> PretrainingResult:
+    """Pretrains from start to end. Call it in the main thread of every process, because it listens to signals.
+
+    Raises:
+        SettingsError: if the arguments cannot work with the data, the output directory or the launch mode.
+        Preempted: if a signal stopped the run. What was trained is saved; `resume` continues it.
+        DivergenceError, BadImageError, CheckpointError, OSError: if the run fails. The last checkpoint stays.
+    """
+    with StopRequest() as stop, DirectoryLock(Path(arguments.output_dir)) as lock:
+        try:
+            built = build_run(arguments, lock, stop)
+        except (ValueError, OSError) as error:
+            raise SettingsError(str(error)) from error
+        stop.raises_at_once = False  # from here on the loop stops, where everything can be saved
+        with _recorded_status(built):
+            start(built)
+            train(built)
+            finish(built)
+        return PretrainingResult(built.output_dir, built.metrics[-1] if built.metrics else {}, built.results)
+
+
+@contextmanager
+def _recorded_status(run: Run) -> Iterator[None]:
+    """Writes how the block ended, and closes the run unless it failed: then other processes may still wait."""
+    try:
+        yield
+    except Preempted:
+        _write_status(run, "preempted")
+        reason = run.stop.reason or "another process was asked to"
+        run.accelerator.print(f"stopped ({reason}); --resume continues.")
+        close(run)
+        raise
+    except Exception:
+        _write_status(run, "failed")
+        raise
+    _write_status(run, "finished")
+    close(run)
+
+
+def _write_status(run: Run, status: str) -> None:
+    """Writes run_status.json for job scripts, because launchers have exit codes of their own."""
+    if run.accelerator.is_main_process and run.lock.is_taken:
+        with suppress(OSError):  # on a full disk, the user must read the first error, not this one
+            write_text(run.output_dir / "run_status.json", json.dumps({"status": status}) + "\n")
+
+
+def start(run: Run) -> None:
+    """Prints the effective settings, then loads the checkpoint or measures the random encoder."""
+    run.output_dir.mkdir(parents=True, exist_ok=True)
+    on_main_process(run.accelerator, lambda: _claim(run))
+    _write_status(run, "running")
+    for name, value in summarize(run).items():
+        run.accelerator.print(f"{name:12} {value}")
+    run.accelerator.init_trackers(run.output_dir.name)
+    if run.checkpoint:
+        resume(run, run.checkpoint)
+        run.accelerator.print(f"resuming {run.checkpoint} at step {run.first_step:,}")
+    elif run.probe and run.accelerator.is_main_process:
+        with suppress(Preempted):  # all processes are asked below
+            run.baseline = {"random_knn_accuracy": run.probe.knn(random_encoder(run))}
+    if run.skipped_steps > run.arguments.max_skipped_steps:
+        raise divergence(run)
+    if any_process(run.accelerator, bool(run.stop)):
+        raise Preempted
+
+
+def _claim(run: Run) -> None:
+    """Locks a directory that did not exist before, unless another run has started in it meanwhile."""
+    if not run.lock.is_taken:
+        run.lock.take()
         if (run.output_dir / "metrics.jsonl").exists():
             raise ValueError(f"Another run has just begun in {run.output_dir}: choose another output_dir.")
 
 
-def start(run: Run, lock: DirectoryLock) -> None:
-    """Prints the effective values, then loads the checkpoint or measures the random encoder."""
-    run.output_dir.mkdir(parents=True, exist_ok=True)
-    on_main_process(run.accelerator, lambda: claim(run, lock))
-    say_status(run, "running", lock)
-    for name, value in effective_values(run).items():
-        run.accelerator.print(f"{name:12} {value}")
-    run.accelerator.init_trackers(run.output_dir.name)
-    if run.checkpoint:
-        resume(run)
-        run.accelerator.print(f"resuming {run.checkpoint} at step {run.first_step:,}")
-    elif run.probe and run.accelerator.is_main_process:
-        with suppress(Preempted):  # all processes ask below
-            run.baseline = {"random_knn_accuracy": run.probe.knn(random_encoder(run))}
-    if run.skipped_steps > run.arguments.max_skipped_steps:
-        raise divergence(run)
-    if any_process(run.accelerator, run.stop):
-        raise Preempted
-
-
 def finish(run: Run) -> None:
-    """The table of accuracies, the last export, and the upload."""
+    """Makes the table of accuracies, the last export and the upload."""
     if run.probe:
-        trained = whole_encoders(run, "ijepa", "context_encoder")
-        run.results = tabulate(run, trained) if run.accelerator.is_main_process else None
-        if any_process(run.accelerator, run.stop):
+        run.results = accuracy_table(run, run.probe)
+        if any_process(run.accelerator, bool(run.stop)):
             raise Preempted
     export(run)
     if run.probe:
         run.accelerator.print(f"\nAccuracy on the {run.arguments.validation_split!r} split, frozen features:\n")
         run.accelerator.print(run.results)
     run.accelerator.print(f"\nmodel  {run.output_dir}\ncurves {run.output_dir / 'curves.png'}")
-    if run.arguments.push_to_hub and run.accelerator.is_main_process:
-        push_to_hub(run)
+    if run.arguments.push_to_hub and run.arguments.hub_model_id and run.accelerator.is_main_process:
+        push_to_hub(run, run.arguments.hub_model_id)
 
 
 def close(run: Run) -> None:
+    """Ends the data loading processes and the process group. The run cannot be used afterwards."""
     end_workers()
-    run.model = run.optimizer = None
+    del run.model, run.optimizer  # they hold the process group
     end_process_group(run.accelerator)
 
 
-def sentence_for(error: Exception) -> str | None:
-    """What to tell a user about an error that is none of this program; None for one that may be."""
+def explain(error: Exception) -> str | None:
+    """One sentence for the user. None if the error may be a fault of this program."""
     text = str(error)
-    if text.startswith("Caught "):  # by a data loading process, which adds its traceback in front
+    if text.startswith("Caught "):  # in a data loading process; its traceback stands before the message
         text = text.rstrip().splitlines()[-1].partition(": ")[2]
     if isinstance(error, (BadImageError, DivergenceError, CheckpointError)):
         return text
     if isinstance(error, OSError):
-        return f"{text}. What was saved before is whole; when the cause is gone, --resume continues from it."
+        return f"{text}. What was saved before is complete. When the cause is removed, --resume continues from it."
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return (
             f"out of memory ({text.splitlines()[0] if text else 'no details'}). Lower per_device_batch_size"
@@ -101,56 +165,37 @@ def sentence_for(error: Exception) -> str | None:
     return None
 
 
-def fail(error: Exception, code: int) -> None:
-    """Ends the process with one sentence, or with the traceback of an error that nobody expected."""
-    sentence = sentence_for(error) if code == 1 else str(error)
+def _exit(sentence: str | None, error: Exception, code: int) -> NoReturn:
+    """Ends the process with one sentence, or with the traceback of an unexpected error."""
     if sentence is None:
         traceback.print_exception(error)
     else:
         print(f"{PROGRAM}: error: {sentence}", file=sys.stderr)
     sys.stderr.flush()
     if torch.distributed.is_initialized():
-        os._exit(code)  # the other processes may be waiting, and would be waited for
+        os._exit(code)  # a normal exit would wait for the other processes, and they may wait for this one
     sys.exit(code)
 
 
-def say_status(run: Run, status: str, lock: DirectoryLock) -> None:
-    """run_status.json, for job scripts: launchers have exit codes of their own."""
-    if run.accelerator.is_main_process and lock.is_taken:
-        with suppress(OSError):  # on a full disk the reason for stopping is what the user has to read
-            write_text(run.output_dir / "run_status.json", json.dumps({"status": status}) + "\n")
+def _print_memory_estimate(arguments: PretrainingArguments) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(memory_estimate(arguments))
 
 
 def main(argv: list[str] | None = None) -> None:
-    disable_progress_bar()  # of Transformers' loading and saving, which takes no time beside training
+    """The command line. Ends the process with one of the exit codes above unless all went well."""
+    disable_progress_bar()  # the one that Transformers shows while it loads or saves a model
     arguments = parse_pretraining_arguments(argv)
     if arguments.print_memory_estimate:
         try:
-            if os.environ.get("RANK", "0") == "0":
-                print(memory_estimate(arguments))
+            return _print_memory_estimate(arguments)
         except (ValueError, OSError) as error:
-            fail(error, 2)
-        return
-    lock = DirectoryLock(Path(arguments.output_dir))
-    with StopRequest(PREEMPTED) as stop, lock:
-        try:
-            run = build_run(arguments, lock, stop)
-        except (ValueError, OSError) as error:
-            fail(error, 2)  # the status argparse gives to wrong arguments
-        except Exception as error:
-            fail(error, 1)
-        stop.exits = False  # from here on the loop stops, where everything can be saved
-        try:
-            start(run, lock)
-            train(run)
-            finish(run)
-        except Preempted:
-            say_status(run, "preempted", lock)
-            run.accelerator.print(f"stopped ({stop.reason or 'another process was asked to'}); --resume continues.")
-            close(run)
-            sys.exit(PREEMPTED)
-        except Exception as error:
-            say_status(run, "failed", lock)
-            fail(error, 1)
-        say_status(run, "finished", lock)
-        close(run)
+            _exit(str(error), error, REFUSED)
+    try:
+        run(arguments)
+    except Preempted:
+        sys.exit(PREEMPTED)
+    except SettingsError as error:
+        _exit(str(error), error, REFUSED)
+    except Exception as error:
+        _exit(explain(error), error, FAILED)

@@ -1,11 +1,14 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Evaluates the encoders of a run with k-NN and few-shot probes, on the main process while the others wait."""
+"""Evaluates the encoders of a run with k-NN and few-shot probes. The main process computes while the others wait."""
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import datasets
 import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader, Subset
+from transformers import BitImageProcessorPil
 
 from ..arguments import DatasetArguments
 from ..configuration_ijepa import IJepaConfig
@@ -17,23 +20,44 @@ from ..encoders import RawPixels, encoder_features, untrained
 from ..evaluation.probes import extract_features, few_shot_accuracy, format_table, knn_accuracy, standardize
 from ..modeling_ijepa import IJepaModel
 from .arguments import PretrainingArguments
-from .preemption import Preempted, ignore_stop_signals
+from .preemption import Preempted, StopRequest, ignore_stop_signals
 
 
 if TYPE_CHECKING:
     from .build import Run
 
 
+Encoder = IJepaModel | RawPixels
+Features = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # train (N, D), labels (N,), test, labels
+
+
 class Probe:
-    """k-NN and few-shot accuracy of frozen encoders on a labelled train and validation split. Main process only."""
+    """k-NN and few-shot accuracy of frozen encoders on the training and validation split. Main process only.
 
-    def __init__(self, arguments: PretrainingArguments, config: IJepaConfig, processor, accelerator, stop):
+    Args:
+        stop: asked before every batch, because evaluating a large encoder takes minutes.
+
+    Raises:
+        ValueError: if a split cannot be opened or has no labelled image.
+    """
+
+    def __init__(
+        self,
+        arguments: PretrainingArguments,
+        config: IJepaConfig,
+        processor: BitImageProcessorPil,
+        accelerator: Accelerator,
+        stop: StopRequest,
+    ):
         self.arguments, self.processor, self.accelerator, self.stop = arguments, processor, accelerator, stop
-        self.loaders = [self._loader(split, config) for split in (arguments.train_split, arguments.validation_split)]
+        splits = arguments.train_split, cast(str, arguments.validation_split)  # without the latter, no probe is built
+        self.loaders = [self._loader(split, config) for split in splits]
+        self.num_neighbors = min(arguments.knn_neighbors, self._num_train_images())
+        self.knn_name = f"{self.num_neighbors}-NN"
 
-    def _loader(self, split, config):
-        other = self.arguments.validation_data  # its columns are found: those that were named are of `data`
-        dataset = open_split(DatasetArguments(other) if other else self.arguments, split, labels="required")
+    def _loader(self, split: str, config: IJepaConfig) -> DataLoader:
+        """At most `max_probe_images` labelled images of the split, the same in every run."""
+        dataset = self._open(split)
         labelled = (torch.as_tensor(dataset["label"][:]) >= 0).nonzero().flatten()  # -1 means unlabelled
         order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(0))
         chosen = labelled[order[: self.arguments.max_probe_images]].sort().values
@@ -47,13 +71,25 @@ class Probe:
             batch_size=self.arguments.images_per_pass,
             num_workers=self.arguments.num_workers,
             worker_init_fn=ignore_stop_signals,
-            generator=torch.Generator(),  # or the loader draws from the generator that training uses
+            generator=torch.Generator(),  # without it the loader would advance the generator that training uses
         )
 
-    def features_of(self, encoder: IJepaModel | RawPixels) -> tuple[torch.Tensor, ...]:
-        """Standardised features and labels of the training split, then of the validation split."""
+    def _open(self, split: str) -> datasets.Dataset:
+        """A split of `validation_data`, whose columns are found by themselves, or of `data`."""
+        other = self.arguments.validation_data
+        return open_split(DatasetArguments(other) if other else self.arguments, split, labels="required")
 
-        def embed(pixel_values):
+    def _num_train_images(self) -> int:
+        return len(cast(Subset, self.loaders[0].dataset))
+
+    def features_of(self, encoder: Encoder) -> Features:
+        """Standardised features and labels of the training split, then of the validation split.
+
+        Raises:
+            Preempted: if the run was asked to stop.
+        """
+
+        def embed(pixel_values: torch.Tensor) -> torch.Tensor:
             if self.stop:
                 raise Preempted
             pixel_values = normalize_pixel_values(pixel_values, self.processor.image_mean, self.processor.image_std)
@@ -65,31 +101,29 @@ class Probe:
             extract_features(embed, loader, self.accelerator.device) for loader in self.loaders
         )
         train, test = standardize(train, test)
-        return train, train_labels, test, test_labels
+        return train, cast(torch.Tensor, train_labels), test, cast(torch.Tensor, test_labels)  # all images have labels
 
-    def knn(self, encoder: IJepaModel | RawPixels) -> float:
-        return self.row("", encoder, shots=())[self.knn_name]
+    def knn(self, encoder: Encoder) -> float:
+        return knn_accuracy(*self.features_of(encoder), k=self.num_neighbors)
 
-    @property
-    def knn_name(self) -> str:
-        return f"{min(self.arguments.knn_neighbors, len(self.loaders[0].dataset))}-NN"
-
-    def row(self, name: str, encoder: IJepaModel | RawPixels, shots: tuple[int, ...] = (5,)) -> dict:
-        """One row of the final table; few-shot accuracy only where every class has enough images."""
-        features = self.features_of(encoder)
-        row = {"features": name, self.knn_name: knn_accuracy(*features, k=int(self.knn_name.removesuffix("-NN")))}
-        for count in shots:
-            if features[1].unique(return_counts=True)[1].min() >= count:
-                result = few_shot_accuracy(*features, shots=count, num_draws=5)
-                row.update({f"{count}-shot": result.mean, f"{count}-shot std": result.std})
+    def row(self, name: str, encoder: Encoder, shots: int = 5) -> dict[str, str | float]:
+        """One row of the final table. Few-shot accuracy is left out where a class has too few images."""
+        train, train_labels, test, test_labels = self.features_of(encoder)
+        accuracy = knn_accuracy(train, train_labels, test, test_labels, k=self.num_neighbors)
+        row: dict[str, str | float] = {"features": name, self.knn_name: accuracy}
+        if train_labels.unique(return_counts=True)[1].min() >= shots:
+            result = few_shot_accuracy(train, train_labels, test, test_labels, shots=shots, num_draws=5)
+            row |= {f"{shots}-shot": result.mean, f"{shots}-shot std": result.std}
         return row
 
 
-# Evaluating: on the main process, while the others wait
-def evaluate(run: "Run") -> dict:
-    """The k-NN of the target encoder beside that of a random one; nothing if a signal interrupts it."""
+def evaluate(run: "Run") -> dict[str, float]:
+    """The k-NN accuracy of the target encoder and of a random encoder. All processes must call it.
+
+    Empty on all but the main process, without a probe, and if a signal interrupts the evaluation.
+    """
     encoders = whole_encoders(run, "ijepa")
-    if not run.accelerator.is_main_process:
+    if run.probe is None or not run.accelerator.is_main_process:
         return {}
     try:
         return {**run.baseline, "knn_accuracy": run.probe.knn(encoders["ijepa"])}
@@ -98,32 +132,43 @@ def evaluate(run: "Run") -> dict:
 
 
 def whole_encoders(run: "Run", *names: str) -> dict[str, IJepaModel]:
-    """Encoders that compute on their own. Call it on all processes; only the main one gets them."""
+    """Encoders with whole weights, also where processes share the weights. All processes must call it.
+
+    Only the main process may count on getting them.
+    """
     if not run.launch.shards_weights:
         return {name: getattr(run.networks, name) for name in names}
     weights = whole_weights(run.accelerator, run.model)
-    return {name: plain_encoder(run, weights, f"{name}.") for name in names if run.accelerator.is_main_process}
+    return {name: _plain_encoder(run, weights, f"{name}.") for name in names if run.accelerator.is_main_process}
 
 
-def plain_encoder(run: "Run", weights: dict[str, torch.Tensor], prefix: str) -> IJepaModel:
+def _plain_encoder(run: "Run", weights: dict[str, torch.Tensor], prefix: str) -> IJepaModel:
     encoder = IJepaModel._from_config(run.config)
     encoder.load_state_dict({key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)})
     return encoder.to(run.accelerator.device)
 
 
 def random_encoder(run: "Run") -> IJepaModel:
-    """An untrained encoder of the same architecture: what every probe is compared with."""
-    return untrained(IJepaModel, run.config, run.arguments.seed).to(run.accelerator.device)
+    """An untrained encoder of the same architecture. Every accuracy is compared with its accuracy."""
+    encoder = cast(IJepaModel, untrained(IJepaModel, run.config, run.arguments.seed))
+    return encoder.to(run.accelerator.device)
 
 
-def tabulate(run: "Run", trained: dict[str, IJepaModel]) -> str | None:
-    encoders = {
+def accuracy_table(run: "Run", probe: Probe) -> str | None:
+    """The accuracies of pixels, a random encoder and both trained encoders as a table. All processes must call it.
+
+    None on all but the main process, and if a signal interrupts the evaluation.
+    """
+    trained = whole_encoders(run, "ijepa", "context_encoder")
+    if not run.accelerator.is_main_process:
+        return None
+    encoders: dict[str, Encoder] = {
         "raw pixels": RawPixels(),
         "random encoder": random_encoder(run),
         "I-JEPA target encoder": trained["ijepa"],
         "I-JEPA context encoder": trained["context_encoder"],
     }
     try:
-        return format_table([run.probe.row(name, encoder) for name, encoder in encoders.items()])
+        return format_table([probe.row(name, encoder) for name, encoder in encoders.items()])
     except Preempted:
-        return None  # the caller asks all processes
+        return None  # the caller asks all processes whether to stop

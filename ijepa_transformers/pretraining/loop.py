@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""The training loop: one optimizer step after another, with metrics and collapse alarms."""
+"""The training loop: optimizer steps, metrics, and a warning if the target encoder collapses."""
 
 import json
 import math
@@ -8,21 +8,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DeepSpeedOptimizerWrapper, gather_object
 from tqdm.auto import tqdm
 
 from ..data.order import forward_seed
 from ..data.transforms import normalize_pixel_values
 from ..distributed import any_process, gradient_norm, update_target_encoder
-from .build import DivergenceError, Run, is_evaluated
+from .build import Run, is_evaluated
 from .evaluate import evaluate
 from .preemption import Preempted
 from .saving import save
 
 
-# Metrics shown while training, under a short name; metrics.jsonl has all of them.
+# Metrics that are shown while training: short name -> key. metrics.jsonl has all metrics.
 SHOWN = {
     "loss": "loss",
     "lr": "learning_rate",
@@ -33,32 +34,40 @@ SHOWN = {
 }
 
 
-# Training
+class DivergenceError(ValueError):
+    """Too many steps without a finite gradient."""
+
+
 class Window:
-    """What happened since the last row of metrics; but for the norm of the gradient, nothing here waits for the device
-    until the row is asked for."""
+    """The steps since the last row of metrics.
+
+    Adding a step does not wait for the device. Only `row` does.
+    """
 
     def __init__(self, run: Run):
         self.run = run
-        self.clear()
+        self._clear()
 
-    def clear(self):
-        self.losses, self.bad_images, self.masks, self.grad_norm = [], [], None, float("nan")
+    def _clear(self) -> None:
+        self.losses: list[torch.Tensor] = []
+        self.bad_images: list[Any] = []  # in the form that `run.data.log` takes
+        self.context_tokens = self.target_tokens = self.grad_norm = float("nan")
         self.images, self.started = 0, time.perf_counter()
 
     @contextmanager
-    def paused(self):
-        """Evaluating and saving are not training time."""
+    def paused(self) -> Iterator[None]:
+        """Does not count the time inside the block, because evaluating and saving are not training."""
         began = time.perf_counter()
         yield
         self.started += time.perf_counter() - began
 
     def add(self, step: "Step") -> None:
-        """Counts an optimizer step; one that was skipped counts for nothing but time and bad images."""
+        """Counts an optimizer step. Of a skipped step, only time, masks and bad images count."""
         for batch in step.batches:
-            self.run.data.used(batch)
+            self.run.data.count(batch)
             self.bad_images += self.run.data.bad_images(batch)
-            self.masks = batch["context_indices"], batch["target_indices"]
+            self.context_tokens = float(batch["context_indices"].shape[-1])
+            self.target_tokens = float(batch["target_indices"].shape[-1])
         self.images += self.run.arguments.batch_size
         if step.moved:
             self.grad_norm = step.grad_norm
@@ -66,12 +75,16 @@ class Window:
             for pooled in step.pooled_targets:
                 self.run.monitor.update(pooled)
 
-    def row(self, step: int) -> dict:
-        """The metrics after optimizer step `step` (from 0), over the steps since the last row."""
+    def row(self, step: int) -> dict[str, Any]:
+        """The metrics after optimizer step `step` (from 0), over the steps since the last row. Starts a new window.
+
+        Raises:
+            BadImageError: if there are too many bad images.
+        """
         run = self.run
-        run.data.log.add(gather_object(self.bad_images))  # of all processes, so that they stop together
+        run.data.log.add(gather_object(self.bad_images))  # from all processes, so that all stop together
         losses = self.losses or [torch.tensor(float("nan"), device=run.accelerator.device)]
-        row = {
+        row: dict[str, Any] = {
             "step": step + 1,
             "epoch": (step + 1) * run.arguments.batch_size / run.data.num_images,
             "loss": run.accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item(),
@@ -79,75 +92,85 @@ class Window:
             "weight_decay": run.schedules.weight_decay(step),
             "momentum": run.schedules.momentum(step),
             "grad_norm": self.grad_norm,
-            "context_tokens": float(self.masks[0].shape[-1]),
-            "target_tokens": float(self.masks[1].shape[-1]),
+            "context_tokens": self.context_tokens,
+            "target_tokens": self.target_tokens,
             "images_per_second": self.images / (time.perf_counter() - self.started),
             "bad_images": len(run.data.log.indices),
             "skipped_steps": run.skipped_steps,
-            **(run.monitor.report() if run.monitor.num_updates else {}),
         }
-        self.clear()
+        if run.monitor.num_updates:
+            row.update(run.monitor.report())
+        self._clear()
         return row
 
 
 @dataclass
 class Step:
-    """One optimizer step of this process: what it saw and what came of it."""
+    """One optimizer step of this process: its batches and its results."""
 
-    batches: list[dict] = field(default_factory=list)
+    batches: list[dict[str, Any]] = field(default_factory=list)
     losses: list[torch.Tensor] = field(default_factory=list)
     pooled_targets: list[torch.Tensor] = field(default_factory=list)
     grad_norm: float = float("nan")
     moved: bool = False
 
-    def add(self, batch: dict, output) -> None:
+    def add(self, batch: dict[str, Any], loss: torch.Tensor, target_hidden_states: torch.Tensor) -> None:
         self.batches.append({key: value for key, value in batch.items() if key != "pixel_values"})  # too large to keep
-        self.losses.append(output.loss.detach())
-        self.pooled_targets.append(output.target_hidden_states.mean(dim=1))
+        self.losses.append(loss.detach())
+        self.pooled_targets.append(target_hidden_states.mean(dim=1))
 
 
-def optimizer_step(run: Run, batches: Iterator[dict], number: int) -> Step:
-    """One update from as many forward passes as the global batch needs."""
+def optimizer_step(run: Run, batches: Iterator[dict[str, Any]], number: int) -> Step:
+    """One update of the weights, from as many forward passes as the global batch needs."""
     accelerator, step = run.accelerator, Step()
     for micro_step in range(accelerator.gradient_accumulation_steps):
         batch = next(batches)
-        if run.config.drop_path_rate:  # a function of step and place, as everything else that is random
+        if run.config.drop_path_rate:  # like everything random, a function of the step and the place in the batch
             place = micro_step * accelerator.num_processes + accelerator.process_index
             torch.manual_seed(forward_seed(run.arguments.seed, number, place))
         with accelerator.accumulate(run.model):
             pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True)
-            with accelerator.autocast():  # which Accelerate leaves to FSDP2 itself, and that casts more than it should
+            with accelerator.autocast():  # ours, because FSDP2's own mixed precision casts more than it should
                 output = run.model(
                     normalize_pixel_values(pixel_values, run.processor.image_mean, run.processor.image_std),
                     batch["context_indices"].to(accelerator.device, non_blocking=True),
                     batch["target_indices"].to(accelerator.device, non_blocking=True),
                 )
             accelerator.backward(output.loss)
-            step.add(batch, output)
-            del output  # or it would outlive the next forward pass
-    step.grad_norm, step.moved = update_weights(run)
+            step.add(batch, output.loss, output.target_hidden_states)
+            del output  # otherwise it would stay in memory during the next forward pass
+    step.grad_norm, step.moved = _update_weights(run)
     return step
 
 
-def update_weights(run: Run) -> tuple[float, bool]:
-    """The norm of the gradient, and whether the weights moved: a gradient that is not finite would ruin them."""
+def _update_weights(run: Run) -> tuple[float, bool]:
+    """Moves the weights if the gradient is finite. Returns the norm of the gradient and whether the weights moved."""
     accelerator, limit = run.accelerator, run.arguments.max_grad_norm
-    if run.launch.uses_deepspeed:  # DeepSpeed has clipped and stepped, or not, at the end of the backward pass
-        return float(accelerator.clip_grad_norm_([], 0.0)), not run.optimizer.step_was_skipped
+    if run.launch.uses_deepspeed:  # it has already clipped and stepped, or skipped, at the end of the backward pass
+        optimizer = cast(DeepSpeedOptimizerWrapper, run.optimizer)
+        return float(cast(torch.Tensor, accelerator.clip_grad_norm_([], 0.0))), not optimizer.step_was_skipped
     accelerator.unscale_gradients()
     parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     norm = float(gradient_norm(parameters))
     moved = math.isfinite(norm)
     if moved and limit is not None and norm > limit:
-        torch._foreach_mul_([parameter.grad for parameter in parameters], limit / (norm + 1e-6))
-    if moved or accelerator.scaler is not None:  # fp16: the scaler skips by itself, and lowers its scale
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+    if moved or accelerator.scaler is not None:  # with fp16 the scaler skips the step itself and lowers its scale
         run.optimizer.step()
     run.optimizer.zero_grad()
     return norm, moved
 
 
 def train(run: Run) -> None:
-    """The loop. Raises Preempted when it was asked to stop and everything is saved."""
+    """Trains from the first step of the run to the last one.
+
+    Raises:
+        Preempted: if the run was asked to stop. Everything is saved.
+        DivergenceError: if too many steps had no finite gradient. Everything is saved.
+        BadImageError: if too many images cannot be read.
+        CheckpointError: if a checkpoint cannot be written.
+    """
     arguments, total_steps = run.arguments, run.schedules.total_steps
     run.model.train()  # from_pretrained leaves a model in evaluation mode
     batches, window = iter(run.loader), Window(run)
@@ -164,31 +187,31 @@ def train(run: Run) -> None:
         if step.moved:
             update_target_encoder(run.launch, run.networks, run.schedules.momentum(number))
         else:
-            report_skipped_step(run, step, done)
+            _report_skipped_step(run, step, done)
         window.add(step)
         progress.update()
         diverged = run.skipped_steps > arguments.max_skipped_steps
-        stops = any_process(run.accelerator, run.stop) or diverged
+        stops = any_process(run.accelerator, bool(run.stop)) or diverged
         saves = last or stops or done % arguments.save_steps == 0
         evaluates = is_evaluated(run, done) and not stops
-        # A row at every checkpoint: nothing that a resumed run would need is left in the window.
+        # There is a row at every checkpoint, so a resumed run needs nothing of the window before it.
         if saves or evaluates or done % arguments.logging_steps == 0:
             row = window.row(number)
             with window.paused():
                 record(run, {**row, **(evaluate(run) if evaluates else {})}, progress)
-        stops = stops or (evaluates and any_process(run.accelerator, run.stop))
+        stops = stops or (evaluates and any_process(run.accelerator, bool(run.stop)))
         if saves or stops:
             with window.paused():
-                save(run, done, exports=not stops and not last)  # `finish` exports
-            stops = stops or any_process(run.accelerator, run.stop)
+                save(run, done, exports=not stops and not last)  # `finish` exports after the last step
+            stops = stops or any_process(run.accelerator, bool(run.stop))
         if stops:
             progress.close()
             raise divergence(run) if diverged else Preempted
     progress.close()
 
 
-def record(run: Run, row: dict, progress: tqdm) -> None:
-    """A row of metrics to metrics.jsonl, the trackers and the terminal; a collapse is said aloud."""
+def record(run: Run, row: dict[str, Any], progress: tqdm) -> None:
+    """Writes a row of metrics to metrics.jsonl, the trackers and the terminal, and warns of a collapse."""
     run.metrics.append(row)
     run.accelerator.log({key: value for key, value in row.items() if key != "reason"}, step=row["step"])
     if not run.accelerator.is_main_process:
@@ -197,17 +220,18 @@ def record(run: Run, row: dict, progress: tqdm) -> None:
         file.write(json.dumps(row) + "\n")
     shown = {name: f"{row[key]:.3g}" for name, key in SHOWN.items() if key in row}
     progress.set_postfix(shown)
-    if progress.disable:  # a log file: a line for each row instead of a bar
+    if progress.disable:  # the output is a log file, which gets a line for each row instead of a bar
         line = ", ".join(f"{name} {value}" for name, value in shown.items())
         print(f"step {row['step']:,} of {run.schedules.total_steps:,}: {line}", flush=True)
     if row.get("collapsing"):
         tqdm.write(f"WARNING at step {row['step']:,}: {row['reason']}")
 
 
-# Steps without a finite gradient
-def report_skipped_step(run: Run, step: Step, done: int) -> None:
-    """Counts the step and writes down what was in it, from all processes. The scaler of fp16 looks for its scale by
-    failing, which is no fault of the images."""
+def _report_skipped_step(run: Run, step: Step, done: int) -> None:
+    """Counts a step without a finite gradient, and writes its losses and images on all processes to a file.
+
+    With fp16, a step at a scale of 1 or more does not count: the scaler finds its scale by such steps.
+    """
     if run.accelerator.scaler is not None and run.accelerator.scaler.get_scale() >= 1:
         return
     run.skipped_steps += 1
@@ -221,6 +245,7 @@ def report_skipped_step(run: Run, step: Step, done: int) -> None:
 
 
 def divergence(run: Run) -> DivergenceError:
+    """The error for a run with too many skipped steps."""
     return DivergenceError(
         f"{run.skipped_steps} steps had no finite gradient, more than max_skipped_steps"
         f" {run.arguments.max_skipped_steps}. {run.output_dir / 'skipped_steps.jsonl'} lists their losses and images;"

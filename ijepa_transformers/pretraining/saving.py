@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import create_repo, upload_folder
@@ -14,47 +15,59 @@ from ..distributed import on_main_process, whole_weights
 from ..files import disk_errors, replace_files, write_text
 from ..model_card import write_model_card
 from ..visualization.curves import plot_training_curves
-from .build import Run, effective_values, is_evaluated, read_state
+from .build import Run, is_evaluated, read_state, summarize
 from .checkpointing import save_checkpoint
 from .evaluate import evaluate
 
 
-# What an upload to the Hub leaves out: it is of no use there, or names the user's files.
+# Not uploaded to the Hub, because they are of no use there or contain names of the user's files.
 LOCAL_FILES = ["checkpoints/*", ".tmp-*", ".lock", "run_status.json", "bad_images.jsonl", "skipped_steps.jsonl"]
 
 
 def save(run: Run, step: int, exports: bool) -> None:
-    """A checkpoint to resume from, and, unless time is short, the output directory as a model."""
+    """Writes a checkpoint to resume from. With `exports` it also makes the output directory a model.
+
+    Raises:
+        CheckpointError: if it cannot be written.
+    """
     data_state = run.data.state()
-
-    def write_extra(directory: Path):
-        monitor = {key: torch.as_tensor(value) for key, value in run.monitor.state_dict().items() if value is not None}
-        save_file(monitor, directory / f"monitor_{run.accelerator.process_index}.safetensors")
-        if run.accelerator.is_main_process:
-            state = {
-                "arguments": dataclasses.asdict(run.arguments),
-                "baseline": run.baseline,
-                **data_state,
-                "skipped_steps": run.skipped_steps,
-                "launch": dataclasses.asdict(run.launch),
-            }
-            (directory / "run_state.json").write_text(json.dumps(state))
-            run.networks.config.save_pretrained(directory)
-            run.processor.save_pretrained(directory)
-
-    save_checkpoint(run.accelerator, run.output_dir / "checkpoints", step, write_extra, run.arguments.keep_checkpoints)
+    save_checkpoint(
+        run.accelerator,
+        run.output_dir / "checkpoints",
+        step,
+        lambda directory: _write_state(run, directory, data_state),
+        run.arguments.keep_checkpoints,
+    )
     if exports:
         export(run)
+
+
+def _write_state(run: Run, directory: Path, data_state: dict[str, Any]) -> None:
+    """Every process writes its monitor. The main process also writes the state of the run and the configuration."""
+    monitor = {key: torch.as_tensor(value) for key, value in run.monitor.state_dict().items() if value is not None}
+    save_file(monitor, directory / f"monitor_{run.accelerator.process_index}.safetensors")
+    if not run.accelerator.is_main_process:
+        return
+    state = {
+        "arguments": dataclasses.asdict(run.arguments),
+        "baseline": run.baseline,
+        **data_state,
+        "skipped_steps": run.skipped_steps,
+        "launch": dataclasses.asdict(run.launch),
+    }
+    (directory / "run_state.json").write_text(json.dumps(state))
+    run.networks.config.save_pretrained(directory)
+    run.processor.save_pretrained(directory)
 
 
 def export(run: Run) -> None:
     """Makes the output directory a model: weights, configuration, image processor, recipe, curves and card."""
     weights = whole_weights(run.accelerator, run.model)
-    on_main_process(run.accelerator, lambda: write_model(run, weights))
+    on_main_process(run.accelerator, lambda: _write_model(run, weights))
 
 
 @disk_errors()
-def write_model(run: Run, weights: dict[str, torch.Tensor]) -> None:
+def _write_model(run: Run, weights: dict[str, torch.Tensor]) -> None:
     unfinished = run.output_dir / ".tmp-export"
     shutil.rmtree(unfinished, ignore_errors=True)
     run.networks.save_pretrained(unfinished, state_dict=weights)
@@ -65,7 +78,7 @@ def write_model(run: Run, weights: dict[str, torch.Tensor]) -> None:
     write_model_card(
         unfinished,
         name=run.arguments.hub_model_id or run.output_dir.name,
-        summary=effective_values(run),
+        summary=summarize(run),
         metrics=run.metrics[-1] if run.metrics else {},
         recipe=run.arguments.effective(),
         results=run.results,
@@ -74,46 +87,46 @@ def write_model(run: Run, weights: dict[str, torch.Tensor]) -> None:
     replace_files(unfinished, run.output_dir)
 
 
-def resume(run: Run) -> None:
+def resume(run: Run, checkpoint: Path) -> None:
     """Loads the checkpoint, and drops the metrics that were written after it."""
-    run.accelerator.load_state(str(run.checkpoint))
-    # Accelerate goes on counting forward passes where it was, but a step may now have another number of them.
+    run.accelerator.load_state(str(checkpoint))
+    # Accelerate restores its count of forward passes, but now a step may have another number of them.
     run.accelerator.step = 0
-    load_monitor(run)
-    state = read_state(run.checkpoint)
+    _load_monitor(run, checkpoint)
+    state = read_state(checkpoint)
     run.baseline, run.skipped_steps = state["baseline"], state["skipped_steps"]
     metrics = run.output_dir / "metrics.jsonl"
-    run.metrics = rows_until(metrics, run.first_step)
-    last = run.metrics[-1] if run.metrics else {"step": None}
-    if last["step"] == run.first_step and is_evaluated(run, run.first_step) and "knn_accuracy" not in last:
-        last.update(evaluate(run))  # a signal came in between
-    on_main_process(run.accelerator, lambda: write_rows(metrics, run.metrics))
+    run.metrics = _rows_until(metrics, run.first_step)
+    last = run.metrics[-1] if run.metrics else {}
+    if last.get("step") == run.first_step and is_evaluated(run, run.first_step) and "knn_accuracy" not in last:
+        last.update(evaluate(run))  # a signal has interrupted this evaluation
+    on_main_process(run.accelerator, lambda: _write_rows(metrics, run.metrics))
     skipped = run.output_dir / "skipped_steps.jsonl"
     if skipped.exists():
-        kept = rows_until(skipped, run.first_step)
-        on_main_process(run.accelerator, lambda: write_rows(skipped, kept))
+        kept = _rows_until(skipped, run.first_step)
+        on_main_process(run.accelerator, lambda: _write_rows(skipped, kept))
 
 
-def rows_until(path: Path, step: int) -> list[dict]:
-    """The whole lines of a JSON-lines file up to a step; what a killed run did after its checkpoint, it does again."""
+def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The complete lines of a JSON-lines file up to a step. The resumed run writes the later ones again."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
     return [row for row in rows if row["step"] <= step]
 
 
-def write_rows(path: Path, rows: list[dict]) -> None:
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def load_monitor(run: Run) -> None:
-    """What this process had seen; a process that was not there goes on from what the main one had."""
-    own = run.checkpoint / f"monitor_{run.accelerator.process_index}.safetensors"
-    state = load_file(own if own.exists() else run.checkpoint / "monitor_0.safetensors")
+def _load_monitor(run: Run, checkpoint: Path) -> None:
+    """Loads what this process has seen. A process that did not exist before starts from the main one's monitor."""
+    own = checkpoint / f"monitor_{run.accelerator.process_index}.safetensors"
+    state = load_file(own if own.exists() else checkpoint / "monitor_0.safetensors")
     run.monitor.load_state_dict({"features": state.get("features"), "num_updates": int(state["num_updates"])})
 
 
-def push_to_hub(run: Run) -> None:
+def push_to_hub(run: Run, repository_name: str) -> None:
     """Uploads the output directory without its checkpoints."""
-    repository = create_repo(run.arguments.hub_model_id, private=run.arguments.hub_private, exist_ok=True)
+    repository = create_repo(repository_name, private=run.arguments.hub_private, exist_ok=True)
     upload_folder(repo_id=repository.repo_id, folder_path=run.output_dir, ignore_patterns=LOCAL_FILES)
     run.accelerator.print(f"pushed {repository.repo_id}")

@@ -84,8 +84,8 @@ def test_a_shard_that_vanishes_is_a_sentence_and_the_run_goes_on_when_it_is_back
     whole = pretrain(tmp_path / "whole", **changes)
     send = pretraining_command.start
 
-    def start(run, lock):
-        send(run, lock)
+    def start(run):
+        send(run)
         for shard in shards.iterdir():
             shard.rename(shard.with_suffix(".gone"))
 

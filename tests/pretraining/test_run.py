@@ -36,7 +36,7 @@ ARCHITECTURE = [entry.name for entry in dataclasses.fields(ModelArguments)]
 
 
 def build_run(arguments):
-    return pretraining_build.build_run(arguments, DirectoryLock(Path(arguments.output_dir)), StopRequest(0))
+    return pretraining_build.build_run(arguments, DirectoryLock(Path(arguments.output_dir)), StopRequest())
 
 
 @pytest.fixture

@@ -483,7 +483,7 @@ def test_a_data_loading_process_that_waits_for_a_slow_disk_does_not_delay_the_en
     assert stop.value.code == 75 and time.monotonic() - began < 60
 
 
-@pytest.mark.parametrize("where", ["build_model", "optimizer_step"])
+@pytest.mark.parametrize("where", ["_build_model", "optimizer_step"])
 def test_too_little_memory_is_a_sentence_that_says_what_to_do(tmp_path, monkeypatch, capsys, where):
     def fails(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
