@@ -12,7 +12,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# Three minutes before the time is up, this script is told (B:), and passes it on. A preempting Slurm sends SIGTERM.
+# Three minutes before the time limit Slurm sends SIGUSR1 to this script (B:). When Slurm preempts the job, it sends SIGTERM.
 #SBATCH --signal=B:USR1@180
 set -uo pipefail
 
@@ -33,11 +33,11 @@ output_dir() {
 OUTPUT=$(output_dir "$@")
 [ -n "$OUTPUT" ] || { echo "slurm.sh: give --output_dir" >&2; exit 2; }
 
-# Launchers know SIGTERM. They pass it on, the processes agree on a step, save it and end within 30 seconds.
+# Launchers pass SIGTERM on. The processes agree on a step, save it and end within 30 seconds.
 trap 'scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1 TERM
-rm -f "$OUTPUT/run_status.json" # of the attempt before this one
+rm -f "$OUTPUT/run_status.json" # left by the attempt before
 
-# One launcher per node; all processes of a node are its children. --resume starts the run where there is none yet.
+# One launcher per node; all processes of a node are its children. With --resume a run that has no checkpoint starts new.
 srun ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} bash -c 'exec accelerate launch --config_file "$0" \
     --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" --num_processes "$(($SLURM_NNODES * $1))" \
     --main_process_ip "$2" --main_process_port 29500 --rdzv_backend static \
@@ -54,7 +54,7 @@ wait "$step" 2>/dev/null
 last=$?
 [ "$last" = 127 ] || code=$last # 127: the loop had waited for its end already
 
-# A launcher has exit codes of its own, so the run leaves a word.
+# A launcher has its own exit codes, so the run writes its status to a file.
 if grep -q preempted "$OUTPUT/run_status.json" 2>/dev/null; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -3,7 +3,7 @@
 #
 #     NODES=2 NODE=0 HEAD=10.0.0.1 ijepa_transformers/recipes/accelerate/torchrun.sh --recipe vit_base16_in1k --data ...
 #
-# NODE is this node's number, HEAD the address of node 0. One node needs neither.
+# NODE is the number of this node, HEAD the address of node 0. With one node leave both out.
 set -euo pipefail
 export ACCELERATE_MIXED_PRECISION=${PRECISION:-bf16}
 exec torchrun --nnodes "${NODES:-1}" --node_rank "${NODE:-0}" --nproc_per_node "${GPUS:-gpu}" \
