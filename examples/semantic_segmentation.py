@@ -29,8 +29,7 @@ from transformers import UperNetConfig, UperNetForSemanticSegmentation
 from transformers.utils.logging import disable_progress_bar
 
 from ijepa_transformers import IJepaBackbone, IJepaConfig
-from ijepa_transformers.data.decoding import decode_image
-from ijepa_transformers.data.sources import load_image_dataset
+from ijepa_transformers.data import decode_image, load_image_dataset
 from ijepa_transformers.encoders import load_processor
 
 

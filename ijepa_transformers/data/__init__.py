@@ -1,2 +1,28 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Images in: opening data sets, decoding files, crops, and the order of a run."""
+"""Finding images, decoding and cropping them, their order, and streams of shards.
+
+The names below are imported when they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from .decoding import BadImageError, decode_image, jpeg_decoder
+    from .sources import load_image_dataset
+    from .transforms import build_image_processor
+
+__all__ = ["BadImageError", "build_image_processor", "decode_image", "jpeg_decoder", "load_image_dataset"]
+
+_HOMES = {"build_image_processor": "transforms", "load_image_dataset": "sources"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES.get(name, 'decoding')}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

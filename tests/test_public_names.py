@@ -1,0 +1,26 @@
+"""The names that the packages offer, each imported on first use."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+
+PACKAGES = ["ijepa_transformers", "ijepa_transformers.data", "ijepa_transformers.visualization"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_there(package):
+    module = import_module(package)
+    assert module.__all__ and set(module.__all__) <= set(dir(module))
+    for name in module.__all__:
+        assert name.isupper() or getattr(module, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'draw_nothing'"):
+        module.draw_nothing  # noqa: B018
+
+
+def test_importing_the_packages_imports_nothing_heavy():
+    code = f"import sys, {', '.join(PACKAGES)}; print({{'torch', 'transformers', 'matplotlib'}} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
