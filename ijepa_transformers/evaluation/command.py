@@ -42,7 +42,7 @@ from .features import (
 from .heads import require_optimizers
 from .probes import class_indices, few_shot_accuracy, knn_scores_by_k, logistic_regression_scores, standardize
 from .sweep import measure, sweep
-from .tables import report, update_model_cards, write_results
+from .tables import Rows, report, update_model_cards, write_results
 
 
 _RAW_PIXELS, _RANDOM_ENCODER = "raw pixels", "random encoder"
@@ -224,10 +224,13 @@ def _few_shot_columns(run: Run) -> list[tuple[str, int | float]]:
     return [*shots, *((f"{100 * share:g} % labels", share) for share in run.arguments.label_fractions)]
 
 
-# The run from beginning to end
+# The run
 def evaluate(run: Run, argv: Sequence[str]) -> None:
-    """Measures every entry, prints the tables and writes them; what is measured stays if a later entry fails."""
-    rows = {}
+    """Measures all entries, and writes and prints the tables.
+
+    Tables are written after each entry, so its results stay if a later entry fails.
+    """
+    rows: Rows = {}
     for number, entry in enumerate(run.entries, start=1):
         run.accelerator.print(f"{number} of {len(run.entries)}: {entry.name} ({entry.spec})", flush=True)
         rows.setdefault(entry.name, []).append(_evaluate_entry(run, entry))
@@ -241,15 +244,15 @@ def evaluate(run: Run, argv: Sequence[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    disable_progress_bar()  # of Transformers' loading
+    disable_progress_bar()  # Transformers shows one while it loads weights
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse_probing_arguments(argv)
-    status = 2  # the status argparse gives to wrong arguments
+    status = 2  # as argparse exits for wrong arguments
     try:
         run = build_run(arguments)
         status = 1
         evaluate(run, argv)
-    except ValueError as error:  # a BadImageError, among others
+    except ValueError as error:  # also a BadImageError
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         sys.exit(status)
     run.accelerator.wait_for_everyone()

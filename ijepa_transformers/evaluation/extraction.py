@@ -4,10 +4,10 @@
     python run_feature_extraction.py --model DIR --data my/photos --output_dir features
     accelerate launch run_feature_extraction.py --model DIR --data my/photos --output_dir features --dtype bf16
 
-Every image has one row, in the order of the data set, also an image that cannot be read: its features are NaN, its
-column `error` says why, and `bad_images.jsonl` lists it. A shard is a pure function of the arguments and its number,
-and it is either whole or not there. So the same command continues a killed run, on as many processes as there happen
-to be, and ends with the same files. `manifest.json` is written last: where it is, the features are complete.
+Each image has a row, in the order of the data set. An image that cannot be read has a row too: its features are NaN,
+the column `error` has the reason, and `bad_images.jsonl` lists the image. A shard is a pure function of the arguments
+and its number, and is complete if its file exists. So the same command continues a killed run, with any number of
+processes, and the files at the end are the same. `manifest.json` is written last: if it exists, all features do.
 
 Shape legend: B images of a batch, N tokens, D features.
 """
@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
@@ -30,7 +31,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..data.datasets import ProcessedImages
@@ -42,48 +43,59 @@ from ..files import write_text, written_aside
 from .extraction_arguments import PROGRAM, FeatureExtractionArguments, parse_extraction_arguments
 
 
-SETTINGS, MANIFEST, BAD_IMAGES = "settings.json", "manifest.json", "bad_images.jsonl"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_SETTINGS, _MANIFEST, _BAD_IMAGES = "settings.json", "manifest.json", "bad_images.jsonl"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+Columns: TypeAlias = dict[str, list]  # by name, an entry per image
+LoadedBatch: TypeAlias = tuple[torch.Tensor | None, list[str | None]]  # what `_collate` returns
 
 
 # The model
 @torch.no_grad()
-def embed(model: PreTrainedModel, pixel_values: torch.Tensor, outputs: list[str]) -> dict[str, torch.Tensor]:
-    """Images (B, channels, height, width) to `pooler_output` (B, D) and `last_hidden_state` (B, N, D), on the CPU.
+def _embed(model: PreTrainedModel, pixel_values: torch.Tensor, outputs: list[str]) -> dict[str, torch.Tensor]:
+    """`pooler_output` (B, D) and `last_hidden_state` (B, N, D) of images (B, channels, height, width), on the CPU.
 
     Raises:
         ValueError: if the model has no such output.
     """
     result = model(pixel_values.to(model.device, model.dtype))
-    features = {name: getattr(result, name, None) for name in outputs}
-    for name, value in features.items():
+    features: dict[str, torch.Tensor] = {}
+    for name in outputs:
+        value = getattr(result, name, None)
         if value is None:
             raise ValueError(f"{type(model).__name__} has no output {name!r}.")
-    if "pooler_output" in features:
-        features["pooler_output"] = features["pooler_output"].flatten(1)  # convolutional networks pool to (B, D, 1, 1)
-    return {name: value.cpu() for name, value in features.items()}
+        # Convolutional networks pool to (B, D, 1, 1).
+        features[name] = (value.flatten(1) if name == "pooler_output" else value).cpu()
+    return features
 
 
 # The images
-def collate(samples: list[torch.Tensor | str]) -> tuple[torch.Tensor | None, list[str | None]]:
-    """Pixels (B, channels, height, width), zeros where an image is bad, or None if all are; and the reasons (B).
+def _collate(samples: list[torch.Tensor | str]) -> LoadedBatch:
+    """Pixels (B, channels, height, width) and reasons of a batch.
 
-    A bad image keeps its place in the batch, so its neighbours are computed as they would be without it.
+    The pixels of a bad image are zeros, so the other images keep their positions in the batch and their features.
+
+    Returns:
+        The pixels, or None if all images are bad; and for each image the reason why it is bad, or None.
+
+    Raises:
+        ValueError: if the images have different sizes.
     """
     errors = [sample if isinstance(sample, str) else None for sample in samples]
     images = [sample for sample in samples if not isinstance(sample, str)]
     if len({image.shape for image in images}) > 1:
-        raise ValueError("The image processor gives images of different sizes; --batch_size 1 takes one at a time.")
+        raise ValueError("The image processor gives images of different sizes; pass --batch_size 1.")
     if not images:
         return None, errors
     blank = torch.zeros_like(images[0])
     return torch.stack([blank if isinstance(sample, str) else sample for sample in samples]), errors
 
 
-def image_names(dataset: datasets.Dataset, rows: range, folder: str) -> list[str]:
-    """File names of these rows, relative to `folder` where they lie in it; a number where the source has no names.
+def _image_names(dataset: datasets.Dataset, rows: range, folder: str) -> list[str]:
+    """File names of these rows, relative to `folder` if they are in it. A row without a file name has a number.
 
-    Reads the column of paths only, not the images beside it.
+    Only the column of paths is read, and no image.
     """
     table = dataset.with_format("arrow")[rows.start : rows.stop]
     paths = pa.compute.struct_field(table["image"], "path").to_pylist()
@@ -108,24 +120,24 @@ class Shard:
         return f"features-{self.number:06}.{file_format}"
 
 
-def all_shards(num_images: int, shard_size: int) -> list[Shard]:
-    """Shards of `shard_size` images, the last one shorter; independent of the number of processes."""
+def _all_shards(num_images: int, shard_size: int) -> list[Shard]:
+    """Shards of `shard_size` images; the last one may be shorter. The number of processes does not matter."""
     starts = range(0, num_images, shard_size)
     return [Shard(number, range(start, min(start + shard_size, num_images))) for number, start in enumerate(starts)]
 
 
-def write_shard(path: Path, columns: dict, features: dict[str, torch.Tensor]) -> None:
-    """Writes a shard under another name, and renames it when it is whole and on the disk.
+def _write_shard(path: Path, columns: Columns, features: dict[str, torch.Tensor]) -> None:
+    """Writes a shard under another name, and renames it when all of it is on the disk.
 
     Args:
-        columns: `index`, `name`, `error` (None for good images) and perhaps `label`, one entry per image.
-        features: (images, D) or (images, N, D) for each output.
+        columns: `index`, `name`, `error` (None for good images) and, for labelled data, `label`: a list per column.
+        features: (images, D) or (images, N, D) by output.
     """
     with written_aside(path) as unfinished:
-        (write_parquet if path.suffix == ".parquet" else write_safetensors)(unfinished, columns, features)
+        (_write_parquet if path.suffix == ".parquet" else _write_safetensors)(unfinished, columns, features)
 
 
-def write_parquet(path: Path, columns: dict, features: dict[str, torch.Tensor]) -> None:
+def _write_parquet(path: Path, columns: Columns, features: dict[str, torch.Tensor]) -> None:
     table = pa.table({**columns, "name": pa.array(columns["name"], pa.string())})
     table = table.set_column(table.column_names.index("error"), "error", pa.array(columns["error"], pa.string()))
     for name, values in features.items():
@@ -136,18 +148,19 @@ def write_parquet(path: Path, columns: dict, features: dict[str, torch.Tensor]) 
     pa.parquet.write_table(table, path)
 
 
-def write_safetensors(path: Path, columns: dict, features: dict[str, torch.Tensor]) -> None:
-    """Numbers become tensors; names and errors go to the metadata, as JSON under the one key `columns`.
+def _write_safetensors(path: Path, columns: Columns, features: dict[str, torch.Tensor]) -> None:
+    """Numbers become tensors. Names and errors go to the metadata, as JSON under the key `columns`.
 
-    One key, because the library writes several in a random order, and equal shards would not be equal files.
+    There is only one key, because the library writes several keys in a random order, and then equal shards would be
+    different files.
     """
-    words = {name: columns[name] for name in ("name", "error")}
-    numbers = {name: torch.tensor(values) for name, values in columns.items() if name not in words}
-    save_file({**numbers, **features}, path, metadata={"columns": json.dumps(words)})
+    texts = {name: columns[name] for name in ("name", "error")}
+    numbers = {name: torch.tensor(values) for name, values in columns.items() if name not in texts}
+    save_file({**numbers, **features}, path, metadata={"columns": json.dumps(texts)})
 
 
-def read_bad_images(path: Path) -> list[dict]:
-    """The `{"index", "name", "reason"}` of the images of a shard that could not be read."""
+def _read_bad_images(path: Path) -> list[dict[str, Any]]:
+    """`index`, `name` and `reason` of the images of a shard that could not be read."""
     if path.suffix == ".parquet":
         columns = pa.parquet.read_table(path, columns=["index", "name", "error"]).to_pydict()
     else:
@@ -160,7 +173,10 @@ def read_bad_images(path: Path) -> list[dict]:
 # The run
 @dataclass
 class Run:
-    """Everything the loop needs, built and checked by `build_run` before anything is written."""
+    """All that the loop needs. `build_run` builds and checks it before anything is written.
+
+    `shapes` are those of an image's features by output; `settings` is all that the features depend on.
+    """
 
     arguments: FeatureExtractionArguments
     accelerator: Accelerator
@@ -168,7 +184,7 @@ class Run:
     images: ProcessedImages
     shapes: dict[str, list[int]]
     shards: list[Shard]
-    settings: dict
+    settings: dict[str, Any]
     execution: str
 
     @property
@@ -180,33 +196,39 @@ class Run:
 
 
 def build_run(arguments: FeatureExtractionArguments) -> Run:
-    """Opens everything and tries the model on a blank image.
+    """Opens everything and tests the model with a blank image.
 
     Raises:
-        ValueError: if the arguments cannot work, or the output directory holds other features.
+        ValueError: if the arguments cannot work, or if the output directory has other features.
     """
     accelerator = Accelerator()
     check_launch(accelerator.num_processes)
     dataset = open_split(arguments, arguments.split)
     processor = load_processor(arguments.model)
-    model = load_encoder(arguments.model, arguments.encoder, DTYPES[arguments.dtype])
+    model = load_encoder(arguments.model, arguments.encoder, _DTYPES[arguments.dtype])
     images = ProcessedImages(dataset, processor, getattr(model.config, "num_channels", 3))
-    shards = all_shards(len(dataset), arguments.shard_size)
-    settings = describe(arguments, model, processor, dataset, shards)
-    check_settings(Path(arguments.output_dir), settings)
+    shards = _all_shards(len(dataset), arguments.shard_size)
+    settings = _describe(arguments, model, processor, dataset, shards)
+    _check_settings(Path(arguments.output_dir), settings)
     model = model.to(accelerator.device)
     execution = configure(model, accelerator.device.type, arguments.dtype)
     blank = images.prepare(np.zeros((256, 256, images.num_channels), dtype=np.uint8))
-    shapes = {name: list(value.shape[1:]) for name, value in embed(model, blank[None], arguments.outputs).items()}
+    shapes = {name: list(value.shape[1:]) for name, value in _embed(model, blank[None], arguments.outputs).items()}
     return Run(arguments, accelerator, model, images, shapes, shards, settings, execution)
 
 
-def describe(arguments: FeatureExtractionArguments, model, processor, dataset, shards: list[Shard]) -> dict:
-    """All that the features depend on, in values that JSON keeps. Places and speed are left out."""
+def _describe(
+    arguments: FeatureExtractionArguments,
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    dataset: datasets.Dataset,
+    shards: list[Shard],
+) -> dict[str, Any]:
+    """All that the features depend on, in values that JSON keeps. Directories and workers are left out."""
     free = ("model", "data", "output_dir", "num_workers")
     names = hashlib.sha256()
     for shard in shards:
-        names.update(json.dumps(image_names(dataset, shard.rows, arguments.data)).encode())
+        names.update(json.dumps(_image_names(dataset, shard.rows, arguments.data)).encode())
     settings = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in free}
     return {
         **settings,
@@ -217,9 +239,9 @@ def describe(arguments: FeatureExtractionArguments, model, processor, dataset, s
     }
 
 
-def check_settings(output_dir: Path, settings: dict) -> None:
-    """Raises ValueError if the directory holds features of another run."""
-    path = output_dir / SETTINGS
+def _check_settings(output_dir: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError if the directory has features of another run, or other files."""
+    path = output_dir / _SETTINGS
     if not path.exists():
         if output_dir.exists() and any(not entry.name.startswith(".") for entry in output_dir.iterdir()):
             raise ValueError(f"{str(output_dir)!r} holds other files; choose an empty or a new --output_dir.")
@@ -232,13 +254,13 @@ def check_settings(output_dir: Path, settings: dict) -> None:
 
 
 def start(run: Run) -> list[Shard]:
-    """Makes the directory; returns the missing shards of this process."""
+    """Makes the directory and returns the shards that this process has to compute."""
     if run.accelerator.is_main_process:
         run.output_dir.mkdir(parents=True, exist_ok=True)
-        write_text(run.output_dir / SETTINGS, json.dumps(run.settings, indent=2))
+        write_text(run.output_dir / _SETTINGS, json.dumps(run.settings, indent=2))
     run.accelerator.wait_for_everyone()
     missing = [shard for shard in run.shards if not run.path(shard).exists()]
-    run.accelerator.wait_for_everyone()  # nobody writes before everybody has looked, so all see the same list
+    run.accelerator.wait_for_everyone()  # no process writes before all have looked, so all find the same shards
     done = len(run.shards) - len(missing)
     run.accelerator.print(
         f"{run.settings['num_images']:,} images in {len(run.shards):,} shards, {done:,} of them done; processes:"
@@ -247,86 +269,89 @@ def start(run: Run) -> list[Shard]:
     return missing[run.accelerator.process_index :: run.accelerator.num_processes]
 
 
-def batches(run: Run, shards: list[Shard]) -> Iterator[tuple[torch.Tensor | None, list[str | None]]]:
+def _batches(run: Run, shards: list[Shard]) -> Iterator[LoadedBatch]:
     """The batches of all these shards, one after the other, from one set of loading processes."""
     loader = DataLoader(
         run.images,
-        batch_sampler=[batch for shard in shards for batch in shard.batches(run.arguments.batch_size)],
+        batch_sampler=[list(rows) for shard in shards for rows in shard.batches(run.arguments.batch_size)],
         num_workers=run.arguments.num_workers,
-        collate_fn=collate,
+        collate_fn=_collate,
         pin_memory=run.accelerator.device.type == "cuda",
     )
     yield from loader
 
 
 def extract(run: Run, shards: list[Shard]) -> None:
-    """Computes and writes these shards. The progress bar counts the images of the main process."""
+    """Computes and writes these shards. A progress bar counts the images of the main process."""
     progress = tqdm(
         total=sum(len(shard.rows) for shard in shards),
         unit="img",
         disable=None if run.accelerator.is_main_process else True,
     )
-    stream = batches(run, shards)
+    stream = _batches(run, shards)
     for done, shard in enumerate(shards, start=1):
-        write_shard(run.path(shard), *compute_shard(run, shard, stream, progress))
-        if progress.disable:  # a log file: a line for each shard instead of a bar
+        _write_shard(run.path(shard), *_compute_shard(run, shard, stream, progress))
+        if progress.disable:  # in a log file, a line for each shard
             run.accelerator.print(f"{done:,} of {len(shards):,} shards", flush=True)
     progress.close()
 
 
-def compute_shard(run: Run, shard: Shard, stream: Iterator, progress: tqdm) -> tuple[dict, dict[str, torch.Tensor]]:
+def _compute_shard(
+    run: Run, shard: Shard, stream: Iterator[LoadedBatch], progress: tqdm
+) -> tuple[Columns, dict[str, torch.Tensor]]:
     """The columns and the features of a shard, from the next batches of the stream."""
-    errors, parts = [], {name: [] for name in run.shapes}
+    errors: list[str | None] = []
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in run.shapes}
     for _ in shard.batches(run.arguments.batch_size):
         pixel_values, batch_errors = next(stream)
-        for name, values in embed_readable(run, pixel_values, batch_errors).items():
+        for name, values in _embed_readable(run, pixel_values, batch_errors).items():
             parts[name].append(values)
         errors += batch_errors
         progress.update(len(batch_errors))
-    return columns_of(run, shard, errors), {name: torch.cat(values) for name, values in parts.items()}
+    return _columns_of(run, shard, errors), {name: torch.cat(values) for name, values in parts.items()}
 
 
-def embed_readable(run: Run, pixel_values: torch.Tensor | None, errors: list[str | None]) -> dict[str, torch.Tensor]:
-    """`embed`, with NaN in the rows of images that could not be read."""
+def _embed_readable(run: Run, pixel_values: torch.Tensor | None, errors: list[str | None]) -> dict[str, torch.Tensor]:
+    """The features of a batch, with NaN for images that could not be read."""
     if pixel_values is None:
         shapes = {name: (len(errors), *shape) for name, shape in run.shapes.items()}
         return {name: torch.full(shape, torch.nan, dtype=run.model.dtype) for name, shape in shapes.items()}
-    features = embed(run.model, pixel_values, run.arguments.outputs)
+    features = _embed(run.model, pixel_values, run.arguments.outputs)
     is_bad = torch.tensor([error is not None for error in errors])
     for values in features.values():
         values[is_bad] = torch.nan
     return features
 
 
-def columns_of(run: Run, shard: Shard, errors: list[str | None]) -> dict:
-    """What stands beside the features of a shard."""
+def _columns_of(run: Run, shard: Shard, errors: list[str | None]) -> Columns:
+    """The columns of a shard other than features."""
     dataset = run.images.dataset
     labels = {"label": dataset.select(shard.rows)["label"][:]} if "label" in dataset.column_names else {}
-    names = image_names(dataset, shard.rows, run.arguments.data)
+    names = _image_names(dataset, shard.rows, run.arguments.data)
     return {"index": list(shard.rows), "name": names, **labels, "error": errors}
 
 
 def finish(run: Run) -> None:
-    """When all processes are done: the list of bad images, then the manifest."""
+    """Waits for all processes, then writes the list of bad images and the manifest."""
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
-        bad_images = [entry for shard in run.shards for entry in read_bad_images(run.path(shard))]
-        write_text(run.output_dir / BAD_IMAGES, "".join(json.dumps(entry) + "\n" for entry in bad_images))
+        bad_images = [entry for shard in run.shards for entry in _read_bad_images(run.path(shard))]
+        write_text(run.output_dir / _BAD_IMAGES, "".join(json.dumps(entry) + "\n" for entry in bad_images))
         files = [{"file": run.path(shard).name, "rows": len(shard.rows)} for shard in run.shards]
         sources = {"model": run.arguments.model, "data": run.arguments.data}
         manifest = {**sources, "shapes": run.shapes, "num_bad_images": len(bad_images), "files": files, **run.settings}
-        write_text(run.output_dir / MANIFEST, json.dumps(manifest, indent=2))
+        write_text(run.output_dir / _MANIFEST, json.dumps(manifest, indent=2))
         print(f"{len(bad_images):,} images could not be read; the features are complete in {run.output_dir}")
     end_process_group(run.accelerator)
 
 
 def main(argv: list[str] | None = None) -> None:
-    disable_progress_bar()  # of Transformers' loading
+    disable_progress_bar()  # Transformers shows one while it loads weights
     arguments = parse_extraction_arguments(argv)
     try:
         run = build_run(arguments)
     except ValueError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        sys.exit(2)  # the status argparse gives to wrong arguments
+        sys.exit(2)  # as argparse exits for wrong arguments
     extract(run, start(run))
     finish(run)

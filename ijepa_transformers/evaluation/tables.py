@@ -134,7 +134,8 @@ def report(run: Run, rows: Rows) -> str:
     return "\n\n".join(parts)
 
 
-def provenance(argv: Sequence[str]) -> dict:
+def _provenance(argv: Sequence[str]) -> dict[str, Any]:
+    """Date, command and versions."""
     packages = ("torch", "transformers", "accelerate", "datasets", "scikit-learn", "numpy")
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -147,9 +148,9 @@ def provenance(argv: Sequence[str]) -> dict:
     }
 
 
-def write_results(run: Run, rows: dict[str, list[dict]], argv: Sequence[str], unmeasured: Sequence[str] = ()) -> None:
-    """results.json and results.md; `unmeasured` are the entries whose turn has not come yet."""
-    origin = provenance(argv)
+def write_results(run: Run, rows: Rows, argv: Sequence[str], unmeasured: Sequence[str] = ()) -> None:
+    """Writes results.json and results.md; `unmeasured` are the names of the entries that are not measured yet."""
+    origin = _provenance(argv)
     results = {
         **origin,
         "arguments": dataclasses.asdict(run.arguments),
@@ -173,12 +174,12 @@ def _as_json(value: float | Accuracies) -> float | dict[str, Any]:
 
 
 # Model cards
-def update_model_cards(run: Run, rows: dict[str, list[dict]], argv: Sequence[str]) -> None:
+def update_model_cards(run: Run, rows: Rows, argv: Sequence[str]) -> None:
     """Writes the results of each local directory into its README.md, with those of raw pixels and random encoders.
 
     Only random encoders that differ from the directory's encoder in nothing but the weights are included.
     """
-    origin = provenance(argv)
+    origin = _provenance(argv)
     specs = [EncoderSpec.parse(result["spec"]) for results in rows.values() for result in results]
     for directory in sorted({spec.source for spec in specs if spec.kind == "model" and os.path.isdir(spec.source)}):
         baselines, own = _rows_of_card(rows, directory)

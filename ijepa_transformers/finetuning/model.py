@@ -1,5 +1,8 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""The classifier that is fine-tuned, and its image processor."""
+"""The classifier that is fine-tuned, and its image processor.
+
+Shapes: C channels, H rows, W columns.
+"""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -8,18 +11,22 @@ from functools import partial
 
 import numpy as np
 import torch
-from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageClassification, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..arguments import require
 from ..data.datasets import prepare_image
 from ..data.transforms import build_image_processor, normalize_pixel_values
 from ..encoders import load_classifier, load_config, load_encoder, one_line
+from ..modeling_ijepa import IJepaPreTrainedModel
 from .arguments import ModelArguments
 
 
 # Image processor
-def resize_processor(processor, image_size: tuple[int, int]):
-    """The same image processor for images of another size; its shorter side over its crop stays what it was."""
+def resize_processor(processor: BaseImageProcessor, image_size: tuple[int, int]) -> BaseImageProcessor:
+    """The same image processor for images of another size (H, W).
+
+    The ratio of the resized shorter side to the centre crop stays the same.
+    """
     settings = processor.to_dict()
     height, width = image_size
     if not settings.get("do_center_crop"):
@@ -30,15 +37,16 @@ def resize_processor(processor, image_size: tuple[int, int]):
     return type(processor).from_dict({**settings, "size": sizes["size"], "crop_size": sizes["crop_size"]})
 
 
-def processor_statistics(processor, num_channels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel that the processor normalises by.
+def processor_statistics(processor: BaseImageProcessor, num_channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel with which the processor normalises.
 
     Raises:
-        ValueError: if it does something else to pixels, which training images would then be without.
+        ValueError: if the processor changes pixel values in another way. Training images would lack this change.
     """
     mean, std = [0.0] * num_channels, [1.0] * num_channels
-    if processor.do_normalize:
-        mean, std = list(processor.image_mean), list(processor.image_std)
+    settings = processor.to_dict()
+    if settings.get("do_normalize"):
+        mean, std = list(settings["image_mean"]), list(settings["image_std"])
     grey = np.full((256, 256, num_channels), 100, dtype=np.uint8)
     processed = prepare_image(processor, grey)  # (C, H, W)
     expected = normalize_pixel_values(torch.from_numpy(grey).permute(2, 0, 1), mean, std)[:, :1, :1]
@@ -49,18 +57,19 @@ def processor_statistics(processor, num_channels: int) -> tuple[list[float], lis
     return mean, std
 
 
-def processed_size(processor, num_channels: int) -> tuple[int, int]:
-    """Height and width of what the processor gives."""
+def processed_size(processor: BaseImageProcessor, num_channels: int) -> tuple[int, int]:
+    """Height and width of the images that the processor returns."""
     blank = np.zeros((256, 256, num_channels), dtype=np.uint8)
-    return tuple(prepare_image(processor, blank).shape[-2:])
+    height, width = prepare_image(processor, blank).shape[-2:]
+    return height, width
 
 
 # Model
-def build_config(arguments: ModelArguments, class_names: Sequence[str]) -> PreTrainedConfig:
-    """The configuration of the classifier, but for another image size of pretrained weights.
+def _build_config(arguments: ModelArguments, class_names: Sequence[str]) -> PreTrainedConfig:
+    """The configuration of the classifier. For pretrained weights it still has their image size.
 
     Raises:
-        ValueError: if there is none, or it knows no stochastic depth and that is asked for.
+        ValueError: if there is none, or if it has no stochastic depth and `drop_path_rate` is given.
     """
     config = load_config(arguments.model)
     config.id2label = dict(enumerate(class_names))
@@ -78,26 +87,29 @@ def build_model(arguments: ModelArguments, class_names: Sequence[str]) -> PreTra
     """The classifier to train, with float32 weights.
 
     Raises:
-        ValueError: if it cannot be opened, or cannot take the image size.
+        ValueError: if it cannot be opened, or if its image size cannot be changed.
     """
-    config = build_config(arguments, class_names)
-    with quiet_loading():
-        model = initial_model(arguments, config)
+    config = _build_config(arguments, class_names)
+    with _quiet_loading():
+        model = _initial_model(arguments, config)
     if arguments.image_size is not None and not arguments.from_scratch:
-        require(hasattr(model, "resize_image"), f"image_size is for I-JEPA, not for {type(model).__name__}.")
-        model.resize_image(arguments.size_in_config)
+        if not isinstance(model, IJepaPreTrainedModel):
+            raise ValueError(f"image_size is for I-JEPA, not for {type(model).__name__}.")
+        height, width = arguments.height_and_width
+        model.resize_image(height if height == width else (height, width))
     if arguments.tune == "head":
-        freeze_encoder(model)
-    # Some stock classes save their weights under early names, by which Trainer could not read a checkpoint back.
-    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+        _freeze_encoder(model)
+    # Some stock classes save their weights under old names, which Trainer cannot read when it loads a checkpoint.
+    save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    model.save_pretrained = save_pretrained  # type: ignore[method-assign]
     return model
 
 
-def initial_model(arguments: ModelArguments, config: PreTrainedConfig) -> PreTrainedModel:
-    """Fresh weights, those of the context encoder under a fresh head, or all that the directory has.
+def _initial_model(arguments: ModelArguments, config: PreTrainedConfig) -> PreTrainedModel:
+    """The classifier with new weights, with those of the context encoder and a new head, or with all that are saved.
 
     Raises:
-        ValueError: if it cannot be opened, or lacks weights of the encoder.
+        ValueError: if it cannot be opened, or if weights of the encoder are missing.
     """
     if arguments.encoder == "target" and not arguments.from_scratch:
         return load_classifier(arguments.model, config)
@@ -115,8 +127,8 @@ def _fresh_classifier(source: str, config: PreTrainedConfig) -> PreTrainedModel:
 
 
 @contextmanager
-def quiet_loading() -> Iterator[None]:
-    """No warnings that a fresh head means nothing until it is fine-tuned: that is what happens next."""
+def _quiet_loading() -> Iterator[None]:
+    """Hides the warnings that a new head must be fine-tuned, because it will be."""
     loggers = [logging.getLogger(name) for name in ("transformers", "ijepa_transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -128,14 +140,14 @@ def quiet_loading() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def freeze_encoder(model: PreTrainedModel) -> None:
-    """Takes the encoder out of training: no gradient, no dropout, no stochastic depth.
+def _freeze_encoder(model: PreTrainedModel) -> None:
+    """Excludes the encoder from training: no gradient, no dropout, no stochastic depth.
 
     Raises:
-        ValueError: if encoder and head cannot be told apart.
+        ValueError: if the model has no encoder that is separate from its head.
     """
     encoder = model.base_model
-    require(encoder is not model, f"{type(model).__name__} has no encoder beside its head, so tune cannot be head.")
+    require(encoder is not model, f"{type(model).__name__} has no encoder apart from its head: tune cannot be 'head'.")
     encoder.requires_grad_(False)
-    # Before each forward pass, because Trainer puts the whole model into training mode before each step.
+    # Before each forward pass, because Trainer sets the whole model to training mode before each step.
     encoder.register_forward_pre_hook(lambda module, inputs: module.eval() and None)

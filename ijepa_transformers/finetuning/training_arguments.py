@@ -21,6 +21,7 @@ class FineTuningArguments(TrainingArguments):
 
     argument_group = "training"
 
+    output_dir: str = argument("", "directory the classifier is written to")
     num_train_epochs: float = argument(50, "passes over the training images")
     per_device_train_batch_size: int = argument(64, "images per process and forward pass")
     per_device_eval_batch_size: int = argument(64, "images per process and forward pass in evaluation")

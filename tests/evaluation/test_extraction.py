@@ -232,7 +232,7 @@ def test_a_bad_image_keeps_its_row_and_changes_no_other(place, file_format):
 def test_a_run_killed_while_it_writes_a_file_continues_to_the_same_bytes(place, monkeypatch, file_format):
     (place / "images" / "cat" / "02.png").write_bytes(b"")
     whole = contents(extract(place, output_dir=place / "whole", format=file_format))
-    writer = getattr(extraction, f"write_{file_format}")
+    writer = getattr(extraction, f"_write_{file_format}")
 
     def write_half(path, *args):
         writer(path, *args)
@@ -241,7 +241,7 @@ def test_a_run_killed_while_it_writes_a_file_continues_to_the_same_bytes(place, 
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(extraction, f"write_{file_format}", write_half)
+        patch.setattr(extraction, f"_write_{file_format}", write_half)
         with pytest.raises(KeyboardInterrupt):
             extract(place, format=file_format)
     left = set(contents(place / "features"))
@@ -254,7 +254,7 @@ def test_a_run_killed_while_it_writes_a_file_continues_to_the_same_bytes(place, 
 
 def test_a_finished_run_computes_nothing_again(place, monkeypatch):
     before = contents(extract(place))
-    monkeypatch.setattr(extraction, "write_shard", None)
+    monkeypatch.setattr(extraction, "_write_shard", None)
     assert contents(extract(place)) == before
 
 
@@ -360,4 +360,4 @@ def test_a_missing_output_of_the_model_is_an_error():
             return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=pixel_values.flatten(2))
 
     with pytest.raises(ValueError, match="WithoutPooler has no output 'pooler_output'"):
-        extraction.embed(WithoutPooler(), torch.zeros(1, 3, 8, 8), ["pooler_output"])
+        extraction._embed(WithoutPooler(), torch.zeros(1, 3, 8, 8), ["pooler_output"])

@@ -488,16 +488,16 @@ def test_a_checkpoint_that_a_kill_left_unfinished_is_passed_over(directory, tmp_
     with pytest.raises(SystemExit) as stopped:
         fine_tune(directory, half, resume_from_checkpoint=half / "checkpoint-6", **options)
     assert stopped.value.code == 2
-    assert "checkpoint-6' is not whole: trainer_state.json" in capsys.readouterr().err
+    assert "checkpoint-6' is incomplete: trainer_state.json" in capsys.readouterr().err
     resumed = fine_tune(directory, half, resume_from_checkpoint="last", **options)
-    assert "checkpoint-6, checkpoint-4 passed over" in capsys.readouterr().err
+    assert "skips checkpoint-6, checkpoint-4" in capsys.readouterr().err
     assert_equal(resumed, whole)
     shutil.rmtree(half)
     shutil.copytree(tmp_path / "whole" / "checkpoint-4", half / "checkpoint-4")
     (half / "checkpoint-4" / "trainer_state.json").unlink()
     with pytest.raises(SystemExit):
         fine_tune(directory, half, resume_from_checkpoint="last", **options)
-    assert "checkpoint-4' is not whole" in capsys.readouterr().err.splitlines()[-1]
+    assert "checkpoint-4' is incomplete" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_recipe_and_card_are_whole_or_not_there(directory, tmp_path, monkeypatch):
