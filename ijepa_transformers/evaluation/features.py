@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from .. import __version__
-from ..data.datasets import PretrainingImages, ProcessedImages
+from ..data.datasets import PretrainingImages, ProcessedImages, prepare_image
 from ..data.decoding import BadImageError
 from ..data.order import epoch_order
 from ..data.sources import image_name
@@ -150,8 +150,8 @@ class OpenedEncoder:
         parts = {"encoder": architecture(self.model), "processor": processor, "num_channels": self.num_channels}
         return json.dumps(parts, sort_keys=True)
 
-    def images(self, dataset: datasets.Dataset | None) -> ProcessedImages:
-        """The images of a data set as the encoder takes them; without one, only its `prepare` works."""
+    def images(self, dataset: datasets.Dataset) -> ProcessedImages:
+        """The images of a data set as the encoder takes them."""
         return ProcessedImages(dataset, self.processor, self.num_channels)
 
 
@@ -188,9 +188,9 @@ def try_encoder(arguments: ProbingArguments, opened: OpenedEncoder) -> Trial:
     Raises:
         ValueError: if the image processor or the encoder does not accept the image.
     """
-    images, source = opened.images(None), opened.spec.source
+    source = opened.spec.source
     try:
-        pixel_values = images.prepare(_blank_image(images))
+        pixel_values = prepare_image(opened.processor, _blank_image(opened.num_channels))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"The image processor of {source!r}, a {type(opened.processor).__name__}, cannot be used, because it does"
@@ -205,8 +205,8 @@ def try_encoder(arguments: ProbingArguments, opened: OpenedEncoder) -> Trial:
         raise ValueError(f"The model {source!r} cannot be used: {error}") from error
 
 
-def _blank_image(images: ProcessedImages) -> np.ndarray:
-    return np.zeros((256, 256, images.num_channels), dtype=np.uint8)
+def _blank_image(num_channels: int) -> np.ndarray:
+    return np.zeros((256, 256, num_channels), dtype=np.uint8)
 
 
 class CroppedImages(torch.utils.data.Dataset):
@@ -218,10 +218,9 @@ class CroppedImages(torch.utils.data.Dataset):
 
     def __init__(self, images: ProcessedImages, seed: int):
         self.images = images
-        height, width = images.prepare(_blank_image(images)).shape[1:]
         self.crops = PretrainingImages(
             images.dataset,
-            (height, width),
+            prepare_image(images.processor, _blank_image(images.num_channels)).shape[1:],
             num_channels=images.num_channels,
             crop_scale=_CROP_SCALE,
             crop_ratio=_CROP_RATIO,

@@ -86,7 +86,9 @@ class ModelArguments:
 
     @property
     def height_and_width(self) -> tuple[int, int]:
-        """`image_size` as a pair, if it is given."""
+        """`image_size` as a pair. Raises ValueError if it is not given."""
+        if self.image_size is None:
+            raise ValueError("image_size is not given.")
         return self.image_size[0], self.image_size[-1]
 
     @property

@@ -3,8 +3,9 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
-from transformers import TrainingArguments
+from transformers import IntervalStrategy, TrainingArguments
 
 from ..arguments import argument, flags_of, require
 from ..encoders import one_line
@@ -72,27 +73,39 @@ class Arguments:
     model: ModelArguments
     regularization: RegularizationArguments
     training: FineTuningArguments
-    recipe: dict  # what was given, if it differs from the defaults
+    recipe: dict[str, Any]  # the given values that differ from the defaults
 
     def __post_init__(self):
         require(
             self.data.validation_split or self.training.eval_strategy == "no",
-            f"eval_strategy {self.training.eval_strategy.value} needs a validation_split.",
+            f"eval_strategy {IntervalStrategy(self.training.eval_strategy).value} needs a validation_split.",
         )
 
     @classmethod
-    def build(cls, **values) -> "Arguments":
-        """Arguments from the values of all flags by name."""
-        names = {group: [entry.name for entry in dataclasses.fields(group) if entry.init] for group in GROUPS}
+    def build(cls, **values: Any) -> "Arguments":
+        """Arguments from the values of all flags by name.
+
+        Raises:
+            ValueError: if a value is wrong, or if a package that a flag needs is not installed.
+        """
+
+        def values_of(group: type) -> dict[str, Any]:
+            return {entry.name: values[entry.name] for entry in dataclasses.fields(group) if entry.init}
+
         defaults = default_values()
         given = {name: value for name, value in values.items() if value != defaults[name] and name not in UNRECORDED}
         try:
-            groups = [group(**{name: values[name] for name in names[group]}) for group in GROUPS]
-        except ImportError as error:  # of DeepSpeed, trackers and so on, where a flag asks for them
+            return cls(
+                data=DataArguments(**values_of(DataArguments)),
+                model=ModelArguments(**values_of(ModelArguments)),
+                regularization=RegularizationArguments(**values_of(RegularizationArguments)),
+                training=FineTuningArguments(**values_of(FineTuningArguments)),
+                recipe=given,
+            )
+        except ImportError as error:  # DeepSpeed, trackers and so on, if a flag needs them
             raise ValueError(one_line(error)) from None
-        return cls(*groups, recipe=given)
 
 
-def default_values() -> dict:
+def default_values() -> dict[str, Any]:
     """The value of every flag that is not given."""
     return {name: flag.default for name, flag in flags_of(GROUPS).items()}
