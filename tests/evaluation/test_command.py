@@ -1,5 +1,5 @@
-"""Promises of the probing script: its numbers are those of the libraries on the model's own features, whatever the
-number of processes, the batch size or the cache; and nothing is said that was not measured."""
+"""`ijepa probe`: its numbers equal those of the libraries on the model's own features. Processes, batch size and cache
+do not change them, and the report has only what was measured."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def save_model(model, directory, num_channels=3):
 
 
 def write_images(folder, split, count, generator):
-    """Images of three classes that differ in brightness, but less than images of one class do: no probe is perfect."""
+    """Images of three classes that differ in brightness. Images of one class differ more, so no probe is perfect."""
     for number in range(count):
         level = number % 3
         path = folder / split / "abc"[level] / f"{number:03}.png"
@@ -62,7 +62,7 @@ def write_images(folder, split, count, generator):
 
 @pytest.fixture
 def place(trained, tmp_path):
-    """A folder with a pretraining model and labelled images, whose numbers are not multiples of anything."""
+    """A folder with a pretraining model and labelled images; the numbers of images are primes."""
     save_model(trained, tmp_path / "model")
     generator = np.random.default_rng(0)
     for split, count in (("train", NUM_TRAIN), ("validation", NUM_VALIDATION)):
@@ -148,7 +148,7 @@ def test_accuracies_equal_those_of_sklearn_on_the_models_features(place, trained
     knn = KNeighborsClassifier(3, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
     logistic = LogisticRegression(max_iter=1000).fit(train, labels)
     results = probe(place, probes=["knn", "logistic"], encoder=encoder, no_baselines=True)
-    assert 0.4 < summary(results)["logistic"] < 0.95  # or equal numbers would mean little
+    assert 0.4 < summary(results)["logistic"] < 0.95  # equal numbers of a perfect probe would prove little
     assert summary(results)["3-NN"] == pytest.approx(knn.fit(train, labels).score(test, test_labels))
     assert summary(results)["logistic"] == pytest.approx(logistic.score(test, test_labels))
     hits = logistic.predict(test) == test_labels
@@ -167,7 +167,7 @@ def test_target_and_context_by_spec_and_by_flag_are_the_same(place):
     assert entry(both, "t")["weights_sha256"] != entry(both, "c")["weights_sha256"]
 
 
-def test_the_baselines_are_always_there(place, trained):
+def test_the_baselines_are_in_the_table_unless_they_are_given_or_turned_off(place, trained):
     results = probe(place)
     assert [row["name"] for row in results["rows"]] == ["raw pixels", "random encoder", "ours"]
     (train, labels), (test, test_labels) = (
@@ -185,7 +185,7 @@ def test_the_baselines_are_always_there(place, trained):
     assert [row["name"] for row in bare["rows"]] == ["ours"]
 
 
-def test_equal_names_are_one_row_of_mean_and_deviation(place, trained):
+def test_equal_names_are_one_row_with_mean_and_standard_deviation(place, trained):
     torch.manual_seed(1)
     save_model(IJepaForPretraining(trained.config), place / "other")
     models = [f"ours={place / 'model'}", f"ours={place / 'other'}"]
@@ -219,7 +219,7 @@ def test_the_batch_size_changes_nothing(place):
     assert [row["summary"] for row in one["rows"]] == [row["summary"] for row in many["rows"]]
 
 
-def test_what_the_training_split_is_too_small_for_is_left_out_with_a_note(place):
+def test_settings_for_which_the_training_split_is_too_small_are_left_out_with_a_note(place):
     results = probe(place, probes=["knn", "few_shot"], k=[3, 61, 62], shots=[2, 30])
     assert list(summary(results)) == ["3-NN", "61-NN", "2-shot"]
     notes = "\n".join(results["notes"])
@@ -228,14 +228,14 @@ def test_what_the_training_split_is_too_small_for_is_left_out_with_a_note(place)
     assert "62-NN is left out" in (place / "out" / "results.md").read_text()
 
 
-def test_a_sample_has_so_many_images_and_is_the_same_every_time(place):
+def test_a_sample_has_max_images_and_depends_on_the_seed_only(place):
     first, again = (probe(place, max_images=30, no_baselines=True, output_dir=place / name) for name in ("a", "b"))
     assert first["data"] == {"train": 30, "validation": 30} and first["rows"] == again["rows"]
     other = probe(place, max_images=30, seed=1, no_baselines=True, output_dir=place / "c")
     assert other["rows"] != first["rows"]
 
 
-def test_models_of_others_stand_beside_ours(place):
+def test_other_models_are_evaluated_beside_ours(place):
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
     save_model(transformers.ResNetModel(transformers.ResNetConfig(**sizes)), place / "resnet")
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -250,8 +250,8 @@ def test_models_of_others_stand_beside_ours(place):
     assert set(summary(results, "raw pixels")) == {"3-NN", "linear"}
 
 
-def test_the_same_weights_in_another_architecture_are_other_features(place, trained, count_forwards):
-    """The number of attention heads is in no weight."""
+def test_the_same_weights_in_another_architecture_are_computed_anew(place, trained, count_forwards):
+    """No weight depends on the number of attention heads."""
     before = entry(probe(place, probes=["collapse"], no_baselines=True))
     config = json.loads((place / "model" / "config.json").read_text())
     for name, value in {"num_attention_heads": 1, "layer_norm_eps": 1e-2, "hidden_act": "relu"}.items():
@@ -260,13 +260,13 @@ def test_the_same_weights_in_another_architecture_are_other_features(place, trai
         after = entry(probe(place, probes=["collapse"], no_baselines=True))
         assert after["weights_sha256"] == before["weights_sha256"] and sum(count_forwards) == NUM_VALIDATION
         assert after["collapse"] != before["collapse"]
-    count_forwards.clear()  # who wrote the file, and when, is no part of it
+    count_forwards.clear()  # the version that wrote the file does not matter
     (place / "model" / "config.json").write_text(json.dumps({**config, "transformers_version": "5.0.0"}))
     assert entry(probe(place, probes=["collapse"], no_baselines=True)) == before and not count_forwards
 
 
 def write_dataset(place, **columns_by_split):
-    """A folder of `save_to_disk` with the images of both splits and other labels: (class names, labels)."""
+    """A folder of `save_to_disk` with the images of both splits and other (class names, labels)."""
     splits = {}
     for split, (names, labels) in columns_by_split.items():
         images = [str(path) for path in sorted((place / "images" / split).rglob("*.png"))][: len(labels)]
@@ -283,7 +283,7 @@ def test_images_without_a_label_are_left_out(place):
     assert results["data"] == {"train": 20, "validation": 20} and results["notes"] == []
 
 
-def test_classes_that_nothing_teaches_are_noted(place):
+def test_classes_without_training_images_are_noted(place):
     names = ["a", "b", "c", "d"]
     saved = write_dataset(place, train=(names, [0, 1] * 10), validation=(names, [0, 1, 2, 3, 3] * 4))
     results = probe(place, data=saved, no_baselines=True)
@@ -305,8 +305,8 @@ def test_half_precision(place):
 # Heads
 
 
-def test_the_best_head_is_chosen_without_a_look_at_the_validation_split(place, monkeypatch):
-    """The same choice when every validation label is another one."""
+def test_the_choice_of_the_best_head_does_not_depend_on_the_validation_split(place, monkeypatch):
+    """The choice stays the same with other validation labels."""
     changes = {"probes": ["linear"], "learning_rates": [1e-5, 1e-2, 1e2], "no_baselines": True, "epochs": 3}
     honest = entry(probe(place, **changes))["probes"]["linear"]
     for path in sorted((place / "images" / "validation" / "a").iterdir()):
@@ -330,7 +330,7 @@ def test_without_holdout_the_best_of_the_validation_split_is_reported_and_called
     assert "optimistic" in (place / "out" / "results.md").read_text()
 
 
-def test_heads_on_cached_features_equal_heads_beside_the_running_encoder(place, monkeypatch):
+def test_heads_on_cached_features_equal_heads_on_features_computed_in_every_epoch(place, monkeypatch):
     changes = {"probes": ["linear", "attentive"], "holdout": 0.2, "no_baselines": True}
     kept = entry(probe(place, output_dir=place / "kept", **changes))
     monkeypatch.setattr(evaluation_features, "_MAX_TOKEN_BYTES", 0)
@@ -350,7 +350,7 @@ def test_crops_differ_between_epochs_and_are_the_same_in_every_run(place):
     assert crops[1, 5].shape == images[5].shape and crops[1, 5].dtype == torch.float32
 
 
-def test_flips_show_the_evaluation_view_or_its_mirror_image_and_nothing_else(place):
+def test_flips_show_the_evaluation_view_or_its_mirror_image(place):
     run = evaluation_command.build_run(evaluation_arguments.parse_probing_arguments(words(place)))
     images = evaluation_features.open_entry(run, run.entries[-1]).images(run.train.dataset)
     flips, mirrored = evaluation_features.FlippedImages(images, seed=0), []
@@ -368,7 +368,7 @@ def test_with_flips_the_encoder_runs_in_every_epoch(place, count_forwards):
 
 
 def test_a_crop_is_normalised_as_the_whole_image_is(place):
-    """A grey image has the same value wherever it is cut."""
+    """All crops of an image of one colour are equal."""
     path = place / "images" / "train" / "a" / "000.png"
     Image.new("RGB", (50, 40), (10, 100, 200)).save(path)
     run = evaluation_command.build_run(evaluation_arguments.parse_probing_arguments(words(place)))
@@ -413,7 +413,7 @@ def test_lars_heads(place):
 # Cache
 
 
-def test_a_second_run_computes_no_features_and_finds_the_same(place, count_forwards):
+def test_a_second_run_computes_no_features_and_has_the_same_results(place, count_forwards):
     changes = {"probes": ["knn", "logistic", "linear", "attentive", "collapse"], "holdout": 0.2}
     first = probe(place, **changes)
     assert count_forwards
@@ -422,7 +422,7 @@ def test_a_second_run_computes_no_features_and_finds_the_same(place, count_forwa
 
 
 def forwards_of_every_probe(place, count_forwards, *runs, **changes):
-    """The images that went through the encoder in each of the runs, and their results."""
+    """How many images went through the encoder in each of the runs, and the results."""
     counts, results = [], []
     for probes in runs:
         count_forwards.clear()
@@ -450,7 +450,7 @@ def test_a_run_with_other_probes_computes_only_kinds_that_are_missing(place, cou
     assert numbers(fresh) == pytest.approx(numbers(alone), abs=1e-5)
 
 
-def test_with_crops_only_what_is_read_is_kept(place, count_forwards):
+def test_with_crops_only_features_that_are_read_are_cached(place, count_forwards):
     changes = {"augment": "crop_flip", "epochs": 1, "holdout": 0.2, "batch_size": 49}
     counts, _ = forwards_of_every_probe(place, count_forwards, ["linear"], ["linear", "knn"], **changes)
     assert counts == [NUM_VALIDATION + 12 + 49, NUM_TRAIN + 49]
@@ -467,7 +467,7 @@ def test_other_data_or_weights_are_computed_anew(place, trained, count_forwards,
     elif change == "image":
         path = place / "images" / "train" / "a" / "000.png"
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-    elif change == "time":  # of the same size, but written anew
+    elif change == "time":  # of the same size, but written again
         os.utime(place / "images" / "train" / "a" / "000.png", ns=(1, 1))
     elif change == "label":
         shutil.move(place / "images" / "train" / "a" / "000.png", place / "images" / "train" / "b")
@@ -531,7 +531,7 @@ def test_the_fingerprint_of_embedded_images_is_the_same_in_every_process(place):
 
 
 def numbers(value):
-    """Every number of nested results, in order."""
+    """All numbers of nested results, in order."""
     if isinstance(value, dict):
         return [number for entry in value.values() for number in numbers(entry)]
     if isinstance(value, list):
@@ -561,8 +561,8 @@ def test_two_processes_measure_what_one_measures(place):
 @pytest.mark.parametrize(
     "count, round_size, world_size", [(41, 10, 2), (41, 16, 4), (3, 8, 4), (40, 10, 2), (5, 4, 1)]
 )
-def test_shares_give_every_place_once_and_in_order(count, round_size, world_size):
-    """As `gather` puts them together: one process after the other, cut to the size of the round."""
+def test_rounds_have_each_position_once_and_in_order(count, round_size, world_size):
+    """As `gather` joins them: one process after the other, cut to the size of the round."""
     by_rank = [list(evaluation_features._rounds(count, round_size, rank, world_size)) for rank in range(world_size)]
     gathered = []
     for parts in zip(*by_rank, strict=True):
@@ -585,8 +585,8 @@ def test_the_report_has_everything(place):
     assert results["arguments"]["k"] == [3] and len(entry(results)["collapse"]) == 4
 
 
-def test_a_collapsed_encoder_is_called_collapsed_beside_a_healthy_random_one(place, trained, capsys):
-    """The last layer's output is nearly the same for every image."""
+def test_a_collapsed_encoder_is_reported_beside_a_healthy_random_one(place, trained, capsys):
+    """The output of the last layer is nearly the same for all images."""
     trained.ijepa.layers[-1].mlp.fc2.bias.data += 1e3
     trained.ijepa.layers[-1].mlp.fc2.bias.data[::2] -= 2e3
     trained.save_pretrained(place / "model")
@@ -597,7 +597,7 @@ def test_a_collapsed_encoder_is_called_collapsed_beside_a_healthy_random_one(pla
     assert "This begins at layer 3 of 3;" in output and "**random encoder** is collapsed" not in output
 
 
-def test_only_a_random_encoder_of_the_same_architecture_stands_beside_an_encoder(place, trained, capsys):
+def test_an_encoder_is_compared_only_with_a_random_one_of_the_same_architecture(place, trained, capsys):
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
     save_model(transformers.ResNetModel(transformers.ResNetConfig(**sizes)), place / "resnet")
     torch.manual_seed(1)
@@ -658,7 +658,7 @@ def test_rows_that_are_measured_stay_when_a_later_encoder_fails(place, monkeypat
     assert probe(place)["unmeasured"] == [] and "Unfinished" not in (place / "out" / "results.md").read_text()
 
 
-def test_the_model_card_of_every_local_directory_is_updated_and_not_doubled(place, trained):
+def test_the_model_cards_of_local_directories_are_updated_once(place, trained):
     (place / "model" / "README.md").write_text("---\nlicense: mit\n---\n# By hand\n")
     models = [f"ours={place / 'model'}", f"context={place / 'model'}@context"]
     for _ in range(2):
@@ -676,7 +676,7 @@ def test_the_model_card_of_every_local_directory_is_updated_and_not_doubled(plac
     assert str(place / "images") not in card.to_yaml()  # no path of this machine in what the Hub reads
 
 
-def test_each_seeds_card_has_its_own_values_and_all_baselines(place, trained):
+def test_the_card_of_each_seed_has_its_own_values_and_all_baselines(place, trained):
     torch.manual_seed(1)
     save_model(IJepaForPretraining(trained.config), place / "other")
     model = place / "model"
@@ -689,16 +689,16 @@ def test_each_seeds_card_has_its_own_values_and_all_baselines(place, trained):
         assert "±" in line
 
 
-def test_without_the_flag_no_model_card_is_touched(place):
+def test_without_the_flag_no_model_card_is_written(place):
     probe(place)
     assert not (place / "model" / "README.md").exists()
 
 
-# Mistakes
+# Wrong input
 
 
 def assert_refused(place, capsys, sentence, **changes):
-    """Status 2, one sentence, and not a file more than before."""
+    """Status 2, one sentence, and no new file."""
     before = sorted(place.rglob("*"))
     with pytest.raises(SystemExit) as stopped:
         probe(place, **changes)
@@ -731,7 +731,7 @@ def assert_refused(place, capsys, sentence, **changes):
         ({"models": ["a=random:"]}, "'random:' names no model"),
     ],
 )
-def test_mistakes_are_one_sentence_and_leave_nothing(place, capsys, changes, sentence):
+def test_wrong_arguments_are_one_sentence_and_nothing_is_written(place, capsys, changes, sentence):
     assert_refused(place, capsys, sentence, **changes)
 
 
@@ -772,7 +772,7 @@ def test_a_model_that_takes_more_than_images_is_an_error_before_anything_is_writ
 
 def test_an_image_processor_with_another_interface_is_an_error_before_anything_is_written(place, capsys, monkeypatch):
     class Foreign:
-        """Like TimmWrapperImageProcessor, which takes images and nothing else."""
+        """Like TimmWrapperImageProcessor, which takes only images."""
 
         def __call__(self, images, return_tensors=None):
             return {}
@@ -791,7 +791,7 @@ def test_a_timm_model_is_an_error_before_anything_is_written(place, capsys):
     assert_refused(place, capsys, "a TimmWrapperImageProcessor, cannot be used", models=[place / "timm"])
 
 
-def test_an_encoder_that_is_not_there_is_an_error(place, trained, capsys):
+def test_a_missing_context_encoder_is_an_error(place, trained, capsys):
     save_model(trained.ijepa, place / "encoder")
     assert_refused(place, capsys, "holds no context encoder", models=[f"{place / 'encoder'}@context"])
 
@@ -806,7 +806,7 @@ def test_lars_without_timm_is_an_error_before_any_work(place, capsys, monkeypatc
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("changes", [{}, {"probes": ["linear"], "augment": "crop_flip", "holdout": 0}])
 def test_a_bad_image_stops_the_run_with_its_name(place, capsys, num_workers, changes):
-    """Leaving it out would change a published number without a word."""
+    """Leaving it out would silently change an accuracy."""
     (place / "images" / "train" / "b" / "001.png").write_bytes(b"this is no image")
     with pytest.raises(SystemExit) as stopped:
         probe(place, num_workers=num_workers, **changes)
@@ -819,7 +819,7 @@ def test_a_bad_image_stops_the_run_with_its_name(place, capsys, num_workers, cha
     "text, name, source",
     [("runs/a", "runs/a", "runs/a"), ("mine=runs/a", "mine", "runs/a"), ("runs/lr=0.1", "runs/lr=0.1", "runs/lr=0.1")],
 )
-def test_names(text, name, source):
+def test_the_name_of_an_entry(text, name, source):
     parsed = evaluation_command._parse_entry(text, "target")
     assert (parsed.name, parsed.spec.source) == (name, source)
 

@@ -1,4 +1,4 @@
-"""Which encoder a spec opens, and which features of it are read.
+"""Encoders: which one a spec opens, and which features are read from it.
 
 Shapes: B images, N tokens, D features.
 """
@@ -81,7 +81,7 @@ def test_specs(text, spec):
     assert EncoderSpec.parse(str(spec)) in (spec, EncoderSpec(spec.kind, spec.source, "target", spec.seed))
 
 
-def test_the_default_encoder_holds_where_the_spec_says_nothing():
+def test_a_spec_without_an_encoder_has_the_default_encoder():
     assert EncoderSpec.parse("a", "context").encoder == "context"
     assert EncoderSpec.parse("a@target", "context").encoder == "target"
     for text in ("", "random:", "@context", "raw_pixels:"):
@@ -121,11 +121,11 @@ def test_precision(saved):
         assert open_encoder(EncoderSpec.parse(spec), torch.bfloat16).dtype == torch.bfloat16
 
 
-# Models of others
+# Other models
 
 
-def test_a_classifiers_encoder_is_read_and_its_missing_pooler_is_no_random_projection(tmp_path, images):
-    """Transformers would put a pooler of random weights between the encoder and its features, with a warning only."""
+def test_the_encoder_of_a_classifier_has_no_random_pooler(tmp_path, images):
+    """The checkpoint has no pooler. Transformers would add one with random weights and only warn."""
     classifier = stock("ViT", tmp_path, "ForImageClassification")
     model = load_encoder(str(tmp_path), "target", FLOAT)
     expected = classifier.vit(images).last_hidden_state.mean(1)
@@ -141,7 +141,7 @@ def test_a_pooler_with_weights_is_used(tmp_path, images):
     assert open_encoder(EncoderSpec.parse(f"random:{tmp_path}"), FLOAT).pooler is not None
 
 
-def test_an_encoder_that_would_come_out_partly_random_is_an_error(tmp_path):
+def test_an_encoder_with_missing_weights_is_an_error(tmp_path):
     model = stock("ViT", tmp_path)
     weights = {name: value for name, value in model.state_dict().items() if "layers.1.mlp.fc1" not in name}
     model.save_pretrained(tmp_path, state_dict=weights)
@@ -201,7 +201,7 @@ def test_models_that_take_more_than_images_are_one_sentence(images):
         encoder_features(transformers.CLIPModel(config), images, ["last"])
 
 
-def test_the_architecture_is_all_that_the_weights_do_not_say(tmp_path, tiny_config, saved, trained):
+def test_the_architecture_has_settings_that_the_weights_do_not_show(tmp_path, tiny_config, saved, trained):
     classifier = IJepaForImageClassification(tiny_config)
     classifier.save_pretrained(tmp_path / "classifier")
     own, of_classifier = (load_encoder(str(path), "target", FLOAT) for path in (saved, tmp_path / "classifier"))
@@ -236,14 +236,14 @@ def stock_resnet():
     return transformers.ResNetModel(config).eval()
 
 
-def test_features_of_our_encoder_by_hand(trained, images):
+def test_features_of_our_encoder_equal_those_computed_by_hand(trained, images):
     model = trained.ijepa
     outputs = model(images, output_hidden_states=True)
     features = encoder_features(model, images, ["last", "last4", "layers", "tokens"])
     means = [model.layernorm(state).mean(1) for state in outputs.hidden_states]  # embedding and 3 layers
     torch.testing.assert_close(features["last"], outputs.pooler_output)
     torch.testing.assert_close(features["tokens"], outputs.last_hidden_state)
-    torch.testing.assert_close(features["last4"], torch.cat(means[1:], dim=1))  # it has 3 layers only
+    torch.testing.assert_close(features["last4"], torch.cat(means[1:], dim=1))  # it has only 3 layers
     for index, mean in enumerate(means):
         torch.testing.assert_close(features[f"layer_{index}"], mean)
     assert features["token_shape"].tolist() == [[16, 32]] * 2 and not features["last"].requires_grad
@@ -258,13 +258,13 @@ def test_last4_is_the_last_four_of_more_layers(tiny_config, images):
     torch.testing.assert_close(features["layer_6"], model(images).pooler_output)
 
 
-def test_only_what_is_asked_is_computed(trained, images):
+def test_only_the_given_kinds_are_computed(trained, images):
     assert set(encoder_features(trained.ijepa, images, ["last"])) == {"last", "token_shape"}
 
 
 @pytest.mark.parametrize("kind", ["ViT", "Dinov2", "ResNet"])
-def test_stock_models_end_with_their_own_output(kind, tmp_path, images):
-    """Whether `hidden_states` ends before or after the final norm differs between them; the features do not."""
+def test_the_last_layer_of_stock_models_is_their_own_output(kind, tmp_path, images):
+    """`hidden_states` ends before or after the final norm, which depends on the class. The features do not."""
     model = stock(kind, tmp_path)
     outputs = model(images)
     features = encoder_features(model, images, ["last", "layers", "last4", "tokens"])

@@ -1,4 +1,4 @@
-"""Promises of the feature script: the model's own features, in the order of the data, whatever interrupts the run."""
+"""`ijepa extract`: the model's own features, in the order of the data, also after an interruption."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def model(tiny_model):
 
 @pytest.fixture
 def place(model, tmp_path):
-    """A folder with a model and a folder of images, whose sub-folders are classes and whose sizes differ."""
+    """A folder with a model and a folder of images of different sizes; sub-folders are classes."""
     model.save_pretrained(tmp_path / "model")
     build_image_processor(32).save_pretrained(tmp_path / "model")
     generator = np.random.default_rng(0)
@@ -129,7 +129,7 @@ def test_features_equal_the_models_outputs_image_by_image(place, model, file_for
 
 def test_with_one_image_per_batch_the_features_are_equal_bit_for_bit(place, model):
     rows = read(extract(place, batch_size=1))
-    configure(model.ijepa, "cpu", "no")  # as the command has chosen for itself
+    configure(model.ijepa, "cpu", "no")  # as the command does
     assert torch.equal(torch.from_numpy(rows["pooler_output"]), expected_features(model.ijepa, place)[0])
 
 
@@ -142,7 +142,7 @@ def test_order_names_and_labels_are_those_of_the_data_set(place, file_format):
     assert rows["error"] == [None] * NUM_IMAGES
 
 
-def test_parquet_and_safetensors_hold_the_same(place):
+def test_parquet_and_safetensors_have_the_same_content(place):
     parquet = read(extract(place, output_dir=place / "a"))
     safetensors = read(extract(place, output_dir=place / "b", format="safetensors"))
     assert set(parquet) == set(safetensors)
@@ -158,7 +158,7 @@ def test_datasets_opens_the_parquet_files(place, model):
     torch.testing.assert_close(features, expected_features(model.ijepa, place)[1], atol=2e-6, rtol=0)
 
 
-def test_only_the_asked_features_are_written(place):
+def test_only_the_given_features_are_written(place):
     rows = read(extract(place, features=["pooled"]))
     assert "pooler_output" in rows and "last_hidden_state" not in rows
 
@@ -189,7 +189,7 @@ def test_grey_images_of_a_data_set_in_the_archive(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["Dinov2", "ResNet"])
-def test_stock_models_work_too(place, kind):
+def test_stock_models_work(place, kind):
     """A transformer, and a convolutional network whose pooled output is (B, D, 1, 1)."""
     sizes = {
         "Dinov2": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28},
@@ -209,7 +209,7 @@ def test_stock_models_work_too(place, kind):
 @pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
 def test_a_bad_image_keeps_its_row_and_changes_no_other(place, file_format):
     good = read(extract(place, output_dir=place / "good", format=file_format))
-    for name in ("cat/01", "cat/04", "dog/08", "dog/09"):  # last, first and all of a batch
+    for name in ("cat/01", "cat/04", "dog/08", "dog/09"):  # the last, the first and all images of a batch
         (place / "images" / f"{name}.png").write_bytes(b"this is no image")
     rows = read(extract(place, format=file_format))
     bad = [1, 4, 8, 9]
@@ -268,7 +268,7 @@ def forked_extraction(place, count=1, **changes):
 
 @pytest.fixture
 def many_images(place):
-    """130 copies of an image under other names and brightness."""
+    """130 copies of an image with other names and brightness."""
     image = np.asarray(Image.open(place / "images" / "cat" / "00.png"))
     for number in range(130):
         Image.fromarray(image // 2 + number // 2).save(place / "images" / "dog" / f"x{number:03}.png")
@@ -294,15 +294,15 @@ def test_two_processes_write_what_one_writes(many_images):
     (place / "images" / "dog" / "x007.png").write_bytes(b"")
     assert "processes: 1" in forked_extraction(place, output_dir=place / "one")
     output = forked_extraction(place, count=2, output_dir=place / "two")
-    assert "processes: 2" in output and "18 of 18 shards" in output  # of 36: the others are the other process's
+    assert "processes: 2" in output and "18 of 18 shards" in output  # of 36; the other process has the others
     assert contents(place / "two") == contents(place / "one")
 
 
-# Mistakes
+# Wrong input
 
 
 def assert_refused(place, capsys, sentence, **changes):
-    """Status 2, the sentence, and not a file more than before."""
+    """Status 2, the sentence, and no new file."""
     before = sorted(place.rglob("*"))
     with pytest.raises(SystemExit) as stopped:
         extract(place, **changes)
@@ -325,7 +325,7 @@ def assert_refused(place, capsys, sentence, **changes):
         ({"model": "no-such-model"}, "The image processor of 'no-such-model' cannot be opened"),
     ],
 )
-def test_mistakes_are_one_sentence_and_leave_nothing(place, capsys, changes, sentence):
+def test_wrong_arguments_are_one_sentence_and_nothing_is_written(place, capsys, changes, sentence):
     assert_refused(place, capsys, sentence, **changes)
 
 
@@ -334,7 +334,7 @@ def test_a_model_without_image_processor_is_an_error(place, capsys):
     assert_refused(place, capsys, "The image processor of")
 
 
-def test_a_model_without_context_encoder_has_none(place, model, capsys):
+def test_a_missing_context_encoder_is_an_error(place, model, capsys):
     model.ijepa.save_pretrained(place / "encoder")
     build_image_processor(32).save_pretrained(place / "encoder")
     assert_refused(place, capsys, "holds no context encoder", model=place / "encoder", encoder="context")

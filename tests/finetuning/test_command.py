@@ -1,5 +1,5 @@
-"""Promises of fine-tuning: labels and weights arrive where they should, nothing depends on interruption, workers or
-processes, and what is left behind is a classifier that stock Transformers opens."""
+"""`ijepa finetune`: it trains the right weights on the right labels. Interruption, workers and processes change
+nothing, and stock Transformers opens the classifier that it saves."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
 
 
 def build(directory, output_dir, **changes):
-    """The trainer of a tiny run that is not started."""
+    """The trainer of a tiny run, before training."""
     arguments = finetuning_arguments.parse_fine_tuning_arguments(fine_tuning_argv(directory, output_dir, **changes))
     return finetuning_command.build_trainer(arguments)
 
@@ -73,7 +73,7 @@ def assert_equal(weights, others):
 # What a run starts from
 
 
-def test_training_starts_from_the_encoder_that_is_asked_for(directory, tmp_path):
+def test_training_starts_from_the_chosen_encoder(directory, tmp_path):
     pretrained = IJepaForPretraining.from_pretrained(directory)
     for name, encoder in (("target", pretrained.ijepa), ("context", pretrained.context_encoder)):
         model = build(directory, tmp_path / name, encoder=name).model
@@ -96,7 +96,7 @@ def test_from_scratch_keeps_the_architecture_and_depends_on_the_seed_only(direct
     assert models[0].config.hidden_size == 16 and models[0].config.num_labels == 10
 
 
-def test_weights_are_trained_in_float32_whatever_the_directory_holds(directory, tmp_path):
+def test_weights_are_trained_in_float32_also_if_they_are_saved_in_bfloat16(directory, tmp_path):
     IJepaForPretraining.from_pretrained(directory, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
     shutil.copy(directory / "preprocessor_config.json", tmp_path / "half")
     for name, changes in (("loaded", {}), ("fresh", {"from_scratch": True}), ("context", {"encoder": "context"})):
@@ -127,7 +127,7 @@ def test_any_image_classifier_can_be_fine_tuned_and_resumed(tmp_path):
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_pretrained_encoder_beats_fresh_weights_at_equal_steps(tmp_path, seed):
-    """The quickstart's encoder, 5 labels per class, the learning rate best for both starts (docs/finetune.md)."""
+    """The quickstart's encoder, 5 labels per class, the learning rate that is best for both (docs/finetune.md)."""
     few_labels = {"images_per_class": 5, "seed": seed, "subset_seed": seed, "validation_split": "test"}
     steps = {"max_steps": 40, "per_device_train_batch_size": 50, "learning_rate": 3e-3}
     whole_scans = {"crop_scale": [1, 1], "crop_ratio": [1, 1], "horizontal_flip": False}
@@ -159,7 +159,7 @@ def test_a_frozen_encoder_stays_in_evaluation_mode(directory, tmp_path):
         assert torch.equal(model(pixel_values).logits, model.eval()(pixel_values).logits)
 
 
-def test_trainer_takes_the_learning_rates_of_layer_decay_and_scales_them_together(directory, tmp_path):
+def test_trainer_uses_the_learning_rates_of_layer_decay_and_scales_them_together(directory, tmp_path):
     trainer = build(directory, tmp_path, layer_decay=0.5, learning_rate=0.1, max_steps=2, lr_scheduler_type="linear")
     trainer.train()
     assert sorted({group["initial_lr"] for group in trainer.optimizer.param_groups}) == [0.0125, 0.025, 0.05, 0.1]
@@ -167,7 +167,7 @@ def test_trainer_takes_the_learning_rates_of_layer_decay_and_scales_them_togethe
     assert trainer.optimizer.param_groups[0]["initial_lr"] == 0.1  # what the log shows
 
 
-def test_drop_path_reaches_the_model_and_acts_in_training(directory, tmp_path):
+def test_the_drop_path_rate_reaches_the_model(directory, tmp_path):
     model = build(directory, tmp_path, drop_path_rate=0.5).model
     assert model.config.drop_path_rate == 0.5 and model.ijepa.layers[-1].drop_path.rate == 0.5
 
@@ -175,7 +175,7 @@ def test_drop_path_reaches_the_model_and_acts_in_training(directory, tmp_path):
 # Loss
 
 
-def test_soft_labels_give_the_cross_entropy_written_by_hand():
+def test_the_loss_of_soft_labels_equals_the_cross_entropy_by_hand():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 4, generator=generator, requires_grad=True)
     shares = torch.rand(6, 4, generator=generator).softmax(dim=1)
@@ -200,15 +200,15 @@ def test_hard_labels_are_smoothed_in_training_and_plain_in_evaluation():
         torch.testing.assert_close(classification_loss(outputs, labels, label_smoothing=0.3), plain)
 
 
-def test_the_number_of_labels_is_for_the_loss_and_not_for_the_model(directory, tmp_path):
+def test_the_number_of_labels_goes_to_the_loss_and_not_to_the_model(directory, tmp_path):
     trainer, received = build(directory, tmp_path, max_steps=1), []
     trainer.model.register_forward_pre_hook(lambda model, args, kwargs: received.append(set(kwargs)), with_kwargs=True)
     trainer.train()
     assert received == [{"pixel_values"}]
 
 
-def test_accumulated_batches_are_the_whole_batch(directory, tmp_path):
-    """30 images fall into 24 and 6: a mean of means would weigh the last ones more."""
+def test_accumulated_batches_equal_one_large_batch(directory, tmp_path):
+    """30 images are batches of 12, 12 and 6. In a mean of means the last 6 would have a larger weight."""
     options = {"max_steps": 2, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0}
     whole = fine_tune(directory, tmp_path / "whole", per_device_train_batch_size=30, **options)
     parts = {"per_device_train_batch_size": 12, "gradient_accumulation_steps": 3}
@@ -217,7 +217,7 @@ def test_accumulated_batches_are_the_whole_batch(directory, tmp_path):
         torch.testing.assert_close(cut[name], whole[name], atol=1e-6, rtol=1e-5)
 
 
-# What is left behind
+# What is saved
 
 
 def test_a_fine_tuned_directory_works_in_stock_transformers_with_its_class_names(colour_directory, folder, tmp_path):
@@ -270,10 +270,10 @@ def test_the_saved_recipe_repeats_the_run_and_holds_no_secret(directory, tmp_pat
     assert results["eval_images"] == 500 and results["eval_top_5_accuracy"] > results["eval_accuracy"]
 
 
-def test_the_best_checkpoint_is_what_remains(directory, tmp_path):
+def test_the_best_checkpoint_is_loaded_at_the_end(directory, tmp_path):
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_total_limit": 1}
-    # So high a rate that the loss only rises after the first step.
+    # The learning rate is so high that the loss rises after the first step.
     options = {**options, **best, "validation_split": "test", "learning_rate": 3.0, "lr_scheduler_type": "constant"}
     fine_tune(directory, tmp_path, **options)
     state = json.loads((tmp_path / "trainer_state.json").read_text())
@@ -285,7 +285,7 @@ def test_the_best_checkpoint_is_what_remains(directory, tmp_path):
 
 
 @pytest.mark.parametrize("image_size", [[32], [24, 40]])
-def test_a_higher_resolution_goes_into_model_and_image_processor(directory, tmp_path, image_size):
+def test_a_higher_resolution_changes_model_and_image_processor(directory, tmp_path, image_size):
     fine_tune(directory, tmp_path, image_size=image_size, max_steps=1)
     height, width = image_size[0], image_size[-1]
     model = IJepaForImageClassification.from_pretrained(tmp_path).eval()
@@ -299,7 +299,7 @@ def test_a_higher_resolution_goes_into_model_and_image_processor(directory, tmp_
         assert torch.equal(stock(pixel_values).logits, model(pixel_values).logits)
 
 
-def test_starting_says_nothing_of_an_untrained_head(directory, tmp_path, capfd, caplog):
+def test_the_start_has_no_warning_of_an_untrained_head(directory, tmp_path, capfd, caplog):
     fine_tune(directory, tmp_path, max_steps=1)
     written = capfd.readouterr()
     everything = written.err + written.out + caplog.text
@@ -312,7 +312,7 @@ def test_starting_says_nothing_of_an_untrained_head(directory, tmp_path, capfd, 
 
 
 def resume_copy(source, destination, step):
-    """An output directory as an interruption after `step` leaves it."""
+    """An output directory as it is after an interruption behind `step`."""
     destination.mkdir()
     shutil.copytree(source / f"checkpoint-{step}", destination / f"checkpoint-{step}")
     shutil.copy(source / "recipe.yaml", destination)
@@ -332,7 +332,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(directory, tmp_pa
     assert_equal(resumed, whole)
 
 
-def test_every_epoch_shows_every_image_once_with_crops_of_its_own(directory, tmp_path, monkeypatch):
+def test_each_epoch_has_each_image_once_with_new_crops(directory, tmp_path, monkeypatch):
     keys, read = [], datasets.FineTuningImages.__getitem__
     monkeypatch.setattr(
         datasets.FineTuningImages, "__getitem__", lambda self, key: keys.append(key) or read(self, key)
@@ -343,7 +343,7 @@ def test_every_epoch_shows_every_image_once_with_crops_of_its_own(directory, tmp
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(30)) and orders[0] != orders[1]
 
 
-def test_workers_change_nothing_also_after_an_interruption(directory, tmp_path):
+def test_workers_change_nothing_in_an_interrupted_run(directory, tmp_path):
     options = {**RANDOM, "max_steps": 6, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 9}
     whole = fine_tune(directory, tmp_path / "whole", **options)
     resume_copy(tmp_path / "whole", tmp_path / "half", step=2)
@@ -352,7 +352,7 @@ def test_workers_change_nothing_also_after_an_interruption(directory, tmp_path):
     assert_equal(resumed, whole)
 
 
-def test_torchvision_augmentation_outlives_an_interruption(directory, tmp_path):
+def test_a_resumed_run_with_torchvision_augmentation_equals_an_uninterrupted_one(directory, tmp_path):
     pytest.importorskip("torchvision")
     options = {**RANDOM, "max_steps": 6, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 9}
     options |= {"randaugment_magnitude": 9, "mixup_alpha": 0.8, "cutmix_alpha": 1.0}
@@ -382,7 +382,7 @@ def launch(*arguments, through, **variables):
     return forked.fork_ranks(2, [through, REPOSITORY / "run_image_classification.py", *arguments], variables)
 
 
-# A process group that the interpreter meets at its exit aborts the process now and then, when the work is done.
+# If a process group still exists when the interpreter exits, the process sometimes aborts after all its work.
 GROUP_HAS_ENDED = """
 import runpy, sys, torch
 sys.argv = sys.argv[1:]
@@ -409,7 +409,7 @@ def test_two_processes_train_as_one_and_evaluate_every_image_once(directory, fol
     assert results[0]["eval_accuracy"] == results[1]["eval_accuracy"]
 
 
-# Accelerate keeps FSDP to accelerators, though torch has it on the CPU too.
+# Accelerate allows FSDP on accelerators only; torch has it on the CPU too.
 FSDP_ON_CPU = """
 import runpy, sys, torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
@@ -428,7 +428,7 @@ def initialize_with_fsdp(self, *args, fsdp_plugin=None, **options):
         self.fsdp_plugin = fsdp_plugin
 
 AcceleratorState.__init__ = initialize_with_fsdp
-# FSDP takes cpu:0 for another device than cpu, and frees what it has offloaded from the CPU to the CPU.
+# For FSDP cpu:0 and cpu are different devices, and it frees tensors that it offloads from the CPU to the CPU.
 FullyShardedDataParallel.__init__ = with_options(FullyShardedDataParallel.__init__, device_id=torch.device("cpu"))
 FullStateDictConfig.__init__ = with_options(FullStateDictConfig.__init__, offload_to_cpu=False)
 sys.argv = sys.argv[1:]
@@ -450,8 +450,10 @@ def launch_fsdp(tmp_path, version, *arguments, **variables):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_sharded_weights_get_the_rates_of_whole_ones_also_after_an_interruption(directory, tmp_path, version):
-    """Without weight decay, or with one rate for all, the weights would be other ones."""
+def test_sharded_weights_have_the_learning_rates_of_whole_ones_also_after_an_interruption(
+    directory, tmp_path, version
+):
+    """Without weight decay, or with one learning rate for all, the weights would be different."""
     options = {"optim": "sgd", "learning_rate": 0.05, "weight_decay": 0.5, "layer_decay": 0.5, "max_steps": 3}
     one = fine_tune(directory, tmp_path / "one", per_device_train_batch_size=8, **options)
     options |= {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 2}
@@ -468,13 +470,13 @@ def test_sharded_weights_get_the_rates_of_whole_ones_also_after_an_interruption(
             torch.testing.assert_close(sharded[key], one[key], atol=1e-6, rtol=1e-5)
 
 
-def test_weights_that_fsdp_flattens_into_one_are_refused(directory, tmp_path):
+def test_fsdp_that_joins_weights_into_one_is_refused(directory, tmp_path):
     done = launch_fsdp(tmp_path, 1, *fine_tuning_argv(directory, tmp_path / "output"), FSDP_USE_ORIG_PARAMS="false")
     assert done.returncode != 0 and "error: FSDP version 1 needs use_orig_params" in done.stderr
     assert not (tmp_path / "output").exists()
 
 
-def test_a_checkpoint_that_a_kill_left_unfinished_is_passed_over(directory, tmp_path, capsys):
+def test_a_checkpoint_that_is_incomplete_after_a_kill_is_skipped(directory, tmp_path, capsys):
     options = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 9, "max_steps": 6}
     whole = fine_tune(directory, tmp_path / "whole", **options)
     half = tmp_path / "half"
@@ -500,7 +502,7 @@ def test_a_checkpoint_that_a_kill_left_unfinished_is_passed_over(directory, tmp_
     assert "checkpoint-4' is incomplete" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_recipe_and_card_are_whole_or_not_there(directory, tmp_path, monkeypatch):
+def test_recipe_and_card_are_complete_or_missing(directory, tmp_path, monkeypatch):
     trainer = build(directory, tmp_path)
     write = Path.write_text
 
@@ -567,7 +569,7 @@ def test_wrong_arguments_are_one_sentence_and_write_nothing(directory, tmp_path,
 
 
 @pytest.mark.parametrize("option", ["randaugment_magnitude", "mixup_alpha", "cutmix_alpha"])
-def test_missing_torchvision_is_said_before_any_work(directory, tmp_path, capsys, monkeypatch, option):
+def test_missing_torchvision_is_an_error_before_any_work(directory, tmp_path, capsys, monkeypatch, option):
     monkeypatch.setattr(finetuning_arguments.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(finetuning_command, "open_split", None)
     with pytest.raises(SystemExit) as stopped:
@@ -595,7 +597,7 @@ def damaged(folder, tmp_path, edit):
         ),
     ],
 )
-def test_labels_that_cannot_work_are_named(directory, folder, tmp_path, capsys, edit, message):
+def test_wrong_labels_are_one_sentence(directory, folder, tmp_path, capsys, edit, message):
     data = damaged(folder, tmp_path, edit)
     changes = {"data": data, "validation_split": "validation", "images_per_class": None}
     with pytest.raises(SystemExit) as stopped:
@@ -646,7 +648,7 @@ def test_layer_decay_and_image_size_are_for_ijepa(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("name", "num_images", "processes"), [("1percent", 12_811, 8), ("full", 1_281_167, 16)])
-def test_the_imagenet_recipes_state_the_steps_that_trainer_makes_of_them(name, num_images, processes):
+def test_the_headers_of_the_imagenet_recipes_have_the_steps_that_trainer_computes(name, num_images, processes):
     text = (REPOSITORY / "ijepa_transformers" / "recipes" / f"finetune_in1k_{name}.yaml").read_text()
     values = yaml.safe_load(text)
     batches = torch.utils.data.BatchSampler(range(num_images), values["per_device_train_batch_size"], drop_last=False)
@@ -657,12 +659,12 @@ def test_the_imagenet_recipes_state_the_steps_that_trainer_makes_of_them(name, n
     assert f"{num_images:,} images" in text and f"{total:,} steps" in text
 
 
-def test_recipes_are_read_and_their_unknown_keys_refused(directory, tmp_path, capsys):
+def test_recipes_have_known_keys_and_unknown_keys_are_refused(directory, tmp_path, capsys):
     for recipe in sorted(REPOSITORY.glob("ijepa_transformers/recipes/finetune_*.yaml")):
         values = yaml.safe_load(recipe.read_text())
         known = training_arguments.default_values()
         assert set(values) <= set(known)
-        # Nothing published clips; what Trainer does unasked would be in no header.
+        # The published runs do not clip gradients; Trainer does by default.
         assert "in1k" not in recipe.name or values["max_grad_norm"] == 0
     (tmp_path / "recipe.yaml").write_text("learning_rate: 0.1\nlearning_speed: 3\n")
     with pytest.raises(SystemExit) as stopped:
