@@ -1,12 +1,12 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""What differs between one process, DDP, FSDP2 and DeepSpeed ZeRO, in one place.
+"""The differences between one process, DDP, FSDP2 and DeepSpeed ZeRO, in one place.
 
-The training loop is the same in every mode. Where the weights of a process are not whole, four things need help: the
-moving average, the norm of the gradient, an encoder to evaluate, and saving. And where several processes run, they
-must decide together: whether to stop, which checkpoint is whole, whether something has failed.
+The training loop is the same in every mode. If each process holds only a part of the weights, four steps need help:
+the moving average, the norm of the gradient, evaluation of an encoder, and saving. If there are several processes,
+they must decide together: whether to stop, which checkpoint is complete, whether something has failed.
 
-Launch mode     weights             how the loop is told (ijepa_transformers/recipes/accelerate/)
-single, ddp     whole               nothing to tell
+Launch mode     weights             configuration (ijepa_transformers/recipes/accelerate/)
+single, ddp     whole               none
 fsdp2           sharded (DTensor)   fsdp_config with fsdp_version: 2
 zero1, zero2    whole               deepspeed_config with zero_stage: 1 or 2
 zero3           sharded (DeepSpeed) deepspeed_config with zero_stage: 3
@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -36,17 +37,22 @@ from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from .execution import set_matmul_precision
+from .modeling_ijepa import IJepaForPretraining
 
 
-CPU_REMEDY = "set ACCELERATE_USE_CPU=true"
-PATIENCE = timedelta(hours=2)  # that processes have with one another
+Result = TypeVar("Result")
+_CPU_REMEDY = "set ACCELERATE_USE_CPU=true"
+_PROCESS_GROUP_TIMEOUT = timedelta(hours=2)  # how long processes wait for one another
 
 
 @dataclass(frozen=True)
 class Launch:
     """How a run was launched. Made once, in `build_accelerator`; every checkpoint records it.
 
-    `mode` is single, ddp, fsdp2, zero1, zero2 or zero3; `precision` is no, bf16 or fp16.
+    Args:
+        mode: single, ddp, fsdp2, zero1, zero2 or zero3.
+        num_processes: of all machines.
+        precision: no, bf16 or fp16.
     """
 
     mode: str
@@ -59,47 +65,46 @@ class Launch:
 
     @property
     def shards_weights(self) -> bool:
-        """Whether no process holds the weights whole."""
+        """Whether each process holds only a part of the weights."""
         return self.mode in ("fsdp2", "zero3")
 
 
-# Starting
 def uses_deepspeed() -> bool:
     """Whether `accelerate launch` asked for DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
-def uses_fsdp() -> bool:
+def _uses_fsdp() -> bool:
     """Whether `accelerate launch` asked for FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def launched_mode() -> tuple[str, int]:
-    """The mode and the number of processes as the launcher's environment says, before anything is started."""
+    """The mode and the number of processes from the environment of the launcher, before anything is started."""
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if uses_deepspeed():
         return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}", num_processes
-    if uses_fsdp():
+    if _uses_fsdp():
         return "fsdp2", num_processes
     return "ddp" if num_processes > 1 else "single", num_processes
 
 
 def computing_precision(mixed_precision: str | None) -> str:
-    """no, bf16 or fp16: what the recipe says, or else the launcher."""
+    """no, bf16 or fp16, from the recipe or else from the launcher."""
     return mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
 
-def deepspeed_plugin(
+def _deepspeed_plugin(
     per_device_batch_size: int, accumulation_steps: int, mixed_precision: str | None, max_grad_norm: float | None
 ) -> DeepSpeedPlugin:
-    """DeepSpeed as launched, with what the recipe decides filled in.
+    """The settings of DeepSpeed from the launch, completed by those of the recipe.
 
-    The weights stay float32 whatever the precision: `torch_autocast` computes in bfloat16, where DeepSpeed's own
-    `bf16` would round the weights, and a moving average of rounded weights does not move. For the same reason nothing
-    is communicated in low precision: under ZeRO-3 the moving average is taken on gathered weights.
+    The weights stay float32 in every precision. `torch_autocast` computes in bfloat16; DeepSpeed's own `bf16` would
+    round the weights, and a moving average of rounded weights does not move. For the same reason weights are not
+    communicated in low precision: under ZeRO-3 the moving average is taken on gathered weights.
 
     Raises:
-        ValueError: if DeepSpeed is absent, or fp16 is asked for.
+        ValueError: if DeepSpeed is not installed, or fp16 is asked for.
     """
     try:
         plugin = DeepSpeedPlugin()
@@ -108,7 +113,7 @@ def deepspeed_plugin(
     config = plugin.deepspeed_config
     asked = computing_precision(mixed_precision)
     if asked == "fp16" or config.get("fp16", {}).get("enabled") is True:
-        raise ValueError("DeepSpeed's fp16 keeps half-precision weights; take mixed_precision bf16 or no.")
+        raise ValueError("DeepSpeed's fp16 keeps half-precision weights; use mixed_precision bf16 or no.")
     low_precision = asked == "bf16" or config.get("bf16", {}).get("enabled") is True
     config["bf16"], config["fp16"] = {"enabled": False}, {"enabled": False}
     if low_precision:
@@ -117,15 +122,15 @@ def deepspeed_plugin(
     config["gradient_accumulation_steps"] = accumulation_steps
     config["gradient_clipping"] = max_grad_norm or 0.0
     config.setdefault("zero_optimization", {})["stage3_gather_16bit_weights_on_model_save"] = True
-    config["zero_force_ds_cpu_optimizer"] = False  # with offloading too the recipe's optimizer is the one that runs
+    config["zero_force_ds_cpu_optimizer"] = False  # the recipe's optimizer runs, also with offloading
     return plugin
 
 
 def fsdp_plugin() -> FullyShardedDataParallelPlugin:
-    """FSDP as launched, but what is computed in which precision is left to autocast, as in every other mode.
+    """The settings of FSDP from the launch, with the precision left to autocast, as in every other mode.
 
-    Accelerate's own policy for bfloat16 would add up the gradients, and pass tokens from layer to layer, in bfloat16.
-    The price is that weights are gathered in float32.
+    Accelerate's own policy for bfloat16 would sum the gradients, and pass tokens from layer to layer, in bfloat16. The
+    price is that weights are gathered in float32.
     """
     plugin = FullyShardedDataParallelPlugin()
     if plugin.fsdp_version == 2:
@@ -134,23 +139,27 @@ def fsdp_plugin() -> FullyShardedDataParallelPlugin:
 
 
 def accumulation(num_steps: int) -> GradientAccumulationPlugin:
-    """How gradients of several forward passes are added up. Under FSDP2 they are reduced after each of them: left for
-    the last one, every process would hold whole gradients meanwhile, which is what FSDP2 is there to avoid."""
-    return GradientAccumulationPlugin(num_steps=num_steps, sync_with_dataloader=False, sync_each_batch=uses_fsdp())
+    """How the gradients of several forward passes are summed.
+
+    FSDP2 reduces them after each pass. If they were reduced after the last one only, every process would hold whole
+    gradients until then, which FSDP2 is there to avoid.
+    """
+    return GradientAccumulationPlugin(num_steps=num_steps, sync_with_dataloader=False, sync_each_batch=_uses_fsdp())
 
 
 def process_group_settings() -> InitProcessGroupKwargs:
-    """Patience while the main process evaluates, or indexes the data, alone; and, for DeepSpeed on a machine without
-    accelerators, which backend is left."""
-    backend = {"backend": "gloo"} if uses_deepspeed() and not torch.accelerator.is_available() else {}
-    return InitProcessGroupKwargs(timeout=PATIENCE, **backend)
+    """A long timeout, because the others wait while the main process evaluates or indexes the data. For DeepSpeed on a
+    machine without accelerators also the backend."""
+    if uses_deepspeed() and not torch.accelerator.is_available():
+        return InitProcessGroupKwargs(backend="gloo", timeout=_PROCESS_GROUP_TIMEOUT)
+    return InitProcessGroupKwargs(timeout=_PROCESS_GROUP_TIMEOUT)
 
 
 def _mode_of(accelerator: Accelerator) -> str:
     """single, ddp, fsdp2, zero1, zero2 or zero3.
 
     Raises:
-        ValueError: for FSDP version 1, which cannot take the moving average, and for what else is not in the list.
+        ValueError: for FSDP version 1, which cannot take the moving average, and for every other mode.
     """
     kind = accelerator.distributed_type
     if kind == DistributedType.NO:
@@ -172,19 +181,25 @@ def _mode_of(accelerator: Accelerator) -> str:
     raise ValueError(f"Pretraining under {kind.value} is not supported; see docs/scale.md.")
 
 
-def leave_models_whole() -> None:
-    """Under ZeRO-3, Transformers would cut a model up while it is built, and draw its weights otherwise than in other
-    modes. DeepSpeed cuts it up when it is prepared; call this once there is an accelerator."""
+def _build_models_whole() -> None:
+    """Makes Transformers build whole models under ZeRO-3. Call this after the accelerator is made.
+
+    Otherwise it would divide a model among the processes while it is built, and so draw other weights than in other
+    modes. DeepSpeed divides the model later, when it is prepared.
+    """
     if uses_deepspeed():
         unset_hf_deepspeed_config()
 
 
-def check_launch(num_processes: int, cpu_remedy: str = CPU_REMEDY) -> None:
-    """Left alone, Accelerate and Trainer take several processes on the CPU for several runs, which would collide.
+def check_launch(num_processes: int, cpu_remedy: str = _CPU_REMEDY) -> None:
+    """Checks that all launched processes work together.
+
+    By default Accelerate and Trainer treat several processes on the CPU as separate runs, which would write to the
+    same files.
 
     Args:
-        num_processes: as many as the training library sees.
-        cpu_remedy: what makes it see all of them on the CPU.
+        num_processes: number of processes that the training library sees.
+        cpu_remedy: how to make it see all processes on the CPU, for the message.
 
     Raises:
         ValueError: if another number was launched.
@@ -205,10 +220,19 @@ def build_accelerator(
     trackers: Sequence[str] = (),
     project_dir: str | os.PathLike | None = None,
 ) -> tuple[Accelerator, Launch]:
-    """The accelerator, set to as many forward passes per optimizer step as the global batch needs, and its launch.
+    """Builds the accelerator, and records how the run was launched.
+
+    Args:
+        batch_size: images per optimizer step, over all processes.
+        per_device_batch_size: images per process and forward pass.
+        mixed_precision: no, bf16 or fp16; None for that of the launcher.
+        max_grad_norm: to which DeepSpeed clips the gradient; None for no clipping.
+        trackers: names of experiment trackers.
+        project_dir: for files of the trackers.
 
     Raises:
-        ValueError: if `batch_size` cannot be divided so, or the launch mode is not supported.
+        ValueError: if `batch_size` is not a multiple of a forward pass of all processes, or the launch mode is not
+            supported.
     """
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if batch_size % (per_device_batch_size * num_processes):
@@ -218,13 +242,13 @@ def build_accelerator(
         )
     steps = batch_size // (per_device_batch_size * num_processes)
     deepspeed = (
-        deepspeed_plugin(per_device_batch_size, steps, mixed_precision, max_grad_norm) if uses_deepspeed() else None
+        _deepspeed_plugin(per_device_batch_size, steps, mixed_precision, max_grad_norm) if uses_deepspeed() else None
     )
     accelerator = Accelerator(
         mixed_precision="no" if deepspeed else mixed_precision,
         gradient_accumulation_plugin=accumulation(steps),
         deepspeed_plugin=deepspeed,
-        fsdp_plugin=fsdp_plugin() if uses_fsdp() else None,
+        fsdp_plugin=fsdp_plugin() if _uses_fsdp() else None,
         log_with=list(trackers) or None,
         project_dir=project_dir,
         kwargs_handlers=[
@@ -232,44 +256,46 @@ def build_accelerator(
             process_group_settings(),
         ],
     )
-    leave_models_whole()
+    _build_models_whole()
     check_launch(accelerator.num_processes)
     launch = Launch(_mode_of(accelerator), accelerator.num_processes, computing_precision(mixed_precision))
     set_matmul_precision(accelerator.device.type, launch.precision)
     return accelerator, launch
 
 
-# Weights that no process holds whole
-def update_target_encoder(launch: Launch, networks: torch.nn.Module, momentum: float) -> None:
-    """The moving average, in any mode; `networks` is the unwrapped `IJepaForPretraining`.
+def update_target_encoder(launch: Launch, networks: IJepaForPretraining, momentum: float) -> None:
+    """Updates the moving average, in any mode; `networks` is the unwrapped model.
 
-    The average is taken element by element, so FSDP2 takes it on each process's shards. ZeRO-3 keeps small weights
-    twice, sharded and whole, so there they are gathered, piece by piece, and the first process's result counts.
+    The average is taken element by element, so under FSDP2 each process takes it on its own shards. ZeRO-3 keeps small
+    weights twice, sharded and whole. So there the weights are gathered, layer by layer, and the result of the first
+    process counts.
     """
     gathering = _zero3_gathering if launch.mode == "zero3" else None
     networks.update_target_encoder(momentum, gathering)
 
 
 def _zero3_gathering(parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager:
-    import deepspeed  # only where it was launched
+    import deepspeed  # installed only if it is used
 
     return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0)
 
 
 def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
-    """L2 norm of the whole gradient, the same on every process; float32 scalar. Not for DeepSpeed."""
+    """L2 norm of the whole gradient, a float32 scalar that is the same on every process. Not for DeepSpeed."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return cast(DTensor, norm).full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def whole_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All weights of the prepared `model` on the main process, something of no use on the others. Call it on all."""
+    """All weights of the prepared `model`, on the main process only. A collective call: all processes must call it.
+
+    Other processes may get an empty or incomplete dictionary.
+    """
     return dict(accelerator.get_state_dict(model) or {})
 
 
-# Deciding together
 def any_process(accelerator: Accelerator, condition: bool) -> bool:
-    """True on all processes if it is on one. A collective call: all processes, at the same place."""
+    """Whether `condition` is true on any process. A collective call: all processes must make it at the same place."""
     if accelerator.num_processes == 1:
         return bool(condition)
     flag = torch.tensor(float(bool(condition)), device=accelerator.device)
@@ -277,19 +303,19 @@ def any_process(accelerator: Accelerator, condition: bool) -> bool:
     return bool(flag.item())
 
 
-def on_main_process(accelerator: Accelerator, function: Callable):
-    """What `function` gives on the main process, on all processes; an error there is raised on all of them.
+def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """Calls `function` on the main process and returns its result on all processes.
 
-    A file system may show the processes different things for a while, and a failure of one process would leave the
-    others waiting.
+    So all processes agree, although a file system may show them different files for a while. An error of the function
+    is raised on all processes; otherwise the others would wait for ever.
     """
-    outcome = [None, None]
+    outcome: list[Any] = [None, None]  # result, error
     if accelerator.is_main_process:
         try:
             outcome = [function(), None]
         except (ValueError, OSError) as error:
             outcome = [None, error]
-        except Exception as error:  # nobody expected it, so its traceback is wanted, and it may not travel
+        except Exception as error:  # unexpected, so its traceback is printed; it may be impossible to pickle
             traceback.print_exc()
             outcome = [None, RuntimeError(f"the main process failed: {type(error).__name__}: {error}")]
     if accelerator.num_processes > 1:
@@ -299,12 +325,11 @@ def on_main_process(accelerator: Accelerator, function: Callable):
     return outcome[0]
 
 
-# Ending
 def end_process_group(accelerator: Accelerator) -> None:
-    """Ends the trackers and the process group; gloo workers left to the interpreter's exit abort now and then.
+    """Ends the trackers and the process group. Gloo workers that are still alive at exit sometimes abort the process.
 
-    The caller first drops what holds the group: models wrapped for several processes, and a Trainer. PyTorch itself
-    may still hold the workers (2.13 under FSDP2, 2.15 under DDP too), but by then they are idle.
+    The caller must first delete everything that holds the group: models wrapped for several processes, and a Trainer.
+    PyTorch itself may still hold the workers (2.13 under FSDP2, 2.15 under DDP too), but they are idle then.
     """
     accelerator.free_memory()
     gc.collect()
@@ -312,9 +337,13 @@ def end_process_group(accelerator: Accelerator) -> None:
 
 
 def check_same_launch(checkpoint: Path, before: Launch, launch: Launch) -> None:
-    """Raises ValueError if a checkpoint cannot be continued under this launch.
+    """Checks that a checkpoint can be continued under this launch.
 
-    DDP and FSDP2 go on with any number of processes. The files of ZeRO belong to the processes that wrote them.
+    DDP and FSDP2 can continue with any number of processes. Under ZeRO each process reads the files that it wrote, so
+    their number must stay the same.
+
+    Raises:
+        ValueError: if it cannot be continued.
     """
     remedy = "or start a new run from the weights in output_dir with --init_from (fresh optimizer and schedules)."
     modes = {before.mode, launch.mode}

@@ -1,7 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Opening an encoder to be judged or used: this package's, a stock one, or any vision model of Transformers.
+"""Opens encoders and gives their features: this package's, stock ones, or any vision model of Transformers.
 
-Shape legend: B images, N tokens, D features (D of a layer may differ in convolutional networks), H rows, W columns.
+Shape legend: B images, N tokens, D features (layers of convolutional networks may differ in D), H rows, W columns.
 """
 
 import hashlib
@@ -9,18 +9,20 @@ import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .modeling_ijepa import IJepaForPretraining
 
 
-CONCATENATED_LAYERS = 4  # of the published transfer protocol
-# To the features; the precision is asked for apart from the configuration.
-IRRELEVANT_SETTINGS = (
+_CONCATENATED_LAYERS = 4  # in the published transfer protocol
+# Settings that do not change the features. The precision is not one of the configuration: it is chosen when loading.
+_IRRELEVANT_SETTINGS = (
     *("name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"),
     *("id2label", "label2id", "problem_type"),
 )
@@ -28,10 +30,14 @@ IRRELEVANT_SETTINGS = (
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Which encoder: one of `SPEC`, `SPEC@context`, `SPEC@target`, `random:SPEC`, `random:SPEC#1`, `raw_pixels:SPEC`.
+    """Which encoder to open, written as one of `SOURCE`, `SOURCE@context`, `SOURCE@target`, `random:SOURCE`,
+    `random:SOURCE#1` and `raw_pixels:SOURCE`.
 
-    `kind` is "model", "random" (the architecture of `source` with fresh weights of `seed`) or "raw_pixels"; `source` a
-    directory or Hub name; `encoder` "target" or "context".
+    Args:
+        kind: "model", "random" (the architecture of `source` with untrained weights of `seed`) or "raw_pixels".
+        source: a directory or a name on the Hub.
+        encoder: "target" or "context".
+        seed: of random weights.
     """
 
     kind: str
@@ -41,7 +47,7 @@ class EncoderSpec:
 
     @classmethod
     def parse(cls, text: str, default_encoder: str = "target") -> "EncoderSpec":
-        """The spec that `text` writes.
+        """Reads a spec.
 
         Raises:
             ValueError: if it names no source.
@@ -65,12 +71,13 @@ class EncoderSpec:
 
 
 class RawPixels(torch.nn.Module):
-    """No encoder: the pixels themselves, shrunk to 32 x 32 where they are larger, or ImageNet's would fill the
-    memory."""
+    """A stand-in for an encoder that gives the pixels themselves. Images are shrunk to at most 32 x 32 pixels, because
+    whole ones of ImageNet would fill the memory."""
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to (B, C x up to 32 x up to 32)."""
-        return adaptive_avg_pool2d(pixel_values, [min(side, 32) for side in pixel_values.shape[2:]]).flatten(1)
+        """(B, C, H, W) -> (B, C x min(H, 32) x min(W, 32))."""
+        height, width = pixel_values.shape[2:]
+        return adaptive_avg_pool2d(pixel_values, (min(height, 32), min(width, 32))).flatten(1)
 
 
 def open_encoder(spec: EncoderSpec, dtype: torch.dtype) -> torch.nn.Module:
@@ -81,7 +88,7 @@ def open_encoder(spec: EncoderSpec, dtype: torch.dtype) -> torch.nn.Module:
     """
     if spec.kind == "raw_pixels":
         return RawPixels()
-    # A random encoder is compared with the trained one, so it is pooled like it: opening that one tells how.
+    # A random encoder is compared with the trained one, so its features must be pooled in the same way.
     model = load_encoder(spec.source, spec.encoder, dtype)
     return random_encoder(model, spec.seed) if spec.kind == "random" else model
 
@@ -91,7 +98,7 @@ def random_encoder(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     constants of `model` that its class does not fill."""
     fresh = untrained(type(model), model.config, seed, model.dtype)
     if getattr(model, "pooler", None) is None and getattr(fresh, "pooler", None) is not None:
-        fresh.pooler = None
+        fresh.pooler = None  # type: ignore[assignment]  # PyTorch's stubs do not know that a module may be None
     _fill_constants(fresh, model)
     return fresh
 
@@ -112,14 +119,14 @@ def _fill_constants(fresh: PreTrainedModel, model: PreTrainedModel) -> None:
 def untrained(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, seed: int, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """A model with fresh weights of a seed, in evaluation mode. Global random generators stay as they were."""
+    """A model with untrained weights of a seed, in evaluation mode. Global random generators do not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return model_class._from_config(config, dtype=dtype).eval()
 
 
-def load_config(source: str, **changes) -> PreTrainedConfig:
-    """The configuration of a directory or Hub repository.
+def load_config(source: str, **changes: Any) -> PreTrainedConfig:
+    """The configuration of a directory or Hub repository, with `changes` to its fields.
 
     Raises:
         ValueError: if it cannot be opened.
@@ -135,16 +142,17 @@ def is_pretraining_model(config: PreTrainedConfig) -> bool:
     return "IJepaForPretraining" in (config.architectures or ())
 
 
-def load_pretraining_model(source: str, **settings) -> IJepaForPretraining:
+def load_pretraining_model(source: str, **settings: Any) -> IJepaForPretraining:
     """Both encoders and the predictor, in evaluation mode and float32.
 
-    Low precision is not offered: the moving average does not move in it.
+    Low precision is not offered, because a moving average does not move in it. `settings` are those of
+    `from_pretrained`.
     """
     return IJepaForPretraining.from_pretrained(source, dtype=torch.float32, **settings).eval()
 
 
 def load_classifier(source: str, config: PreTrainedConfig) -> PreTrainedModel:
-    """The encoder of a directory with its classification head. The head is fresh if it was for other classes.
+    """The encoder of a directory with its classification head. A saved head of another size is replaced by a new one.
 
     Raises:
         ValueError: if it cannot be opened, or lacks weights of the encoder.
@@ -156,7 +164,7 @@ def load_classifier(source: str, config: PreTrainedConfig) -> PreTrainedModel:
         fresh = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
         lost = sorted(key for key in fresh if key.startswith(f"{model.base_model_prefix}."))
         if lost:
-            raise ValueError(f"it lacks {len(lost)} weights of the encoder, for example {lost[:1]}.")
+            raise ValueError(f"it lacks {len(lost)} weights of the encoder, for example {lost[0]!r}.")
     except (OSError, ValueError) as error:
         raise ValueError(f"The model {source!r} cannot be opened: {one_line(error)}") from error
     return model
@@ -165,11 +173,16 @@ def load_classifier(source: str, config: PreTrainedConfig) -> PreTrainedModel:
 def load_encoder(source: str, encoder: str, dtype: torch.dtype) -> PreTrainedModel:
     """The encoder of a directory or Hub repository, in evaluation mode.
 
-    A pooler that the checkpoint does not have (ViT saved with a classifier) is taken out, instead of started from
-    random weights as Transformers does. A masked autoencoder sees the whole image.
+    A pooler that the checkpoint lacks (such as a ViT saved with a classifier) is removed; Transformers would give it
+    random weights. A masked autoencoder sees the whole image.
+
+    Args:
+        source: a directory or a name on the Hub.
+        encoder: "target" or "context".
+        dtype: of the weights.
 
     Raises:
-        ValueError: if it cannot be opened, lacks weights, or has no context encoder and that is asked for.
+        ValueError: if it cannot be opened, lacks weights, or lacks the context encoder that is asked for.
     """
     try:
         if encoder == "context":
@@ -177,13 +190,15 @@ def load_encoder(source: str, encoder: str, dtype: torch.dtype) -> PreTrainedMod
         model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
         missing = {name for name in report["missing_keys"] if not name.startswith("pooler.")}
         if missing:
-            raise ValueError(f"it lacks {len(missing)} weights of {type(model).__name__}, as {min(missing)!r}")
+            raise ValueError(
+                f"it lacks {len(missing)} weights of {type(model).__name__}, for example {min(missing)!r}"
+            )
         if report["missing_keys"]:
             model.pooler = None
         if hasattr(model.config, "mask_ratio"):
             model.config.mask_ratio = 0.0
         return model.eval()
-    except (ImportError, OSError, ValueError) as error:  # ImportError: what it needs, as timm, is not installed
+    except (ImportError, OSError, ValueError) as error:  # ImportError: a model may need a package such as timm
         raise ValueError(f"The model {source!r} cannot be opened: {one_line(error)}") from error
 
 
@@ -194,11 +209,11 @@ def _load_context_encoder(source: str, dtype: torch.dtype) -> PreTrainedModel:
     return IJepaForPretraining.from_pretrained(source, dtype=dtype).context_encoder.eval()
 
 
-def load_processor(source: str):
+def load_processor(source: str) -> BaseImageProcessor:
     """The image processor of a directory or Hub repository.
 
     Raises:
-        ValueError: if there is none; guessing the normalisation would give wrong features without a word.
+        ValueError: if there is none. A guessed normalisation would silently give wrong features.
     """
     try:
         return AutoImageProcessor.from_pretrained(source)
@@ -207,27 +222,29 @@ def load_processor(source: str):
 
 
 def one_line(error: Exception) -> str:
+    """The message of an error without line breaks."""
     return " ".join(str(error).split())
 
 
-def architecture(model: torch.nn.Module) -> list:
-    """Class and settings of an encoder, all but its weights, as JSON has them: models that are equal in both compute
-    the same. Settings that say where a model lies, who saved it, or how a classifier calls its classes, are left out.
+def architecture(model: torch.nn.Module) -> list[Any]:
+    """Class and settings of an encoder, as in JSON. Models with equal architecture and weights give equal features.
+
+    Settings that do not change the features are left out: where a model is stored, who saved it, names of classes.
     """
     config = getattr(model, "config", None)
     return [type(model).__name__, config and _settings(json.loads(config.to_json_string(use_diff=False)))]
 
 
-def _settings(value):
-    """Without IRRELEVANT_SETTINGS and private ones, however deep they lie."""
+def _settings(value: Any) -> Any:
+    """A value of JSON without irrelevant and private settings, at any depth."""
     if not isinstance(value, dict):
         return value
-    names = (name for name in value if name not in IRRELEVANT_SETTINGS and not name.startswith("_"))
+    names = (name for name in value if name not in _IRRELEVANT_SETTINGS and not name.startswith("_"))
     return {name: _settings(value[name]) for name in names}
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """SHA-256 of names and values, so that features of other weights are never mixed in."""
+    """SHA-256 of the names and values of all weights. It tells whether stored features are of these weights."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
@@ -235,7 +252,6 @@ def weights_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-# ----------------------------------------------------------------------------------------------------------- features
 @torch.no_grad()
 def encoder_features(
     model: torch.nn.Module, pixel_values: torch.Tensor, kinds: Collection[str]
@@ -243,29 +259,31 @@ def encoder_features(
     """Features of images (B, C, height, width), float32, on the model's device.
 
     Args:
+        model: of `open_encoder`.
         kinds: any of
-            - "last": (B, D), the model's own `pooler_output` (here the mean over patch tokens), or the mean over the
-              last layer's tokens where it has none.
-            - "last4": (B, 4 D), the means over the tokens of the last 4 layers, or of all layers where there are
-              fewer, concatenated (the transfer protocol of the paper's appendix A).
+            - "last": (B, D), the `pooler_output` of the model (for I-JEPA the mean over patch tokens), or the mean
+              over the last layer's tokens if it has none.
+            - "last4": (B, 4 D), the means over the tokens of each of the last 4 layers (of all layers if there are
+              fewer), concatenated (the transfer protocol of the paper's appendix A).
             - "layers": "layer_0" (B, D) for the embedding, "layer_1", ...: the mean over each layer's tokens.
             - "tokens": (B, N, D), the last layer's tokens.
-            Tokens go through the encoder's final layer norm, where it has one. Tokens are all of them: in a foreign
-            model with a class token that is one of them.
+            Tokens go through the encoder's final layer norm if it has one. All tokens count, also the class token of
+            other models.
 
     Returns:
-        The features by name, and the number and width of the tokens, int64 (B, 2), as "token_shape"; of `RawPixels`
+        The features by name, and as "token_shape" the number and width of the tokens, int64 (B, 2). `RawPixels` gives
         "last" only.
 
     Raises:
-        ValueError: if the model takes no images alone or gives no features.
+        ValueError: if the model needs more than images, or gives no features.
     """
     if isinstance(model, RawPixels):
         return {"last": model(pixel_values).float()} if "last" in kinds else {}
+    model = cast(PreTrainedModel, model)
     needs_layers = "last4" in kinds or "layers" in kinds
     try:
         outputs = model(pixel_values.to(model.device, model.dtype), output_hidden_states=needs_layers)
-    except (AttributeError, TypeError, ValueError) as error:  # what a missing text or audio leads to
+    except (AttributeError, TypeError, ValueError) as error:  # models that need a text or audio raise these
         raise ValueError(f"{type(model).__name__} cannot be evaluated on images: {one_line(error)}") from error
     if getattr(outputs, "last_hidden_state", None) is None:
         raise ValueError(f"{type(model).__name__} has no output 'last_hidden_state', so it gives no features.")
@@ -275,21 +293,22 @@ def encoder_features(
 def feature_widths(
     model: torch.nn.Module, pixel_values: torch.Tensor, kinds: Collection[str]
 ) -> tuple[dict[str, int], tuple[int, int]]:
-    """Tries an encoder out: the width of its features by name, and the number and width of its tokens (0 and 0 where
-    it has none), by a pass over a few images.
+    """The width of the features by name, and the number and width of the tokens (0 and 0 if there are none).
+
+    Found by a pass over `pixel_values`, which may be a single image.
 
     Raises:
-        ValueError: if it gives no features of these images.
+        ValueError: if the encoder gives no features for these images.
     """
     try:
         features = encoder_features(model, pixel_values, kinds)
-    except RuntimeError as error:  # such as pixels of a shape that the layers cannot take
+    except RuntimeError as error:  # for example, pixels of a shape that the layers do not accept
         raise ValueError(f"{type(model).__name__} cannot be evaluated on images: {one_line(error)}") from error
-    token_shape = features.pop("token_shape", torch.zeros(1, 2, dtype=torch.int64))[0].tolist()
-    return {name: value.shape[-1] for name, value in features.items()}, tuple(token_shape)
+    num_tokens, width = features.pop("token_shape", torch.zeros(1, 2, dtype=torch.int64))[0].tolist()
+    return {name: value.shape[-1] for name, value in features.items()}, (num_tokens, width)
 
 
-def _select(model: PreTrainedModel, outputs, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+def _select(model: PreTrainedModel, outputs: Any, kinds: Collection[str]) -> dict[str, torch.Tensor]:
     tokens = _tokens(outputs.last_hidden_state)
     features = {"token_shape": torch.tensor(tokens.shape[1:], device=tokens.device).expand(len(tokens), 2)}
     if "last" in kinds:
@@ -301,13 +320,13 @@ def _select(model: PreTrainedModel, outputs, kinds: Collection[str]) -> dict[str
     if "last4" in kinds or "layers" in kinds:
         layers = _layer_means(model, outputs)
         if "last4" in kinds:
-            features["last4"] = torch.cat(layers[1:][-CONCATENATED_LAYERS:], dim=1)  # the embedding is no layer
+            features["last4"] = torch.cat(layers[1:][-_CONCATENATED_LAYERS:], dim=1)  # the embedding is not a layer
         if "layers" in kinds:
             features.update({f"layer_{index}": layer for index, layer in enumerate(layers)})
     return features
 
 
-def _layer_means(model: PreTrainedModel, outputs) -> list[torch.Tensor]:
+def _layer_means(model: PreTrainedModel, outputs: Any) -> list[torch.Tensor]:
     """(B, D) of the embedding and of each layer, the mean of its tokens after the final layer norm."""
     norm = getattr(model, "layernorm", None)
     means = []
@@ -315,10 +334,10 @@ def _layer_means(model: PreTrainedModel, outputs) -> list[torch.Tensor]:
         if isinstance(norm, torch.nn.LayerNorm) and norm.normalized_shape == hidden_state.shape[-1:]:
             hidden_state = norm(hidden_state)
         means.append(_tokens(hidden_state).mean(dim=1))
-    # Whether the last of `hidden_states` is before or after the norm differs from class to class; this is after it.
+    # The last of `hidden_states` is before the norm in some classes and after it in others; this one is after it.
     return [*means, _tokens(outputs.last_hidden_state).mean(dim=1)]
 
 
 def _tokens(hidden_state: torch.Tensor) -> torch.Tensor:
-    """(B, N, D), or the (B, D, H, W) of a convolutional network, as float32 tokens (B, N, D)."""
+    """(B, N, D), or (B, D, H, W) of a convolutional network, as float32 tokens (B, N, D)."""
     return (hidden_state.flatten(2).transpose(1, 2) if hidden_state.dim() == 4 else hidden_state).float()

@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""The README.md of a pretrained directory: what it is, how to use it, what it was trained on and what it reached."""
+"""The model card, README.md of a pretrained directory: what it is, how to use it, its training and its results."""
 
 import json
 import re
@@ -22,7 +22,7 @@ processor = AutoImageProcessor.from_pretrained("{name}")
 model = AutoModel.from_pretrained("{name}")
 features = model(**processor(image, return_tensors="pt")).last_hidden_state.mean(1)  # one vector per image
 ```"""
-BODY = """\
+_BODY = """\
 # {name}
 
 An I-JEPA encoder ([arXiv 2301.08243](https://arxiv.org/abs/2301.08243)) pretrained without labels by
@@ -40,7 +40,7 @@ Effective recipe (`recipe.yaml`):
 
 {recipe}
 {results}{metrics}"""
-METRICS = """
+_METRICS = """
 ## Curves
 
 ![loss, rank, k-NN and schedules over the run](curves.png)
@@ -50,34 +50,34 @@ Last row of `metrics.jsonl`: {last}
 
 
 def in_markdown(text: object) -> str:
-    """One line in which nothing is markup or HTML: names of directories, data and classes may hold anything."""
+    """Text for one line of markdown, with markup and HTML escaped, because names may contain any character."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
 
 def in_quotes(text: object) -> str:
-    """What stands between the double quotes of a Python or JSON string."""
+    """Text for use between the double quotes of a Python or JSON string."""
     return json.dumps(str(text), ensure_ascii=False)[1:-1]
 
 
 def fenced_yaml(values: Mapping[str, object]) -> str:
-    """A code block that no value can end: its fence is longer than every row of backticks in it."""
+    """A code block of YAML. Its fence is longer than every run of backticks in the values, so no value can end it."""
     text = yaml.safe_dump(dict(values), sort_keys=False)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}yaml\n{text}{fence}"
 
 
 def inherited_license(source: str | None) -> str | None:
-    """The licence named in the model card of the directory a run starts from, or None."""
+    """The licence in the model card of `source`, if it is a directory with a card; otherwise None."""
     card = Path(source) / "README.md" if source else None
     return ModelCard.load(card).data.license if card and card.is_file() else None
 
 
 def write_card(directory: Path, data: ModelCardData, body: str) -> None:
-    """Writes `directory`/README.md from metadata and text. The file is whole or not there.
+    """Writes `directory`/README.md from metadata and text. The file is complete or absent.
 
-    Names of files may hold what is not Unicode; it is written as an escape sequence.
+    File names may contain bytes that are not Unicode; they are written as escape sequences.
     """
-    card = ModelCard("---\n{}\n---\n\n" + body)  # without its empty metadata it would print a warning
+    card = ModelCard("---\n{}\n---\n\n" + body)  # the empty metadata avoids a warning
     card.data = data
     write_text(directory / "README.md", str(card).encode("utf-8", "backslashreplace").decode("utf-8"))
 
@@ -98,55 +98,59 @@ def write_model_card(
     """Writes `directory`/README.md.
 
     Args:
-        name: name of the model, in the title and in the example.
+        directory: of the model.
+        name: of the model, for the title and the example.
         summary: facts of the run, one line each.
-        metrics: the last row of metrics; empty when there are no curves yet.
+        metrics: the last row of metrics; empty if there are no curves yet.
         recipe: the effective arguments.
         results: a table of accuracies, if any were measured.
-        base_model: what the run started from, a Hub name or a directory; the licence in a directory's card is carried
-            over, that of a Hub repository is not looked up.
+        base_model: the directory or the name on the Hub that the run started from. The licence in the card of a
+            directory is copied; that of a Hub repository is not looked up.
     """
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         tags=["ijepa", "self-supervised-learning"],
-        # The Hub refuses a card whose base_model is a path; the licence of a local directory still carries over.
+        # The Hub refuses a card whose base_model is a path.
         base_model=None if base_model and Path(base_model).exists() else base_model,
         license=inherited_license(base_model),
     )
-    body = BODY.format(
+    body = _BODY.format(
         name=in_markdown(name),
         usage=USAGE.format(name=in_quotes(name)),
         summary="\n".join(f"- {key}: {value}" for key, value in summary.items()),
         recipe=fenced_yaml(recipe),
         results=f"\n## Results\n\n{results}\n" if results else "",
-        metrics=METRICS.format(last=_in_words(metrics)) if metrics else "",
+        metrics=_METRICS.format(last=_in_words(metrics)) if metrics else "",
     )
     write_card(directory, data, body)
 
 
-# Evaluation results in a card that exists, ours or not
-SECTION_BEGIN = "<!-- Evaluation by run_probing.py: replaced when it runs again -->"
-SECTION_END = "<!-- End of the evaluation by run_probing.py -->"
-RESULT_SUFFIX = " (frozen features)"  # of the name of every result in the metadata: the mark of what is replaced
-FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
-# A key in the first column, and what belongs to it: indented lines, and list entries in the first column.
-MODEL_INDEX = re.compile(r"^model-index:.*\n(?:(?:[ \t]|- ).*\n)*", re.MULTILINE)
+# Evaluation results in an existing card, ours or another
+_SECTION_BEGIN = "<!-- Evaluation by run_probing.py: replaced when it runs again -->"
+_SECTION_END = "<!-- End of the evaluation by run_probing.py -->"
+# Suffix of the name of every result in the metadata. Results with it are replaced when probing runs again.
+_RESULT_SUFFIX = " (frozen features)"
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
+# A key in the first column and its value: indented lines, and list entries in the first column.
+_MODEL_INDEX = re.compile(r"^model-index:.*\n(?:(?:[ \t]|- ).*\n)*", re.MULTILINE)
 
 
 def update_evaluation(directory: Path, section: str, results: Sequence[EvalResult]) -> None:
-    """Puts the section "Evaluation" and the metadata `model-index` into `directory`/README.md, which may be absent.
+    """Writes the section "Evaluation" and the metadata `model-index` into `directory`/README.md, which may be absent.
 
-    What an earlier call put there is replaced; every other byte of the card stays as it is, also results in
-    `model-index` under other names.
+    The section and the results of an earlier call are replaced. Every other byte of the card stays, also results with
+    other names in `model-index`.
 
     Args:
+        directory: of the model.
         section: markdown below the title "Evaluation".
-        results: each with a `metric_name`, to which RESULT_SUFFIX is added. Where there are none, and none under other
-            names, there is no `model-index` either.
+        results: each with a `metric_name`, to which " (frozen features)" is added. `model-index` is left out if there
+            are no results at all.
 
     Raises:
-        ValueError: if the card's metadata is not YAML, or its `model-index` not what the Hub asks for.
+        ValueError: if the metadata of the card is not YAML, or its `model-index` does not have the form that the Hub
+            requires.
     """
     path = directory / "README.md"
     card = path.read_bytes().decode("utf-8") if path.exists() else ""
@@ -156,16 +160,16 @@ def update_evaluation(directory: Path, section: str, results: Sequence[EvalResul
 
 
 def _with_section(card: str, section: str) -> str:
-    text = f"{SECTION_BEGIN}\n## Evaluation\n\n{section.strip()}\n{SECTION_END}\n"
-    begin, end = card.find(SECTION_BEGIN), card.find(SECTION_END)
+    text = f"{_SECTION_BEGIN}\n## Evaluation\n\n{section.strip()}\n{_SECTION_END}\n"
+    begin, end = card.find(_SECTION_BEGIN), card.find(_SECTION_END)
     if 0 <= begin < end:
-        return card[:begin] + text + card[end + len(SECTION_END) :].removeprefix("\n")
+        return card[:begin] + text + card[end + len(_SECTION_END) :].removeprefix("\n")
     separator = "" if card.endswith("\n\n") else "\n" if card.endswith("\n") else "\n\n"
     return card + separator + text
 
 
 def _with_results(card: str, name: str, results: Sequence[EvalResult]) -> str:
-    match = FRONT_MATTER.match(card)
+    match = _FRONT_MATTER.match(card)
     begin, end = match.span(1) if match else (0, 0)
     metadata = card[begin:end]
     try:
@@ -173,13 +177,13 @@ def _with_results(card: str, name: str, results: Sequence[EvalResult]) -> str:
         name, others = model_index_to_eval_results(model_index) if model_index else (name, [])
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"The metadata of the model card of {name!r} cannot be read: {error!r}") from None
-    kept = [result for result in others if not (result.metric_name or "").endswith(RESULT_SUFFIX)]
-    ours = [replace(result, metric_name=f"{result.metric_name}{RESULT_SUFFIX}") for result in results]
+    kept = [result for result in others if not (result.metric_name or "").endswith(_RESULT_SUFFIX)]
+    ours = [replace(result, metric_name=f"{result.metric_name}{_RESULT_SUFFIX}") for result in results]
     index = {"model-index": eval_results_to_model_index(name, [*kept, *ours])}
     # The Hub refuses an index without results.
     block = yaml.safe_dump(index, sort_keys=False, allow_unicode=True) if kept or ours else ""
     if not match:
         return f"---\n{block}---\n\n{card}" if block else card
-    found = MODEL_INDEX.search(metadata)
+    found = _MODEL_INDEX.search(metadata)
     first, last = found.span() if found else (len(metadata), len(metadata))
     return card[:begin] + metadata[:first] + block + metadata[last:] + card[end:]

@@ -1,17 +1,20 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Schedules as pure functions of the optimizer step, and the parameter groups they act on.
 
-Steps count optimizer updates from 0, whatever the accumulation or the number of processes, so a run is resumed by
-its step alone. The values are those of Meta's released code, which differ from the paper's text in two places: the
-weight decay follows a cosine (the paper says linear) and the warm-up is longer (40 epochs, the paper says 15).
+Steps count optimizer updates from 0. Accumulation and the number of processes do not change them, so a run can be
+resumed from its step alone. The values are those of Meta's released code, which differ from the paper's text in two
+places: the weight decay follows a cosine (the paper says linear) and the warm-up is longer (40 epochs, the paper says
+15).
 """
 
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
+from transformers import PreTrainedModel
 
 
 def _cosine(start: float, end: float, progress: float) -> float:
@@ -20,12 +23,12 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 def momentum_of_half_life(steps: float) -> float:
-    """The momentum with which a moving average forgets half of what it was within `steps` steps."""
+    """The momentum with which a moving average forgets half of its old value within `steps` steps."""
     return 0.5 ** (1 / steps)
 
 
 def half_life_of_momentum(momentum: float) -> float:
-    """Steps within which a moving average forgets half of what it was: 0 for momentum 0, infinite for 1."""
+    """Steps within which a moving average forgets half of its old value: 0 for momentum 0, infinite for 1."""
     if momentum in (0, 1):
         return math.inf if momentum else 0.0
     return math.log(0.5) / math.log(momentum)
@@ -36,19 +39,19 @@ class Schedules:
     """
     Learning rate, weight decay and momentum of every optimizer step of a run.
 
-    Learning rate and weight decay are those of progress step + 1: the first update already leaves the starting
-    learning rate, update `warmup_steps` has exactly the peak, the last one exactly the final values. The momentum is
-    that of progress `step`, so a run never quite reaches the final momentum. Both are as in Meta's released code.
+    Learning rate and weight decay are taken at `step` + 1: the first update is already past the starting learning
+    rate, update number `warmup_steps` has exactly the peak, and the last one exactly the final values. The momentum is
+    taken at `step`, so a run never quite reaches the final momentum. Both are as in Meta's released code.
 
     Args:
         total_steps: optimizer steps of the whole run.
         warmup_steps: steps of linear warm-up from `start_learning_rate` to `learning_rate`.
-        start_learning_rate, peak_learning_rate, final_learning_rate: linear up, then a cosine down.
-        start_weight_decay, final_weight_decay: a cosine over the whole run.
+        start_learning_rate, peak_learning_rate, final_learning_rate: a linear rise, then half a cosine down.
+        start_weight_decay, final_weight_decay: half a cosine over the whole run.
         start_momentum, final_momentum: linear over the whole run.
 
     Raises:
-        ValueError: if the steps do not make a run, or a value is out of its range.
+        ValueError: if there is no step, the warm-up is longer than the run, or a value is out of range.
     """
 
     total_steps: int
@@ -61,7 +64,7 @@ class Schedules:
     start_momentum: float = 0.996
     final_momentum: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.total_steps < 1 or not 0 <= self.warmup_steps <= self.total_steps:
             raise ValueError(
                 f"A run needs at least 1 step and a warm-up within it, got total_steps {self.total_steps} and"
@@ -100,17 +103,17 @@ class Schedules:
 
 
 def _takes_weight_decay(name: str, parameter: torch.nn.Parameter) -> bool:
-    # DeepSpeed's ZeRO-3 leaves an empty vector in place of a parameter, with the shape of the whole beside it.
+    # DeepSpeed's ZeRO-3 replaces a parameter by an empty vector, and keeps the shape of the whole in `ds_shape`.
     shape = getattr(parameter, "ds_shape", parameter.shape)
     return len(shape) > 1 and not name.endswith(".bias")
 
 
-def parameter_groups(model: torch.nn.Module) -> list[dict]:
+def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
     """The trained parameters of an `IJepaForPretraining` in the four groups of Meta's released code, in its order:
     decayed context encoder, decayed predictor, undecayed context encoder, undecayed predictor.
 
-    Biases and other one-dimensional parameters (layer norms) take no weight decay; the mask token, three-dimensional,
-    does. Each group carries its `name` and `decayed`, which `Schedules.apply` reads.
+    Biases and other one-dimensional parameters (of layer norms) take no weight decay. The mask token does, because it
+    has three dimensions. Each group has the keys `name` and `decayed`, which `Schedules.apply` reads.
     """
     groups = []
     for decayed in (True, False):
@@ -126,7 +129,7 @@ def parameter_groups(model: torch.nn.Module) -> list[dict]:
 
 
 def build_optimizer(
-    groups: list[dict],
+    groups: list[dict[str, Any]],
     *,
     name: str,
     learning_rate: float,
@@ -134,21 +137,22 @@ def build_optimizer(
     epsilon: float,
     device_type: str,
 ) -> torch.optim.Optimizer:
-    """AdamW with float32 states, or bitsandbytes' with states of 8 bits.
+    """AdamW with float32 states, or AdamW of bitsandbytes with states of 8 bits.
 
     Both read the learning rate and the weight decay from the groups at every step and keep the groups' other keys.
 
     Args:
-        groups: of `parameter_groups`; each brings its own weight decay.
-        name: "adamw", or "adamw_8bit": states in blocks of 256 numbers, each block with its scale; tensors below 4,096
-            numbers (most norms and biases) keep float32 states. Not for FSDP2, whose weights bitsandbytes cannot read.
-        learning_rate, betas, epsilon: AdamW's.
-        device_type: of the weights; AdamW is fused on CUDA and on the CPU, where it takes a quarter of the time.
+        groups: of `parameter_groups`; each has its own weight decay.
+        name: "adamw" or "adamw_8bit". The latter keeps states in blocks of 256 numbers, each block with its scale;
+            tensors below 4,096 numbers (most norms and biases) keep float32 states. It does not work with FSDP2,
+            whose weights bitsandbytes cannot read.
+        learning_rate, betas, epsilon: of AdamW.
+        device_type: of the weights. AdamW is fused on CUDA and on the CPU, which takes a quarter of the time.
 
     Raises:
-        ValueError: for another name, or without bitsandbytes.
+        ValueError: for another name, or if bitsandbytes is not installed.
     """
-    settings = {"lr": learning_rate, "betas": tuple(betas), "eps": epsilon}
+    settings: dict[str, Any] = {"lr": learning_rate, "betas": tuple(betas), "eps": epsilon}
     if name == "adamw":
         return torch.optim.AdamW(groups, fused=device_type in ("cuda", "cpu"), **settings)
     if name != "adamw_8bit":
@@ -160,24 +164,24 @@ def build_optimizer(
     return AdamW8bit(groups, **settings)
 
 
-# What FSDP version 1, activation checkpointing and torch.compile put into the names of parameters.
-WRAPPERS = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}
+# Parts that FSDP version 1, activation checkpointing and torch.compile add to the names of parameters.
+_WRAPPERS = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}
 
 
 def _plain_name(name: str) -> str:
     """The name that a parameter has in the model without its wrappers."""
-    plain = ".".join(word for word in name.split(".") if word not in WRAPPERS)
-    return plain.removeprefix("module.")  # of DistributedDataParallel and DeepSpeed, which wrap from outside only
+    plain = ".".join(word for word in name.split(".") if word not in _WRAPPERS)
+    return plain.removeprefix("module.")  # DistributedDataParallel and DeepSpeed wrap the whole model only
 
 
 def parameter_places(model: torch.nn.Module, layer_decay: float) -> dict[str, tuple[int, bool]]:
     """Name -> (depth below the head, takes weight decay) of every trained parameter of a classifier.
 
-    Ask before anything wraps the model: under FSDP version 1 a parameter is the flat part of it that one process
-    holds, which tells neither.
+    Call this before the model is wrapped: under FSDP version 1 a parameter is a flat part of the weights, from which
+    neither can be told.
 
     Raises:
-        ValueError: if layer_decay is not in (0, 1], or below 1 for a model whose layers this does not know.
+        ValueError: if layer_decay is not in (0, 1], or below 1 for a model that is not an I-JEPA classifier.
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay must lie in (0, 1], got {layer_decay}.")
@@ -197,7 +201,7 @@ def layer_decay_groups(
     weight_decay: float,
     layer_decay: float,
     places: dict[str, tuple[int, bool]] | None = None,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """The trained parameters of a classifier in groups whose learning rate falls from the head to the first layer, as
     in the fine-tuning of the paper's appendix A.
 
@@ -206,12 +210,15 @@ def layer_decay_groups(
     one-dimensional parameters take no weight decay.
 
     Args:
-        model: `IJepaForImageClassification`, this package's or the stock one; any other if layer_decay is 1.
-        places: `parameter_places` of the model without its wrappers; needed where `model` is wrapped.
+        model: `IJepaForImageClassification`, of this package or the stock one; any classifier if layer_decay is 1.
+        learning_rate: of the head.
+        weight_decay: of all parameters that take weight decay.
+        layer_decay: factor of the learning rate from one layer to the one below it, in (0, 1].
+        places: `parameter_places` of the model without its wrappers; needed if `model` is wrapped.
 
     Returns:
-        Groups with `params`, `lr`, `weight_decay` and a `name`, from the head down: what Trainer logs as the learning
-        rate is that of the first group.
+        Groups with `params`, `lr`, `weight_decay` and a `name`, from the head down. Trainer logs the learning rate of
+        the first group.
 
     Raises:
         ValueError: as `parameter_places`, or if the trained parameters are not those of `places`.
@@ -221,10 +228,10 @@ def layer_decay_groups(
     strange = sorted(set(parameters) ^ set(places))
     if strange:
         raise ValueError(
-            f"The wrapped model trains other parameters than the model in it, {strange[0]!r} for one, so that their"
-            " learning rates and weight decay are unknown; FSDP version 1 needs use_orig_params."
+            f"The wrapped model has other trained parameters than the model in it, for example {strange[0]!r}, so"
+            " their learning rates and weight decay are unknown; FSDP version 1 needs use_orig_params."
         )
-    groups = {}
+    groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in parameters.items():
         depth, decayed = places[name]
         groups.setdefault((depth, not decayed), []).append(parameter)
@@ -243,12 +250,11 @@ def _depth_below_head(model: torch.nn.Module, name: str) -> int:
     """0 for the head and the final layer norm, 1 for the last of L layers, L + 1 for the patch embedding."""
     if name.startswith(("classifier.", "ijepa.layernorm.")):
         return 0
-    if name.startswith("ijepa.embeddings."):
-        return model.config.num_hidden_layers + 1
     layer = re.match(r"ijepa\.layers\.(\d+)\.", name)
-    if layer is None:
+    if layer is None and not name.startswith("ijepa.embeddings."):
         raise ValueError(
-            f"layer_decay below 1 is for I-JEPA classifiers: {type(model).__name__} has a parameter {name!r}, whose"
-            " depth is not known; take layer_decay 1."
+            f"layer_decay below 1 is for I-JEPA classifiers: {type(model).__name__} has a parameter {name!r},"
+            " whose depth is not known; use layer_decay 1."
         )
-    return model.config.num_hidden_layers - int(layer[1])
+    num_layers = cast(PreTrainedModel, model).config.num_hidden_layers
+    return num_layers - int(layer[1]) if layer else num_layers + 1

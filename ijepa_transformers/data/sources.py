@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import datasets
 import numpy as np
@@ -394,8 +394,8 @@ def _holds_images(dataset: datasets.Dataset | datasets.IterableDataset, column: 
     for row in itertools.islice(dataset.select_columns([column]), 10):  # streams have no indices
         value: Any = row[column]
         try:
-            stored: StoredImage = value if isinstance(value, dict) else {"bytes": value, "path": None}
-            open_image(encoded_bytes(stored))
+            stored = value if isinstance(value, dict) else {"bytes": value, "path": None}
+            open_image(encoded_bytes(cast(StoredImage, stored)))
             return True
         except Exception:  # PIL raises errors of many classes; this value is not an image
             continue

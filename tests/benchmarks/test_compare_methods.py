@@ -491,4 +491,4 @@ def test_processes_of_their_own_become_rows_and_failures_too(recipe, monkeypatch
     assert done.returncode == 0, done.stderr[-2000:]
     ours, published = json.loads(done.stdout.splitlines()[-1])["results"]
     assert ours["method"] == "ours" and ours["steps"] == 6 and ours["context_linear"] > 0.1
-    assert "needs MORE patches" in published["error"][0], "the published sampler has no masks of 4 x 4 patches"
+    assert "needs more patches" in published["error"][0], "the published sampler has no masks of 4 x 4 patches"

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
-from ijepa_transformers.model_card import RESULT_SUFFIX, update_evaluation, write_model_card
+from ijepa_transformers.model_card import _RESULT_SUFFIX, update_evaluation, write_model_card
 
 
 def result(value=0.5, name="20-NN"):
@@ -50,7 +50,7 @@ def test_every_byte_of_the_card_stays(tmp_path, card):
     for piece in pieces:
         assert piece.strip("\r\n") in remaining
     assert remaining.count("## Evaluation") == 1 and "the table" in remaining
-    assert values(tmp_path) == {(f"20-NN{RESULT_SUFFIX}", 0.5)}
+    assert values(tmp_path) == {(f"20-NN{_RESULT_SUFFIX}", 0.5)}
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS.keys())
@@ -63,7 +63,7 @@ def test_a_second_evaluation_replaces_the_first_and_the_same_one_changes_nothing
     update_evaluation(tmp_path, "second table", [result(0.7)])
     second = read(tmp_path)
     assert "first table" not in second and second.count("## Evaluation") == 1 and second.count("model-index") == 1
-    assert values(tmp_path) == {(f"20-NN{RESULT_SUFFIX}", 0.7)}
+    assert values(tmp_path) == {(f"20-NN{_RESULT_SUFFIX}", 0.7)}
     update_evaluation(tmp_path, "first table", [result(0.5), result(0.6, "linear")])
     assert read(tmp_path) == first
 
@@ -87,7 +87,7 @@ def test_results_of_others_stay(tmp_path):
     write(tmp_path, f"---\nlicense: mit\n{index}tags:\n- last\n---\n# Title\n")
     for value in (0.5, 0.6):
         update_evaluation(tmp_path, "table", [result(value)])
-        assert values(tmp_path) == {("linear", 0.79), (f"20-NN{RESULT_SUFFIX}", value)}
+        assert values(tmp_path) == {("linear", 0.79), (f"20-NN{_RESULT_SUFFIX}", value)}
     card = read(tmp_path)
     assert card.index("license: mit") < card.index("model-index:") < card.index("tags:\n- last\n---\n# Title\n")
     assert ModelCard.load(tmp_path / "README.md").data.model_name == "theirs"
@@ -108,7 +108,7 @@ def test_without_accuracies_there_is_no_model_index(tmp_path, card):
 def test_without_accuracies_results_of_others_stay(tmp_path):
     write(tmp_path, "")
     update_evaluation(tmp_path, "table", [result()])
-    write(tmp_path, read(tmp_path).replace(RESULT_SUFFIX, ""))  # as if somebody else had measured it
+    write(tmp_path, read(tmp_path).replace(_RESULT_SUFFIX, ""))  # as if somebody else had measured it
     update_evaluation(tmp_path, "report", [])
     assert values(tmp_path) == {("20-NN", 0.5)}
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from ijepa_transformers.masking import MAX_POSITION_DRAWS, MODES, MaskingCollator, MultiBlockMasking
+from ijepa_transformers.masking import _MAX_POSITION_DRAWS, MODES, MaskingCollator, MultiBlockMasking
 
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -435,7 +435,7 @@ def test_unbiased_stops_drawing_and_stacks_the_targets():
     masking = MultiBlockMasking((20, 20), target_scale=(0.15, 0.25), context_scale=(1, 1), num_context_tokens=290)
     stream = RecordingStream([[0, 0], [0, 10], [10, 0], [10, 10], [0, 0]])  # the four quarters: nothing is left
     contexts, targets = masking._masks((10, 10), (20, 20), stream)
-    assert stream.attempts == list(range(MAX_POSITION_DRAWS + 1))
+    assert stream.attempts == list(range(_MAX_POSITION_DRAWS + 1))
     assert contexts.shape[-1] == 290 and (targets == targets[:, :1]).all()
 
 
@@ -478,7 +478,7 @@ def test_several_meta_contexts_share_a_size_and_are_drawn_independently():
         ({"target_scale": (0.9, 0.95)}, "min_patches=10.*target_scale"),
         ({"min_patches": 180}, "min_patches=180"),
         ({"min_patches": 150, "mode": "meta"}, "min_patches=150"),
-        ({"min_patches": 30, "mode": "meta"}, "min_patches=30.*5x6=30"),  # MORE than 30 are needed
+        ({"min_patches": 30, "mode": "meta"}, "min_patches=30.*5x6=30"),  # more than 30 are needed
         ({"num_context_tokens": 5}, "num_context_tokens=5.*min_patches=10"),
         ({"num_context_tokens": 10, "mode": "meta"}, "num_context_tokens=10.*min_patches=10"),
         ({"num_context_tokens": 150}, "num_context_tokens=150"),

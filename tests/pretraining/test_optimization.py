@@ -200,7 +200,7 @@ def test_a_wrapped_model_with_other_parameters_is_an_error(tiny_config):
     model = IJepaForImageClassification(tiny_config)
     places = parameter_places(model, 1.0)
     model.ijepa.layers[0].flat = torch.nn.Parameter(torch.zeros(3))
-    with pytest.raises(ValueError, match=r"'ijepa\.layers\.0\.flat' for one.*use_orig_params"):
+    with pytest.raises(ValueError, match=r"for example 'ijepa\.layers\.0\.flat'.*use_orig_params"):
         layer_decay_groups(model, 1.0, 0.1, 1.0, places)
     del model.ijepa.layers[0].flat
     model.classifier.requires_grad_(False)
