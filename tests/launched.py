@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 
@@ -35,6 +36,11 @@ def let_fsdp_through():
         torch.distributed.init_process_group("gloo")
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return state
+
+
+def leave_out_the_operator():
+    """DeepSpeed compiles an operator by which processes on CPUs talk, for a minute. Gloo does that too."""
+    import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # `deepspeed.comm.torch` may also be PyTorch
 
 
 def whole(parameter):
@@ -110,6 +116,8 @@ if __name__ == "__main__":
     directory.mkdir(exist_ok=True, parents=True)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not torch.accelerator.is_available():
         let_fsdp_through()
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not torch.accelerator.is_available():
+        leave_out_the_operator()
     watch(directory)
     if sys.argv[2] != "never":
         rank, step = sys.argv[2].split(":")

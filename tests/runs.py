@@ -124,10 +124,7 @@ CONFIGURATIONS = {
     "zero2": "deepspeed_zero2",
     "zero3": "deepspeed_zero3",
 }
-needs_deepspeed = pytest.mark.skipif(
-    find_spec("deepspeed") is None or shutil.which("g++") is None,
-    reason="needs pip install deepspeed, and a C++ compiler for the operator it builds",
-)
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs pip install deepspeed")
 LAUNCHED_RUN = {
     **{name: value for name, value in TINY.items() if name != "mixed_precision"},  # the launcher's
     "per_device_batch_size": 2,  # two accumulation steps of two processes, four of one

@@ -27,9 +27,9 @@ from tests.runs import (
 
 
 REPOSITORY = Path(__file__).parents[2]
-ZERO = [needs_deepspeed, pytest.mark.slow]  # it compiles an operator, which takes as long as the tests of another mode
+ZERO = [needs_deepspeed, pytest.mark.slow]
 MODES = ["ddp", "fsdp2", *(pytest.param(mode, marks=ZERO) for mode in ("zero1", "zero2", "zero3"))]
-QUICK_MODES = [*MODES[:-1], pytest.param("zero3", marks=needs_deepspeed)]  # what everybody looks for first
+QUICK_MODES = [*MODES[:-1], pytest.param("zero3", marks=needs_deepspeed)]  # ZeRO-3 stands for ZeRO in the main laws
 TOLERANCE = 1e-7  # of weights, against one process, after six steps: measured 4e-9
 BF16_TOLERANCE = 2e-6  # the same in bfloat16: measured 7e-7 under ZeRO-3, 1e-9 elsewhere; float32 is 6e-6 away
 
