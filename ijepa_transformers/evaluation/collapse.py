@@ -5,7 +5,7 @@ An encoder collapses when its features no longer depend on the image. Then the f
 they differ in a few directions only. I-JEPA's loss is lowest for a collapsed encoder, so the loss cannot show it. The
 functions here take features; they know no model.
 
-Shapes: B images of a batch, N images in all (or patches, where a docstring says tokens), D feature width.
+Shapes: B images of a batch, N images in all, D feature width.
 """
 
 import math

@@ -12,7 +12,7 @@ from ..encoders import one_line
 from .arguments import OWN_GROUPS, DataArguments, ModelArguments, RegularizationArguments
 
 
-# Secrets, and what a repetition has no use for.
+# Not written into recipe.yaml: secrets, and arguments that a repeated run must not have.
 UNRECORDED = ("hub_token", "push_to_hub_token", "resume_from_checkpoint")
 
 
@@ -48,8 +48,8 @@ class FineTuningArguments(TrainingArguments):
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
 
-    def __getstate__(self) -> dict:
-        """Trainer pickles its arguments into training_args.bin, which it uploads: nobody's token belongs there."""
+    def __getstate__(self) -> dict[str, Any]:
+        """The values without tokens, because `Trainer` pickles them into training_args.bin and uploads this file."""
         return {**vars(self), **{name: None for name in vars(self) if name.endswith("hub_token")}}
 
     @property
