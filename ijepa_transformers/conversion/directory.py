@@ -1,9 +1,9 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Rewrites a directory that the script of Transformers converted: `ijepa convert --from_directory`.
 
-`from_pretrained` and `save_pretrained` give the weights their present names and keep their values. This module adds an
-image processor like that of the published training, and reports what else differs from it. The encoder stays what it
-was: such directories hold the context encoder. The paper evaluates the target encoder, which only Meta's file holds.
+`from_pretrained` and `save_pretrained` give the weights their current names and keep their values. This module adds an
+image processor like that of the published training, and reports what else differs from it. Such directories hold the
+context encoder, and so does the new one. The paper evaluates the target encoder, which only Meta's file holds.
 """
 
 import json
@@ -47,13 +47,13 @@ def convert_directory(
     """Rewrites the directory `source` as `output`, and prints what differs from the published training.
 
     Args:
-        source: directory of a stock encoder or classifier, under early or present weight names.
-        output: directory to write; must not exist or be empty.
-        keep_image_processor: for weights that were fine-tuned with the image processor beside them.
+        source: directory of a stock encoder or classifier, with early or current names of weights.
+        output: directory to write. It must be empty or not exist.
+        keep_image_processor: keeps the directory's image processor. For weights that were fine-tuned with it.
         layer_norm_eps: replaces the epsilon of the configuration.
 
     Raises:
-        ValueError: with one sentence, if the directory cannot be read whole; then nothing is left at `output`.
+        ValueError: if the directory is not a complete model. Then nothing is written.
     """
     source, output = Path(source), Path(output)
     with written_aside(output) as directory:
@@ -80,10 +80,10 @@ def convert_directory(
 
 
 def _load_model(directory: Path) -> tuple[IJepaModel | IJepaForImageClassification, list[str]]:
-    """The encoder or classifier in its own precision, and the keys that it has no use for."""
+    """The encoder or classifier in its own precision, and the keys of the weights that it does not use."""
     model_class = MODEL_CLASSES[_architecture(directory)]
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # Transformers reports in a table what is an error in one sentence here
+    logging.set_verbosity_error()  # Transformers prints a table of the problems that are errors below
     try:
         model, information = model_class.from_pretrained(
             directory, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
@@ -94,7 +94,7 @@ def _load_model(directory: Path) -> tuple[IJepaModel | IJepaForImageClassificati
         logging.set_verbosity(verbosity)
     for key, found, needed in sorted(information["mismatched_keys"]):
         raise ValueError(f"{directory} has {key!r} of shape {tuple(found)}, expected {tuple(needed)}.")
-    for key in sorted(information["missing_keys"]):  # from_pretrained draws a missing classifier afresh
+    for key in sorted(information["missing_keys"]):  # from_pretrained fills a missing classifier with random weights
         raise ValueError(f"{directory} lacks the weights {key!r}.")
     return model, sorted(information["unexpected_keys"])
 
@@ -112,7 +112,7 @@ def _architecture(directory: Path) -> str:
 
 
 def _processor_faults(directory: Path) -> list[str]:
-    """How a directory's image processor differs from the published training, a sentence each."""
+    """How a directory's image processor differs from the published training, one sentence for each difference."""
     if not (directory / PROCESSOR_FILE).is_file():
         return [f"There is no {PROCESSOR_FILE}."]
     settings, faults = json.loads((directory / PROCESSOR_FILE).read_text()), []
@@ -142,7 +142,7 @@ def _epsilon_faults(config: IJepaConfig, replacement: float | None) -> list[str]
 
 
 def _write_readme(directory: Path, name: str, source: Path, findings: list[str]) -> None:
-    """The source's card with the findings, or a card without licence if the source has none."""
+    """Writes the source's card with the findings. If the source has no card, writes one without a licence."""
     found = "\n".join(f"- {finding}" for finding in findings)
     if (source / "README.md").is_file():
         text = (source / "README.md").read_text().rstrip()

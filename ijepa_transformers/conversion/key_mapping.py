@@ -1,9 +1,9 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""The one table of names between Meta's released checkpoints and this package, read in both directions.
+"""Renames the weights of Meta's released checkpoints to ours and back. One table serves both directions.
 
 A checkpoint of Meta's holds three state dicts: `encoder` (trained, sees the context), `target_encoder` (its moving
-average) and `predictor`. Names correspond one to one, but for queries, keys and values: Meta stacks their weights in
-this order along the first dimension of one `qkv` tensor. "N" stands for a layer number.
+average) and `predictor`. Each of their tensors is one of ours, except for queries, keys and values. Meta stacks them
+in this order along the first dimension of one `qkv` tensor. In the tables "N" stands for a layer number.
 """
 
 import re
@@ -12,13 +12,13 @@ import torch
 
 
 NETWORKS = {"encoder": "context_encoder.", "target_encoder": "ijepa.", "predictor": "predictor."}
-LAYER_NAMES = {
-    "norm1": "layernorm_before",
+LAYER_NAMES: dict[str, tuple[str, ...]] = {
+    "norm1": ("layernorm_before",),
     "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-    "attn.proj": "attention.o_proj",
-    "norm2": "layernorm_after",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
+    "attn.proj": ("attention.o_proj",),
+    "norm2": ("layernorm_after",),
+    "mlp.fc1": ("mlp.fc1",),
+    "mlp.fc2": ("mlp.fc2",),
 }
 ENCODER_NAMES = {
     "pos_embed": "embeddings.position_embeddings",
@@ -36,73 +36,73 @@ PREDICTOR_NAMES = {
 }
 
 
-def names_of(network: str) -> dict[str, str | tuple[str, str, str]]:
-    """Meta name -> our name (or the three it is split into), "N" for layer numbers, without .weight and .bias."""
-    table = {}
+def _names_of(network: str) -> dict[str, tuple[str, ...]]:
+    """Meta's name -> our name, or our three names for queries, keys and values. Without ".weight" and ".bias"."""
+    table: dict[str, tuple[str, ...]] = {}
     for meta_name, our_name in (PREDICTOR_NAMES if network == "predictor" else ENCODER_NAMES).items():
         if not meta_name.endswith(".N"):
-            table[meta_name] = our_name
+            table[meta_name] = (our_name,)
             continue
-        for meta_part, our_part in LAYER_NAMES.items():
-            split = isinstance(our_part, tuple)
-            table[f"{meta_name}.{meta_part}"] = (
-                tuple(f"{our_name}.{part}" for part in our_part) if split else f"{our_name}.{our_part}"
-            )
+        for meta_part, our_parts in LAYER_NAMES.items():
+            table[f"{meta_name}.{meta_part}"] = tuple(f"{our_name}.{part}" for part in our_parts)
     return table
 
 
-def _take_apart(key: str) -> tuple[str, str, str]:
+def _split_key(key: str) -> tuple[str, str, str]:
     """A key as (name with "N" for the layer number, layer number or "", ".weight" or ".bias" or "")."""
-    name, kind = re.fullmatch(r"(.*?)(\.weight|\.bias)?", key).groups(default="")
+    kind = next((ending for ending in (".weight", ".bias") if key.endswith(ending)), "")
+    name = key.removesuffix(kind)
     number = re.search(r"\.(\d+)\.", name)
     return re.sub(r"\.\d+\.", ".N.", name, count=1), number.group(1) if number else "", kind
 
 
 def from_meta(network: str, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One of Meta's state dicts under our names, with the network's prefix (a key of `NETWORKS`).
+    """One of Meta's state dicts under our names, with the prefix of the network.
 
-    A leading "module." of a key, left by distributed training, is dropped.
+    Distributed training puts "module." before a key. It is dropped.
+
+    Args:
+        network: a key of `NETWORKS`.
 
     Raises:
         ValueError: if a key is not in the table.
     """
-    table, converted = names_of(network), {}
+    table, converted = _names_of(network), {}
     for key, tensor in state_dict.items():
-        name, number, kind = _take_apart(key.removeprefix("module."))
+        name, number, kind = _split_key(key.removeprefix("module."))
         if name not in table:
             raise ValueError(f"{key!r} is not a key of Meta's I-JEPA {network}.")
-        names = table[name] if isinstance(table[name], tuple) else (table[name],)
-        for our_name, part in zip(names, tensor.chunk(len(names)), strict=True):
+        for our_name, part in zip(table[name], tensor.chunk(len(table[name])), strict=True):
             converted[NETWORKS[network] + our_name.replace("N", number) + kind] = part
     return converted
 
 
 def to_meta(network: str, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of `from_meta`: one network of our state dict (keys with its prefix) under Meta's names.
+    """The inverse of `from_meta`: the keys of one network in our state dict, under Meta's names.
 
-    Only queries, keys and values are copied; the other tensors are handed through.
+    Queries, keys and values are copied. The other tensors are the same objects.
 
     Raises:
-        ValueError: if a key is not in the table, or a query, key or value lacks the other two.
+        ValueError: if a key is not in the table, or not all of query, key and value are there.
     """
     prefix, table = NETWORKS[network], {}
-    for meta_name, our_names in names_of(network).items():
-        our_names = our_names if isinstance(our_names, tuple) else (our_names,)
+    for meta_name, our_names in _names_of(network).items():
         for position, our_name in enumerate(our_names):
             table[our_name] = (meta_name, position, len(our_names))
     parts: dict[str, list[torch.Tensor | None]] = {}
     for key, tensor in state_dict.items():
         if not key.startswith(prefix):
             continue
-        name, number, kind = _take_apart(key.removeprefix(prefix))
+        name, number, kind = _split_key(key.removeprefix(prefix))
         if name not in table:
             raise ValueError(f"{key!r} is not a key of this package's I-JEPA {network}.")
         meta_name, position, count = table[name]
         parts.setdefault(meta_name.replace("N", number) + kind, [None] * count)[position] = tensor
-    return {key: _stacked(network, key, pieces) for key, pieces in parts.items()}
+    return {key: _stack(network, key, found) for key, found in parts.items()}
 
 
-def _stacked(network: str, key: str, pieces: list[torch.Tensor | None]) -> torch.Tensor:
-    if any(piece is None for piece in pieces):
+def _stack(network: str, key: str, found: list[torch.Tensor | None]) -> torch.Tensor:
+    parts = [part for part in found if part is not None]
+    if len(parts) < len(found):
         raise ValueError(f"Queries, keys and values for {key!r} of the {network} are not all there.")
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

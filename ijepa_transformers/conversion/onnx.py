@@ -5,9 +5,9 @@
     python conversion/export_onnx.py --model DIR --output encoder.onnx --free_resolution
 
 A directory saved from `IJepaForImageClassification` gives the output `logits` (B, num_labels). Every other one gives
-`last_hidden_state` (B, N, D) and `pooler_output` (B, D) of its encoder, which is the target encoder if the directory
-was pretrained. The input is `pixel_values` (B, channels, height, width), float32, as the image processor makes it.
-Models above 2 GB get a second file, `encoder.onnx.data`, which has to stay beside the first.
+`last_hidden_state` (B, N, D) and `pooler_output` (B, D) of its encoder. For a pretraining directory this is the target
+encoder. The input is `pixel_values` (B, channels, height, width), float32, as the image processor makes it. Models
+above 2 GB get a second file, `encoder.onnx.data`, which must stay beside the first.
 
 Needs the packages onnx, onnxscript and onnxruntime: pip install "ijepa-transformers[onnx]".
 """
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -38,7 +39,7 @@ TOLERANCE = 1e-4
 
 
 class ExportError(Exception):
-    """An ONNX file that does not compute what the model computes. The message holds both numbers."""
+    """The ONNX file does not compute what the model computes. The message shows the difference."""
 
 
 class PlainOutputs(torch.nn.Module):
@@ -55,11 +56,11 @@ class PlainOutputs(torch.nn.Module):
         return tuple(outputs[name] for name in self.names)
 
 
-def load_model(source: str) -> PreTrainedModel:
-    """The classifier of a directory saved from one, otherwise the encoder, in float32 and evaluation mode.
+def _load_model(source: str) -> PreTrainedModel:
+    """The classifier of a directory, or else its encoder, in float32 and evaluation mode.
 
     Raises:
-        ValueError: if the source is no I-JEPA model that can be opened.
+        ValueError: if the source cannot be opened or is no I-JEPA model.
     """
     config = load_config(source)
     if config.model_type != "ijepa":
@@ -69,10 +70,10 @@ def load_model(source: str) -> PreTrainedModel:
     return load_encoder(source, "target", torch.float32)
 
 
-def example_sizes(model: PreTrainedModel, free_resolution: bool) -> list[tuple[int, int]]:
-    """Heights and widths to verify with; the first one is also what the model is traced with.
+def _example_sizes(model: PreTrainedModel, free_resolution: bool) -> list[tuple[int, int]]:
+    """Heights and widths to verify with. The model is traced with the first one.
 
-    In free resolution: a wide image, a tall one that does not end with a whole patch, and the model's own size.
+    With free resolution: a wide image, a tall one that is no multiple of the patch size, and the model's own size.
     """
     height, width = model.config.image_height_and_width
     if not free_resolution:
@@ -85,21 +86,21 @@ def example_sizes(model: PreTrainedModel, free_resolution: bool) -> list[tuple[i
     ]
 
 
-def random_images(model: PreTrainedModel, batch_size: int, size: tuple[int, int]) -> torch.Tensor:
+def _random_images(model: PreTrainedModel, batch_size: int, size: tuple[int, int]) -> torch.Tensor:
     """Normal noise (B, channels, height, width), the same in every run."""
     generator = torch.Generator().manual_seed(batch_size)
     return torch.randn(batch_size, model.config.num_channels, *size, generator=generator)
 
 
-def write_onnx(model: PreTrainedModel, path: Path, free_resolution: bool, opset: int) -> None:
-    """Traces the model with `torch.export`, batch size (and, if free, height and width) dynamic, and saves ONNX."""
+def _write_onnx(model: PreTrainedModel, path: Path, free_resolution: bool, opset: int) -> None:
+    """Traces the model with `torch.export` and saves it. Batch size and, if free, height and width are dynamic."""
     network = PlainOutputs(model, free_resolution).eval()
     dynamic_axes = {0: "batch", **({2: "height", 3: "width"} if free_resolution else {})}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about torch's own internals
+        warnings.simplefilter("ignore")  # they are about the inside of torch
         program = torch.onnx.export(
             network,
-            (random_images(model, 2, example_sizes(model, free_resolution)[0]),),
+            (_random_images(model, 2, _example_sizes(model, free_resolution)[0]),),
             dynamo=True,
             verbose=False,
             opset_version=opset,
@@ -107,42 +108,42 @@ def write_onnx(model: PreTrainedModel, path: Path, free_resolution: bool, opset:
             output_names=network.names,
             dynamic_shapes={"pixel_values": dynamic_axes},
         )
-    program.save(path)
+    cast(torch.onnx.ONNXProgram, program).save(path)  # dynamo=True always gives a program
 
 
 @torch.no_grad()
-def largest_differences(model: PreTrainedModel, path: Path, free_resolution: bool) -> dict[str, tuple[float, float]]:
-    """onnxruntime on the CPU against PyTorch, for 1 and 5 images of each of `example_sizes`.
+def _largest_differences(model: PreTrainedModel, path: Path, free_resolution: bool) -> dict[str, tuple[float, float]]:
+    """Compares onnxruntime on the CPU with PyTorch, for 1 and 5 images of each of `_example_sizes`.
 
     Returns:
-        for each output, its largest absolute difference and its largest absolute value.
+        output -> its largest absolute difference and its largest absolute value.
     """
-    import onnxruntime  # only needed here
+    import onnxruntime  # an optional dependency
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     network = PlainOutputs(model, free_resolution).eval()
     found = dict.fromkeys(network.names, (0.0, 0.0))
-    for size in example_sizes(model, free_resolution):
+    for size in _example_sizes(model, free_resolution):
         for batch_size in (1, 5):
-            pixel_values = random_images(model, batch_size, size)
+            pixel_values = _random_images(model, batch_size, size)
             theirs = session.run(network.names, {"pixel_values": pixel_values.numpy()})
             for name, ours, other in zip(network.names, network(pixel_values), theirs, strict=True):
                 if other.shape != tuple(ours.shape):
                     raise ExportError(f"{name} has shape {other.shape} instead of {tuple(ours.shape)}.")
-                pair = (ours - torch.from_numpy(other)).abs().max().item(), ours.abs().max().item()
-                found[name] = tuple(map(max, found[name], pair))
+                difference = (ours - torch.from_numpy(other)).abs().max().item()
+                found[name] = max(found[name][0], difference), max(found[name][1], ours.abs().max().item())
     return found
 
 
-def verify(model: PreTrainedModel, path: Path, free_resolution: bool) -> dict[str, tuple[float, float]]:
-    """`largest_differences`, each within `TOLERANCE`.
+def _verify(model: PreTrainedModel, path: Path, free_resolution: bool) -> dict[str, tuple[float, float]]:
+    """The `_largest_differences`.
 
     Raises:
-        ExportError: if one is not.
+        ExportError: if a difference is above `TOLERANCE`.
     """
-    differences = largest_differences(model, path, free_resolution)
+    differences = _largest_differences(model, path, free_resolution)
     for name, (difference, magnitude) in differences.items():
-        if not difference <= TOLERANCE * magnitude:  # also true for not-a-number
+        if not difference <= TOLERANCE * magnitude:  # this form also refuses NaN
             raise ExportError(
                 f"{name} differs by {difference:.3g} from PyTorch, more than {TOLERANCE:g} of its magnitude"
                 f" {magnitude:.3g}; no file was written."
@@ -150,28 +151,34 @@ def verify(model: PreTrainedModel, path: Path, free_resolution: bool) -> dict[st
     return differences
 
 
-def export(model: PreTrainedModel, output: Path, free_resolution: bool = False, opset: int = 18) -> dict:
-    """Writes the model aside, verifies it there, and moves it to `output`; a reader never sees half of it.
+def export(
+    model: PreTrainedModel, output: Path, free_resolution: bool = False, opset: int = 18
+) -> dict[str, tuple[float, float]]:
+    """Writes the model beside `output`, verifies it there, and moves it to `output`.
+
+    Args:
+        free_resolution: whether the file takes images of any height and width.
+        opset: version of the ONNX operators, one of `OPSETS`.
 
     Returns:
-        for each output, the largest absolute difference to PyTorch and the largest absolute value.
+        output -> its largest absolute difference to PyTorch and its largest absolute value.
 
     Raises:
-        ExportError: if the file does not compute what the model computes; nothing is left behind.
+        ExportError: if the file does not compute what the model computes. Then nothing is written.
     """
     aside = Path(tempfile.mkdtemp(prefix=".tmp-export-", dir=output.parent))
     try:
-        write_onnx(model, aside / output.name, free_resolution, opset)
-        differences = verify(model, aside / output.name, free_resolution)
-        for file in sorted(aside.iterdir(), reverse=True):  # the weights (.onnx.data) before what points to them
+        _write_onnx(model, aside / output.name, free_resolution, opset)
+        differences = _verify(model, aside / output.name, free_resolution)
+        for file in sorted(aside.iterdir(), reverse=True):  # the weights (.onnx.data) before the file that needs them
             os.replace(file, output.parent / file.name)
     finally:
         shutil.rmtree(aside)
     return differences
 
 
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raises ValueError if the export cannot succeed, before anything is loaded or written."""
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    """Raises ValueError if the export cannot succeed. Nothing is loaded or written yet."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     output = Path(arguments.output)
     if missing:
@@ -185,7 +192,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{taken[0]!r} exists already; remove it or choose another --output")
 
 
-def parse_arguments(words: list[str] | None = None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser = argparse.ArgumentParser(
         prog="export_onnx.py", description="Writes an I-JEPA encoder or classifier as ONNX.", allow_abbrev=False
     )
@@ -195,16 +202,17 @@ def parse_arguments(words: list[str] | None = None) -> tuple[argparse.Namespace,
         "--free_resolution", action="store_true", help="any height and width, by resizing the position embeddings"
     )
     parser.add_argument("--opset", type=int, default=18, help="version of the ONNX operators, 18 to 23")
-    return parser.parse_args(words), parser
+    return parser.parse_args(argv), parser
 
 
-def main(words: list[str] | None = None) -> None:
-    arguments, parser = parse_arguments(words)
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    arguments, parser = parse_arguments(argv)
     disable_progress_bar()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # torchvision's absence is no news here
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
     try:
-        check_arguments(arguments)
-        model = load_model(arguments.model)
+        _check_arguments(arguments)
+        model = _load_model(arguments.model)
     except ValueError as error:
         parser.error(str(error))
     output = Path(arguments.output)

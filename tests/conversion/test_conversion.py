@@ -20,11 +20,12 @@ from ijepa_transformers import IJEPA_SIZES, IJepaConfig, IJepaForImageClassifica
 from ijepa_transformers.conversion import command_line
 from ijepa_transformers.conversion import convert as conversion_convert
 from ijepa_transformers.conversion import export as conversion_export
-from ijepa_transformers.conversion.convert import convert, convert_source, load_meta_optimizer
+from ijepa_transformers.conversion.convert import convert, convert_source
 from ijepa_transformers.conversion.directory import convert_directory
-from ijepa_transformers.conversion.export import export, meta_checkpoint, optimizer_moments
+from ijepa_transformers.conversion.export import export, meta_checkpoint
 from ijepa_transformers.conversion.key_mapping import from_meta
 from ijepa_transformers.conversion.meta_layout import expected_shapes, optimizer_order
+from ijepa_transformers.conversion.meta_optimizer import load_meta_optimizer, optimizer_moments
 from ijepa_transformers.optimization import parameter_groups
 from tests import forked
 from tests.conftest import (
@@ -224,7 +225,7 @@ def test_every_published_size_has_its_number_of_heads():
     for size in IJEPA_SIZES.values():
         networks = synthetic_checkpoint(IJepaConfig(**{**size, "num_hidden_layers": 1}, image_size=32))
         networks = conversion_convert.read_networks(networks, ())
-        assert conversion_convert.infer_config(networks).num_attention_heads == size["num_attention_heads"]
+        assert conversion_convert._infer_config(networks).num_attention_heads == size["num_attention_heads"]
 
 
 # What is wrong is said, and leaves nothing behind
