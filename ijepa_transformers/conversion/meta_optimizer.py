@@ -121,10 +121,15 @@ def meta_optimizer(moments: StateDict, optimizer_groups: Sequence[Mapping], expe
     """The inverse of `convert_optimizer`: the state of parameter numbers, and groups of parameter numbers.
 
     Raises:
-        ValueError: if moments are missing.
+        ValueError: if moments are missing, or the settings are not those of four groups.
     """
+    order = optimizer_order(expected)
+    if len(optimizer_groups) != len(order):
+        raise ValueError(
+            f"The optimizer has moments, but settings of {len(optimizer_groups)} groups; Meta's has {len(order)} groups."
+        )
     state, groups, first = {}, [], 0
-    for names, settings in zip(optimizer_order(expected), optimizer_groups, strict=True):
+    for names, settings in zip(order, optimizer_groups, strict=True):
         numbers = list(range(first, first + len(names)))
         first += len(names)
         groups.append({**settings, "betas": tuple(settings["betas"]), "params": numbers})
