@@ -125,9 +125,8 @@ def meta_optimizer(moments: StateDict, optimizer_groups: Sequence[Mapping], expe
     """
     order = optimizer_order(expected)
     if len(optimizer_groups) != len(order):
-        raise ValueError(
-            f"The optimizer has moments, but settings of {len(optimizer_groups)} groups; Meta's has {len(order)} groups."
-        )
+        found = len(optimizer_groups)
+        raise ValueError(f"The optimizer has moments, but settings of {found} groups; Meta's has {len(order)} groups.")
     state, groups, first = {}, [], 0
     for names, settings in zip(order, optimizer_groups, strict=True):
         numbers = list(range(first, first + len(names)))

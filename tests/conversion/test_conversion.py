@@ -446,6 +446,7 @@ def edit_config(**values):
         (cut_the_weights, "model.safetensors is damaged"),
         (lambda directory: (directory / "config.json").unlink(), "holds no config.json"),
         (lambda directory: (directory / "model.safetensors").unlink(), "holds no model.safetensors"),
+        (lambda directory: (directory / "meta_checkpoint.json").unlink(), "has moments, but settings of 0 groups"),
         (edit_config(predictor_num_attention_heads=2), "as many heads as the encoder, here 2 and 3"),
         (edit_config(layer_norm_eps=1e-12), "1e-12"),
         (edit_config(predictor_attention="shared_context"), "'shared_context' is no longer supported"),
