@@ -283,7 +283,9 @@ def _zero3_gathering(parameters: Iterable[torch.nn.Parameter]) -> AbstractContex
 def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
     """L2 norm of the whole gradient, a float32 scalar that is the same on every process. Not for DeepSpeed."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return cast(DTensor, norm).full_tensor() if isinstance(norm, DTensor) else norm
+    if isinstance(norm, DTensor):
+        return cast(DTensor, norm).full_tensor()  # mypy does not narrow `norm` by itself
+    return norm
 
 
 def whole_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -259,7 +259,7 @@ def _read_file(path: str) -> bytes:
         path = os.fsdecode(urllib.parse.unquote_to_bytes(path.removeprefix(FILE_URI)))
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("this is no regular file")
+        raise ValueError("this is not a regular file")
     _check_file_size(status.st_size)
     with open(path, "rb") as file:
         # Python allocates as many bytes as it is asked to read. Files of /proc report a size of 0.
@@ -273,7 +273,7 @@ def _check_file_size(num_bytes: int) -> None:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # its own message shows the address of a buffer
-        return "this is no image that PIL knows"
+        return "this is not an image that PIL knows"
     return f"{type(error).__name__}: {error}"
 
 

@@ -300,7 +300,7 @@ class StreamingBatches(torch.utils.data.IterableDataset):
             before = start.settings[name]
             if before != now:
                 raise ValueError(
-                    f"The stream cannot go on where it was: {_SETTING_NAMES[name]} changed from {before} to {now}."
+                    f"The stream cannot be resumed: {_SETTING_NAMES[name]} changed from {before} to {now}."
                 )
         begun = range(min(self.lanes, self.start_step * self.slot_blocks))
         missing = [lane for lane in begun if lane not in start.positions]

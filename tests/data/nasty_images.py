@@ -218,24 +218,24 @@ ACCEPTED = {
 
 REFUSED = {
     "nothing": (lambda: b"", "the file is empty"),
-    "one byte": (lambda: b"\xff", "no image that PIL knows"),
-    "text": (lambda: b"Dear diary, " * 100, "no image that PIL knows"),
-    "an error page of the web": (lambda: b"<!DOCTYPE html><html>404 Not Found</html>", "no image that PIL knows"),
-    "a zip archive": (archive, "no image that PIL knows"),
-    "SVG": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "no image that PIL knows"),
-    "PDF": (lambda: b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "no image that PIL knows"),
+    "one byte": (lambda: b"\xff", "not an image that PIL knows"),
+    "text": (lambda: b"Dear diary, " * 100, "not an image that PIL knows"),
+    "an error page of the web": (lambda: b"<!DOCTYPE html><html>404 Not Found</html>", "not an image that PIL knows"),
+    "a zip archive": (archive, "not an image that PIL knows"),
+    "SVG": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image that PIL knows"),
+    "PDF": (lambda: b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "not an image that PIL knows"),
     "PostScript, which PIL gives to Ghostscript": (
         lambda: encoded(solid(), "EPS"),
-        "no image that PIL knows",
+        "not an image that PIL knows",
     ),
     "HEIC": (
         lambda: struct.pack(">I", 24) + b"ftypheic\x00\x00\x00\x00mif1heic" + bytes(99),
-        "no image that PIL knows",
+        "not an image that PIL knows",
     ),
-    "zeros": (lambda: bytes(4096), "no image that PIL knows"),
+    "zeros": (lambda: bytes(4096), "not an image that PIL knows"),
     "64-bit float TIFF": (
         lambda: tiff({256: 4, 257: 4, 258: 64, 339: 3, 262: 1, 273: 8, 277: 1}, bytes(128)),
-        "no image that PIL knows",
+        "not an image that PIL knows",
     ),
     "32-bit float TIFF": (lambda: encoded(Image.new("F", (24, 16), 0.5), "TIFF"), "floating-point pixels"),
     "32-bit integer TIFF with larger values": (

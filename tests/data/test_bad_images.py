@@ -30,7 +30,7 @@ def test_bad_images_are_replaced_by_the_next_readable_one_and_reported():
     images = PretrainingImages(dataset, 16)
     sample = images[(0, 0, 0, 5)]  # 5 and 0 are bad, 1 too
     assert sample["index"] == 5 and sample["num_bad"] == 3
-    # The crop is that of the requested index, so that the substitute's own turn shows another crop.
+    # The crop has the seed of the requested index, so that the substitute's own turn shows another crop.
     readable = PretrainingImages(images_dataset([dataset[2]["image"]["bytes"]] * 6), 16)
     assert torch.equal(sample["pixel_values"], readable[(0, 0, 0, 5)]["pixel_values"])
     batch = next(iter(DataLoader(images, batch_sampler=PretrainingBatchSampler(6, 6, 1, 0))))
@@ -45,7 +45,7 @@ def test_each_bad_image_is_counted_once_also_across_a_resumed_run(tmp_path):
     assert log.add([]) == 0 and not path.exists()
     assert log.add([3, 2, 3]) == 2 and log.add([2]) == 2
     first = json.loads(path.read_text().splitlines()[0])
-    assert first == {"index": 2, "name": "2.png", "reason": "this is no image that PIL knows"}
+    assert first == {"index": 2, "name": "2.png", "reason": "this is not an image that PIL knows"}
     with open(path, "a") as file:
         file.write('{"index": 7, "na')  # the run was killed here
     resumed = BadImageLog(path, 0.2, dataset)

@@ -34,8 +34,8 @@ from tests.data.images import encoded, images_dataset, labelled, photo_pixels, p
 # Pretraining
 
 
-def test_crops_are_where_they_have_always_been():
-    """The very numbers are part of a run: a change here breaks the resumption of everybody's runs."""
+def test_crops_are_the_same_in_every_version():
+    """These numbers are part of a run: if they change, no earlier run can be resumed."""
     images = RandomCrops(224, seed=7)
     boxes = [
         sample_crop(375, 500, 1.0, (0.3, 1.0), (3 / 4, 4 / 3), images.crop_generator(epoch, index))
@@ -112,7 +112,7 @@ def fast_and_exact(content, size=32, **settings):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("settings", [{}, {"num_channels": 1, "horizontal_flip": True, "interpolation": "bicubic"}])
 def test_large_photos_decoded_smaller_give_nearly_the_same_crops(monkeypatch, decoder, orientation, settings):
-    """Also where sides are no multiple of eight, which puts the crop elsewhere if an image is turned round."""
+    """The sides are not multiples of eight, so a rotated image would show a wrong place of the crop."""
     if decoder == "PIL":
         monkeypatch.setattr(decoding, "simplejpeg", None)
     else:
@@ -142,7 +142,7 @@ def test_photos_are_decoded_no_smaller_than_their_crop_needs(monkeypatch, size, 
     assert factors == [reduction]
 
 
-def test_small_photos_and_other_formats_are_decoded_exactly_also_then():
+def test_small_photos_and_other_formats_are_decoded_exactly_with_fast_large_photos():
     for content in (encoded(detailed(60, 62), "JPEG"), encoded(detailed(257, 395), "PNG")):
         for fast, exact in fast_and_exact(content):
             assert torch.equal(fast, exact)
@@ -165,9 +165,9 @@ def test_a_large_photo_that_is_cut_off_is_a_bad_image_also_when_decoded_smaller(
 def test_evaluation_never_skips_an_image():
     images = EvaluationImages(photos(4, bad=(2,)), 16)
     assert images[1].keys() == {"pixel_values"}
-    with pytest.raises(BadImageError, match=r"2\.png: this is no image") as caught:
+    with pytest.raises(BadImageError, match=r"2\.png: this is not an image") as caught:
         images[2]
-    with pytest.raises(BadImageError, match=r"2\.png: this is no image"):  # also out of a DataLoader's worker
+    with pytest.raises(BadImageError, match=r"2\.png: this is not an image"):  # also out of a DataLoader's worker
         ExceptionWrapper((type(caught.value), caught.value, caught.tb)).reraise()
 
 
@@ -180,7 +180,7 @@ def test_evaluation_keeps_labels_beside_their_images():
 
 
 def noise(image):
-    """An augmentation that takes its randomness from torch's global generator, as torchvision's do."""
+    """An augmentation with random numbers from torch's global generator, like those of torchvision."""
     return torch.randint(256, image.shape, dtype=torch.uint8)
 
 
@@ -211,7 +211,7 @@ def test_an_unreadable_labelled_image_is_an_error_with_its_name():
     dataset = labelled([encoded(photo_pixels()), b"not an image"])
     processor = build_image_processor(16)
     for images, key in ((FineTuningImages(dataset, 16), (0, 1)), (LabelledImages(dataset, processor, 3), 1)):
-        with pytest.raises(BadImageError, match=r"1\.png: this is no image"):
+        with pytest.raises(BadImageError, match=r"1\.png: this is not an image"):
             images[key]
 
 
@@ -223,7 +223,7 @@ def test_labelled_images_are_what_the_processor_makes_of_them():
 
 
 def roll_mixer(images, labels):
-    """As torchvision's: mixed with the neighbour, by a share from torch's global generator."""
+    """Like those of torchvision: mixes each image with the next one, by a share from torch's global generator."""
     share = torch.rand(())
     one_hot = torch.nn.functional.one_hot(labels, 8).float()
     return [share * values + (1 - share) * values.roll(1, 0) for values in (images, one_hot)]

@@ -131,7 +131,7 @@ def test_the_first_frame_of_an_animation_is_taken():
     "content, reason",
     [
         (b"", "the file is empty"),
-        (b"hello", "no image that PIL knows"),
+        (b"hello", "not an image that PIL knows"),
         (encoded(photo_pixels(), "JPEG")[:-40], "truncated"),
         (encoded(photo_pixels(200, 200), "PNG")[:4000], "truncated"),
         (encoded(photo_pixels(), "WEBP")[:-40], "decoder"),
@@ -178,7 +178,7 @@ def test_an_unusual_image_is_decoded(name, num_channels):
 
 @pytest.mark.usefixtures("jpeg_decoder")
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_image_is_a_bad_image_with_a_reason(name):
+def test_a_file_that_is_not_an_image_is_a_bad_image_with_a_reason(name):
     make, reason = REFUSED[name]
     said = reason_of({"bytes": make(), "path": "photo.jpg"})
     assert reason in said and said.strip()
@@ -246,7 +246,7 @@ def jpeg(kind, height=61, width=83, **options):
 
 
 def by_both(monkeypatch, content, num_channels=3):
-    """What simplejpeg and PIL make of a file: pixels, or the reason for refusing it."""
+    """The results of simplejpeg and PIL for a file: pixels, or the reason why it is refused."""
     outcomes = []
     for decoder in DECODERS:
         with monkeypatch.context() as patch:
@@ -307,8 +307,8 @@ def damaged(whole, count):
         yield bytes(content)
 
 
-def test_simplejpeg_decodes_nothing_that_it_takes_for_another_size(monkeypatch):
-    """Or an image beyond the limits could hide behind a header that PIL reads otherwise."""
+def test_simplejpeg_is_not_used_if_it_finds_another_size(monkeypatch):
+    """Otherwise an image beyond the limits could have a header that PIL reads differently."""
     simplejpeg = pytest.importorskip("simplejpeg")
     content = jpeg("4:2:0")
     expected = decoded(content)
@@ -353,8 +353,8 @@ print(json.dumps({name: growth(make[0]()) for name, make in {**ACCEPTED, **REFUS
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_broken_files_are_silent_and_refused_ones_take_less_than_100_megabytes():
-    """PIL warns of what it repairs, without a file's name; in a run of a million images that hides everything else.
-    The lines of libtiff come from C, and stay."""
+    """PIL's warnings about repaired files have no names; with a million images they would hide everything else. The
+    lines of libtiff are written in C and cannot be silenced."""
     result = forked.run(["-c", DECODE_EVERYTHING], check=True)
     assert [line for line in result.stderr.splitlines() if not line.startswith(FROM_LIBTIFF)] == []
     growth = json.loads(result.stdout)
@@ -393,9 +393,9 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
 
 def test_pipes_devices_and_missing_files_are_bad_images(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for ever
-    assert "no regular file" in reason_of({"bytes": None, "path": str(tmp_path / "pipe.jpg")})
-    assert "no regular file" in reason_of({"bytes": None, "path": "/dev/zero"})
-    assert "no regular file" in reason_of({"bytes": None, "path": str(tmp_path)})
+    assert "not a regular file" in reason_of({"bytes": None, "path": str(tmp_path / "pipe.jpg")})
+    assert "not a regular file" in reason_of({"bytes": None, "path": "/dev/zero"})
+    assert "not a regular file" in reason_of({"bytes": None, "path": str(tmp_path)})
     assert "FileNotFoundError" in reason_of({"bytes": None, "path": str(tmp_path / "gone.jpg")})
     assert "null byte" in reason_of({"bytes": None, "path": "a\0b.jpg"})
 

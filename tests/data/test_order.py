@@ -30,7 +30,7 @@ def test_orders_are_permutations_that_depend_on_seed_and_epoch_only():
     orders = [epoch_order(1000, seed, epoch) for seed in range(3) for epoch in range(3)]
     assert all(np.array_equal(np.sort(order), np.arange(1000)) for order in orders)
     assert len({tuple(order) for order in orders}) == 9
-    # The very numbers are part of a run: a change here breaks the resumption of everybody's runs.
+    # These numbers are part of a run: if they change, no earlier run can be resumed.
     assert epoch_order(10, 0, 0).tolist() == [7, 6, 8, 3, 2, 4, 1, 5, 0, 9]
 
 

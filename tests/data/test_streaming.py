@@ -202,14 +202,14 @@ def test_every_block_has_an_order_of_its_own(tmp_path):
     assert len(orders) == 20
 
 
-def test_an_image_has_other_crops_in_other_epochs_and_the_same_one_everywhere_else(shards):
+def test_the_crop_of_an_image_depends_on_the_epoch_only(shards):
     stream = open_stream(shards)
     crops = {}
     for settings in ({"shuffle_buffer": 5}, {"shuffle_buffer": 8, "lanes": 2, "world_size": 2}):
         for batch in batches_of(stream, batch_size=1, total_steps=200, **settings):
             crops.setdefault((batch["position"][0], *identities(batch)[0]), []).append(batch["pixel_values"])
     both = [key for key in crops if len(crops[key]) == 2 and (key[0] + 1, *key[1:]) in crops]
-    # The position after the last image of a lane's epoch may be that of the next one already.
+    # After the last image of a lane's epoch, the position may already be in the next epoch.
     same = [torch.equal(*crops[key]) for key in both]
     changed = [not torch.equal(crops[key][0], crops[(key[0] + 1, *key[1:])][0]) for key in both]
     assert len(both) > 10 and all(same) and np.mean(changed) > 0.8
@@ -233,7 +233,7 @@ def test_batches_do_not_depend_on_processes_and_workers(shards):
 
 
 def positions_after(stream, step, world_size, num_workers=0, **settings):
-    """What a checkpoint after `step` steps holds: every process notes its own batches; JSON in between."""
+    """The positions in a checkpoint after `step` steps: of the batches of all processes, through JSON."""
     states = []
     for rank in range(world_size):
         accumulation_steps = 4 // world_size
@@ -287,7 +287,7 @@ def test_resuming_skips_blocks_that_were_used_up_and_parquet_row_groups_before(t
     assert [image.row for image in again] == [image.row for image in lane_images(stream, 0, 1, 15)[10:]]
 
 
-def test_what_must_not_change_is_refused(shards, tmp_path):
+def test_changed_settings_are_refused_on_resuming(shards, tmp_path):
     stream = open_stream(shards)
     start = positions_after(stream, 3, world_size=2)
     for change, name in (
@@ -322,14 +322,14 @@ def test_positions_of_some_processes_only_are_refused(shards):
         merge_positions([positions.state_dict(), LanePositions({"seed": 1}).state_dict()])
 
 
-def test_a_moved_folder_goes_on(shards, tmp_path):
+def test_a_run_resumes_from_a_moved_folder(shards, tmp_path):
     start = positions_after(open_stream(shards), 5, world_size=1)
     expected = {place: batch for place, batch in run(open_stream(shards)).items() if place[0] >= 5}
     moved = shards.rename(tmp_path / "elsewhere")
     assert_same(run(open_stream(moved), start_step=5, start=start), expected)
 
 
-def test_signed_urls_may_be_signed_anew():
+def test_a_run_resumes_with_newly_signed_urls():
     one, two = (ImageStream("a", [f"https://host/a.tar?token={token}"], None, "image", "tar") for token in "ab")
     assert one.fingerprint == two.fingerprint
 
@@ -364,7 +364,7 @@ def test_lanes_of_a_resumed_run():
         choose_lanes(100, 5, 4, lanes=12)
 
 
-def test_whatever_choose_lanes_says_works():
+def test_every_result_of_choose_lanes_works():
     for num_shards, world_size, num_workers in itertools.product(range(1, 9), (1, 2, 3), range(5)):
         if num_shards >= world_size:
             lanes, workers = choose_lanes(num_shards, world_size, num_workers)
@@ -508,7 +508,7 @@ def test_single_images_are_refused_with_advice(tmp_path):
 
 
 def test_a_stream_survives_pickling(shards):
-    """Where workers are not forked, it travels to them."""
+    """If workers are not forked, the stream is pickled and sent to them."""
     batches = batches_of(open_stream(shards))
     assert_same(dict(enumerate(pickle.loads(pickle.dumps(batches)))), dict(enumerate(batches)))
 

@@ -807,12 +807,12 @@ def test_lars_without_timm_is_an_error_before_any_work(place, capsys, monkeypatc
 @pytest.mark.parametrize("changes", [{}, {"probes": ["linear"], "augment": "crop_flip", "holdout": 0}])
 def test_a_bad_image_stops_the_run_with_its_name(place, capsys, num_workers, changes):
     """Leaving it out would silently change an accuracy."""
-    (place / "images" / "train" / "b" / "001.png").write_bytes(b"this is no image")
+    (place / "images" / "train" / "b" / "001.png").write_bytes(b"this is not an image")
     with pytest.raises(SystemExit) as stopped:
         probe(place, num_workers=num_workers, **changes)
     error = capsys.readouterr().err.strip().split("\n")[-1]
     assert stopped.value.code == 1 and not (place / "out" / "results.json").exists()
-    assert error == (f"ijepa probe: error: {place / 'images/train/b/001.png'}: this is no image that PIL knows")
+    assert error == (f"ijepa probe: error: {place / 'images/train/b/001.png'}: this is not an image that PIL knows")
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_stock_models_work(place, kind):
 def test_a_bad_image_keeps_its_row_and_changes_no_other(place, file_format):
     good = read(extract(place, output_dir=place / "good", format=file_format))
     for name in ("cat/01", "cat/04", "dog/08", "dog/09"):  # the last, the first and all images of a batch
-        (place / "images" / f"{name}.png").write_bytes(b"this is no image")
+        (place / "images" / f"{name}.png").write_bytes(b"this is not an image")
     rows = read(extract(place, format=file_format))
     bad = [1, 4, 8, 9]
     assert [index for index, error in enumerate(rows["error"]) if error] == bad
@@ -219,7 +219,7 @@ def test_a_bad_image_keeps_its_row_and_changes_no_other(place, file_format):
         assert np.isnan(np.asarray(rows[name])[bad]).all()
         assert np.array_equal(*(np.delete(np.asarray(values[name]), bad, axis=0) for values in (rows, good)))
     listed = [json.loads(line) for line in (place / "features" / "bad_images.jsonl").read_text().splitlines()]
-    reason = "this is no image that PIL knows"
+    reason = "this is not an image that PIL knows"
     names = ["cat/01.png", "cat/04.png", "dog/08.png", "dog/09.png"]
     assert listed == [{"index": i, "name": n, "reason": reason} for i, n in zip(bad, names, strict=True)]
     assert json.loads((place / "features" / "manifest.json").read_text())["num_bad_images"] == 4

@@ -611,7 +611,7 @@ def test_an_unreadable_training_image_stops_the_run_with_its_name(directory, fol
     with pytest.raises(SystemExit) as stopped:
         finetuning_command.main(fine_tuning_argv(directory, tmp_path / "output", data=data, images_per_class=None))
     assert stopped.value.code == 1
-    assert "owl_0.png: this is no image" in capsys.readouterr().err.splitlines()[-1]
+    assert "owl_0.png: this is not an image" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_finished_or_different_run_is_not_overwritten(directory, tmp_path, capsys):

@@ -64,7 +64,7 @@ def test_sizes_that_do_not_fit_are_refused_with_their_values(fields, message):
     ("name", "usual", "other"),
     [("predictor_attention", "full", "shared_context"), ("normalize_targets", True, False)],
 )
-def test_a_field_of_an_earlier_version_may_have_the_value_that_means_what_is_done_today(name, usual, other):
+def test_removed_fields_load_with_the_value_of_todays_behaviour(name, usual, other):
     today = IJepaConfig().to_dict()
     config = IJepaConfig.from_dict({**today, name: usual})
     assert config.to_dict() == IJepaConfig.from_dict(today).to_dict() and not hasattr(config, name)

@@ -176,7 +176,7 @@ def test_targets_are_normalised_over_features(tiny_model, tiny_batch):
     torch.testing.assert_close(targets.var(-1, correction=0), torch.ones_like(targets.mean(-1)), atol=1e-3, rtol=0)
 
 
-def test_targets_normalised_over_the_batch_do_not_know_how_strong_a_feature_is(tiny_config, tiny_batch):
+def test_targets_normalised_over_the_batch_do_not_depend_on_the_scale_of_a_feature(tiny_config, tiny_batch):
     """Whatever multiplies a feature or is added to it in all patches, the targets stay."""
     model = IJepaForPretraining(changed(tiny_config, target_normalization="batch"))
     features = torch.randn(32, tiny_config.num_patches, tiny_config.hidden_size)
@@ -255,7 +255,7 @@ def test_moving_average(tiny_model):
         torch.testing.assert_close(kept[name], context)
 
 
-def test_moving_average_refuses_what_would_silently_do_nothing(tiny_model):
+def test_moving_average_refuses_half_precision_and_a_momentum_above_one(tiny_model):
     with pytest.raises(ValueError, match=r"momentum.*1\.5"):
         tiny_model.update_target_encoder(1.5)
     with pytest.raises(ValueError, match="bfloat16"):

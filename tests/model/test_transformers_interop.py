@@ -144,7 +144,7 @@ def test_stock_and_own_encoder_agree_layer_by_layer(directory, resolution):
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=0)
 
 
-def test_an_encoder_only_checkpoint_starts_both_encoders_and_says_so_once(directory, trained, tmp_path, caplog):
+def test_an_encoder_only_checkpoint_starts_both_encoders_and_warns_once(directory, trained, tmp_path, caplog):
     trained.ijepa.save_pretrained(tmp_path / "encoder")
     logger = logging.getLogger("ijepa_transformers.modeling_ijepa")
     logger.addHandler(caplog.handler)

@@ -63,7 +63,7 @@ def test_bad_images_of_a_stream_are_written_down_once_and_counted_after_a_resume
     folder = tmp_path / "shards"
     folder.mkdir()
     digits = load_image_dataset("digits").select(range(20)).to_list()
-    digits[3]["image"] = {"bytes": b"this is no image", "path": "three.png"}
+    digits[3]["image"] = {"bytes": b"this is not an image", "path": "three.png"}
     dataset = load_image_dataset("digits")
     type(dataset).from_list(digits, features=dataset.features).to_parquet(folder / "train.parquet")
     changes = {"data": folder, "max_bad_images": 1, "max_steps": 6, **STREAMED}
