@@ -69,7 +69,7 @@ def test_bad_images_of_a_stream_are_written_down_once_and_counted_after_a_resume
     changes = {"data": folder, "max_bad_images": 1, "max_steps": 6, **STREAMED}
     pretrain(tmp_path / "run", **changes)
     (record,) = map(json.loads, (tmp_path / "run/bad_images.jsonl").read_text().splitlines())
-    assert record["name"] == "three.png" and "no image" in record["reason"]
+    assert record["name"] == "three.png" and "not an image" in record["reason"]
     assert rows(tmp_path / "run")[-1]["bad_images"] == 1
     with pytest.raises(SystemExit):
         pretrain(tmp_path / "strict", **{**changes, "max_bad_images": 0})
