@@ -7,8 +7,10 @@
 `ijepa extract` is the same. docs/inference.md explains the files.
 """
 
-from ijepa_transformers.evaluation.extraction import main
+import sys
+
+from ijepa_transformers.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main(["extract", *sys.argv[1:]])

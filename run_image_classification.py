@@ -7,8 +7,10 @@
 `ijepa finetune` is the same. docs/finetune.md explains the choices.
 """
 
-from ijepa_transformers.finetuning.command import main
+import sys
+
+from ijepa_transformers.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main(["finetune", *sys.argv[1:]])

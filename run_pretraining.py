@@ -8,8 +8,10 @@
 The same command runs on a CPU, a GPU or many. `ijepa pretrain` is the same. `--help` lists every argument.
 """
 
-from ijepa_transformers.pretraining.command import main
+import sys
+
+from ijepa_transformers.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main(["pretrain", *sys.argv[1:]])

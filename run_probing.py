@@ -7,8 +7,10 @@
 `ijepa probe` is the same. docs/evaluate.md explains every protocol.
 """
 
-from ijepa_transformers.evaluation.command import main
+import sys
+
+from ijepa_transformers.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main(["probe", *sys.argv[1:]])

@@ -7,8 +7,10 @@
 `ijepa visualize` is the same. docs/visualize.md explains the pictures.
 """
 
-from ijepa_transformers.visualization.command import main
+import sys
+
+from ijepa_transformers.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main(["visualize", *sys.argv[1:]])

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a clone without installation
 
-from ijepa_transformers.conversion.export import main
+from ijepa_transformers.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main(["export", *sys.argv[1:]])

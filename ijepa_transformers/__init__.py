@@ -12,6 +12,9 @@ from .auto_classes import register_now_or_later
 
 if TYPE_CHECKING:
     from .configuration_ijepa import IJEPA_SIZES, IJepaConfig
+    from .evaluation.command import probe
+    from .evaluation.extraction import extract_features
+    from .finetuning.command import finetune
     from .modeling_ijepa import (
         IJepaBackbone,
         IJepaForImageClassification,
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
         IJepaPredictor,
         IJepaPreTrainedModel,
     )
+    from .pretraining.command import pretrain
 
 
 __version__ = "0.1.0"
@@ -35,9 +39,21 @@ __all__ = [
     "IJepaModel",
     "IJepaPreTrainedModel",
     "IJepaPredictor",
+    "extract_features",
+    "finetune",
+    "pretrain",
+    "probe",
 ]
 
-_HOMES = {"IJEPA_SIZES": "configuration_ijepa", "IJepaConfig": "configuration_ijepa"}
+# The modules of the names above that are not in modeling_ijepa.
+_HOMES = {
+    "IJEPA_SIZES": "configuration_ijepa",
+    "IJepaConfig": "configuration_ijepa",
+    "extract_features": "evaluation.extraction",
+    "finetune": "finetuning.command",
+    "pretrain": "pretraining.command",
+    "probe": "evaluation.command",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -33,12 +33,14 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # What the server of a kind has imported. "stock" has nothing of ours.
-COMMANDS = ["run_pretraining", "run_image_classification", "run_probing", "run_feature_extraction"]
-ROOM = "ijepa_transformers.conversion."
+ROOMS = "ijepa_transformers."
+COMMANDS = [ROOMS + name for name in ("cli", "pretraining.command", "finetuning.command", "evaluation.command")]
+COMMANDS += [ROOMS + name for name in ("evaluation.extraction", "visualization.command")]
+ROOM = ROOMS + "conversion."
 CONVERSIONS = [ROOM + "convert", ROOM + "export", ROOM + "onnx", ROOM + "directory"]
 PRELOADED = {
-    "ours": [*COMMANDS, "run_visualization", *CONVERSIONS, "matplotlib.pyplot"],
-    "deepspeed": ["run_pretraining", "deepspeed"],
+    "ours": [*COMMANDS, *CONVERSIONS, "matplotlib.pyplot"],
+    "deepspeed": [ROOMS + "cli", ROOMS + "pretraining.command", "deepspeed"],
     "stock": ["torch", "transformers.models.ijepa.modeling_ijepa", "safetensors.torch", "PIL.Image"],
 }
 # Read when a library is imported, so before a command's own environment is known.

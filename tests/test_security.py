@@ -11,7 +11,6 @@ import yaml
 from accelerate.tracking import get_available_trackers
 
 from ijepa_transformers import IJepaConfig, IJepaForPretraining
-from ijepa_transformers.conversion import command_line
 from ijepa_transformers.conversion import convert as conversion_convert
 from ijepa_transformers.conversion import export as conversion_export
 from ijepa_transformers.conversion import onnx as conversion_onnx
@@ -155,19 +154,15 @@ class Evil:
         return open, (str(self.path), "w")
 
 
-def main_of(module, command):
-    return lambda words: command_line.run(getattr(module, command), module.build_parser(), words)
-
-
 def commands(model, checkpoint, output):
     """Every script, with a path that holds pickles in the place of a model or checkpoint."""
     data, to = ["--data", "digits"], ["--output", output]
     words = ["--output_dir", output, *data]
     return {
-        "convert_meta_checkpoint": (main_of(conversion_convert, "convert"), ["--checkpoint", checkpoint, *to]),
-        "export_meta_checkpoint": (main_of(conversion_export, "export"), ["--model", model, *to]),
+        "convert_meta_checkpoint": (conversion_convert.main, ["--checkpoint", checkpoint, *to]),
+        "export_meta_checkpoint": (conversion_export.main, ["--model", model, *to]),
         "convert_meta_checkpoint --from_directory": (
-            main_of(conversion_convert, "convert_source"),
+            conversion_convert.main,
             ["--from_directory", model, *to],
         ),
         "export_onnx": (conversion_onnx.main, ["--model", model, "--output", f"{output}.onnx"]),

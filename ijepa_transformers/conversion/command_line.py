@@ -37,11 +37,11 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def run(command: Callable[..., None], parser: argparse.ArgumentParser, argv: list[str] | None = None) -> None:
-    """Runs a command with the arguments of the command line. A ValueError becomes one sentence and exit code 2."""
+def run(command: Callable[..., None], arguments: argparse.Namespace, program: str) -> None:
+    """Runs a command with its parsed arguments. A ValueError becomes one sentence and exit code 2."""
     disable_progress_bar()  # the one that Transformers shows while it loads or saves a model
     try:
-        command(**vars(parser.parse_args(argv)))
+        command(**vars(arguments))
     except ValueError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)  # argparse exits with this code for wrong arguments

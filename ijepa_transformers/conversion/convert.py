@@ -16,7 +16,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from ..configuration_ijepa import IJEPA_SIZES, IJepaConfig
 from ..data.transforms import build_image_processor
 from ..model_card import USAGE, in_markdown, in_quotes, write_card
+from .arguments import CONVERT, parse_convert_arguments
 from .command_line import run, written_aside
 from .directory import convert_directory
 from .key_mapping import NETWORKS, from_meta
@@ -320,31 +321,11 @@ def _refuse_options(options: Set[str], given: str, other: str) -> None:
         raise ValueError(f"--{min(options)} goes with {other}, not with {given}.")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # an option that is not given is absent, see `convert_source`
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", dest="checkpoint_file", help="Meta's .pth.tar file")
-    source.add_argument("--from_directory", help="directory that the script of Transformers converted")
-    parser.add_argument("--output", required=True, help="directory to write; must not exist or be empty")
-    file = parser.add_argument_group("with --checkpoint")
-    file.add_argument("--encoder", choices=NETWORKS_OF, help="both encoders and predictor (the default), or one")
-    file.add_argument("--num_attention_heads", type=int, help="for widths that were not published")
-    file.add_argument("--image_size", type=int, nargs="+", help="pixels, or height and width; a square by default")
-    file.add_argument("--with_optimizer", action="store_true", help="take AdamW's moments along")
-    directory = parser.add_argument_group("with --from_directory")
-    directory.add_argument(
-        "--keep_image_processor",
-        action="store_true",
-        help="for weights that were fine-tuned with the image processor beside them",
-    )
-    directory.add_argument("--layer_norm_eps", type=float, help="write this epsilon instead of the directory's")
-    return parser
+def execute(arguments: argparse.Namespace, argv: Sequence[str] = ()) -> None:
+    """Runs the command with its parsed arguments."""
+    run(convert_source, arguments, CONVERT)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    run(convert_source, build_parser(), argv)
+    execute(parse_convert_arguments(argv))

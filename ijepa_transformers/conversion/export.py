@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..configuration_ijepa import IJepaConfig
+from .arguments import EXPORT, parse_export_arguments
 from .command_line import run, written_aside
 from .key_mapping import NETWORKS, to_meta
 from .meta_layout import FACTS, FACTS_FILE, OPTIMIZER_FILE, StateDict, check_keys, expected_shapes
@@ -118,16 +119,11 @@ def export(model: str | os.PathLike, output: str | os.PathLike, module_prefix: b
     print(f"wrote {output}" + (f"; not known, so None: {', '.join(unknown)}" if unknown else ""))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="directory of an IJepaForPretraining")
-    parser.add_argument("--output", required=True, help="file to write; must not exist")
-    parser.add_argument(
-        "--no_module_prefix", dest="module_prefix", action="store_false", help="keys without 'module.' in front"
-    )
-    return parser
+def execute(arguments: argparse.Namespace, argv: Sequence[str] = ()) -> None:
+    """Runs the command with its parsed arguments."""
+    run(export, arguments, EXPORT)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    run(export, build_parser(), argv)
+    execute(parse_export_arguments(argv))

@@ -13,13 +13,13 @@ Needs the packages onnx, onnxscript and onnxruntime: pip install "ijepa-transfor
 """
 
 import argparse
-import importlib.util
 import logging
 import os
 import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -28,10 +28,9 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..encoders import load_classifier, load_config, load_encoder
+from .arguments import ONNX, parse_onnx_arguments
 
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-OPSETS = range(18, 24)  # 18 is the first that torch writes, 23 the last that every supported onnxruntime reads
 OUTPUTS = ("logits", "last_hidden_state", "pooler_output")
 # Largest allowed difference to PyTorch in float32, as a share of the largest absolute value of the output. Measured:
 # 1e-6 for ViT-B/16 (docs/inference.md).
@@ -177,50 +176,22 @@ def export(
     return differences
 
 
-def _check_arguments(arguments: argparse.Namespace) -> None:
-    """Raises ValueError if the export cannot succeed. Nothing is loaded or written yet."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    output = Path(arguments.output)
-    if missing:
-        raise ValueError(f'{", ".join(missing)} not found; run: pip install "ijepa-transformers[onnx]"')
-    if arguments.opset not in OPSETS:
-        raise ValueError(f"--opset must be one of {OPSETS[0]} to {OPSETS[-1]}, got {arguments.opset}")
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {str(output.parent)!r} to write {output.name!r} to")
-    taken = [str(path) for path in (output, output.with_name(f"{output.name}.data")) if path.exists()]
-    if taken:
-        raise ValueError(f"{taken[0]!r} exists already; remove it or choose another --output")
-
-
-def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
-    parser = argparse.ArgumentParser(
-        prog="export_onnx.py", description="Writes an I-JEPA encoder or classifier as ONNX.", allow_abbrev=False
-    )
-    parser.add_argument("--model", required=True, help="model directory or Hub name")
-    parser.add_argument("--output", required=True, help="the .onnx file to write")
-    parser.add_argument(
-        "--free_resolution", action="store_true", help="any height and width, by resizing the position embeddings"
-    )
-    parser.add_argument("--opset", type=int, default=18, help="version of the ONNX operators, 18 to 23")
-    return parser.parse_args(argv), parser
-
-
-def main(argv: list[str] | None = None) -> None:
-    """The command line."""
-    arguments, parser = parse_arguments(argv)
+def execute(arguments: argparse.Namespace, argv: Sequence[str] = ()) -> None:
+    """Runs the command with its parsed arguments."""
     disable_progress_bar()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
-    try:
-        _check_arguments(arguments)
-        model = _load_model(arguments.model)
-    except ValueError as error:
-        parser.error(str(error))
     output = Path(arguments.output)
     try:
+        model = _load_model(arguments.model)
         differences = export(model, output, arguments.free_resolution, arguments.opset)
-    except ExportError as error:
-        print(f"export_onnx.py: error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except (ValueError, ExportError) as error:
+        print(f"{ONNX}: error: {error}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, ExportError) else 2)
     for name, (difference, magnitude) in differences.items():
         print(f"{name}: largest difference to PyTorch {difference:.2g}, of values up to {magnitude:.3g}")
     print(f"wrote {output}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    execute(parse_onnx_arguments(argv))

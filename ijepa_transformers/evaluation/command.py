@@ -9,6 +9,7 @@ Shapes: N images of a split, D features.
 import dataclasses
 import datetime
 import hashlib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +20,12 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers.utils.logging import disable_progress_bar
 
+from ..api import Result, process_as_before
 from ..arguments import require
 from ..data.sources import labels_of, open_split
 from ..distributed import check_launch, end_process_group
 from ..encoders import EncoderSpec
-from .arguments import PLAIN_PROBES, PROGRAM, ProbingArguments, parse_probing_arguments
+from .arguments import PLAIN_PROBES, PROGRAM, ProbingArguments, parse_probing_arguments, probing_arguments
 from .collapse import layer_spread
 from .features import (
     DivergedError,
@@ -42,7 +44,7 @@ from .features import (
 from .heads import require_optimizers
 from .probes import class_indices, few_shot_accuracy, knn_scores_by_k, logistic_regression_scores, standardize
 from .sweep import measure, sweep
-from .tables import Rows, report, update_model_cards, write_results
+from .tables import Rows, report, summaries, update_model_cards, write_results
 
 
 _RAW_PIXELS, _RANDOM_ENCODER = "raw pixels", "random encoder"
@@ -225,35 +227,72 @@ def _few_shot_columns(run: Run) -> list[tuple[str, int | float]]:
 
 
 # The run
-def evaluate(run: Run, argv: Sequence[str]) -> None:
+def evaluate(run: Run, command: str) -> tuple[Rows, str]:
     """Measures all entries, and writes and prints the tables.
 
     Tables are written after each entry, so its results stay if a later entry fails.
+
+    Args:
+        command: what the files name as their origin.
+
+    Returns:
+        the rows and the tables. Only the main process has tables; the others have an empty string.
     """
     rows: Rows = {}
     for number, entry in enumerate(run.entries, start=1):
         run.accelerator.print(f"{number} of {len(run.entries)}: {entry.name} ({entry.spec})", flush=True)
         rows.setdefault(entry.name, []).append(_evaluate_entry(run, entry))
         if run.accelerator.is_main_process:
-            write_results(run, rows, argv, [entry.name for entry in run.entries[number:]])
+            write_results(run, rows, command, [entry.name for entry in run.entries[number:]])
     if not run.accelerator.is_main_process:
-        return
+        return rows, ""
     if run.arguments.update_model_card:
-        update_model_cards(run, rows, argv)
-    print(f"\n{report(run, rows)}\n\nresults {run.output_dir / 'results.md'} and results.json")
+        update_model_cards(run, rows, command)
+    tables = report(run, rows)
+    print(f"\n{tables}\n\nresults {run.output_dir / 'results.md'} and results.json")
+    return rows, tables
 
 
-def main(argv: list[str] | None = None) -> None:
+def execute(arguments: ProbingArguments, argv: Sequence[str]) -> None:
+    """Runs the command with its parsed arguments; `argv` is what they were parsed from. Exits as a command does."""
     disable_progress_bar()  # Transformers shows one while it loads weights
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = parse_probing_arguments(argv)
     status = 2  # as argparse exits for wrong arguments
     try:
         run = build_run(arguments)
         status = 1
-        evaluate(run, argv)
+        evaluate(run, f"{PROGRAM} {shlex.join(map(str, argv))}")
     except ValueError as error:  # also a BadImageError
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         sys.exit(status)
     run.accelerator.wait_for_everyone()
     end_process_group(run.accelerator)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    execute(parse_probing_arguments(argv), argv)
+
+
+def probe(**keywords: Any) -> Result:
+    """Judges frozen encoders by their features: `ijepa probe` as a function.
+
+    Args:
+        keywords: the flags of `ijepa probe --help` by name, `recipe` among them.
+
+    Returns:
+        output_dir, the results by row and column as in results.json, and the tables.
+
+    Raises:
+        TypeError: for an unknown keyword.
+        ValueError: with one sentence, where the command would end with an error.
+    """
+    arguments = probing_arguments(**keywords)
+    with process_as_before():
+        disable_progress_bar()
+        run = build_run(arguments)
+        given = ", ".join(f"{name}={value!r}" for name, value in keywords.items())
+        rows, tables = evaluate(run, f"probe({given})")
+        run.accelerator.wait_for_everyone()
+        end_process_group(run.accelerator)
+    return Result(run.output_dir, summaries(rows), tables or None)

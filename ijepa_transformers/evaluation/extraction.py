@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,13 +34,14 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from ..api import Result, process_as_before
 from ..data.datasets import ProcessedImages
 from ..data.sources import open_split
 from ..distributed import check_launch, end_process_group
 from ..encoders import load_encoder, load_processor, weights_digest
 from ..execution import configure
 from ..files import write_text, written_aside
-from .extraction_arguments import PROGRAM, FeatureExtractionArguments, parse_extraction_arguments
+from .extraction_arguments import PROGRAM, FeatureExtractionArguments, extraction_arguments, parse_extraction_arguments
 
 
 _SETTINGS, _MANIFEST, _BAD_IMAGES = "settings.json", "manifest.json", "bad_images.jsonl"
@@ -345,9 +346,9 @@ def finish(run: Run) -> None:
     end_process_group(run.accelerator)
 
 
-def main(argv: list[str] | None = None) -> None:
+def execute(arguments: FeatureExtractionArguments, argv: Sequence[str] = ()) -> None:
+    """Runs the command with its parsed arguments. Exits as a command does."""
     disable_progress_bar()  # Transformers shows one while it loads weights
-    arguments = parse_extraction_arguments(argv)
     try:
         run = build_run(arguments)
     except ValueError as error:
@@ -355,3 +356,30 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)  # as argparse exits for wrong arguments
     extract(run, start(run))
     finish(run)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    execute(parse_extraction_arguments(argv))
+
+
+def extract_features(**keywords: Any) -> Result:
+    """Writes the features of images to files: `ijepa extract` as a function.
+
+    Args:
+        keywords: the flags of `ijepa extract --help` by name, `recipe` among them.
+
+    Returns:
+        output_dir and the content of its manifest.json; `files` lists the files.
+
+    Raises:
+        TypeError: for an unknown keyword.
+        ValueError: with one sentence, where the command would end with an error.
+    """
+    arguments = extraction_arguments(**keywords)
+    with process_as_before():
+        disable_progress_bar()
+        run = build_run(arguments)
+        extract(run, start(run))
+        finish(run)
+    return Result(run.output_dir, json.loads((run.output_dir / _MANIFEST).read_text()))

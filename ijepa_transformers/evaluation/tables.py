@@ -9,7 +9,6 @@ import datetime
 import json
 import os
 import platform
-import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +20,6 @@ from .. import __version__
 from ..encoders import EncoderSpec
 from ..files import write_text
 from ..model_card import in_markdown, update_evaluation
-from .arguments import PROGRAM
 from .collapse import COLUMN_LEGEND, LayerSpread, collapse_summary
 from .features import Run
 from .probes import Accuracies, format_table
@@ -134,12 +132,12 @@ def report(run: Run, rows: Rows) -> str:
     return "\n\n".join(parts)
 
 
-def _provenance(argv: Sequence[str]) -> dict[str, Any]:
+def _provenance(command: str) -> dict[str, Any]:
     """Date, command and versions."""
     packages = ("torch", "transformers", "accelerate", "datasets", "scikit-learn", "numpy")
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": f"{PROGRAM} {shlex.join(argv)}",
+        "command": command,
         "versions": {
             "ijepa-transformers": __version__,
             "python": platform.python_version(),
@@ -148,9 +146,9 @@ def _provenance(argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def write_results(run: Run, rows: Rows, argv: Sequence[str], unmeasured: Sequence[str] = ()) -> None:
+def write_results(run: Run, rows: Rows, command: str, unmeasured: Sequence[str] = ()) -> None:
     """Writes results.json and results.md; `unmeasured` are the names of the entries that are not measured yet."""
-    origin = _provenance(argv)
+    origin = _provenance(command)
     results = {
         **origin,
         "arguments": dataclasses.asdict(run.arguments),
@@ -159,8 +157,7 @@ def write_results(run: Run, rows: Rows, argv: Sequence[str], unmeasured: Sequenc
         "notes": [*run.notes, *_border_notes(rows)],
         "unmeasured": list(unmeasured),
         "rows": [
-            {"name": name, "summary": {k: _as_json(v) for k, v in _summarize(entries).items()}, "entries": entries}
-            for name, entries in rows.items()
+            {"name": name, "summary": summary, "entries": rows[name]} for name, summary in summaries(rows).items()
         ],
     }
     write_text(run.output_dir / "results.json", json.dumps(results, indent=2) + "\n")
@@ -169,17 +166,22 @@ def write_results(run: Run, rows: Rows, argv: Sequence[str], unmeasured: Sequenc
     write_text(run.output_dir / "results.md", f"{text}{report(run, rows)}\n")
 
 
+def summaries(rows: Rows) -> dict[str, dict[str, Any]]:
+    """The accuracies of each row by column, in values that JSON has."""
+    return {name: {k: _as_json(v) for k, v in _summarize(results).items()} for name, results in rows.items()}
+
+
 def _as_json(value: float | Accuracies) -> float | dict[str, Any]:
     return dataclasses.asdict(value) if isinstance(value, Accuracies) else value
 
 
 # Model cards
-def update_model_cards(run: Run, rows: Rows, argv: Sequence[str]) -> None:
+def update_model_cards(run: Run, rows: Rows, command: str) -> None:
     """Writes the results of each local directory into its README.md, with those of raw pixels and random encoders.
 
     Only random encoders that differ from the directory's encoder in nothing but the weights are included.
     """
-    origin = _provenance(argv)
+    origin = _provenance(command)
     specs = [EncoderSpec.parse(result["spec"]) for results in rows.values() for result in results]
     for directory in sorted({spec.source for spec in specs if spec.kind == "model" and os.path.isdir(spec.source)}):
         baselines, own = _rows_of_card(rows, directory)

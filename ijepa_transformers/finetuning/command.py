@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
+from ..api import Result, process_as_before
 from ..arguments import require
 from ..data.datasets import FineTuningCollator, FineTuningImages, LabelledImages
 from ..data.decoding import BadImageError
@@ -27,7 +28,14 @@ from ..encoders import load_processor
 from ..execution import configure, describe
 from ..files import write_text
 from ..modeling_ijepa import IJepaPreTrainedModel
-from .arguments import OWN_GROUPS, PROGRAM, DataArguments, RegularizationArguments, parse_fine_tuning_arguments
+from .arguments import (
+    OWN_GROUPS,
+    PROGRAM,
+    DataArguments,
+    RegularizationArguments,
+    fine_tuning_arguments,
+    parse_fine_tuning_arguments,
+)
 from .model import build_model, processed_size, processor_statistics, resize_processor
 from .trainer import ClassificationTrainer, plain_values
 from .training_arguments import Arguments, default_values
@@ -246,8 +254,8 @@ def start(trainer: ClassificationTrainer) -> None:
     write_text(Path(arguments.training.output_dir) / _RECIPE, recipe)
 
 
-def run(trainer: ClassificationTrainer) -> None:
-    """Trains, saves and evaluates the classifier, and writes its model card."""
+def run(trainer: ClassificationTrainer) -> dict[str, float]:
+    """Trains, saves and evaluates the classifier, and writes its model card. Returns the metrics of training."""
     metrics = trainer.train(resume_from_checkpoint=trainer.checkpoint).metrics
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
@@ -262,11 +270,12 @@ def run(trainer: ClassificationTrainer) -> None:
     trainer.create_model_card()
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
+    return metrics
 
 
-def main(argv: list[str] | None = None) -> None:
+def execute(arguments: Arguments, argv: Sequence[str] = ()) -> None:
+    """Carries out the command of the parsed arguments. Exits as a command."""
     disable_progress_bar()  # of Transformers' loading and saving
-    arguments = parse_fine_tuning_arguments(argv)
     try:
         trainer = build_trainer(arguments)
     except (ValueError, OSError) as error:
@@ -281,3 +290,33 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = trainer.accelerator
     del trainer
     end_process_group(accelerator)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    execute(parse_fine_tuning_arguments(argv))
+
+
+def finetune(**keywords: Any) -> Result:
+    """Fine-tunes an encoder as an image classifier: `ijepa finetune` as a function.
+
+    Args:
+        keywords: the flags of `ijepa finetune --help` by name, `recipe` among them.
+
+    Returns:
+        output_dir and the metrics of training and of the last evaluation.
+
+    Raises:
+        TypeError: for an unknown keyword.
+        ValueError, OSError: with one sentence, where the command would end with an error.
+    """
+    with process_as_before():
+        disable_progress_bar()
+        arguments = fine_tuning_arguments(**keywords)
+        trainer = build_trainer(arguments)
+        start(trainer)
+        metrics = {**run(trainer), **trainer.results}
+        accelerator = trainer.accelerator
+        del trainer
+        end_process_group(accelerator)
+    return Result(Path(arguments.training.output_dir), metrics)

@@ -8,7 +8,6 @@ from typing import Any
 from transformers import IntervalStrategy, TrainingArguments
 
 from ..arguments import argument, flags_of, require
-from ..encoders import one_line
 from .arguments import OWN_GROUPS, DataArguments, ModelArguments, RegularizationArguments
 
 
@@ -103,7 +102,7 @@ class Arguments:
                 recipe=given,
             )
         except ImportError as error:  # DeepSpeed, trackers and so on, if a flag needs them
-            raise ValueError(one_line(error)) from None
+            raise ValueError(" ".join(str(error).split())) from None
 
 
 def default_values() -> dict[str, Any]:

@@ -3,21 +3,22 @@
 
 import json
 import os
+import shlex
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from ..api import Result, process_as_before
 from ..data.decoding import BadImageError
 from ..distributed import any_process, end_process_group, on_main_process
 from ..files import write_text
-from .arguments import PROGRAM, PretrainingArguments, parse_pretraining_arguments
+from .arguments import PROGRAM, PretrainingArguments, parse_pretraining_arguments, pretraining_arguments
 from .batch_size import memory_estimate
 from .build import Run, build_run, summarize
 from .checkpointing import CheckpointError, DirectoryLock
@@ -37,16 +38,7 @@ class SettingsError(ValueError):
     """The run cannot start with these arguments. Nothing was written."""
 
 
-@dataclass(frozen=True)
-class PretrainingResult:
-    """What a finished run leaves."""
-
-    directory: Path  # the output directory, which is a model
-    metrics: dict[str, Any]  # the last row of metrics.jsonl
-    table: str | None  # accuracies of the encoders as Markdown; None without validation_split
-
-
-def run(arguments: PretrainingArguments) -> PretrainingResult:
+def run(arguments: PretrainingArguments) -> Result:
     """Pretrains from start to end. Call it in the main thread of every process, because it listens to signals.
 
     Raises:
@@ -64,7 +56,7 @@ def run(arguments: PretrainingArguments) -> PretrainingResult:
             start(built)
             train(built)
             finish(built)
-        return PretrainingResult(built.output_dir, built.metrics[-1] if built.metrics else {}, built.results)
+        return Result(built.output_dir, built.metrics[-1] if built.metrics else {}, built.results)
 
 
 @contextmanager
@@ -182,15 +174,28 @@ def _print_memory_estimate(arguments: PretrainingArguments) -> None:
         print(memory_estimate(arguments))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command line. Ends the process with one of the exit codes above unless all went well."""
+def _unused_gpus(argv: Sequence[str]) -> str:
+    """How to use all GPUs, if there are several and no launcher; otherwise an empty string."""
+    count = torch.cuda.device_count()
+    is_launched = any(name == "WORLD_SIZE" or name.startswith("ACCELERATE_") for name in os.environ)
+    if count < 2 or is_launched:
+        return ""
+    launcher = f"accelerate launch --multi_gpu --num_processes {count} -m ijepa_transformers.cli"
+    return f"{count} GPUs are visible, and one is used. To use all:\n{launcher} pretrain {shlex.join(argv)}\n"
+
+
+def execute(arguments: PretrainingArguments, argv: Sequence[str]) -> None:
+    """Runs the command with its parsed arguments; `argv` is what they were parsed from.
+
+    Ends the process with one of the exit codes above unless all went well.
+    """
     disable_progress_bar()  # the one that Transformers shows while it loads or saves a model
-    arguments = parse_pretraining_arguments(argv)
     if arguments.print_memory_estimate:
         try:
             return _print_memory_estimate(arguments)
         except (ValueError, OSError) as error:
             _exit(str(error), error, REFUSED)
+    print(_unused_gpus(argv), end="", file=sys.stderr)
     try:
         run(arguments)
     except Preempted:
@@ -199,3 +204,40 @@ def main(argv: list[str] | None = None) -> None:
         _exit(str(error), error, REFUSED)
     except Exception as error:
         _exit(explain(error), error, FAILED)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    execute(parse_pretraining_arguments(argv), argv)
+
+
+def pretrain(**keywords: Any) -> Result:
+    """Pretrains I-JEPA: `ijepa pretrain` as a function. Call it in the main thread.
+
+    Args:
+        keywords: the flags of `ijepa pretrain --help` by name, and `recipe`.
+
+    Returns:
+        output_dir, the last row of metrics.jsonl, and the table of accuracies if there is a validation_split. With
+        `print_memory_estimate` the table is the estimate, and nothing is trained.
+
+    Raises:
+        TypeError: for an unknown keyword.
+        ValueError, OSError, Preempted: as `run` does, and for a wrong value.
+
+    Example:
+
+    ```python
+    >>> from ijepa_transformers import pretrain
+
+    >>> result = pretrain(recipe="quickstart", max_steps=50, output_dir="outputs/first")  # doctest: +SKIP
+    >>> result.metrics["loss"]  # doctest: +SKIP
+    ```
+    """
+    arguments = pretraining_arguments(**keywords)
+    with process_as_before():
+        disable_progress_bar()
+        if arguments.print_memory_estimate:
+            return Result(Path(arguments.output_dir), table=memory_estimate(arguments))
+        return run(arguments)

@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from .. import __version__
 from ..encoders import one_line
 from ..files import write_text
-from .arguments import PROGRAM, parse_visualization_arguments
+from .arguments import PROGRAM, VisualizationArguments, parse_visualization_arguments
 from .page import build_page, write_pictures
 from .sections import SECTIONS
 from .study import Study, build_study
@@ -50,11 +50,10 @@ def count_parameters(model: torch.nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"
 
 
-def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
+def execute(arguments: VisualizationArguments, argv: Sequence[str]) -> None:
+    """Carries out the command of the parsed arguments; `argv` is what they were parsed from. Exits as a command."""
     disable_progress_bar()  # of Transformers' loading
     datasets.disable_progress_bars()
-    arguments = parse_visualization_arguments(argv)
     try:
         study = build_study(arguments)
         sections = [section(study) for section in SECTIONS]
@@ -66,3 +65,9 @@ def main(argv: list[str] | None = None) -> None:
         write_pictures(arguments.pictures_dir, sections)
     write_text(Path(arguments.output), page)
     print(f"{arguments.output}: {len(page) / 1e6:.1f} MB")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    execute(parse_visualization_arguments(argv), argv)

@@ -17,10 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers.models.ijepa import modeling_ijepa as stock
 
 from ijepa_transformers import IJEPA_SIZES, IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel
-from ijepa_transformers.conversion import command_line
 from ijepa_transformers.conversion import convert as conversion_convert
 from ijepa_transformers.conversion import export as conversion_export
-from ijepa_transformers.conversion.convert import convert, convert_source
+from ijepa_transformers.conversion.convert import convert
 from ijepa_transformers.conversion.directory import convert_directory
 from ijepa_transformers.conversion.export import export, meta_checkpoint
 from ijepa_transformers.conversion.key_mapping import from_meta
@@ -66,10 +65,10 @@ def assert_identical(ours, theirs, where="checkpoint"):
         assert type(ours) is type(theirs) and ours == theirs, where
 
 
-def fails_with_a_sentence(module, command, words, capsys):
+def fails_with_a_sentence(module, words, capsys):
     """The sentence of a script that ends with status 2 in this process."""
     with pytest.raises(SystemExit) as status:
-        command_line.run(command, module.build_parser(), [str(word) for word in words])
+        module.main([str(word) for word in words])
     assert status.value.code == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and ": error: " in message
@@ -341,7 +340,7 @@ def test_a_faulty_checkpoint_gets_its_sentence_and_leaves_no_output(fault, tmp_p
     (tmp_path / "out").mkdir()
     words = ["--checkpoint", make(tmp_path / "faulty.pth.tar"), "--output", tmp_path / "out" / "model"]
     words += ["--num_attention_heads", 3, "--with_optimizer"]
-    assert sentence in fails_with_a_sentence(conversion_convert, convert, words, capsys)
+    assert sentence in fails_with_a_sentence(conversion_convert, words, capsys)
     assert not list((tmp_path / "out").iterdir()) and not (tmp_path / "ran").exists()
 
 
@@ -356,14 +355,14 @@ def test_a_faulty_checkpoint_gets_its_sentence_and_leaves_no_output(fault, tmp_p
 )
 def test_arguments_that_do_not_fit_get_their_sentence(words, sentence, tmp_path, capsys):
     words = ["--checkpoint", CHECKPOINT, "--output", tmp_path / "model", *words]
-    assert sentence in fails_with_a_sentence(conversion_convert, convert, words, capsys)
+    assert sentence in fails_with_a_sentence(conversion_convert, words, capsys)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_output_is_left_alone(directory, capsys):
     before = {file: file.read_bytes() for file in directory.iterdir()}
     words = ["--checkpoint", CHECKPOINT, "--output", directory, "--num_attention_heads", 3]
-    assert "already exists" in fails_with_a_sentence(conversion_convert, convert, words, capsys)
+    assert "already exists" in fails_with_a_sentence(conversion_convert, words, capsys)
     assert {file: file.read_bytes() for file in directory.iterdir()} == before
 
 
@@ -387,7 +386,7 @@ def test_the_scripts_run_from_the_repository(tmp_path):
     assert script("export_meta_checkpoint", "--model", model, "--output", file).returncode == 0
     assert_identical(read(file)["predictor"], dict(read()["predictor"]))
     refused = script("convert_meta_checkpoint", "--from_directory", model, "--output", tmp_path / "upgraded")
-    assert refused.returncode == 2 and refused.stderr.startswith("convert_meta_checkpoint.py: error: ")
+    assert refused.returncode == 2 and refused.stderr.startswith("ijepa convert: error: ")
 
 
 # Ours -> Meta
@@ -457,7 +456,7 @@ def test_a_directory_that_meta_could_not_have_saved_is_refused(directory, damage
     damage(directory)
     capsys.readouterr()
     words = ["--model", directory, "--output", tmp_path / "file.pth.tar"]
-    assert sentence in fails_with_a_sentence(conversion_export, export, words, capsys)
+    assert sentence in fails_with_a_sentence(conversion_export, words, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -645,7 +644,7 @@ def test_a_head_that_does_not_fit_is_never_drawn_afresh(tiny_config, tmp_path, c
     edit_config(id2label=labels, label2id={label: int(number) for number, label in labels.items()})(tmp_path / "copy")
     capsys.readouterr()
     words = ["--from_directory", tmp_path / "copy", "--output", tmp_path / "upgraded"]
-    sentence = fails_with_a_sentence(conversion_convert, convert_source, words, capsys)
+    sentence = fails_with_a_sentence(conversion_convert, words, capsys)
     assert "of shape (5,), expected (7,)" in sentence
 
 
@@ -678,7 +677,7 @@ def test_a_faulty_copy_is_refused_and_leaves_no_output(hub_copy, damage, sentenc
     damage(hub_copy)
     capsys.readouterr()
     words = ["--from_directory", hub_copy, "--output", tmp_path / "upgraded"]
-    assert sentence in fails_with_a_sentence(conversion_convert, convert_source, words, capsys)
+    assert sentence in fails_with_a_sentence(conversion_convert, words, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
@@ -693,7 +692,7 @@ def test_a_faulty_copy_is_refused_and_leaves_no_output(hub_copy, damage, sentenc
 )
 def test_an_option_of_the_other_source_is_refused(source, option, sentence, tmp_path, capsys):
     words = [source, tmp_path / "source", "--output", tmp_path / "output", *option]
-    assert sentence in fails_with_a_sentence(conversion_convert, convert_source, words, capsys)
+    assert sentence in fails_with_a_sentence(conversion_convert, words, capsys)
     assert not list(tmp_path.iterdir())
 
 

@@ -15,6 +15,7 @@ from torch.export import Dim
 from transformers.dynamic_module_utils import get_imports
 
 from ijepa_transformers import IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel
+from ijepa_transformers.conversion import arguments as conversion_arguments
 from ijepa_transformers.conversion import onnx as conversion_onnx
 from ijepa_transformers.data.transforms import build_image_processor
 from tests import forked
@@ -323,7 +324,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(model_directories, monkeypa
 
 
 def test_a_missing_package_is_named(model_directories, monkeypatch, capsys):
-    monkeypatch.setattr(conversion_onnx, "PACKAGES", ("onnx", "a_package_nobody_has"))
+    monkeypatch.setattr(conversion_arguments, "PACKAGES", ("onnx", "a_package_nobody_has"))
     with pytest.raises(SystemExit):
         conversion_onnx.main(["--model", str(model_directories / "pretrained"), "--output", "encoder.onnx"])
     assert "a_package_nobody_has not found; run: pip install" in capsys.readouterr().err

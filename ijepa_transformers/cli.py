@@ -1,0 +1,148 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""The console command `ijepa`, also `python -m ijepa_transformers` and `python -m ijepa_transformers.cli`.
+
+The arguments of a command are read first, by a module that imports nothing heavy; its code is imported when they are
+right. So `ijepa --help` and a mistyped flag are answered at once.
+"""
+
+import importlib
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from . import __version__
+from .arguments import CommandParser, find_recipe, list_recipes, near
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does, and where its arguments are read and carried out."""
+
+    summary: str
+    arguments: str  # module and function, such as "pretraining.arguments:parse_pretraining_arguments"
+    module: str  # its `execute(arguments, argv)` carries the command out
+
+
+COMMANDS = {
+    "pretrain": Command(
+        "pretrain I-JEPA on any images", "pretraining.arguments:parse_pretraining_arguments", "pretraining.command"
+    ),
+    "finetune": Command(
+        "fine-tune an encoder as an image classifier",
+        "finetuning.arguments:parse_fine_tuning_arguments",
+        "finetuning.command",
+    ),
+    "probe": Command(
+        "judge frozen encoders by their features",
+        "evaluation.arguments:parse_probing_arguments",
+        "evaluation.command",
+    ),
+    "extract": Command(
+        "write the features of images to files",
+        "evaluation.extraction_arguments:parse_extraction_arguments",
+        "evaluation.extraction",
+    ),
+    "visualize": Command(
+        "make a page of pictures that shows what a model learned",
+        "visualization.arguments:parse_visualization_arguments",
+        "visualization.command",
+    ),
+    "convert": Command(
+        "convert a checkpoint of Meta's code to a directory",
+        "conversion.arguments:parse_convert_arguments",
+        "conversion.convert",
+    ),
+    "export": Command(
+        "write a directory as a checkpoint of Meta's code",
+        "conversion.arguments:parse_export_arguments",
+        "conversion.export",
+    ),
+    "onnx": Command(
+        "write an encoder or a classifier as ONNX", "conversion.arguments:parse_onnx_arguments", "conversion.onnx"
+    ),
+}
+RECIPES_SUMMARY = "list, show or copy the recipes of the package"
+USAGE = f"""\
+usage: ijepa COMMAND [--FLAG VALUE ...]
+
+I-JEPA (arXiv 2301.08243) for Transformers.
+
+commands:
+{"".join(f"  {name:11}{command.summary}{chr(10)}" for name, command in COMMANDS.items())}  recipes    {RECIPES_SUMMARY}
+
+options:
+  --help     show this help, or that of a command: ijepa COMMAND --help
+  --version  show the version
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command; ends with status 2 and one sentence if the command or an argument is wrong."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("--help", "-h", "help"):
+        print(USAGE, end="")
+    elif name == "--version":
+        print(f"ijepa {__version__}")
+    elif name == "recipes":
+        recipes(rest)
+    elif name in COMMANDS:
+        run(COMMANDS[name], rest)
+    else:
+        hint = near(name, [*COMMANDS, "recipes"]) or f" The commands are {', '.join(COMMANDS)} and recipes."
+        _fail(f"unknown command {name!r}.{hint}")
+
+
+def run(command: Command, argv: Sequence[str]) -> None:
+    """Reads the arguments, then imports the command and carries it out."""
+    module, _, function = command.arguments.partition(":")
+    arguments = getattr(importlib.import_module(f".{module}", __package__), function)(argv)
+    importlib.import_module(f".{command.module}", __package__).execute(arguments, argv)
+
+
+def recipes(argv: Sequence[str]) -> None:
+    """`ijepa recipes [list | show NAME | copy NAME [FILE]]`."""
+    parser = CommandParser(prog="ijepa recipes", description=f"To {RECIPES_SUMMARY}.")
+    actions = parser.add_subparsers(dest="action", metavar="list | show NAME | copy NAME [FILE]")
+    actions.add_parser("list", help="names, and what each recipe reproduces (the default)")
+    show = actions.add_parser("show", help="print a recipe")
+    copy = actions.add_parser("copy", help="copy a recipe, to change it")
+    for action in (show, copy):
+        action.add_argument("name", help="name of a recipe")
+    copy.add_argument("file", nargs="?", help="file to write; NAME.yaml by default. It must not exist")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.action in (None, "list"):
+            print("".join(f"{name:30}{_purpose(name)}\n" for name in list_recipes()), end="")
+        elif arguments.action == "show":
+            print(Path(find_recipe(arguments.name)).read_text(encoding="utf-8"), end="")
+        else:
+            _copy(arguments.name, Path(arguments.file or f"{arguments.name}.yaml"))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def _purpose(name: str) -> str:
+    """The first line of a recipe's header."""
+    lines = Path(find_recipe(name)).read_text(encoding="utf-8").splitlines()
+    return lines[0].removeprefix("#").strip() if lines else ""
+
+
+def _copy(name: str, file: Path) -> None:
+    source = find_recipe(name)
+    if file.exists():
+        raise ValueError(f"{str(file)!r} exists already; name another file.")
+    shutil.copyfile(source, file)
+    print(f"wrote {file}")
+
+
+def _fail(sentence: str) -> NoReturn:
+    print(f"ijepa: error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""The arguments of `ijepa convert`, `ijepa export` and `ijepa onnx`."""
+
+import argparse
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..arguments import CommandParser, require
+
+
+CONVERT, EXPORT, ONNX = "ijepa convert", "ijepa export", "ijepa onnx"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPSETS = range(18, 24)  # 18 is the first that torch writes, 23 the last that every supported onnxruntime reads
+
+CONVERT_HELP = """\
+Converts a checkpoint of Meta's released I-JEPA code (*.pth.tar) to a directory of this package:
+
+    ijepa convert --checkpoint IN1K-vit.h.14-300e.pth.tar --output ijepa_vith14
+
+It also rewrites a directory that the script of Transformers converted, with present names and image processor:
+
+    ijepa convert --from_directory ijepa_vith14_1k --output ijepa_vith14_context
+
+The directory opens in transformers.AutoModel (as the target encoder, with or without this package) and in
+IJepaForPretraining. Every key of the file is accounted for, or nothing is written. docs/convert.md tells more.
+"""
+EXPORT_HELP = """\
+Writes a pretraining directory of this package in the layout of Meta's released I-JEPA code:
+
+    ijepa export --model ijepa_vith14 --output ijepa_vith14.pth.tar
+
+A directory that `ijepa convert --with_optimizer` wrote gives back the content of the original file, bit for bit. What
+a directory does not know is None in the file. Only `epoch` is 0: with it Meta's code starts its schedules afresh from
+these weights. A directory that this package trained knows only the weights.
+"""
+
+
+def _parser(program: str, description: str, **options: Any) -> CommandParser:
+    return CommandParser(
+        prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+    )
+
+
+def parse_convert_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of `ijepa convert`. An option that is not given is absent, see `convert_source`."""
+    parser = _parser(CONVERT, CONVERT_HELP, argument_default=argparse.SUPPRESS)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", dest="checkpoint_file", help="Meta's .pth.tar file")
+    source.add_argument("--from_directory", help="directory that the script of Transformers converted")
+    parser.add_argument("--output", required=True, help="directory to write; must not exist or be empty")
+    file = parser.add_argument_group("with --checkpoint")
+    networks = ("both", "target", "context")
+    file.add_argument("--encoder", choices=networks, help="both encoders and predictor (the default), or one")
+    file.add_argument("--num_attention_heads", type=int, help="for widths that were not published")
+    file.add_argument("--image_size", type=int, nargs="+", help="pixels, or height and width; a square by default")
+    file.add_argument("--with_optimizer", action="store_true", help="take AdamW's moments along")
+    directory = parser.add_argument_group("with --from_directory")
+    directory.add_argument(
+        "--keep_image_processor",
+        action="store_true",
+        help="for weights that were fine-tuned with the image processor beside them",
+    )
+    directory.add_argument("--layer_norm_eps", type=float, help="write this epsilon instead of the directory's")
+    return parser.parse_args(argv)
+
+
+def parse_export_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of `ijepa export`."""
+    parser = _parser(EXPORT, EXPORT_HELP)
+    parser.add_argument("--model", required=True, help="directory of an IJepaForPretraining")
+    parser.add_argument("--output", required=True, help="file to write; must not exist")
+    parser.add_argument(
+        "--no_module_prefix", dest="module_prefix", action="store_false", help="keys without 'module.' in front"
+    )
+    return parser.parse_args(argv)
+
+
+def parse_onnx_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of `ijepa onnx`. Exits with status 2 if the export cannot succeed."""
+    parser = _parser(ONNX, "Writes an I-JEPA encoder or classifier as ONNX.")
+    parser.add_argument("--model", required=True, help="model directory or Hub name")
+    parser.add_argument("--output", required=True, help="the .onnx file to write")
+    parser.add_argument(
+        "--free_resolution", action="store_true", help="any height and width, by resizing the position embeddings"
+    )
+    parser.add_argument("--opset", type=int, default=18, help="version of the ONNX operators, 18 to 23")
+    arguments = parser.parse_args(argv)
+    try:
+        check_onnx_arguments(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments
+
+
+def check_onnx_arguments(arguments: argparse.Namespace) -> None:
+    """Raises ValueError if the export cannot succeed, before anything is loaded or written."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    require(not missing, f'{", ".join(missing)} not found; run: pip install "ijepa-transformers[onnx]"')
+    opset, output = arguments.opset, Path(arguments.output)
+    require(opset in OPSETS, f"--opset must be one of {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
+    require(output.parent.is_dir(), f"there is no folder {str(output.parent)!r} to write {output.name!r} to")
+    taken = [str(path) for path in (output, output.with_name(f"{output.name}.data")) if path.exists()]
+    require(not taken, f"{''.join(taken[:1])!r} exists already; remove it or choose another --output")
