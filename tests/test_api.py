@@ -1,9 +1,11 @@
 """`pretrain`, `finetune`, `probe` and `extract_features` as functions: results, errors, and the process afterwards."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
+import time
 
 import datasets
 import numpy as np
@@ -50,6 +52,17 @@ def test_pretrain_can_be_called_twice_and_leaves_the_process_as_it_was(tmp_path)
     assert_equal_weights(*(load_file(result.directory / "model.safetensors") for result in (first, third)))
     with pytest.raises(AttributeError):
         first.table = ""
+
+
+def test_processes_of_the_caller_live_on(tmp_path):
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    other.start()
+    try:
+        pretrain(**{**TINY, "num_workers": 1}, output_dir=tmp_path / "run")
+        assert multiprocessing.active_children() == [other]
+    finally:
+        other.kill()
+        other.join()
 
 
 def test_mistakes_of_a_run_are_exceptions_and_its_directory_is_free_again(tmp_path):

@@ -2,12 +2,14 @@
 """`ijepa pretrain`: pretrains I-JEPA on any images, from start to end."""
 
 import json
+import multiprocessing
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,13 +48,14 @@ def run(arguments: PretrainingArguments) -> Result:
         Preempted: if a signal stopped the run. What was trained is saved; `resume` continues it.
         DivergenceError, BadImageError, CheckpointError, OSError: if the run fails. The last checkpoint stays.
     """
+    others = multiprocessing.active_children()
     with StopRequest() as stop, DirectoryLock(Path(arguments.output_dir)) as lock:
         try:
             built = build_run(arguments, lock, stop)
         except (ValueError, OSError) as error:
             raise SettingsError(str(error)) from error
         stop.raises_at_once = False  # from here on the loop stops, where everything can be saved
-        with _recorded_status(built):
+        with _recorded_status(built, others):
             start(built)
             train(built)
             finish(built)
@@ -60,7 +63,7 @@ def run(arguments: PretrainingArguments) -> Result:
 
 
 @contextmanager
-def _recorded_status(run: Run) -> Iterator[None]:
+def _recorded_status(run: Run, others: Collection[BaseProcess]) -> Iterator[None]:
     """Writes how the block ended, and closes the run unless it failed: then other processes may still wait."""
     try:
         yield
@@ -68,13 +71,13 @@ def _recorded_status(run: Run) -> Iterator[None]:
         _write_status(run, "preempted")
         reason = run.stop.reason or "another process was asked to"
         run.accelerator.print(f"stopped ({reason}); --resume continues.")
-        close(run)
+        close(run, others)
         raise
     except Exception:
         _write_status(run, "failed")
         raise
     _write_status(run, "finished")
-    close(run)
+    close(run, others)
 
 
 def _write_status(run: Run, status: str) -> None:
@@ -127,9 +130,9 @@ def finish(run: Run) -> None:
         push_to_hub(run, run.arguments.hub_model_id)
 
 
-def close(run: Run) -> None:
-    """Ends the data loading processes and the process group. The run cannot be used afterwards."""
-    end_workers()
+def close(run: Run, others: Collection[BaseProcess] = ()) -> None:
+    """Ends the data loading processes (not `others`) and the process group. The run cannot be used afterwards."""
+    end_workers(others)
     del run.model, run.optimizer  # they hold the process group
     end_process_group(run.accelerator)
 

@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Collection
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 
@@ -79,10 +81,14 @@ def ignore_stop_signals(worker_index: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def end_workers() -> None:
-    """Kills the data loading processes that are left. One that waits for a slow disk would keep its parent waiting."""
+def end_workers(others: Collection[BaseProcess] = ()) -> None:
+    """Kills the data loading processes that are left. One that waits for a slow disk would keep its parent waiting.
+
+    Args:
+        others: children of this process that stay, because the run did not start them.
+    """
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report a failed worker
-    children = multiprocessing.active_children()
+    children = [child for child in multiprocessing.active_children() if child not in others]
     for child in children:
         child.kill()
     for child in children:
