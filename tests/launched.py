@@ -71,13 +71,13 @@ def watch(directory):
         seen.extend((number, name) for batch in result.batches for name in run.data.names(batch))
         return result
 
-    def watched_close(run):
+    def watched_close(run, others):
         accelerator = run.accelerator
         record = {"num_processes": accelerator.num_processes, "mode": run.launch.mode, "seen": seen}
         record |= {"weights": digest(run.networks), "accumulation": accelerator.gradient_accumulation_steps}
         record["environment"] = {name: os.environ[name] for name in os.environ if name.startswith(LAUNCHERS)}
         (directory / f"rank_{accelerator.process_index}.json").write_text(json.dumps(record))
-        close(run)
+        close(run, others)
 
     loop.optimizer_step, pretraining_command.close = watched_step, watched_close
     saving.plot_training_curves = lambda rows, path, **_: Path(path).touch()  # takes longer than the run
