@@ -10,6 +10,7 @@ style:
 quality:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 
 test:
 	$(PYTHON) -m pytest

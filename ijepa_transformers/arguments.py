@@ -257,8 +257,13 @@ class Flag:
             options["nargs"] = "+"
         parser.add_argument(f"--{self.name}", help=self.help + self._default_text(), **options)
         if self.default is True:
-            negative = {"dest": self.name, "action": "store_false", "default": argparse.SUPPRESS}
-            parser.add_argument(f"--no_{self.name}", help=argparse.SUPPRESS, **negative)
+            parser.add_argument(
+                f"--no_{self.name}",
+                dest=self.name,
+                action="store_false",
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
 
     def _default_text(self) -> str:
         if self.default is None or self.default in ("", [], {}):
@@ -280,12 +285,12 @@ def _flags_of(group: Any) -> list[Flag]:
     for entry in dataclasses.fields(group):
         if not entry.init:
             continue
-        kind, is_list, choices = _kind_of(hints[entry.name])
+        kind, is_list, named = _kind_of(hints[entry.name])
         kind = entry.metadata.get("parse") or kind
         made = entry.default_factory
         default = entry.default if made is dataclasses.MISSING else made()
         takes_mapping = dict in [typing.get_origin(hint) or hint for hint in _alternatives(hints[entry.name])]
-        choices = tuple(entry.metadata.get("choices") or choices) or None
+        choices = tuple(entry.metadata.get("choices") or named) or None
         flags.append(
             Flag(entry.name, kind, is_list, takes_mapping, choices, default, entry.metadata.get("help") or "")
         )
@@ -318,8 +323,8 @@ def _kind_of(hint: Any) -> tuple[Callable[[Any], Any], bool, tuple[str, ...]]:
 class CommandParser(argparse.ArgumentParser):
     """argparse with errors of one line, a near name for a mistyped flag, and `--max-steps` read as `--max_steps`."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **options)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
         self._negative_number_matcher = NEGATIVE_NUMBER
 
     @property

@@ -54,7 +54,8 @@ class RegisterAfterImport(importlib.abc.MetaPathFinder):
         specs = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
         spec = next(filter(None, specs), None)
         if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = self.registering(fullname, spec.loader.exec_module)
+            execute = self.registering(fullname, spec.loader.exec_module)
+            spec.loader.exec_module = execute  # type: ignore[method-assign]
         return spec
 
     def registering(self, fullname, execute):

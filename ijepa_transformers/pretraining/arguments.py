@@ -283,7 +283,7 @@ class OptimizationArguments:
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the run."""
-        return self.max_steps if self.max_steps is not None else int(self.epochs * steps_per_epoch)
+        return self.max_steps if self.max_steps is not None else int((self.epochs or 0) * steps_per_epoch)
 
     def total_warmup_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the warm-up."""
