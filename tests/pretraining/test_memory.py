@@ -209,7 +209,7 @@ def test_every_part_grows_with_the_batch_or_stays(wide_layers, precision, checkp
         assert all(getattr(larger, part) >= getattr(smaller, part) for part in vars(larger))
 
 
-# Against the account of every layer that this estimate replaced (benchmarks/results/memory_estimate_2026-11-28.md)
+# Against the account of every layer that this estimate replaced (benchmarks/results/memory_estimate_cpu_2026-11-28.md)
 
 
 @pytest.mark.parametrize(
