@@ -21,9 +21,8 @@ from .sections import SECTIONS
 from .study import Study, build_study
 
 
-# The page
-def describe(study: Study, argv: Sequence[str]) -> dict[str, str]:
-    """What stands at the head of the page."""
+def _describe(study: Study, argv: Sequence[str]) -> dict[str, str]:
+    """The table at the top of the page."""
     arguments, networks, config = study.arguments, study.networks, study.networks.config
     shown = f"the {arguments.encoder} encoder" if networks.pretraining is not None else "the only one it has"
     bad = f", {study.pool.num_bad:,} could not be read" if study.pool.num_bad else ""
@@ -31,11 +30,11 @@ def describe(study: Study, argv: Sequence[str]) -> dict[str, str]:
     predictor = "none in this directory"
     if networks.pretraining is not None:
         depth, width = config.predictor_num_hidden_layers, config.predictor_hidden_size
-        predictor = f"{depth} layers of width {width}, {count_parameters(networks.pretraining.predictor)}"
+        predictor = f"{depth} layers of width {width}, {_count_parameters(networks.pretraining.predictor)}"
     return {
         "Model": f"{arguments.model} (saved from {networks.saved_from})",
         "Encoder shown": f"{shown}: {config.num_hidden_layers} layers of width {config.hidden_size} with"
-        f" {config.num_attention_heads} heads, {count_parameters(networks.encoder)}",
+        f" {config.num_attention_heads} heads, {_count_parameters(networks.encoder)}",
         "Predictor": predictor,
         "Images": f"{image_height} x {image_width} pixels, {config.num_channels} channels, {config.grid_size[0]} x"
         f" {config.grid_size[1]} patches of {study.patch_size[0]} x {study.patch_size[1]} pixels",
@@ -46,7 +45,7 @@ def describe(study: Study, argv: Sequence[str]) -> dict[str, str]:
     }
 
 
-def count_parameters(model: torch.nn.Module) -> str:
+def _count_parameters(model: torch.nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"
 
 
@@ -60,7 +59,7 @@ def execute(arguments: VisualizationArguments, argv: Sequence[str]) -> None:
     except (ValueError, OSError) as error:
         print(f"{PROGRAM}: error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)  # the status argparse gives to wrong arguments
-    page = build_page(f"What {arguments.own_name} has learned", describe(study, argv), sections)
+    page = build_page(f"What {arguments.own_name} has learned", _describe(study, argv), sections)
     if arguments.pictures_dir:
         write_pictures(arguments.pictures_dir, sections)
     write_text(Path(arguments.output), page)

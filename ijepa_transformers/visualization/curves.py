@@ -4,17 +4,25 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 
-# --------------------------------------------------------------------------------------------------- training curves
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Entry = TypeVar("Entry")
+
+
 class Panel(NamedTuple):
+    """One box of the figure."""
+
     title: str
     ylabel: str
     lines: dict[str, str]  # metric key -> name in the legend
-    from_zero: bool = False  # the distance to 0 has a meaning, so the axis shows it
+    from_zero: bool = False  # whether the axis starts at 0
 
 
 BASELINE_KEY, BASELINE_OF = "random_knn_accuracy", "knn_accuracy"
@@ -31,10 +39,13 @@ PANELS = (
     Panel("Speed", "images per second", {"images_per_second": "images per second"}, True),
 )
 CAPTION = "The loss may rise while rank and k-NN improve: judge by those."
-# Blue, orange, green, purple, dark yellow, black: apart also for colour-blind readers.
+# Blue, orange, green, purple, dark yellow, black. Colour-blind readers can tell them apart.
 COLORS = ("#0b5fa5", "#c8511b", "#00805e", "#9b3f86", "#a67c00", "#222222")
-RUN_STYLES = (("-", "o"), (":", "x"))  # of a panel's first and second metric, where colours tell runs apart
-FEW_POINTS, MANY_POINTS = 60, 400  # up to FEW each point is marked; above MANY a running mean is drawn over the points
+RUN_STYLES = (("-", "o"), (":", "x"))  # line and mark of a panel's first and second metric, if a colour means a run
+FEW_POINTS, MANY_POINTS = (
+    60,
+    400,
+)  # up to FEW, each point is marked; above MANY, a running mean is drawn over the points
 Rows = Sequence[Mapping[str, float]]
 
 
@@ -44,35 +55,23 @@ def plot_training_curves(
     """Draws the rows of one `metrics.jsonl`, or of several runs together, a panel for each metric that occurs.
 
     Args:
-        metrics: one mapping per logged step, in order; or the name of each run -> its rows. `step` is the x axis
-            (without it, the row's number). Known keys are those of `PANELS` and `random_knn_accuracy`, the k-NN
-            baseline, whose last value becomes a dashed line. Rows may lack any key; other keys, None, NaN and
-            infinity are not drawn. Several runs differ in colour and share one legend.
-        path: where to write; its ending (.png, .svg, .pdf) decides the format. A file object gets PNG.
+        metrics: one mapping per logged step, in order; or the name of each run -> its rows. The x axis is `step`, or
+            the number of the row if there is no `step`. Known keys are those of `PANELS`, and `random_knn_accuracy`:
+            the last value of this k-NN baseline becomes a dashed line. Rows may lack any key. Other keys, None, NaN
+            and infinity are not drawn. Several runs differ in colour and share one legend.
+        path: where to write. Its ending (.png, .svg, .pdf) decides the format. A file object gets PNG.
         title: first line of the picture, such as the recipe's name.
 
     Raises:
         ValueError: no row holds a known key.
     """
-    from matplotlib.figure import Figure  # the Figure itself, not pyplot: no backend is chosen, no window can open
-
-    runs = metrics if isinstance(metrics, Mapping) else {"": metrics}
+    runs: Mapping[str, Rows] = metrics if isinstance(metrics, Mapping) else {"": metrics}
     rows = [row for run in runs.values() for row in run]
     panels = [panel for panel in PANELS if any(len(_series(rows, key)[0]) for key in panel.lines)]
     if not panels:
         seen = sorted({key for row in rows for key in row})
         raise ValueError(f"none of the metrics can be drawn: {len(rows)} rows with the keys {seen}")
-    num_columns = min(2, len(panels))
-    num_rows = math.ceil(len(panels) / num_columns)
-    figure = Figure(figsize=(max(6, 4.2 * num_columns), 2.8 * num_rows + 0.8), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    axes = None
-    for position, panel in enumerate(panels, start=1):
-        axes = figure.add_subplot(num_rows, num_columns, position, sharex=axes)
-        _draw_panel(axes, panel, list(runs.values()))
-        if position > len(panels) - num_columns:  # the lowest panel of each column
-            has_steps = any("step" in row for row in rows)
-            axes.set_xlabel("optimizer step" if has_steps else "number of the logged row", fontsize=11.5)
+    figure = _draw_panels(panels, runs, x_label=_x_label(rows))
     if len(runs) > 1:
         _name_runs(figure, list(runs), title)
     elif title:
@@ -81,14 +80,35 @@ def plot_training_curves(
     figure.savefig(path, dpi=150)
 
 
+def _x_label(rows: Rows) -> str:
+    return "optimizer step" if any("step" in row for row in rows) else "number of the logged row"
+
+
+def _draw_panels(panels: Sequence[Panel], runs: Mapping[str, Rows], x_label: str) -> "Figure":
+    from matplotlib.figure import Figure  # not pyplot, which chooses a backend and can open a window
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    num_columns = min(2, len(panels))
+    num_rows = math.ceil(len(panels) / num_columns)
+    size = max(6, 4.2 * num_columns), 2.8 * num_rows + 0.8
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    axes = None
+    for position, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(num_rows, num_columns, position, sharex=axes)
+        _draw_panel(axes, panel, list(runs.values()))
+        if position > len(panels) - num_columns:  # the lowest panel of each column
+            axes.set_xlabel(x_label, fontsize=11.5)
+    return figure
+
+
 def _series(metrics: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of the rows that hold a finite `key`."""
-    points = [(row.get("step", index), row[key]) for index, row in enumerate(metrics) if row.get(key) is not None]
-    points = np.array([point for point in points if math.isfinite(point[1])], dtype=float).reshape(-1, 2)
+    found = [(row.get("step", index), row[key]) for index, row in enumerate(metrics) if row.get(key) is not None]
+    points = np.array([point for point in found if math.isfinite(point[1])], dtype=float).reshape(-1, 2)
     return points[:, 0], points[:, 1]
 
 
-def _name_runs(figure, names: list[str], title: str | None) -> None:
+def _name_runs(figure: "Figure", names: list[str], title: str | None) -> None:
     """The title and the names of the runs at the top of the figure."""
     from matplotlib.lines import Line2D
 
@@ -100,11 +120,11 @@ def _name_runs(figure, names: list[str], title: str | None) -> None:
     )
     legend.get_title().set(fontsize=15, fontweight="bold")
     for text in (legend.get_title(), *legend.get_texts()):
-        text.set_parse_math(False)  # a dollar sign in a name is no formula
+        text.set_parse_math(False)  # a dollar sign in a name does not start a formula
 
 
-def legend_row_by_row(entries: Sequence, columns: int) -> list:
-    """Entries of a legend, which matplotlib fills column by column, in the order that reads row by row."""
+def legend_row_by_row(entries: Sequence[Entry], columns: int) -> list[Entry]:
+    """Reorders the entries of a legend to read row by row. matplotlib fills a legend column by column."""
     return [entry for column in range(columns) for entry in entries[column::columns]]
 
 
@@ -112,24 +132,27 @@ def run_color(number: int) -> str:
     return COLORS[number % len(COLORS)]
 
 
-def _draw_panel(axes, panel: Panel, runs: Sequence[Rows]) -> None:
+def _draw_panel(axes: "Axes", panel: Panel, runs: Sequence[Rows]) -> None:
     drawn = [key for key in panel.lines if any(len(_series(rows, key)[0]) for rows in runs)]
     for number, rows in enumerate(runs):
         for place, key in enumerate(drawn):
-            label = panel.lines[key] if number == 0 else None  # the runs themselves have the legend of the figure
+            label = panel.lines[key] if number == 0 else None  # the legend of the figure names the runs
             _draw_line(axes, *_series(rows, key), label, **_line_style(place, number, len(runs)))
-        baseline = _series(rows, BASELINE_KEY)[1] if BASELINE_OF in drawn else []
-        if len(baseline):
+        baseline = _series(rows, BASELINE_KEY)[1]
+        if BASELINE_OF in drawn and len(baseline):
             color = "#555555" if len(runs) == 1 else run_color(number)
             axes.axhline(baseline[-1], color=color, linestyle="--", linewidth=1.5, label="random encoder")
-    if panel.from_zero:  # two lines leave no free corner, so their legend gets room above them
+    if panel.from_zero:  # two lines leave no free corner, so there is room above them for the legend
         axes.set_ylim(0, (1.5 if len(drawn) > 1 else 1.1) * axes.get_ylim()[1])
     _name_lines(axes, is_grey=len(runs) > 1, loc="upper right" if len(drawn) > 1 else "best")
     _label(axes, panel)
 
 
-def _line_style(place: int, run: int, num_runs: int) -> dict:
-    """Of the metric at this place of a panel, in this run. Earlier runs are thicker, to be seen beneath equal ones."""
+def _line_style(place: int, run: int, num_runs: int) -> dict[str, Any]:
+    """The style of a run's line, for the metric at this place of a panel.
+
+    Earlier runs have thicker lines, which stay visible below equal ones.
+    """
     if num_runs == 1:
         return {"color": run_color(place), "linestyle": "-", "marker": "o", "linewidth": 1.8}
     linestyle, marker = RUN_STYLES[place]
@@ -137,8 +160,8 @@ def _line_style(place: int, run: int, num_runs: int) -> dict:
     return {"color": run_color(run), "linestyle": linestyle, "marker": marker, "linewidth": linewidth}
 
 
-def _name_lines(axes, is_grey: bool, loc: str) -> None:
-    """A legend of the lines with different names, if there are two; grey where a colour means a run."""
+def _name_lines(axes: "Axes", is_grey: bool, loc: Literal["upper right", "best"]) -> None:
+    """Adds a legend if the lines have at least two names. It is grey if a colour means a run."""
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if len(handles) > 1:
         legend = axes.legend(handles.values(), handles.keys(), fontsize=11, framealpha=0.8, loc=loc)
@@ -146,11 +169,19 @@ def _name_lines(axes, is_grey: bool, loc: str) -> None:
             line.set_color("#555555")
 
 
-def _draw_line(axes, steps: np.ndarray, values: np.ndarray, label: str | None, marker: str, **style) -> None:
-    """The values as a line: marked when they are few, pale beneath their running mean when they are many."""
+def _draw_line(
+    axes: "Axes", steps: np.ndarray, values: np.ndarray, label: str | None, marker: str, **style: Any
+) -> None:
+    """Draws the values as a line. Few values are marked. Many are pale, with their running mean over them."""
     if len(values) <= MANY_POINTS:
-        marker = marker if len(values) <= FEW_POINTS else None
-        axes.plot(steps, values, marker=marker, markersize=2.2 + style["linewidth"], label=label, **style)
+        axes.plot(
+            steps,
+            values,
+            marker=marker if len(values) <= FEW_POINTS else "",
+            markersize=2.2 + style["linewidth"],
+            label=label,
+            **style,
+        )
         return
     window = len(values) // 100
     means = np.convolve(values, np.ones(window) / window, mode="valid")
@@ -158,7 +189,7 @@ def _draw_line(axes, steps: np.ndarray, values: np.ndarray, label: str | None, m
     axes.plot(steps[window // 2 :][: len(means)], means, label=label, **style)
 
 
-def _label(axes, panel: Panel) -> None:
+def _label(axes: "Axes", panel: Panel) -> None:
     axes.set_title(panel.title, fontsize=12.5)
     axes.set_ylabel(panel.ylabel, fontsize=11.5)
     axes.tick_params(labelsize=11)

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,49 +14,52 @@ from .predictions import to_image
 from .sheets import to_picture
 
 
-# ---------------------------------------------------------------------------------------------------------------- map
-FEW_IMAGES = 50  # below, t-SNE has too few neighbours to go by, and PCA is drawn
-MAX_CLASSES = 10  # with colours and marks of their own: more cannot be told apart
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FEW_IMAGES = 50  # below this number t-SNE has too few neighbours, and PCA is drawn
+MAX_CLASSES = 10  # classes with a colour and a mark of their own; nobody can tell more apart
 MARKS = "osD^vPX*<p"
 REST_COLOR = "#aaaaaa"
 MAP_WIDTH = 7.2  # inches
-LONGEST_NAME = 24  # letters of a class name that are written
-THUMBNAIL_PIXELS, THUMBNAILS_ACROSS = 40, 16  # the size of one, and how many fit beside each other
+LONGEST_NAME = 24  # letters; longer class names are cut
+THUMBNAIL_PIXELS, THUMBNAILS_ACROSS = 40, 16  # the size of a small image, and how many fit beside each other
 
 
 def map_points(features: torch.Tensor) -> np.ndarray:
-    """Image features (K, D) to points (K, 2), alike images near each other: t-SNE from a PCA start, a fixed seed.
+    """Points (K, 2) for image features (K, D). Images with similar features lie near each other.
 
-    PCA alone below `FEW_IMAGES` images.
+    This is t-SNE with a fixed seed, starting from PCA. For fewer than `FEW_IMAGES` images it is PCA alone.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    features = features.double().cpu().numpy()
-    if np.ptp(features, axis=0).max() == 0:  # a collapsed encoder: every image is at one place
-        return np.zeros((len(features), 2))
-    if len(features) < FEW_IMAGES:
-        return PCA(2, random_state=0).fit_transform(features)
-    return TSNE(2, perplexity=min(30, len(features) / 4), init="pca", random_state=0).fit_transform(features)
+    values = features.double().cpu().numpy()
+    if np.ptp(values, axis=0).max() == 0:  # the encoder has collapsed, so every image is at one place
+        return np.zeros((len(values), 2))
+    if len(values) < FEW_IMAGES:
+        return PCA(2, random_state=0).fit_transform(values)
+    return TSNE(2, perplexity=min(30, len(values) / 4), init="pca", random_state=0).fit_transform(values)
 
 
 def draw_map(
     points: np.ndarray,
     images: torch.Tensor,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int] | np.ndarray | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Image.Image:
     """The points of `map_points`, with some of the images (K, channels, H, W) on them.
 
     Args:
-        labels: (K,), the class of each image, -1 where it has none. The most frequent classes get a colour and a mark.
-        class_names: for the legend; the number of a class by default.
+        labels: (K,), the class of each image, or -1. The most frequent classes get a colour and a mark.
+        class_names: names for the legend. By default it shows the numbers of the classes.
     """
     from matplotlib.figure import Figure
 
-    labels = np.full(len(points), -1) if labels is None else np.asarray(labels)
-    shown = _frequent_classes(labels)
-    rest = ~np.isin(labels, shown)
+    classes = np.full(len(points), -1) if labels is None else np.asarray(labels)
+    shown = _frequent_classes(classes)
+    rest = ~np.isin(classes, shown)
     looks = {label: (run_color(number), MARKS[number]) for number, label in enumerate(shown)}
     names = [str(label) if class_names is None else str(class_names[label]) for label in shown]
     columns, lines = _legend_size([*names, "the rest"])
@@ -64,11 +68,11 @@ def draw_map(
     figure = Figure(figsize=(MAP_WIDTH, 0.96 * MAP_WIDTH * ratio + 0.3 * (1 + lines)), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xticks=[], yticks=[], aspect="equal")
-    axes.scatter(*points[rest].T, s=14, color=REST_COLOR)
+    axes.scatter(points[rest, 0], points[rest, 1], s=14, color=REST_COLOR)
     for label, (color, mark) in looks.items():
-        axes.scatter(*points[labels == label].T, s=22, color=color, marker=mark)
-    for index in _apart(points, THUMBNAILS_ACROSS):
-        _draw_thumbnail(axes, points[index], images[index], looks.get(labels[index], (REST_COLOR, ""))[0])
+        axes.scatter(points[classes == label, 0], points[classes == label, 1], s=22, color=color, marker=mark)
+    for index in _choose_apart(points, THUMBNAILS_ACROSS):
+        _draw_thumbnail(axes, points[index], images[index], looks.get(classes[index], (REST_COLOR, ""))[0])
     if shown:
         entries = [
             *zip(names, looks.values(), strict=True),
@@ -79,9 +83,9 @@ def draw_map(
 
 
 def _legend_size(names: list[str]) -> tuple[int, int]:
-    """Columns and lines of a legend with these names beneath the map."""
+    """Columns and lines of a legend with these names below the map."""
     widest = max(min(len(name), LONGEST_NAME) for name in names)
-    columns = max(1, int(72 * MAP_WIDTH / (7.5 * widest + 48)))  # points: letters of 7.5, a mark and a gap
+    columns = max(1, int(72 * MAP_WIDTH / (7.5 * widest + 48)))  # in points: 7.5 per letter, 48 for a mark and a gap
     return columns, math.ceil(len(names) / columns)
 
 
@@ -91,33 +95,35 @@ def _frequent_classes(labels: np.ndarray) -> list[int]:
     return sorted(classes[np.argsort(-counts, kind="stable")[:MAX_CLASSES]].tolist())
 
 
-def _apart(points: np.ndarray, num_across: int) -> list[int]:
-    """Points so chosen, in order, that pictures of which `num_across` fit beside each other do not overlap."""
-    distance, chosen = np.ptp(points, axis=0).max() / num_across, []
+def _choose_apart(points: np.ndarray, num_across: int) -> list[int]:
+    """Indices of points where pictures do not overlap, if `num_across` pictures fit beside each other."""
+    distance = np.ptp(points, axis=0).max() / num_across
+    chosen: list[int] = []
     for index, point in enumerate(points):
         if all(np.abs(point - points[other]).max() > distance for other in chosen):
             chosen.append(index)
     return chosen
 
 
-def _draw_thumbnail(axes, point: np.ndarray, image: torch.Tensor, color: str) -> None:
+def _draw_thumbnail(axes: "Axes", point: np.ndarray, image: torch.Tensor, color: str) -> None:
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     picture = Image.fromarray(to_picture(image))
     ratio = THUMBNAIL_PIXELS / max(picture.size)
     size = [max(1, round(side * ratio)) for side in picture.size]
     picture = picture.resize(size, Image.Resampling.BOX if ratio < 1 else Image.Resampling.NEAREST)
-    box = OffsetImage(np.asarray(picture), zoom=72 / 150, interpolation="nearest")  # one pixel is one of the picture's
-    axes.add_artist(AnnotationBbox(box, point, pad=0.12, bboxprops={"edgecolor": color, "linewidth": 2}))
+    box = OffsetImage(np.asarray(picture), zoom=72 / 150, interpolation="nearest")  # pixel by pixel at 150 dpi
+    place = float(point[0]), float(point[1])
+    axes.add_artist(AnnotationBbox(box, place, pad=0.12, bboxprops={"edgecolor": color, "linewidth": 2}))
 
 
-def _name_classes(figure, entries: list[tuple[str, tuple[str, str]]], columns: int) -> None:
-    """A legend of (name, (colour, mark)) beneath the map."""
+def _name_classes(figure: "Figure", entries: list[tuple[str, tuple[str, str]]], columns: int) -> None:
+    """Adds a legend of (name, (colour, mark)) below the map."""
     from matplotlib.lines import Line2D
 
-    names, looks = zip(*legend_row_by_row(entries, columns), strict=True)
-    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..." for name in names]
-    handles = [Line2D([], [], color=color, marker=mark, linestyle="", markersize=10) for color, mark in looks]
+    entries = legend_row_by_row(entries, columns)
+    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..." for name, _ in entries]
+    handles = [Line2D([], [], color=color, marker=mark, linestyle="", markersize=10) for _, (color, mark) in entries]
     legend = figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=13, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -1,8 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""One HTML page of pictures that needs nothing beside itself: images inside, no scripts, nothing asked of the network.
+"""Builds one self-contained HTML page of pictures. The images are inside; there are no scripts, no network requests.
 
-Every text that comes in is escaped. The page is read on a phone as on a desktop: a picture wider than the screen
-scrolls inside its own box.
+Every text is escaped. The page suits phones and desktops: a picture wider than the screen scrolls inside its own box.
 """
 
 import base64
@@ -19,25 +18,25 @@ from PIL import Image
 class Picture:
     """A picture and how to read it, in plain words."""
 
-    name: str  # of its file
+    name: str  # of its file, without ending
     image: Image.Image
     title: str
     seen: str  # what you see
     good: str = ""  # what good looks like
     bad: str = ""  # what bad looks like
-    least_width: int = 0  # CSS pixels, below which its letters cannot be read: a narrower screen scrolls
+    least_width: int = 0  # CSS pixels that its letters need; a narrower screen scrolls
 
 
 @dataclass
 class Section:
-    """Pictures under one heading, or a note why there are none."""
+    """Pictures under one heading, a note (such as why there are none), or both."""
 
     title: str
     pictures: Sequence[Picture] = ()
     note: str = ""
 
 
-# default-src 'none': a browser that opens the page asks nobody for anything, whatever slips into it.
+# With default-src 'none' a browser requests nothing, whatever the page contains.
 PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -82,14 +81,14 @@ figcaption p { margin: 0.5rem 0 0; max-width: 45rem; }
   .hint { display: block; color: #555; font-size: 0.9rem; }
 }
 """
-PHONE_WIDTH = 350  # CSS pixels that the page leaves to a picture on a common phone
+PHONE_WIDTH = 350  # CSS pixels for a picture on a common phone
 
 
 def build_page(title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> str:
     """The page as HTML.
 
     Args:
-        facts: name -> value, a table at the head.
+        facts: name -> value, a table at the top.
         sections: in order; each has pictures, or a note, or both.
     """
     links = [f'<a href="#part-{number}">{escape(part.title)}</a>' for number, part in enumerate(sections, start=1)]
@@ -116,7 +115,7 @@ def _figure(picture: Picture) -> str:
     hint = '<p class="hint">Swipe the picture sideways to see all of it.</p>\n' if is_wide else ""
     return (
         f"<figure>\n<h3>{escape(picture.title)}</h3>\n"
-        # The box can be reached by keyboard, or nobody without a mouse could scroll it.
+        # With tabindex the keyboard can reach the box and scroll it.
         f'<div tabindex="0"><img src="{_data_address(picture.image)}" width="{width}" height="{height}"'
         f' style="min-width: {min(width, picture.least_width)}px" alt="{escape(picture.title)}"></div>\n'
         f"<figcaption>\n{hint}{''.join(captions)}\n</figcaption>\n</figure>"
@@ -124,7 +123,7 @@ def _figure(picture: Picture) -> str:
 
 
 def _data_address(image: Image.Image) -> str:
-    """The image inside an address: PNG or JPEG, whichever is smaller (drawings or photographs)."""
+    """The image as a data address. PNG is smaller for drawings, JPEG for photographs; the smaller one is taken."""
     files = {}
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 90})):
         file = io.BytesIO()
@@ -135,7 +134,7 @@ def _data_address(image: Image.Image) -> str:
 
 
 def write_pictures(directory: str | Path, sections: Sequence[Section]) -> None:
-    """Writes every picture as a PNG file of its own name."""
+    """Writes every picture as a PNG file with the picture's name."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for picture in (picture for section in sections for picture in section.pictures):

@@ -2,8 +2,8 @@
 """What the predictor guesses for hidden patches, and how good the guesses are."""
 
 import io
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from PIL import Image
@@ -21,15 +21,18 @@ from .sheets import (
 )
 
 
-# -------------------------------------------------------------------------------------------------------- predictions
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
 def nearest_patches(
     queries: torch.Tensor, query_images: torch.Tensor, bank: torch.Tensor, bank_images: torch.Tensor
 ) -> torch.Tensor:
-    """For each query the patch of ANOTHER image whose features have the largest cosine similarity to it.
+    """For each query, the patch of ANOTHER image whose features have the largest cosine similarity to it.
 
     Args:
         queries: (Q, D).
-        query_images: (Q,), the number of the image that a query is from.
+        query_images: (Q,), the number of the image of each query.
         bank: (K, N, D), features of all patches of K images.
         bank_images: (K,), their numbers.
 
@@ -37,7 +40,7 @@ def nearest_patches(
         (Q,), indices into `bank.flatten(0, 1)`.
 
     Raises:
-        ValueError: the bank holds no other image.
+        ValueError: the bank holds no image other than that of a query.
     """
     found = []
     for similarities, _ in _similarities(queries, query_images, bank, bank_images):
@@ -45,11 +48,16 @@ def nearest_patches(
     return torch.cat(found)
 
 
-QUERIES_AT_ONCE = 128  # similarities of so many queries to the whole bank are in memory
+QUERIES_AT_ONCE = 128  # the memory holds the similarities of this many queries to the whole bank
 
 
-def _similarities(queries, query_images, bank, bank_images):
-    """Cosines (queries, K * N), -inf for patches of the query's own image, and those queries, a part at a time."""
+def _similarities(
+    queries: torch.Tensor, query_images: torch.Tensor, bank: torch.Tensor, bank_images: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields the cosines (q, K * N) of some queries, and the numbers (q,) of these queries.
+
+    The cosine is -inf for patches of the query's own image.
+    """
     others = bank_images != query_images.unsqueeze(1)  # (Q, K)
     if not others.any(dim=1).all():
         raise ValueError(f"the bank of {len(bank)} images holds no other image than that of a query")
@@ -62,12 +70,12 @@ def _similarities(queries, query_images, bank, bank_images):
 
 
 class PredictionScores(NamedTuple):
-    """Mean cosine similarities to the true features, and where the truth ranks."""
+    """Mean cosine similarities to the true features, and the rank of the truth."""
 
     prediction: float  # of the predictions
-    place: float  # of the mean features of the same place in the other images: what knowing the place alone gives
+    place: float  # of the mean features of the same place in the other images, which need no look at the image
     random: float  # of the patches of the other images
-    rank: float  # the share of those patches that are less like the prediction than the truth is; 0.5 is chance
+    rank: float  # the share of those patches that are less similar to the prediction than the truth; 0.5 is chance
 
 
 def score_predictions(
@@ -78,21 +86,21 @@ def score_predictions(
     bank: torch.Tensor,
     bank_images: torch.Tensor,
 ) -> PredictionScores:
-    """Compares predictions and true features, both (Q, D), with what the other images of the bank have.
+    """Compares predictions with the true features, both (Q, D), and with the features of the other images of the bank.
 
-    `query_patches` (Q,) are the places; the other arguments are those of `nearest_patches`.
+    `query_patches` (Q,) are the places of the patches. The other arguments are those of `nearest_patches`.
     """
-    likeness = torch.cosine_similarity(predictions.float(), truths.float(), dim=-1)  # (Q,)
+    similarity_to_truth = torch.cosine_similarity(predictions.float(), truths.float(), dim=-1)  # (Q,)
     places, randoms, ranks = [], [], []
     for similarities, chosen in _similarities(predictions, query_images, bank, bank_images):
         allowed = similarities > -torch.inf
-        ranks.append(((similarities < likeness[chosen, None]) & allowed).sum(dim=1) / allowed.sum(dim=1))
+        ranks.append(((similarities < similarity_to_truth[chosen, None]) & allowed).sum(dim=1) / allowed.sum(dim=1))
     for image in query_images.unique():
         asked, others = query_images == image, bank[bank_images != image].float()  # (Q,), (K', N, D)
         places.append(torch.cosine_similarity(position_mean(others)[query_patches[asked]], truths[asked], dim=-1))
         randoms.append(normalize(truths[asked].float(), dim=-1) @ normalize(others, dim=-1).mean(dim=(0, 1)))
     means = [torch.cat(values).mean().item() for values in (places, randoms, ranks)]
-    return PredictionScores(likeness.mean().item(), *means)
+    return PredictionScores(similarity_to_truth.mean().item(), *means)
 
 
 def draw_predictions(
@@ -104,13 +112,13 @@ def draw_predictions(
     patch_size: int | tuple[int, int],
     titles: Sequence[str] = (),
 ) -> Image.Image:
-    """A row per image: the image, the context, and in it the true block and what was found for it among real patches.
+    """A row per image: the image, the context, the context with the true block, and with real patches in its place.
 
     Args:
         context_indices: (B, N_ctx), the patches the context encoder saw.
         target_indices: (B, T), the patches of one block that was predicted.
         nearest_to_truth, nearest_to_prediction: (B, T, channels, patch height, patch width), uint8: the real patches
-            whose features are nearest to the block's true features, and to the predicted ones.
+            with the features nearest to the block's true features, and to the predicted ones.
         titles: a line above each row.
     """
     patch = height_and_width_pair(patch_size)
@@ -128,7 +136,7 @@ def draw_predictions(
 
 
 def _paste(image: torch.Tensor, indices: torch.Tensor, pieces: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """The image (channels, H, W) with other patches (T, channels, patch height, patch width) in these places."""
+    """The image (channels, H, W) with other patches (T, channels, patch height, patch width) at some places."""
     image, (height, width) = image.clone(), pieces.shape[-2:]
     for index, piece in zip(indices.tolist(), pieces, strict=True):
         row, column = divmod(index, grid[1])
@@ -137,7 +145,7 @@ def _paste(image: torch.Tensor, indices: torch.Tensor, pieces: torch.Tensor, gri
 
 
 def draw_scores(scores: PredictionScores) -> Image.Image:
-    """The similarities as bars, with the rank in words."""
+    """The similarities as bars."""
     from matplotlib.figure import Figure
 
     bars = {
@@ -152,7 +160,7 @@ def draw_scores(scores: PredictionScores) -> Image.Image:
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     lowest = min(bars.values())
-    axes.set_xlim(lowest - 0.25 if lowest < 0 else 0, 1.1)  # room for the number of a bar to the left
+    axes.set_xlim(lowest - 0.25 if lowest < 0 else 0, 1.1)  # with room for the number left of a negative bar
     axes.set_title("Similarity to the true features", fontsize=12.5)
     axes.set_xlabel("cosine (1 = the same direction)", fontsize=11.5)
     axes.tick_params(labelsize=11.5)
@@ -160,7 +168,8 @@ def draw_scores(scores: PredictionScores) -> Image.Image:
     return to_image(figure)
 
 
-def to_image(figure) -> Image.Image:
+def to_image(figure: "Figure") -> Image.Image:
+    """A figure of matplotlib as an RGB image."""
     file = io.BytesIO()
     figure.savefig(file, dpi=150, format="png")
     return Image.open(file).convert("RGB")

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ..masking import MODES, MultiBlockMasking
+from ..modeling_ijepa import IJepaForPretraining
 from .curves import plot_training_curves
 from .maps import draw_map, map_points
 from .page import Picture, Section
@@ -28,12 +29,11 @@ from .sheets import (
 from .study import METRICS, Study, build_masking
 
 
-MASKED_IMAGES, COMPARED_IMAGES = 3, 4  # of the shown images: in the pictures of masks; of attention and similarity
-COLUMN_WIDTH, CURVES_WIDTH = 85, 540  # CSS pixels that a column of a sheet, and the curves, need to be read
+MASKED_IMAGES, COMPARED_IMAGES = 3, 4  # images in the pictures of masks; in those of attention and similarity
+COLUMN_WIDTH, CURVES_WIDTH = 85, 540  # least CSS pixels of a column of a sheet; of the curves
 
 
-# Sections
-def curves_section(study: Study) -> Section:
+def _curves_section(study: Study) -> Section:
     title = "How the training went"
     if not study.runs:
         return Section(title, note=f"There are no curves, because the model's directory holds no {METRICS}.")
@@ -44,8 +44,8 @@ def curves_section(study: Study) -> Section:
         Image.open(file),
         f"Training curves of {', '.join(study.runs)}",
         "Each box is one measurement over the course of the training (from left to right). k-NN accuracy says how"
-        " often the most similar images belong to the same class; effective rank, in how many directions the features"
-        " of different images differ.",
+        " often the most similar images belong to the same class. Effective rank says in how many directions the"
+        " features of different images differ.",
         "k-NN accuracy climbs well above the dashed line (an untrained network), and effective rank and spread grow or"
         " stay level.",
         "Effective rank falls towards 1 or spread towards 0: the network gives every image the same answer"
@@ -61,7 +61,7 @@ NO_PREDICTOR = (
 )
 
 
-def masks_section(study: Study) -> Section:
+def _masks_section(study: Study) -> Section:
     title = "What the model is asked: guess the hidden parts"
     if study.networks.pretraining is None:
         return Section(title, note=NO_PREDICTOR.format(saved_from=study.networks.saved_from))
@@ -72,7 +72,7 @@ def masks_section(study: Study) -> Section:
         except ValueError as error:
             notes.append(f"Masks of mode {mode!r} cannot be drawn here: {error}.")
             continue
-        pictures.append(masks_picture(study, masking, mode == own_mode))
+        pictures.append(_masks_picture(study, masking, mode == own_mode))
     return Section(title, pictures, " ".join(notes))
 
 
@@ -83,13 +83,13 @@ MASK_RULES = {
 }
 
 
-def masks_picture(study: Study, masking: MultiBlockMasking, is_own: bool) -> Picture:
+def _masks_picture(study: Study, masking: MultiBlockMasking, is_own: bool) -> Picture:
     images = study.images[:MASKED_IMAGES]
     contexts, targets = masking.sample(len(images), study.arguments.seed)
     sheet = draw_masks(images, contexts, targets, study.patch_size)
     rules = MASK_RULES[masking.mode]
     if masking.min_patches != study.mask_fields["min_patches"]:
-        rules += f" (Their least number of patches is lowered to {masking.min_patches}, or none would fit this grid.)"
+        rules += f" (Their least number of patches is lowered to {masking.min_patches}, so that they fit this grid.)"
     name, title = f"masks_{masking.mode}", f"Masks of mode {masking.mode!r}"
     least_width = (1 + contexts.shape[1] + targets.shape[1]) * COLUMN_WIDTH
     if not is_own:
@@ -99,7 +99,7 @@ def masks_picture(study: Study, masking: MultiBlockMasking, is_own: bool) -> Pic
         name,
         sheet,
         f"{title}, as in this run",
-        "One row per image. The context is all that the first network sees; grey is hidden from it (what shows through"
+        "One row per image. The context is all that the first network sees. Grey is hidden from it (what shows through"
         " is for your orientation). From the context the second network, the predictor, has to guess the features, not"
         f" the pixels, of each target block. {rules}",
         "The context leaves enough of the object for a person to guess the rest.",
@@ -108,7 +108,7 @@ def masks_picture(study: Study, masking: MultiBlockMasking, is_own: bool) -> Pic
     )
 
 
-def pca_section(study: Study) -> Section:
+def _pca_section(study: Study) -> Section:
     shown, learned, untrained = len(study.images), study.features.patches, study.random_features.patches
     results = {
         ("this encoder", ""): pca_colors(learned[:shown]),
@@ -120,23 +120,23 @@ def pca_section(study: Study) -> Section:
         "pca",
         draw_pca(study.images, results, study.patch_size),
         "Features of the patches as colours",
-        "Patches with alike features have alike colours, across all images of a column (the three main directions of"
-        f" the features, by principal component analysis, as red, green and blue; they hold {own} of the variation)."
-        f" Knowing where a patch lies explains {position_share(learned):.0%} of the features' variation"
+        "Patches with similar features have similar colours, across all images of a column. Red, green and blue are"
+        f" the three main directions of the features (principal component analysis). They hold {own} of the variation."
+        f" The place of a patch explains {position_share(learned):.0%} of the features' variation"
         f" ({position_share(untrained):.0%} in an untrained encoder), so the first colours show the place too. In the"
-        " second column of colours the average of each place, taken over many images, is removed; what is left is"
+        " second column of colours, the average of each place over many images is removed. What is left is"
         f" content ({placeless} of it in the three colours). An untrained encoder mostly repeats brightness.",
-        "The same part of different objects has the same colour, background another, and borders between colours"
-        " follow the objects.",
-        "Every image has the same colours at the same places whatever it shows (only the place was learned), or the"
-        " colours look no different from the untrained encoder's.",
+        "The same part of different objects has the same colour, the background has another one, and borders between"
+        " colours follow the objects.",
+        "All images have the same colours at the same places (only the place was learned), or the colours look like"
+        " the untrained encoder's.",
         4 * COLUMN_WIDTH,
     )
     return Section("What the patches mean to it", [picture])
 
 
 @torch.no_grad()
-def attention_section(study: Study) -> Section:
+def _attention_section(study: Study) -> Section:
     images = study.images[:COMPARED_IMAGES]
     pixel_values = study.pool.pixel_values(slice(len(images))).to(study.networks.encoder.device)
     attentions = study.networks.encoder(pixel_values, output_attentions=True).attentions[-1].cpu()  # (B, H, N, N)
@@ -145,19 +145,19 @@ def attention_section(study: Study) -> Section:
         "attention",
         draw_attention(images, attentions, chosen, study.patch_size),
         "Attention in the last layer",
-        "When a layer recomputes a patch it looks at the others, at some more than at others: bright patches count"
-        " most. The first row of maps is for the outlined patch (the one with most detail in each image), the second"
-        " shows how much each patch gets from all; both are means over the heads, which look in different ways at the"
-        " same time and follow one by one. I-JEPA has no summary token (class token), so no single map is 'the'"
-        " attention.",
+        "When a layer recomputes a patch, it looks at the other patches. Bright patches count most. The first row of"
+        " maps is for the outlined patch (the one with most detail in each image). The second row shows how much each"
+        " patch gets from all patches. Both are means over the heads, which look in different ways at the same time."
+        " The rows below show the heads one by one. I-JEPA has no summary token (class token), so no single map is"
+        " 'the' attention.",
         "The marked patch looks at other parts of its own object, and the heads differ.",
-        "All maps are alike in every image, or evenly dim: attention does not depend on what is there.",
+        "All maps are the same in every image, or evenly dim: attention does not depend on the content.",
         len(images) * COLUMN_WIDTH,
     )
     return Section("Where it looks", [picture])
 
 
-def similarity_section(study: Study) -> Section:
+def _similarity_section(study: Study) -> Section:
     images = study.images[:COMPARED_IMAGES]
     features = study.features.patches
     chosen = most_detailed_patches(images, study.patch_size)
@@ -165,14 +165,14 @@ def similarity_section(study: Study) -> Section:
         "similarity",
         draw_similarity(images, features[: len(images)], chosen, study.patch_size),
         "Similarity of one patch to all others",
-        "Each row asks which patches are similar to the outlined one on the left: yellow is the same, dark blue the"
+        "Each row shows which patches are similar to the outlined one on the left: yellow is the same, dark blue the"
         " opposite (cosine similarity of the features). Each column is one image, shown at the top.",
-        "The same kind of thing lights up in every image, wherever it lies.",
-        "Only the same place lights up in all images, or everything has the same colour (every patch is like every"
-        " other).",
+        "The same kind of thing lights up in every image, at any place.",
+        "Only the same place lights up in all images, or everything has the same colour (all patches have the same"
+        " features).",
         (1 + len(images)) * COLUMN_WIDTH,
     )
-    return Section("What it takes to be alike", [picture])
+    return Section("Which patches it finds similar", [picture])
 
 
 @dataclass
@@ -184,7 +184,7 @@ class Guesses:
     blocks: torch.Tensor  # (B, M, T)
     predictions: torch.Tensor  # (B, M, T, D)
     truths: torch.Tensor  # (B, M, T, D)
-    bank: torch.Tensor  # (K', N, D), as the predictor's targets
+    bank: torch.Tensor  # (K', N, D), normalised like the predictor's targets
     bank_patches: torch.Tensor  # (K' * N, channels, patch height, patch width)
 
     def block(self, image: int, block: int) -> "Guesses":
@@ -210,14 +210,14 @@ class Guesses:
 
 
 @torch.no_grad()
-def guess(study: Study) -> Guesses:
-    """Masks, predictions from the first context, and the bank."""
-    model, images = study.networks.pretraining, study.images
+def _guess(study: Study, model: IJepaForPretraining) -> Guesses:
+    """Predicts the target blocks of the shown images from the first context."""
+    images = study.images
     masking = build_masking(study.grid_size, study.mask_fields, study.mask_fields["mode"])
     contexts, blocks = masking.sample(len(images), study.arguments.seed)
     pixel_values = study.pool.pixel_values(slice(len(images)))
     output = model(*(each.to(model.device) for each in (pixel_values, contexts, blocks)))
-    targets = model.normalize_targets(study.target_features.patches)  # of more images than the forward pass saw
+    targets = model.normalize_targets(study.target_features.patches)  # also of images that are not shown
     bank = targets[: study.arguments.bank_size]
     return Guesses(
         images=torch.arange(len(images)),
@@ -230,15 +230,15 @@ def guess(study: Study) -> Guesses:
     )
 
 
-def predictions_section(study: Study) -> Section:
+def _predictions_section(study: Study) -> Section:
     title = "What the predictor guesses"
     if study.networks.pretraining is None:
         return Section(title, note=NO_PREDICTOR.format(saved_from=study.networks.saved_from))
-    guesses = guess(study)
-    return Section(title, [predictions_picture(study, guesses), scores_picture(guesses.scores())])
+    guesses = _guess(study, study.networks.pretraining)
+    return Section(title, [_predictions_picture(study, guesses), _scores_picture(guesses.scores())])
 
 
-def predictions_picture(study: Study, guesses: Guesses) -> Picture:
+def _predictions_picture(study: Study, guesses: Guesses) -> Picture:
     chosen = most_detailed_blocks(study.images, guesses.blocks, study.patch_size).tolist()
     blocks = [guesses.block(image, block) for image, block in enumerate(chosen)]
     scores = [each.scores() for each in blocks]
@@ -256,11 +256,11 @@ def predictions_picture(study: Study, guesses: Guesses) -> Picture:
         sheet,
         "The predictor's guesses, put together from real patches",
         "The predictor guesses features, which have no picture. So for each guessed patch the most similar one among"
-        f" {len(guesses.bank_patches):,} real patches of other images is looked up and pasted into the outlined block"
-        " (last column; of each image's blocks the one with most detail is shown). The column before does the same"
-        " with the true features: better the last column cannot become. The numbers are cosine similarities (1 is the"
-        " same); 'place alone' is what the average of that place in other images would reach, without a look at this"
-        " one.",
+        f" {len(guesses.bank_patches):,} real patches of other images is pasted into the outlined block (last column)."
+        " The block with most detail in each image is shown. The column before it does the same with the true"
+        " features. The last column cannot become better than that. The numbers are cosine similarities (1 is the"
+        " same). 'Place alone' is the similarity of the average of that place in other images, without a look at this"
+        " image.",
         "The last two columns look alike and continue the strokes and surfaces of the context.",
         "The last column has patches that are plausible at that place but ignore the context. If the column before is"
         " wrong too, the bank is too small, or the features hold little of what patches look like.",
@@ -268,22 +268,21 @@ def predictions_picture(study: Study, guesses: Guesses) -> Picture:
     )
 
 
-def scores_picture(scores: PredictionScores) -> Picture:
+def _scores_picture(scores: PredictionScores) -> Picture:
     return Picture(
         "prediction_scores",
         draw_scores(scores),
         "Is the predictor any good?",
-        f"How similar the guesses are to the true features: {scores.prediction:.2f}. Answering with the average of the"
-        f" place, without a look at the image, would give {scores.place:.2f}, any patch {scores.random:.2f}. The truth"
-        f" is more like the guess than {scores.rank:.1%} of the real patches of other images are (50% would be"
-        " chance).",
+        f"How similar the guesses are to the true features: {scores.prediction:.2f}. The average of the place, without"
+        f" a look at the image, would give {scores.place:.2f}, and any patch {scores.random:.2f}. The truth is more"
+        f" similar to the guess than {scores.rank:.1%} of the real patches of other images (50% would be chance).",
         "The first bar is clearly longer than the second.",
-        "The first two bars are alike: the predictor knows what is usual at a place and ignores the context. All three"
-        " are near 1: every patch has the same features (collapse).",
+        "The first two bars are equally long: the predictor knows what is usual at a place and ignores the context."
+        " All three are near 1: every patch has the same features (collapse).",
     )
 
 
-def map_section(study: Study) -> Section:
+def _map_section(study: Study) -> Section:
     number = study.arguments.map_images
     labels = None if study.pool.labels is None else study.pool.labels[:number]
     pictures = []
@@ -294,33 +293,33 @@ def map_section(study: Study) -> Section:
         points = map_points(features.pooled[:number])
         image = draw_map(points, study.pool.images[:number], labels, study.pool.class_names)
         pictures.append(Picture(name, image, title, *texts))
-    return Section("Which images it takes to be alike", pictures)
+    return Section("Which images it finds similar", pictures)
 
 
 UNTRAINED = (
-    "The same images, as an encoder with random weights sees them. What the map above has over this was learned."
+    "The same images, as an encoder with random weights sees them. The difference to the map above was learned."
 )
 MAP_TEXTS = {
     True: (
-        "Each point is an image; images with alike features lie near each other (t-SNE; only nearness means something,"
+        "Each point is an image. Images with similar features lie near each other (t-SNE: only nearness has a meaning,"
         " not directions or distances between groups). Colours and marks are the classes, which the model was never"
         " told.",
         "Points of one class lie together, apart from the others.",
-        "The classes are mixed, or no better sorted than by the untrained encoder below.",
+        "The classes are mixed, or sorted no better than by the untrained encoder below.",
     ),
     False: (
-        "Each point is an image; images with alike features lie near each other (t-SNE; only nearness means something,"
+        "Each point is an image. Images with similar features lie near each other (t-SNE: only nearness has a meaning,"
         " not directions or distances between groups). The data have no labels, so there are no colours.",
         "Neighbours show the same kind of thing.",
         "Neighbours have nothing in common but brightness or colour, as on the map of the untrained encoder below.",
     ),
 }
 SECTIONS = (
-    curves_section,
-    masks_section,
-    predictions_section,
-    pca_section,
-    similarity_section,
-    attention_section,
-    map_section,
+    _curves_section,
+    _masks_section,
+    _predictions_section,
+    _pca_section,
+    _similarity_section,
+    _attention_section,
+    _map_section,
 )

@@ -12,19 +12,26 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import normalize
 
 
-# -------------------------------------------------------------------------------------------------- sheets of pictures
-CELL_PIXELS = 112  # images are enlarged, by a whole factor, to at least this height
+CELL_PIXELS = 112  # images are enlarged by a whole factor to at least this height
 GAP = 8  # pixels
-HIDDEN, OUTLINE = 215, (214, 0, 110)  # grey of hidden patches, magenta around what is pointed at
-HEAT_COLORS = "cividis"  # dark blue to yellow: the same order for colour-blind readers and in grey
+HIDDEN, OUTLINE = 215, (214, 0, 110)  # grey of hidden patches, magenta of outlines
+HEAT_COLORS = "cividis"  # dark blue to yellow, in the same order for colour-blind readers and in grey
 
 
 def height_and_width_pair(patch_size: int | Sequence[int]) -> tuple[int, int]:
-    return (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+    """(height, width) of a patch.
+
+    Raises:
+        ValueError: if there are not one or two numbers.
+    """
+    if isinstance(patch_size, int):
+        return patch_size, patch_size
+    height, width = patch_size
+    return height, width
 
 
 def _check_images(images: torch.Tensor, patch: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the patch grid."""
+    """Rows and columns of the patch grid. Raises ValueError if the images do not fit."""
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images must be uint8 (B, 1 or 3, H, W), got {images.dtype} {tuple(images.shape)}")
     height, width = images.shape[-2:]
@@ -34,7 +41,7 @@ def _check_images(images: torch.Tensor, patch: tuple[int, int]) -> tuple[int, in
 
 
 def _check_shape(name: str, values: torch.Tensor, expected: tuple[int | str, ...]) -> None:
-    """Raises ValueError unless the shape is as expected; a word stands for any size."""
+    """Raises ValueError unless the shape is as expected. A string stands for any size."""
     fits = zip(values.shape, expected, strict=False)
     if values.dim() != len(expected) or not all(isinstance(size, str) or real == size for real, size in fits):
         wanted = ", ".join(map(str, expected))
@@ -59,11 +66,11 @@ def enlarge(
     visible: np.ndarray | None = None,
     outlined: np.ndarray | None = None,
 ) -> Image.Image:
-    """The picture (H, W, 3) enlarged to be seen.
+    """The picture (H, W, 3), enlarged by a whole factor.
 
     Args:
-        visible: (rows, columns), bool: the other patches become grey.
-        outlined: (rows, columns), bool: a line around these patches.
+        visible: (rows, columns), bool. The other patches become grey.
+        outlined: (rows, columns), bool. These patches get an outline.
     """
     factor = max(1, math.ceil(CELL_PIXELS / picture.shape[0]))
     picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -75,13 +82,13 @@ def enlarge(
     if outlined is not None:
         inside = np.kron(outlined, block).astype(bool)  # (H, W)
         inner = np.pad(inside, 2)
-        inner = inner[:-4, 2:-2] & inner[4:, 2:-2] & inner[2:-2, :-4] & inner[2:-2, 4:]  # 2 pixels inside the border
+        inner = inner[:-4, 2:-2] & inner[4:, 2:-2] & inner[2:-2, :-4] & inner[2:-2, 4:]  # without a border of 2 pixels
         picture[inside & ~inner] = OUTLINE
     return Image.fromarray(picture)
 
 
 def _heat(values: torch.Tensor, low: float, high: float, grid: tuple[int, int], patch: tuple[int, int]) -> np.ndarray:
-    """A map (N,) as colours between two values, every patch in its place: (H, W, 3)."""
+    """The values (N,) of the patches as colours (H, W, 3), from `low` (dark) to `high` (bright)."""
     from matplotlib import colormaps
 
     shares = ((values.double() - low) / (high - low)).clamp(0, 1).cpu().numpy().reshape(grid)
@@ -100,10 +107,10 @@ def compose_sheet(
     Args:
         headers: two lines above each column.
         titles: a line above each row.
-        scale: what the colours of the maps mean, words from the darkest to the brightest, in a strip at the bottom.
+        scale: labels of the colour strip at the bottom, from the darkest to the brightest colour.
     """
     width, height = cells[0][0].width + GAP, cells[0][0].height + GAP
-    letter = cells[0][0].width // 8  # "14 x 14 patches" fits, and is read on a phone as far as its width allows
+    letter = cells[0][0].width // 8  # so "14 x 14 patches" fits into a column
     top, between = (2 * GAP + 2 * letter if headers else 0), (GAP + letter if titles else 0)
     bottom = 2 * GAP + 3 * letter if scale else 0
     size = GAP + width * len(cells[0]), top + GAP + (height + between) * len(cells) + bottom
@@ -122,20 +129,20 @@ def compose_sheet(
     return sheet
 
 
-def _draw_scale(sheet: Image.Image, words: Sequence[str], letter: int) -> None:
-    """The strip of colours at the foot of the sheet, its meaning beneath: two words or three, evenly spread."""
+def _draw_scale(sheet: Image.Image, labels: Sequence[str], letter: int) -> None:
+    """Draws the colour strip at the bottom of the sheet, with two or three labels below it."""
     width, upper = sheet.width - 2 * GAP, sheet.height - GAP - 3 * letter
     strip = _heat(torch.arange(width), 0, width - 1, (1, width), (letter, 1))
     sheet.paste(Image.fromarray(strip), (GAP, upper))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=letter)
-    anchors = ("la", "ma", "ra") if len(words) == 3 else ("la", "ra")
-    for place, (word, anchor) in enumerate(zip(words, anchors, strict=True)):
-        left = GAP + width * place // (len(words) - 1)
-        draw.text((left, upper + letter + 4), word, fill="black", font=font, anchor=anchor)
+    anchors = ("la", "ma", "ra") if len(labels) == 3 else ("la", "ra")
+    for place, (label, anchor) in enumerate(zip(labels, anchors, strict=True)):
+        left = GAP + width * place // (len(labels) - 1)
+        draw.text((left, upper + letter + 4), label, fill="black", font=font, anchor=anchor)
 
 
 def cut_patches(images: torch.Tensor, patch_size: int | tuple[int, int]) -> torch.Tensor:
-    """Images to the pixels of their patches, (B, N, channels, patch height, patch width)."""
+    """The pixels of the patches of images, (B, N, channels, patch height, patch width)."""
     patch = height_and_width_pair(patch_size)
     _check_images(images, patch)
     pieces = images.unfold(2, patch[0], patch[0]).unfold(3, patch[1], patch[1])  # (B, channels, rows, columns, h, w)
@@ -143,21 +150,23 @@ def cut_patches(images: torch.Tensor, patch_size: int | tuple[int, int]) -> torc
 
 
 def most_detailed_patches(images: torch.Tensor, patch_size: int | tuple[int, int]) -> torch.Tensor:
-    """The patch of each image whose pixels differ most among themselves, (B,)."""
+    """The number of the patch of each image with the largest standard deviation of its pixels, (B,)."""
     return cut_patches(images, patch_size).float().flatten(2).std(dim=2).argmax(dim=1)
 
 
 def most_detailed_blocks(
     images: torch.Tensor, target_indices: torch.Tensor, patch_size: int | tuple[int, int]
 ) -> torch.Tensor:
-    """The target block of each image, out of (B, M, T), whose pixels differ most among themselves, (B,)."""
+    """The number of the target block of each image with the largest standard deviation of its pixels, (B,).
+
+    `target_indices` are (B, M, T).
+    """
     patches = cut_patches(images, patch_size).float().flatten(2)  # (B, N, pixels)
     places = target_indices.flatten(1).unsqueeze(-1).expand(-1, -1, patches.shape[-1])
     blocks = patches.gather(1, places).unflatten(1, target_indices.shape[1:])  # (B, M, T, pixels)
     return blocks.flatten(2).std(dim=2).argmax(dim=1)
 
 
-# -------------------------------------------------------------------------------------------------------------- masks
 def draw_masks(
     images: torch.Tensor,
     context_indices: torch.Tensor,
@@ -165,13 +174,14 @@ def draw_masks(
     patch_size: int | tuple[int, int],
     path: str | Path | None = None,
 ) -> Image.Image:
-    """A sheet with one row per image: the image, each context (the rest greyed out), each target block in its place.
+    """A sheet with one row per image: the image, each context (the rest is grey), each target block in its place.
 
     Args:
         images: (B, 1 or 3, H, W), uint8.
-        context_indices: (B, C, N), and target_indices (B, M, N): row-major patch indices; the two N may differ.
-        patch_size: pixels, one number or (height, width); H and W are multiples of it.
-        path: also written there, if given.
+        context_indices: (B, C, N_ctx), row-major patch indices.
+        target_indices: (B, M, N_tgt), likewise.
+        patch_size: pixels, one number or (height, width). H and W are multiples of it.
+        path: if given, the sheet is also written there.
 
     Raises:
         ValueError: images that are not uint8 (B, 1 or 3, H, W), sizes that do not fit, or an index outside the grid.
@@ -194,7 +204,11 @@ def draw_masks(
 def check_masks(
     images: torch.Tensor, context_indices: torch.Tensor, target_indices: torch.Tensor, patch: tuple[int, int]
 ) -> tuple[int, int]:
-    """Rows and columns of the patch grid."""
+    """Rows and columns of the patch grid.
+
+    Raises:
+        ValueError: as `draw_masks`.
+    """
     rows, columns = _check_images(images, patch)
     for name, indices in (("context", context_indices), ("target", target_indices)):
         if indices.dim() != 3 or len(indices) != len(images):
@@ -207,22 +221,21 @@ def check_masks(
 
 
 def _mask_names(name: str, indices: torch.Tensor) -> list[tuple[str, str]]:
-    """Two lines for the head of each mask's column."""
+    """The two lines above each mask's column."""
     _, count, size = indices.shape
     return [(name if count == 1 else f"{name} {number + 1}", f"{size} patches") for number in range(count)]
 
 
-# ---------------------------------------------------------------------------------------------------------------- PCA
 class PatchColors(NamedTuple):
     colors: torch.Tensor  # (B, N, 3), float32 in 0..1
-    share: float  # of the features' variance that the three colours hold
+    share: float  # the share of the features' variance that the three colours show
 
 
 def pca_colors(features: torch.Tensor) -> PatchColors:
     """The three main directions of patch features (B, N, D) as red, green and blue, in one basis for the whole batch.
 
-    Each direction is scaled by its own percentiles over the batch, so that two patches with one colour have nearly
-    one feature, in whatever image they are. Its sign is fixed: the largest weight of a direction is positive.
+    Each direction is scaled by its percentiles over the batch. So patches of the same colour have similar features,
+    in different images too. The sign is fixed: the largest weight of a direction is positive.
     """
     features = features.double()
     centred = (features - features.mean(dim=(0, 1))).flatten(0, 1)  # (B * N, D)
@@ -231,7 +244,7 @@ def pca_colors(features: torch.Tensor) -> PatchColors:
     signs = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True)).sign()
     scores = centred @ (directions * signs)  # (B * N, 3)
     colors = torch.stack([_spread(score) for score in scores.T], dim=1)
-    # What is left of a direction without variance is rounding, which scaling would make visible.
+    # A direction without variance holds only rounding errors. Scaling would make them visible.
     total = features.square().sum()
     colors[:, variances <= 1e-12 * total] = 0.5
     share = (variances.sum() / centred.square().sum().clamp(min=1e-12 * total)).item()
@@ -239,18 +252,18 @@ def pca_colors(features: torch.Tensor) -> PatchColors:
 
 
 def _spread(values: torch.Tensor) -> torch.Tensor:
-    """The 1st percentile becomes 0, the 99th 1; what lies beyond is cut."""
+    """Scales the 1st percentile to 0 and the 99th to 1. Values beyond them are cut."""
     low, high = np.quantile(values.cpu().numpy(), (0.01, 0.99))
     return ((values - low) / max(high - low, np.finfo(float).tiny)).clamp(0, 1)
 
 
 def position_mean(features: torch.Tensor) -> torch.Tensor:
-    """What the features (B, N, D) of each place have in common over the images, (N, D)."""
+    """The mean over the images of the features (B, N, D) at each place, (N, D)."""
     return features.mean(dim=0)
 
 
 def position_share(features: torch.Tensor) -> float:
-    """The share of the variance of patch features (B, N, D) that knowing a patch's place explains, 0 to 1."""
+    """The share of the variance of patch features (B, N, D) that the place of a patch explains, 0 to 1."""
     overall = features.mean(dim=(0, 1))
     of_places = (position_mean(features) - overall).square().mean(dim=0).sum()
     of_patches = (features - overall).square().mean(dim=(0, 1)).sum()
@@ -263,7 +276,7 @@ def draw_pca(
     """A row per image: the image, and its patches in the colours of each `pca_colors` result.
 
     Args:
-        colors: two lines for the head of the column -> the colours, for the same images.
+        colors: the two lines above a column -> its colours, for the same images.
     """
     patch = height_and_width_pair(patch_size)
     grid = _check_images(images, patch)
@@ -277,7 +290,6 @@ def draw_pca(
     return compose_sheet(cells, [("image", f"{grid[0]} x {grid[1]} patches"), *colors])
 
 
-# ------------------------------------------------------------------------------------------ attention and similarity
 def attention_maps(attentions: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
     """What a chosen patch of each image attends to, and what all its patches attend to.
 
@@ -286,8 +298,8 @@ def attention_maps(attentions: torch.Tensor, patches: torch.Tensor) -> torch.Ten
         patches: (B,), the chosen ones.
 
     Returns:
-        (B, 2 + H, N), every map of sum 1: of the chosen patch the mean over the heads; the mean over all patches and
-        heads; of the chosen patch each head.
+        (B, 2 + H, N) maps, each of sum 1. The first is the chosen patch's mean over the heads. The second is the mean
+        over all patches and heads. The others are the chosen patch's, one for each head.
 
     Raises:
         ValueError: for other shapes, or rows that do not sum to 1.
@@ -305,7 +317,7 @@ def draw_attention(
 ) -> Image.Image:
     """A column per image, a row per map of `attention_maps`; the chosen patch is outlined.
 
-    One scale for all maps, in multiples of the share that each patch gets if attention is spread evenly.
+    All maps have one scale: multiples of the share that each patch gets if attention is spread evenly.
     """
     patch = height_and_width_pair(patch_size)
     grid = _check_images(images, patch)
@@ -331,7 +343,7 @@ def similarity_maps(features: torch.Tensor, patches: torch.Tensor) -> torch.Tens
         patches: (B,), the chosen ones.
 
     Returns:
-        (B, B, N): the chosen patch's image, the other image, its patches.
+        (B, B, N): image of the chosen patch, compared image, patch of the compared image.
     """
     features = normalize(features.double(), dim=-1)
     return torch.einsum("id,jnd->ijn", features[torch.arange(len(patches)), patches], features).float()
@@ -340,7 +352,7 @@ def similarity_maps(features: torch.Tensor, patches: torch.Tensor) -> torch.Tens
 def draw_similarity(
     images: torch.Tensor, features: torch.Tensor, patches: torch.Tensor, patch_size: int | tuple[int, int]
 ) -> Image.Image:
-    """A table: each row is about one marked patch, each column shows the similarity of an image's patches to it.
+    """A table with a row for each marked patch. Each column shows how similar the patches of one image are to it.
 
     The scale is the cosine, from -1 to 1.
     """

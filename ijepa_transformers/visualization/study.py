@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a visualization report is made from: networks, images, features and metrics."""
+"""Opens and computes what a visualization report shows: networks, images, features and metrics."""
 
 import dataclasses
 import json
@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 import yaml
-from transformers import PreTrainedModel
+from transformers import BitImageProcessorPil, PreTrainedModel
 
 from ..arguments import MaskArguments, require, without_removed_keys
+from ..configuration_ijepa import IJepaConfig
 from ..data.datasets import ProcessedImages
 from ..data.sources import labels_of, open_split
 from ..data.transforms import normalize_pixel_values
@@ -27,51 +29,57 @@ from ..encoders import (
     random_encoder,
 )
 from ..masking import MultiBlockMasking
-from ..modeling_ijepa import IJepaForPretraining, IJepaModel
+from ..modeling_ijepa import IJepaForPretraining
 from .arguments import VisualizationArguments
 
 
 METRICS = "metrics.jsonl"
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-# Opening: nothing is written yet
 @dataclass
 class Networks:
-    """The encoder that is shown, an untrained one beside it, and the three networks of a pretraining directory."""
+    """The encoder that is shown, an untrained encoder to compare with, and the model of a pretraining directory."""
 
-    encoder: IJepaModel
-    random_encoder: IJepaModel
+    encoder: PreTrainedModel
+    random_encoder: PreTrainedModel
     pretraining: IJepaForPretraining | None  # None: the directory holds one encoder
     saved_from: str  # the class that the directory was saved from
 
     @property
-    def config(self):
-        return self.encoder.config
+    def config(self) -> IJepaConfig:
+        return cast(IJepaConfig, self.encoder.config)
 
 
-def load_networks(arguments: VisualizationArguments, device: torch.device) -> Networks:
-    """Opens the model in float32 and evaluation mode, with attention that can be looked at.
+def _load_networks(arguments: VisualizationArguments, device: torch.device) -> Networks:
+    """Opens the model in float32 and evaluation mode, with eager attention, which returns its maps.
 
     Raises:
-        ValueError: if it cannot be opened, is no I-JEPA, or has no context encoder and that is asked for.
+        ValueError: if it cannot be opened, is no I-JEPA, or lacks the context encoder that was asked for.
     """
     config = load_config(arguments.model)
     require(config.model_type == "ijepa", f"{arguments.model!r} is a {config.model_type!r} model, no I-JEPA.")
     saved_from = ", ".join(config.architectures or ["an unnamed class"])
     pretraining = None
+    encoder: PreTrainedModel
     if is_pretraining_model(config):
-        pretraining = load_pretraining_model(arguments.model).to(device)
+        pretraining = _move(load_pretraining_model(arguments.model), device)
         pretraining.set_attn_implementation("eager")
         encoder = pretraining.ijepa if arguments.encoder == "target" else pretraining.context_encoder
     else:
-        encoder = load_encoder(arguments.model, arguments.encoder, torch.float32).to(device)
+        encoder = _move(load_encoder(arguments.model, arguments.encoder, torch.float32), device)
         encoder.set_attn_implementation("eager")
-    return Networks(encoder, random_encoder(encoder, arguments.seed).to(device), pretraining, saved_from)
+    return Networks(encoder, _move(random_encoder(encoder, arguments.seed), device), pretraining, saved_from)
+
+
+def _move(model: Model, device: torch.device) -> Model:
+    torch.nn.Module.to(model, device)  # in place; the stub of PreTrainedModel.to does not take a device
+    return model
 
 
 @dataclass
 class Pool:
-    """The images that were read, as the networks see them."""
+    """The images that were read, in the form that the networks see."""
 
     images: torch.Tensor  # (K, channels, height, width), uint8
     labels: np.ndarray | None  # (K,), -1 where an image has none
@@ -84,20 +92,22 @@ class Pool:
         return normalize_pixel_values(self.images[rows], self.image_mean, self.image_std)
 
 
-def load_pool(arguments: VisualizationArguments, networks: Networks) -> Pool:
-    """Reads images in a random order; those that cannot be read are passed over and counted.
+def _load_pool(arguments: VisualizationArguments, networks: Networks) -> Pool:
+    """Reads images in a random order. Those that cannot be read are skipped and counted.
 
     Raises:
         ValueError: fewer than two images can be read, or the image processor does not fit the model.
     """
     config = networks.config
     dataset = open_split(arguments, arguments.split)
-    processor = load_processor(arguments.model)
+    processor = cast(
+        BitImageProcessorPil, load_processor(arguments.model)
+    )  # its class may vary, its statistics do not
     has_statistics = getattr(processor, "do_normalize", True)
     mean = processor.image_mean if has_statistics else [0.0] * config.num_channels
     std = processor.image_std if has_statistics else [1.0] * config.num_channels
-    rows, images, num_bad = read_images(ProcessedImages(dataset, processor, config.num_channels), arguments)
-    images = torch.stack([to_uint8(image, mean, std) for image in images])
+    rows, pixels, num_bad = _read_images(ProcessedImages(dataset, processor, config.num_channels), arguments)
+    images = torch.stack([_to_uint8(pixel_values, mean, std) for pixel_values in pixels])
     size = tuple(images.shape[-2:])
     require(
         size == config.image_height_and_width,
@@ -106,14 +116,18 @@ def load_pool(arguments: VisualizationArguments, networks: Networks) -> Pool:
     labels, class_names = None, None
     if "label" in dataset.column_names:
         labels, class_names = labels_of(dataset.select(rows)), dataset.features["label"].names
-        labels = labels if (labels >= 0).any() else None  # the page must not speak of colours that no image has
+        labels = labels if (labels >= 0).any() else None  # the page explains colours only if an image has a label
     return Pool(images, labels, class_names, num_bad, mean, std)
 
 
-def read_images(images: ProcessedImages, arguments: VisualizationArguments) -> tuple[list[int], list, int]:
-    """The rows and the pixels of as many readable images as are asked for, and how many were passed over."""
+def _read_images(
+    images: ProcessedImages, arguments: VisualizationArguments
+) -> tuple[list[int], list[torch.Tensor], int]:
+    """The rows and the pixels of up to `pool_size` readable images, and the number of unreadable ones before them."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(arguments.seed)).tolist()
-    rows, pixels, num_bad = [], [], 0
+    rows: list[int] = []
+    pixels: list[torch.Tensor] = []
+    num_bad = 0
     for row in order:
         image = images[row]
         if isinstance(image, str):
@@ -127,40 +141,40 @@ def read_images(images: ProcessedImages, arguments: VisualizationArguments) -> t
     return rows, pixels, num_bad
 
 
-def to_uint8(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def _to_uint8(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Undoes the normalisation, (channels, height, width)."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
-    return (255 * (pixel_values * std + mean)).round().clamp(0, 255).to(torch.uint8)
+    means, stds = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return (255 * (pixel_values * stds + means)).round().clamp(0, 255).to(torch.uint8)
 
 
-def read_runs(arguments: VisualizationArguments) -> dict[str, list[dict]]:
-    """The metrics of the model's own run, if there are any, and of the further ones.
+def _read_runs(arguments: VisualizationArguments) -> dict[str, list[dict]]:
+    """The metrics of the model's own run, if there are any, and of the other runs.
 
     Raises:
-        ValueError: a further run has no metrics.
+        ValueError: if one of the other runs has no metrics.
     """
-    runs = {arguments.own_name: read_metrics(Path(arguments.model))}
+    runs = {arguments.own_name: _read_metrics(Path(arguments.model))}
     for run in arguments.runs:
         name, _, directory = run.partition("=")
-        runs[name] = read_metrics(Path(directory))
+        runs[name] = _read_metrics(Path(directory))
         require(runs[name], f"{directory!r} holds no {METRICS} with a row in it.")
     return {name: rows for name, rows in runs.items() if rows}
 
 
-def read_metrics(directory: Path) -> list[dict]:
+def _read_metrics(directory: Path) -> list[dict]:
     path = directory / METRICS
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    try:  # a run at work may have written half a line
+    try:  # the last line of a running training may be incomplete
         return [json.loads(line) for line in lines if line.endswith("\n")]
     except ValueError as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
 
 
 def read_mask_fields(model: str) -> dict:
-    """The settings of the masks in the run's recipe; the defaults of `run_pretraining.py` where there is none.
+    """The settings of the masks in the run's recipe. Without a recipe, the defaults of `ijepa pretrain`.
 
     Raises:
-        ValueError: the recipe cannot be read, or has a setting that this version no longer supports.
+        ValueError: if the recipe cannot be read, or has a setting that this version no longer supports.
     """
     path = Path(model) / "recipe.yaml"
     try:
@@ -175,8 +189,12 @@ def read_mask_fields(model: str) -> dict:
 
 
 def build_masking(grid_size: tuple[int, int], fields: dict, mode: str) -> MultiBlockMasking:
-    """The masks of a run, or what they would be in the other mode, with `min_patches` lowered as far as needed."""
-    if mode != fields["mode"]:  # numbers fixed for one mode need not be possible in the other
+    """The masks of a run, in its own mode or the other one. `min_patches` is lowered as far as needed.
+
+    Raises:
+        ValueError: if no such masks fit the grid.
+    """
+    if mode != fields["mode"]:  # fixed numbers of one mode may be impossible in the other
         fields = {**fields, "mode": mode, "num_context_tokens": None, "num_target_tokens": None}
     for least in range(fields["min_patches"], 0, -1):
         try:
@@ -186,17 +204,16 @@ def build_masking(grid_size: tuple[int, int], fields: dict, mode: str) -> MultiB
     raise problem
 
 
-# Computing
 @dataclass
 class Features:
-    """What an encoder makes of the pool."""
+    """The features of the pool by one encoder."""
 
-    patches: torch.Tensor  # (K', N, D), of the first images: those that are shown and those in the bank
-    pooled: torch.Tensor  # (K, D)
+    patches: torch.Tensor  # (K', N, D), of the first images, which are shown or in the bank
+    pooled: torch.Tensor  # (K, D), of all images
 
 
 @torch.no_grad()
-def encode(encoder: PreTrainedModel, pool: Pool, num_patch_images: int, batch_size: int) -> Features:
+def _encode(encoder: PreTrainedModel, pool: Pool, num_patch_images: int, batch_size: int) -> Features:
     patches, pooled = [], []
     for start in range(0, len(pool.images), batch_size):
         pixel_values = pool.pixel_values(slice(start, start + batch_size)).to(encoder.device)
@@ -208,7 +225,7 @@ def encode(encoder: PreTrainedModel, pool: Pool, num_patch_images: int, batch_si
 
 @dataclass
 class Study:
-    """All that the sections draw from."""
+    """Everything that the sections of the page show. Features are computed when they are first used."""
 
     arguments: VisualizationArguments
     networks: Networks
@@ -222,7 +239,7 @@ class Study:
         return self.whole_patches(self.arguments.num_images)
 
     def whole_patches(self, number: int) -> torch.Tensor:
-        """The first images without the pixels beyond the last whole patch, which the model does not see."""
+        """The first images, without the pixels beyond the last whole patch. The model does not see those."""
         (rows, columns), (height, width) = self.grid_size, self.patch_size
         return self.pool.images[:number, :, : rows * height, : columns * width]
 
@@ -244,18 +261,23 @@ class Study:
 
     @cached_property
     def target_features(self) -> Features:
-        """Of the target encoder, which is what the predictor predicts, whichever encoder is shown."""
+        """Features of the target encoder, which the predictor predicts, also if the other encoder is shown."""
+        assert self.networks.pretraining is not None, "one encoder alone has no targets"
         target = self.networks.pretraining.ijepa
         return self.features if target is self.networks.encoder else self._encode(target)
 
-    def _encode(self, encoder: IJepaModel) -> Features:
+    def _encode(self, encoder: PreTrainedModel) -> Features:
         print(f"encoding {len(self.pool.images):,} images", flush=True)
         num_patch_images = max(self.arguments.num_images, self.arguments.bank_size)
-        return encode(encoder, self.pool, num_patch_images, self.arguments.batch_size)
+        return _encode(encoder, self.pool, num_patch_images, self.arguments.batch_size)
 
 
 def build_study(arguments: VisualizationArguments) -> Study:
-    """Opens everything. Raises ValueError if the arguments cannot work."""
-    runs = read_runs(arguments)
-    networks = load_networks(arguments, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return Study(arguments, networks, load_pool(arguments, networks), runs, read_mask_fields(arguments.model))
+    """Opens everything.
+
+    Raises:
+        ValueError, OSError: if the arguments cannot work.
+    """
+    runs = _read_runs(arguments)
+    networks = _load_networks(arguments, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return Study(arguments, networks, _load_pool(arguments, networks), runs, read_mask_fields(arguments.model))

@@ -27,9 +27,9 @@ TITLES = [
     "What the model is asked: guess the hidden parts",
     "What the predictor guesses",
     "What the patches mean to it",
-    "What it takes to be alike",
+    "Which patches it finds similar",
     "Where it looks",
-    "Which images it takes to be alike",
+    "Which images it finds similar",
 ]
 PICTURES = {
     *("curves", "masks_unbiased", "masks_meta", "predictions", "prediction_scores", "pca", "similarity", "attention"),
@@ -147,7 +147,7 @@ def test_the_encoder_that_is_asked_for_is_shown_and_the_bank_stays_the_target_s(
     torch.testing.assert_close(study.features.pooled, context.mean(dim=1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(study.target_features.patches, target[:6], rtol=1e-4, atol=1e-5)
     bank = torch.nn.functional.layer_norm(target, target.shape[-1:])[:6]
-    guesses = sections.guess(study)
+    guesses = sections._guess(study, study.networks.pretraining)
     torch.testing.assert_close(guesses.bank, bank, rtol=1e-4, atol=1e-4)
     images, places = torch.arange(3)[:, None, None], guesses.blocks
     torch.testing.assert_close(guesses.truths, bank[images, places], rtol=1e-4, atol=1e-4)
@@ -156,7 +156,7 @@ def test_the_encoder_that_is_asked_for_is_shown_and_the_bank_stays_the_target_s(
 
 def test_guesses_belong_to_their_image_block_and_place(place):
     study = study_of(place)
-    guesses = sections.guess(study)
+    guesses = sections._guess(study, study.networks.pretraining)
     one = guesses.block(2, 1)
     assert torch.equal(one.predictions[0, 0], guesses.predictions[2, 1])
     assert torch.equal(one.blocks[0, 0], guesses.blocks[2, 1]) and one.query_images.unique().tolist() == [2]
