@@ -39,8 +39,8 @@ LONG_FLAG = re.compile(r"--\w[\w-]*(?==|$)")
 TRUTH_VALUES = dict.fromkeys(("true", "yes", "t", "y", "1"), True) | dict.fromkeys(
     ("false", "no", "f", "n", "0"), False
 )
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", dict: "a JSON mapping"}
-METAVARS = {bool: "true|false", int: "INTEGER", float: "NUMBER", dict: "JSON"}
+KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", dict: "a JSON mapping"}
+METAVARS: dict[Any, str] = {bool: "true|false", int: "INTEGER", float: "NUMBER", dict: "JSON"}
 
 
 def argument(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
-from .arguments import CommandParser, find_recipe, list_recipes, near
+from .arguments import RECIPES, CommandParser, find_recipe, list_recipes, near
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ COMMANDS = {
         "write an encoder or a classifier as ONNX", "conversion.arguments:parse_onnx_arguments", "conversion.onnx"
     ),
 }
-RECIPES_SUMMARY = "list, show or copy the recipes of the package"
+RECIPES_SUMMARY = "list, show or copy the recipes and launch configurations of the package"
 USAGE = f"""\
 usage: ijepa COMMAND [--FLAG VALUE ...]
 
@@ -107,32 +107,42 @@ def recipes(argv: Sequence[str]) -> None:
     """`ijepa recipes [list | show NAME | copy NAME [FILE]]`."""
     parser = CommandParser(prog="ijepa recipes", description=f"To {RECIPES_SUMMARY}.")
     actions = parser.add_subparsers(dest="action", metavar="list | show NAME | copy NAME [FILE]")
-    actions.add_parser("list", help="names, and what each recipe reproduces (the default)")
-    show = actions.add_parser("show", help="print a recipe")
-    copy = actions.add_parser("copy", help="copy a recipe, to change it")
+    actions.add_parser("list", help="names, and what each of them is for (the default)")
+    show = actions.add_parser("show", help="print one of them")
+    copy = actions.add_parser("copy", help="copy one of them, to change it")
     for action in (show, copy):
-        action.add_argument("name", help="name of a recipe")
-    copy.add_argument("file", nargs="?", help="file to write; NAME.yaml by default. It must not exist")
+        action.add_argument("name", help="as `ijepa recipes` lists it")
+    copy.add_argument("file", nargs="?", help="file to write, which must not exist; the same file name by default")
     arguments = parser.parse_args(argv)
     try:
         if arguments.action in (None, "list"):
-            print("".join(f"{name:30}{_purpose(name)}\n" for name in list_recipes()), end="")
+            print("".join(f"{name:34}{_purpose(name)}\n" for name in [*list_recipes(), *_launch_files()]), end="")
         elif arguments.action == "show":
-            print(Path(find_recipe(arguments.name)).read_text(encoding="utf-8"), end="")
+            print(_source(arguments.name).read_text(encoding="utf-8"), end="")
         else:
-            _copy(arguments.name, Path(arguments.file or f"{arguments.name}.yaml"))
+            _copy(_source(arguments.name), arguments.file)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
+def _launch_files() -> list[str]:
+    """The configurations of `accelerate launch` and the job scripts, such as "accelerate/fsdp2.yaml"."""
+    return sorted(f"accelerate/{path.name}" for path in (RECIPES / "accelerate").iterdir() if path.is_file())
+
+
+def _source(name: str) -> Path:
+    """The file of a recipe, a launch configuration or a job script."""
+    return RECIPES / name if name in _launch_files() else Path(find_recipe(name))
+
+
 def _purpose(name: str) -> str:
-    """The first line of a recipe's header."""
-    lines = Path(find_recipe(name)).read_text(encoding="utf-8").splitlines()
-    return lines[0].removeprefix("#").strip() if lines else ""
+    """The first comment of the file that is no `#!` line."""
+    lines = _source(name).read_text(encoding="utf-8").splitlines()
+    return next((line.removeprefix("#").strip() for line in lines if line.startswith("# ")), "")
 
 
-def _copy(name: str, file: Path) -> None:
-    source = find_recipe(name)
+def _copy(source: Path, target: str | None) -> None:
+    file = Path(target or source.name)
     if file.exists():
         raise ValueError(f"{str(file)!r} exists already; name another file.")
     shutil.copyfile(source, file)

@@ -105,10 +105,12 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for argv in (("recipes",), ("recipes", "list")):
         out = answer(capsys, *argv)[1]
-        assert [line.split()[0] for line in out.splitlines()] == list_recipes()
+        names = [line.split()[0] for line in out.splitlines()]
+        assert names[: len(list_recipes())] == list_recipes() and "accelerate/fsdp2.yaml" in names
     text = (RECIPES / "quickstart.yaml").read_text()
     assert answer(capsys, "recipes", "show", "quickstart") == (0, text, "")
     assert answer(capsys, "recipes", "copy", "quickstart") == (0, "wrote quickstart.yaml\n", "")
+    assert answer(capsys, "recipes", "copy", "accelerate/ddp.yaml") == (0, "wrote ddp.yaml\n", "")
     assert answer(capsys, "recipes", "copy", "quickstart", "mine.yaml")[0] == 0
     assert (tmp_path / "quickstart.yaml").read_text() == (tmp_path / "mine.yaml").read_text() == text
     (tmp_path / "mine.yaml").write_text("mine")

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Pretraining on several nodes under Slurm, requeued until it is finished:
 #
-#     sbatch --nodes 2 ijepa_transformers/recipes/accelerate/slurm.sh --recipe vit_huge14_in1k_300ep --data /data/imagenet --output_dir /shared/huge14
+#     ijepa recipes copy accelerate/slurm.sh
+#     sbatch --nodes 2 slurm.sh --recipe vit_huge14_in1k_300ep --data /data/imagenet --output_dir /shared/huge14
 #
-# Every argument goes to run_pretraining.py. The output directory must be on a file system that all nodes see.
+# Every argument goes to `ijepa pretrain`. The output directory must be on a file system that all nodes see.
 #SBATCH --job-name=ijepa
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -16,7 +17,9 @@
 #SBATCH --signal=B:USR1@180
 set -uo pipefail
 
-CONFIG=${CONFIG:-ijepa_transformers/recipes/accelerate/ddp.yaml} # CONFIG=ijepa_transformers/recipes/accelerate/fsdp2.yaml sbatch ...
+# For another mode: ijepa recipes copy accelerate/fsdp2.yaml; CONFIG=fsdp2.yaml sbatch ...
+CONFIG=${CONFIG:-$("${PYTHON:-python}" -c 'from ijepa_transformers.arguments import RECIPES; print(RECIPES / "accelerate" / "ddp.yaml")')}
+[ -f "$CONFIG" ] || { echo "slurm.sh: there is no launch configuration '$CONFIG'" >&2; exit 2; }
 GPUS=${SLURM_GPUS_ON_NODE:-8}
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
@@ -41,7 +44,7 @@ rm -f "$OUTPUT/run_status.json" # left by the attempt before
 srun ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} bash -c 'exec accelerate launch --config_file "$0" \
     --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" --num_processes "$(($SLURM_NNODES * $1))" \
     --main_process_ip "$2" --main_process_port 29500 --rdzv_backend static \
-    run_pretraining.py --resume true "${@:3}"' "$CONFIG" "$GPUS" "$HEAD" "$@" &
+    -m ijepa_transformers.cli pretrain --resume true "${@:3}"' "$CONFIG" "$GPUS" "$HEAD" "$@" &
 step=$!
 
 # A signal ends `wait`, not the step.

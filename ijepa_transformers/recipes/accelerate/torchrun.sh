@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The same without Accelerate's launcher: DDP through torchrun, on every node, for schedulers that are not Slurm.
 #
-#     NODES=2 NODE=0 HEAD=10.0.0.1 ijepa_transformers/recipes/accelerate/torchrun.sh --recipe vit_base16_in1k --data ...
+#     ijepa recipes copy accelerate/torchrun.sh
+#     NODES=2 NODE=0 HEAD=10.0.0.1 bash torchrun.sh --recipe vit_base16_in1k --data ...
 #
 # NODE is the number of this node, HEAD the address of node 0. With one node leave both out.
 set -euo pipefail
 export ACCELERATE_MIXED_PRECISION=${PRECISION:-bf16}
 exec torchrun --nnodes "${NODES:-1}" --node_rank "${NODE:-0}" --nproc_per_node "${GPUS:-gpu}" \
     --master_addr "${HEAD:-127.0.0.1}" --master_port "${PORT:-29500}" \
-    run_pretraining.py --resume true "$@"
+    -m ijepa_transformers.cli pretrain --resume true "$@"
