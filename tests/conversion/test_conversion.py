@@ -65,10 +65,10 @@ def assert_identical(ours, theirs, where="checkpoint"):
         assert type(ours) is type(theirs) and ours == theirs, where
 
 
-def fails_with_a_sentence(module, words, capsys):
+def fails_with_a_sentence(module, argv, capsys):
     """The sentence of a script that ends with status 2 in this process."""
     with pytest.raises(SystemExit) as status:
-        module.main([str(word) for word in words])
+        module.main([str(word) for word in argv])
     assert status.value.code == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and ": error: " in message
@@ -335,17 +335,17 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_checkpoint_gets_its_sentence_and_leaves_no_output(fault, tmp_path, capsys):
+def test_a_faulty_checkpoint_is_one_sentence_and_leaves_no_output(fault, tmp_path, capsys):
     make, sentence = FAULTS[fault]
     (tmp_path / "out").mkdir()
-    words = ["--checkpoint", make(tmp_path / "faulty.pth.tar"), "--output", tmp_path / "out" / "model"]
-    words += ["--num_attention_heads", 3, "--with_optimizer"]
-    assert sentence in fails_with_a_sentence(conversion_convert, words, capsys)
+    argv = ["--checkpoint", make(tmp_path / "faulty.pth.tar"), "--output", tmp_path / "out" / "model"]
+    argv += ["--num_attention_heads", 3, "--with_optimizer"]
+    assert sentence in fails_with_a_sentence(conversion_convert, argv, capsys)
     assert not list((tmp_path / "out").iterdir()) and not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
-    "words, sentence",
+    "argv, sentence",
     [
         ([], "an encoder of width 36 was not published: give --num_attention_heads"),
         (["--num_attention_heads", 5], "36 and 5"),
@@ -353,16 +353,16 @@ def test_a_faulty_checkpoint_gets_its_sentence_and_leaves_no_output(fault, tmp_p
         (["--num_attention_heads", 3, "--encoder", "target", "--with_optimizer"], "not --encoder target"),
     ],
 )
-def test_arguments_that_do_not_fit_get_their_sentence(words, sentence, tmp_path, capsys):
-    words = ["--checkpoint", CHECKPOINT, "--output", tmp_path / "model", *words]
-    assert sentence in fails_with_a_sentence(conversion_convert, words, capsys)
+def test_arguments_that_do_not_fit_are_one_sentence(argv, sentence, tmp_path, capsys):
+    argv = ["--checkpoint", CHECKPOINT, "--output", tmp_path / "model", *argv]
+    assert sentence in fails_with_a_sentence(conversion_convert, argv, capsys)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_output_is_left_alone(directory, capsys):
     before = {file: file.read_bytes() for file in directory.iterdir()}
-    words = ["--checkpoint", CHECKPOINT, "--output", directory, "--num_attention_heads", 3]
-    assert "already exists" in fails_with_a_sentence(conversion_convert, words, capsys)
+    argv = ["--checkpoint", CHECKPOINT, "--output", directory, "--num_attention_heads", 3]
+    assert "already exists" in fails_with_a_sentence(conversion_convert, argv, capsys)
     assert {file: file.read_bytes() for file in directory.iterdir()} == before
 
 
@@ -377,12 +377,12 @@ def test_a_conversion_that_dies_while_writing_leaves_nothing_behind(tmp_path, mo
 
 
 def test_the_scripts_run_from_the_repository(tmp_path):
-    def script(name, *words):
-        return forked.run([f"conversion/{name}.py", *words])
+    def script(name, *argv):
+        return forked.run([f"conversion/{name}.py", *argv])
 
     model, file = tmp_path / "model", tmp_path / "again.pth.tar"
-    words = ["--checkpoint", CHECKPOINT, "--output", model, "--num_attention_heads", 3]
-    assert script("convert_meta_checkpoint", *words).returncode == 0
+    argv = ["--checkpoint", CHECKPOINT, "--output", model, "--num_attention_heads", 3]
+    assert script("convert_meta_checkpoint", *argv).returncode == 0
     assert script("export_meta_checkpoint", "--model", model, "--output", file).returncode == 0
     assert_identical(read(file)["predictor"], dict(read()["predictor"]))
     refused = script("convert_meta_checkpoint", "--from_directory", model, "--output", tmp_path / "upgraded")
@@ -455,8 +455,8 @@ def edit_config(**values):
 def test_a_directory_that_meta_could_not_have_saved_is_refused(directory, damage, sentence, tmp_path, capsys):
     damage(directory)
     capsys.readouterr()
-    words = ["--model", directory, "--output", tmp_path / "file.pth.tar"]
-    assert sentence in fails_with_a_sentence(conversion_export, words, capsys)
+    argv = ["--model", directory, "--output", tmp_path / "file.pth.tar"]
+    assert sentence in fails_with_a_sentence(conversion_export, argv, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -495,7 +495,7 @@ def through_a_file_of_meta(model, optimizer, path):
     return model, optimizer
 
 
-def test_a_run_goes_on_from_metas_layout_as_if_never_interrupted(tmp_path, tolerances):
+def test_a_run_continues_from_metas_layout_like_an_uninterrupted_one(tmp_path, tolerances):
     """The published trajectory, converted to Meta's layout and back after half of its steps: bit for bit the same
     weights as without, and the reference's within its tolerances."""
     model, optimizer, schedules, tensors = reference_run()
@@ -516,7 +516,7 @@ def test_a_run_goes_on_from_metas_layout_as_if_never_interrupted(tmp_path, toler
         assert (resumed[name] - expected[name]).abs().max() < tensors["lr"].sum()
 
 
-def test_the_moments_matter_for_that(tmp_path, tolerances):
+def test_without_the_moments_a_continued_run_differs(tmp_path, tolerances):
     """The law above would fail with a fresh optimizer, so it tests what it says."""
     model, optimizer, schedules, tensors = reference_run()
     train(model, optimizer, schedules, tensors, range(6))
@@ -597,7 +597,7 @@ def test_an_upgraded_copy_has_native_names_and_the_same_numbers(hub_copy, tiny_b
         torch.testing.assert_close(model(tiny_batch["pixel_values"])[0], expected, atol=2e-6, rtol=0)
 
 
-def test_wrong_statistics_and_epsilon_are_said_and_the_statistics_corrected(hub_copy, tmp_path, capsys):
+def test_wrong_statistics_and_epsilon_are_reported_and_the_statistics_corrected(hub_copy, tmp_path, capsys):
     convert_directory(hub_copy, tmp_path / "upgraded")
     said = capsys.readouterr().out
     assert "mean [0.5, 0.5, 0.5]" in said and "squashes images to {'height': 32, 'width': 32}" in said
@@ -637,18 +637,18 @@ def test_a_classifier_keeps_its_head(tiny_config, tiny_batch, tmp_path, capsys):
     torch.testing.assert_close(ours(tiny_batch["pixel_values"]).logits, expected, atol=2e-6, rtol=0)
 
 
-def test_a_head_that_does_not_fit_is_never_drawn_afresh(tiny_config, tmp_path, capsys):
+def test_a_head_that_does_not_fit_is_an_error(tiny_config, tmp_path, capsys):
     config = stock.IJepaConfig(**tiny_config.to_dict(), num_labels=5)
     stock.IJepaForImageClassification(config).save_pretrained(tmp_path / "copy")
     labels = {str(number): f"LABEL_{number}" for number in range(7)}
     edit_config(id2label=labels, label2id={label: int(number) for number, label in labels.items()})(tmp_path / "copy")
     capsys.readouterr()
-    words = ["--from_directory", tmp_path / "copy", "--output", tmp_path / "upgraded"]
-    sentence = fails_with_a_sentence(conversion_convert, words, capsys)
+    argv = ["--from_directory", tmp_path / "copy", "--output", tmp_path / "upgraded"]
+    sentence = fails_with_a_sentence(conversion_convert, argv, capsys)
     assert "of shape (5,), expected (7,)" in sentence
 
 
-def test_surplus_weights_are_said(hub_copy, tmp_path, capsys):
+def test_surplus_weights_are_reported(hub_copy, tmp_path, capsys):
     weights = load_file(hub_copy / "model.safetensors")
     weights["pooler.dense.bias"] = torch.zeros(32)
     save_file(weights, hub_copy / "model.safetensors", metadata={"format": "pt"})
@@ -676,8 +676,8 @@ def lose_weights(directory):
 def test_a_faulty_copy_is_refused_and_leaves_no_output(hub_copy, damage, sentence, tmp_path, capsys):
     damage(hub_copy)
     capsys.readouterr()
-    words = ["--from_directory", hub_copy, "--output", tmp_path / "upgraded"]
-    assert sentence in fails_with_a_sentence(conversion_convert, words, capsys)
+    argv = ["--from_directory", hub_copy, "--output", tmp_path / "upgraded"]
+    assert sentence in fails_with_a_sentence(conversion_convert, argv, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
@@ -691,8 +691,8 @@ def test_a_faulty_copy_is_refused_and_leaves_no_output(hub_copy, damage, sentenc
     ],
 )
 def test_an_option_of_the_other_source_is_refused(source, option, sentence, tmp_path, capsys):
-    words = [source, tmp_path / "source", "--output", tmp_path / "output", *option]
-    assert sentence in fails_with_a_sentence(conversion_convert, words, capsys)
+    argv = [source, tmp_path / "source", "--output", tmp_path / "output", *option]
+    assert sentence in fails_with_a_sentence(conversion_convert, argv, capsys)
     assert not list(tmp_path.iterdir())
 
 

@@ -77,7 +77,7 @@ def test_bad_images_of_a_stream_are_written_down_once_and_counted_after_a_resume
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_shard_that_vanishes_is_a_sentence_and_the_run_goes_on_when_it_is_back(
+def test_a_shard_that_vanishes_is_one_sentence_and_the_run_continues_when_it_is_back(
     tmp_path, shards, monkeypatch, capsys, num_workers
 ):
     changes = {"data": shards, "num_workers": num_workers, "max_steps": 10, "save_steps": 1, **STREAMED}
@@ -101,7 +101,7 @@ def test_a_shard_that_vanishes_is_a_sentence_and_the_run_goes_on_when_it_is_back
     assert_equal_weights(pretrain(tmp_path / "run", resume="true", **changes), whole)
 
 
-def test_what_a_stream_needs_is_asked_for(tmp_path, shards, capsys):
+def test_missing_arguments_of_a_stream_are_one_sentence(tmp_path, shards, capsys):
     tar = tmp_path / "images.tar"
     write_tar(tar, 16)
     mistakes = [

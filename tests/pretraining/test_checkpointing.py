@@ -5,7 +5,7 @@ import pytest
 from ijepa_transformers.files import write_text, written_aside
 
 
-def test_a_text_is_whole_or_the_older_one(tmp_path, monkeypatch):
+def test_a_text_file_is_the_new_one_or_the_old_one_and_always_whole(tmp_path, monkeypatch):
     path = tmp_path / "new" / "page.html"
     write_text(path, "älter")
     assert path.read_text(encoding="utf-8") == "älter"
@@ -19,7 +19,7 @@ def test_a_text_is_whole_or_the_older_one(tmp_path, monkeypatch):
     assert path.read_text(encoding="utf-8") == "älter"
 
 
-def test_what_fails_half_way_leaves_nothing_under_the_name(tmp_path):
+def test_a_write_that_fails_leaves_no_file(tmp_path):
     with pytest.raises(RuntimeError), written_aside(tmp_path / "shard") as unfinished:
         unfinished.write_text("half")
         raise RuntimeError

@@ -432,8 +432,8 @@ def test_the_recipe_for_own_images_starts_from_weights_as_its_header_says(tmp_pa
         key: value for key, value in yaml.safe_load(text).items() if key not in ("size", "image_size", "patch_size")
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    words = ["--recipe", str(tmp_path / "recipe.yaml"), "--init_from", "weights", "--target_normalization", "layer"]
-    assert parse_pretraining_arguments(words).init_from == "weights"
+    argv = ["--recipe", str(tmp_path / "recipe.yaml"), "--init_from", "weights", "--target_normalization", "layer"]
+    assert parse_pretraining_arguments(argv).init_from == "weights"
 
 
 def test_help_is_grouped():

@@ -71,7 +71,7 @@ def signals_that_are_heard():
     ],
     ids=["kill twice", "kill", "kill with workers", "sigterm"],
 )
-def test_killed_at_any_moment_a_run_ends_as_if_it_had_not_been(options):
+def test_a_run_that_is_killed_at_any_moment_ends_like_an_uninterrupted_one(options):
     done = forked.run(["tests/kill_loop.py", *options])
     assert done.returncode == 0 and "\n0 losses" in done.stdout, done.stdout + done.stderr[-3000:]
     print(done.stdout)
@@ -98,7 +98,7 @@ def test_a_signal_saves_and_exits_with_its_code_and_the_run_goes_on_bit_for_bit(
     assert signal.getsignal(number) == heard
 
 
-def test_an_evaluation_that_a_signal_has_cut_short_is_made_up_for(tmp_path, monkeypatch):
+def test_an_evaluation_that_a_signal_interrupts_is_done_after_the_resume(tmp_path, monkeypatch):
     changes = {"validation_split": "test", "max_probe_images": 60, "eval_steps": 4}
     pretrain(tmp_path / "whole", **changes)
     original, calls = pretraining_evaluate.Probe.features_of, []
@@ -222,7 +222,7 @@ def holds(condition):
 # Storage
 
 
-def test_a_full_disk_is_a_sentence_and_older_checkpoints_stay(tmp_path):
+def test_a_full_disk_is_one_sentence_and_older_checkpoints_stay(tmp_path):
     pretrain(tmp_path / "run", max_steps=6, save_steps=3, keep_checkpoints=5)
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
     before = {path: data for path, data in files(tmp_path / "run").items() if "checkpoints" in path.parts}
@@ -237,7 +237,7 @@ def test_a_full_disk_is_a_sentence_and_older_checkpoints_stay(tmp_path):
     pretrain(tmp_path / "run", resume="true", keep_checkpoints=5)  # when there is room again
 
 
-def test_a_place_where_nothing_can_be_written_is_a_sentence(tmp_path):
+def test_an_output_directory_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file/run", "/proc/run"):
         done = forked.run(["run_pretraining.py", *pretraining_argv(place)])
@@ -338,7 +338,7 @@ def test_a_damaged_file_of_any_kind_is_found_and_the_newest_whole_checkpoint_use
         assert len(said) == 1 and "step-00000006 is damaged" in said[0], kind
 
 
-def test_every_bit_of_a_manifest_counts(checkpoints, tmp_path):
+def test_any_changed_byte_of_a_manifest_is_damage(checkpoints, tmp_path):
     copy = Path(shutil.copytree(checkpoints / "step-00000006", tmp_path / "step-00000006"))
     manifest = (copy / "manifest.json").read_bytes()
     assert damage(copy) is None
@@ -374,7 +374,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(tmp_path, monkeypa
     assert status(tmp_path / "run") == "finished"
 
 
-def test_a_resumed_run_does_without_the_metrics_that_were_lost(tmp_path):
+def test_a_resumed_run_works_without_lost_metrics(tmp_path):
     changes = {"validation_split": "test", "max_probe_images": 60, "eval_steps": 3, "keep_checkpoints": 5}
     whole = pretrain(tmp_path / "run", **changes)
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
@@ -383,7 +383,7 @@ def test_a_resumed_run_does_without_the_metrics_that_were_lost(tmp_path):
     assert list(rows_by_step(tmp_path / "run")) == [4, 6]
 
 
-def test_if_all_checkpoints_are_damaged_nothing_is_started_over(checkpoints, tmp_path, capsys):
+def test_if_all_checkpoints_are_damaged_the_run_does_not_start(checkpoints, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(checkpoints.parent, run)
     for step in (2, 4, 6):
@@ -432,7 +432,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing_but_the_count(tmp_path
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run/model.safetensors").values())
 
 
-def test_a_skipped_step_that_is_done_again_is_written_down_once(tmp_path, monkeypatch):
+def test_a_skipped_step_that_is_repeated_after_a_resume_is_reported_once(tmp_path, monkeypatch):
     spoil(monkeypatch, 3)
     pretrain(tmp_path / "run", keep_checkpoints=5)
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
@@ -443,7 +443,7 @@ def test_a_skipped_step_that_is_done_again_is_written_down_once(tmp_path, monkey
     assert [json.loads(line)["step"] for line in lines] == [4]
 
 
-def test_too_many_such_steps_end_the_run_with_a_saved_state_and_a_report(tmp_path, monkeypatch, capsys):
+def test_too_many_skipped_steps_end_the_run_with_a_saved_state_and_a_report(tmp_path, monkeypatch, capsys):
     spoil(monkeypatch, 1, 2, 3)
     with pytest.raises(SystemExit) as stop:
         pretrain(tmp_path / "run", max_skipped_steps=2)
@@ -460,7 +460,7 @@ def test_too_many_such_steps_end_the_run_with_a_saved_state_and_a_report(tmp_pat
 # Processes and memory
 
 
-def test_a_data_loading_process_that_dies_is_a_sentence(tmp_path, monkeypatch, capsys):
+def test_a_data_loading_process_that_dies_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(PretrainingImages, "__getitem__", lambda self, key: os._exit(9))
     with pytest.raises(SystemExit) as stop:
         pretrain(tmp_path / "run", num_workers=1)
@@ -484,7 +484,7 @@ def test_a_data_loading_process_that_waits_for_a_slow_disk_does_not_delay_the_en
 
 
 @pytest.mark.parametrize("where", ["_build_model", "optimizer_step"])
-def test_too_little_memory_is_a_sentence_that_says_what_to_do(tmp_path, monkeypatch, capsys, where):
+def test_too_little_memory_is_one_sentence_with_advice(tmp_path, monkeypatch, capsys, where):
     def fails(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 

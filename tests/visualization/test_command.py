@@ -64,7 +64,7 @@ def place(trained, tmp_path):
     return tmp_path
 
 
-def words(place, **changes) -> list[str]:
+def argv(place, **changes) -> list[str]:
     values = {"model": place / "run", "data": place / "images", "output": place / "page" / "report.html"}
     values = {**values, "num_images": 3, "bank_size": 6, "map_images": 20, **changes}
     parts = [[f"--{key}", *(value if isinstance(value, list) else [value])] for key, value in values.items()]
@@ -72,7 +72,7 @@ def words(place, **changes) -> list[str]:
 
 
 def visualize(place, **changes) -> str:
-    visualization_command.main(words(place, **changes))
+    visualization_command.main(argv(place, **changes))
     return (place / "page" / "report.html").read_text()
 
 
@@ -128,7 +128,7 @@ def test_the_same_command_draws_the_same_pictures_and_the_seed_chooses_others(pl
 def study_of(place, **changes) -> visualization_study.Study:
     return visualization_study.build_study(
         ijepa_transformers_arguments.parse_arguments(
-            words(place, **changes),
+            argv(place, **changes),
             [visualization_study.VisualizationArguments],
             visualization_study.VisualizationArguments,
             "test",

@@ -43,7 +43,7 @@ def page(text: str = "plain", **texts) -> str:
     return build_page(text, {text: text}, sections)
 
 
-def test_a_page_asks_nobody_for_anything():
+def test_a_page_requests_nothing_from_the_network():
     reader = Reader(page())
     assert not re.search(r"https?:|url\(|@import", page())
     assert not {tag for tag, _ in reader.tags} & {"script", "link", "iframe", "object", "embed", "base"}
@@ -54,7 +54,7 @@ def test_a_page_asks_nobody_for_anything():
     assert policy.startswith("default-src 'none'") and "script" not in policy
 
 
-def test_hostile_texts_are_shown_not_run():
+def test_markup_in_texts_is_shown_as_text():
     reader, harmless = Reader(page(HOSTILE)), Reader(page())
     assert [tag for tag, _ in reader.tags] == [tag for tag, _ in harmless.tags]
     assert [sorted(attributes) for _, attributes in reader.tags] == [sorted(each) for _, each in harmless.tags]
@@ -63,7 +63,7 @@ def test_hostile_texts_are_shown_not_run():
     assert reader.all("img")[0]["alt"] == HOSTILE
 
 
-def test_every_link_has_its_section_and_every_picture_its_words():
+def test_every_link_has_its_section_and_every_picture_its_captions():
     reader = Reader(page())
     assert [each["href"][1:] for each in reader.all("a")] == [each["id"] for each in reader.all("section")]
     assert "Left out, because." in reader.text and "Missing" in reader.text

@@ -291,7 +291,7 @@ def test_attention_maps_follow_the_chosen_patch_and_sum_to_one():
     assert attention_maps(received, torch.tensor([8]))[0, 1].tolist() == [float(patch == 3) for patch in range(16)]
 
 
-def test_numbers_that_are_no_attention_are_errors():
+def test_attention_of_another_shape_or_sum_is_an_error():
     with pytest.raises(ValueError, match="sum to 1"):
         attention_maps(2 * attentions(), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match="attentions must be"):
