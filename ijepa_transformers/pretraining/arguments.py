@@ -155,7 +155,7 @@ class ModelArguments:
 
     def _check_model(self):
         require_text(self, "init_from")
-        self._check_sizes()
+        require(self.num_channels in (None, 1, 3), f"num_channels must be 1 or 3, got {self.num_channels}.")
         free = {"drop_path_rate", "loss_type", "target_normalization"}
         architecture = sorted(set(self.model_fields()) - free)
         require(
@@ -164,20 +164,8 @@ class ModelArguments:
         )
         from ..configuration_ijepa import IJepaConfig  # slow to import
 
-        # What can be set beside init_from is checked alone; raises ValueError for values that do not fit.
+        # Checks the sizes, or alone what can be set beside init_from; raises ValueError.
         IJepaConfig(**self.model_fields())
-
-    def _check_sizes(self):
-        require_numbers(self, "drop_path_rate", least=0, below=1)
-        require_numbers(self, "predictor_num_hidden_layers", least=0)
-        sides = ("image_size", "patch_size")
-        encoder = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        predictor = [f"predictor_{name}" for name in encoder if name != "num_hidden_layers"]
-        require_numbers(self, *sides, *encoder, *predictor, least=1)
-        for name in sides:
-            value = getattr(self, name)
-            require(value is None or len(value) < 3, f"{name} must be one number, or height and width, got {value}.")
-        require(self.num_channels in (None, 1, 3), f"num_channels must be 1 or 3, got {self.num_channels}.")
 
 
 def number_or_auto(word: str) -> int | str:

@@ -322,7 +322,7 @@ def test_a_number_that_is_none_in_a_recipe_is_refused_too(tmp_path, capsys, name
         ({"image_std": "1 1 1", "num_channels": "1"}, "image_std has 3 numbers, [1.0, 1.0, 1.0], but num_channels"),
         ({"image_mean": "0.5"}, "but num_channels is 3"),
         ({"init_from": "x", "hidden_size": "64"}, "init_from brings its own architecture, so hidden_size"),
-        ({"init_from": "x", "drop_path_rate": "1"}, "drop_path_rate must be at least 0 and below 1, got 1.0"),
+        ({"init_from": "x", "drop_path_rate": "1"}, "drop_path_rate must lie in [0, 1), got 1.0"),
         ({"init_from": "x", "loss_type": "l1"}, "loss_type must be one of smooth_l1, mse, got 'l1'"),
         ({"push_to_hub": "true"}, "push_to_hub needs hub_model_id"),
         ({"trackers": "comet_ml"}, "'comet_ml' is not installed here"),
