@@ -30,6 +30,7 @@ Clean = Callable[[dict, str], dict]
 
 RECIPES = Path(__file__).parent / "recipes"  # found by bare name: --recipe quickstart
 MAX_RECIPE_BYTES = 1_000_000
+MANY_UNKNOWN_KEYS = 4  # with more of them a recipe is probably one of another command
 # Two ways to say one thing. Both at once are an error, but a flag of one replaces the other in the recipe.
 ALTERNATIVES = [("epochs", "max_steps"), ("warmup_epochs", "warmup_steps"), ("momentum", "momentum_half_life")]
 WITHIN = [("warmup_epochs", "epochs"), ("warmup_steps", "max_steps")]  # the first is a part of the second
@@ -386,7 +387,7 @@ def find_recipe(name: str) -> str:
     if Path(name).name != name or Path(name).is_file() or Path(name).suffix in (".yaml", ".yml"):
         return name
     known = list_recipes()
-    hint = near(name, known) or f" The package has {', '.join(known)}."
+    hint = near(Path(name).stem, known) or f" The package has {', '.join(known)}."
     require(name in known, f"There is no recipe {name!r}.{hint}")
     return str(RECIPES / f"{name}.yaml")
 
@@ -402,6 +403,8 @@ def read_recipe(name: str | os.PathLike[str], flags: Mapping[str, Flag], clean: 
     Raises:
         ValueError: if it cannot be read, or if a key or the type of a value is wrong.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise ValueError(f"recipe must be the name or the path of a recipe, got {name!r}.")
     path = find_recipe(os.fspath(name))
     try:
         recipe = yaml.load(_recipe_text(path), Loader=_RecipeLoader)
@@ -411,6 +414,8 @@ def read_recipe(name: str | os.PathLike[str], flags: Mapping[str, Flag], clean: 
     recipe = clean(recipe, repr(path))
     unknown = sorted(str(key) for key in set(recipe) - set(flags))
     hints = "".join(dict.fromkeys(near(key, flags) for key in unknown))
+    if len(unknown) > MANY_UNKNOWN_KEYS:
+        hints = " Is it a recipe of another command?"
     require(not unknown, f"{path!r} has unknown keys: {', '.join(unknown)}.{hints}")
     values = {key: flags[key].read(value, " in the recipe") for key, value in recipe.items()}
     return {key: value for key, value in values.items() if value is not None}
@@ -421,7 +426,7 @@ def _recipe_text(path: str) -> str:
         with open(path, "rb") as file:
             content = file.read(MAX_RECIPE_BYTES + 1)  # whatever is behind the name, /dev/zero for one
     except FileNotFoundError:
-        raise ValueError(f"There is no recipe {path!r}.") from None
+        raise ValueError(f"There is no recipe {path!r}.{near(Path(path).stem, list_recipes())}") from None
     except OSError as error:
         raise ValueError(f"The recipe {path!r} cannot be read: {error.strerror}.") from None
     require(len(content) <= MAX_RECIPE_BYTES, f"{path!r} is no recipe: it has more than {MAX_RECIPE_BYTES:,} bytes.")

@@ -92,7 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif name in COMMANDS:
         run(COMMANDS[name], rest)
     else:
-        hint = near(name, [*COMMANDS, "recipes"]) or f" The commands are {', '.join(COMMANDS)} and recipes."
+        hint = (
+            near(name.lower(), [*COMMANDS, "recipes", "--help", "--version"])
+            or f" The commands are {', '.join(COMMANDS)} and recipes."
+        )
         _fail(f"unknown command {name!r}.{hint}")
 
 
@@ -121,8 +124,10 @@ def recipes(argv: Sequence[str]) -> None:
             print(_source(arguments.name).read_text(encoding="utf-8"), end="")
         else:
             _copy(_source(arguments.name), arguments.file)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.error(f"{error.filename!r}: {error.strerror}.")
 
 
 def _launch_files() -> list[str]:

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
@@ -116,3 +117,11 @@ def test_the_other_functions_return_what_their_files_hold(gray_pretrained, tmp_p
     with pytest.raises(TypeError, match=r"finetune\(\) has no argument 'learning_rat'. Did you mean learning_rate\?"):
         finetune(model=gray_pretrained, learning_rat=1)
     assert process_state() == before
+
+
+def test_pretraining_outside_the_main_thread_is_refused_in_one_sentence(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        attempt = pool.submit(pretrain, recipe="quickstart", output_dir=tmp_path / "run")
+        with pytest.raises(ValueError, match="must be called in the main thread"):
+            attempt.result()
+    assert not (tmp_path / "run").exists()

@@ -44,6 +44,8 @@ class FineTuningArguments(TrainingArguments):
             f"Give label_smoothing {self.label_smoothing_factor} instead of label_smoothing_factor: that one cannot"
             " smooth the labels of mixup.",
         )
+        if self.dataloader_num_workers == 0:
+            self.dataloader_persistent_workers = False  # there are none to keep
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
 

@@ -312,10 +312,12 @@ class OutputArguments:
 
     def _check_hub_model_id(self):
         """Now, and not when the run has ended."""
-        from huggingface_hub.utils import HFValidationError, validate_repo_id
+        if self.hub_model_id is None:
+            return
+        from huggingface_hub.utils import HFValidationError, validate_repo_id  # slow to import
 
         try:
-            validate_repo_id(self.hub_model_id or "none")
+            validate_repo_id(self.hub_model_id)
             require_text(self, "hub_model_id")
         except HFValidationError as error:
             raise ValueError(f"hub_model_id is no name of a repository: {' '.join(str(error).split())}") from None
@@ -355,10 +357,10 @@ class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments
 
     def __post_init__(self):
         self._check_data()
-        self._check_model()
         self.check_masks()
         self._check_optimization()
         self._check_output()
+        self._check_model()  # last, because it imports Transformers, which takes seconds
         self._check_channels()
 
     def _check_channels(self):

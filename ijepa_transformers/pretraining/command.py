@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shlex
 import sys
+import threading
 import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -238,6 +239,8 @@ def pretrain(**keywords: Any) -> Result:
     >>> result.metrics["loss"]  # doctest: +SKIP
     ```
     """
+    if threading.current_thread() is not threading.main_thread():
+        raise ValueError("pretrain must be called in the main thread, because it listens to signals.")
     arguments = pretraining_arguments(**keywords)
     with process_as_before():
         disable_progress_bar()

@@ -65,6 +65,12 @@ def build(directory, output_dir, **changes):
     return finetuning_command.build_trainer(arguments)
 
 
+def test_no_workers_switch_persistent_workers_off(directory, tmp_path):
+    """A recipe asks for persistent workers, and a flag may ask for none."""
+    trainer = build(directory, tmp_path, dataloader_num_workers=0, dataloader_persistent_workers=True)
+    assert next(iter(trainer.get_train_dataloader()))["pixel_values"].shape[1] == 1
+
+
 def assert_equal(weights, others):
     assert set(weights) == set(others)
     assert [name for name in weights if not torch.equal(weights[name], others[name])] == []

@@ -271,7 +271,7 @@ def pretraining_refusal(capsys, **changes):
 def test_no_field_is_without_a_check():
     """Truth values need their type only; every other field has values out of its range, or may be any text."""
     unchecked = {name for name in FIELDS if value_type(name) is not bool and not OUT_OF_RANGE.get(name)}
-    assert not unchecked, f"add bad values of {unchecked} to OUT_OF_RANGE, and their check to ijepa/recipe.py"
+    assert not unchecked, f"add bad values of {unchecked} to OUT_OF_RANGE, and their check to the arguments"
     assert set(OUT_OF_RANGE) <= set(FIELDS), "these fields are gone"
 
 
@@ -522,3 +522,16 @@ def test_arguments_import_neither_torch_nor_transformers():
         "print([name for name in ('torch', 'transformers', 'accelerate', 'huggingface_hub') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_recipe_of_another_command_and_a_path_of_a_known_name_are_told(capsys):
+    for name, hint in (
+        ("probe_small", "Is it a recipe of another command?"),
+        ("recipes/quickstart.yaml", "There is no recipe 'recipes/quickstart.yaml'. Did you mean quickstart?"),
+        ("quickstart.yaml", "Did you mean quickstart?"),
+    ):
+        with pytest.raises(SystemExit):
+            parse_pretraining_arguments(["--recipe", name])
+        assert capsys.readouterr().err.rstrip().endswith(hint)
+    with pytest.raises(ValueError, match=r"recipe must be the name or the path of a recipe, got \{\}"):
+        pretraining_arguments(recipe={})
