@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from accelerate.utils import DeepSpeedOptimizerWrapper, gather_object
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ..data.order import forward_seed
@@ -21,6 +21,10 @@ from .build import Run, is_evaluated
 from .evaluate import evaluate
 from .preemption import Preempted
 from .saving import save
+
+
+if TYPE_CHECKING:
+    from accelerate.utils import DeepSpeedOptimizerWrapper  # there only if DeepSpeed is installed
 
 
 # Metrics that are shown while training: short name -> key. metrics.jsonl has all metrics.
@@ -147,7 +151,7 @@ def _update_weights(run: Run) -> tuple[float, bool]:
     """Moves the weights if the gradient is finite. Returns the norm of the gradient and whether the weights moved."""
     accelerator, limit = run.accelerator, run.arguments.max_grad_norm
     if run.launch.uses_deepspeed:  # it has already clipped and stepped, or skipped, at the end of the backward pass
-        optimizer = cast(DeepSpeedOptimizerWrapper, run.optimizer)
+        optimizer = cast("DeepSpeedOptimizerWrapper", run.optimizer)
         return float(cast(torch.Tensor, accelerator.clip_grad_norm_([], 0.0))), not optimizer.step_was_skipped
     accelerator.unscale_gradients()
     parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
