@@ -33,7 +33,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from examples.datasets.debian_data import (
+from examples.datasets.building import (
     as_dataset,
     at_least,
     command_line,
@@ -42,6 +42,7 @@ from examples.datasets.debian_data import (
     source_folder,
     write_splits,
 )
+from examples.datasets.near_duplicates import near_duplicates, split_groups
 
 
 PACKAGE = "openclipart-png"
@@ -50,7 +51,6 @@ ROOT = "usr/share/openclipart/png"
 SIDE = 48  # pixels of an image
 MOST_PIXELS = 4_000_000  # of a file; 20 of 8,121 have more, up to hundreds of millions
 LIGHTEST_INK = 249  # grey level; lighter margins are cut off
-THUMBNAIL = 16  # pixels, for the comparison of drawings
 SAME_PICTURE = 0.97  # correlation; from .96 down striped flags make one chain of 90 and more
 MOST_DRAWINGS = 300  # of a class
 TEST_SHARE = 0.2
@@ -150,43 +150,10 @@ def read_drawings(root: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return np.stack(drawings), np.array(labels), list(names)
 
 
-def near_duplicates(drawings: np.ndarray, labels: np.ndarray, names: list[str]) -> np.ndarray:
-    """A group number (N,) for each drawing: near duplicates, directly or through others, have the same."""
-    grey = [Image.fromarray(drawing).convert("L") for drawing in drawings]
-    small = [np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)) for image in grey]
-    thumbnails = np.stack(small).reshape(len(drawings), -1).astype(np.float64)
-    thumbnails -= thumbnails.mean(axis=1, keepdims=True)
-    thumbnails /= np.maximum(np.linalg.norm(thumbnails, axis=1, keepdims=True), 1e-9)
-    kinds = np.unique([f"{label} {name}" for label, name in zip(labels, names, strict=True)], return_inverse=True)[1]
-    alike = (thumbnails @ thumbnails.T >= SAME_PICTURE) & (labels[:, None] == labels)  # (N, N)
-    linked = alike | (kinds[:, None] == kinds)  # with itself too, though a plain rectangle correlates with nothing
-    groups, smallest = None, np.arange(len(drawings))
-    while groups is None or (groups != smallest).any():
-        groups = smallest
-        smallest = np.where(linked, groups, len(drawings)).min(axis=1)
-    return groups
-
-
-def split_groups(labels: np.ndarray, groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Indices of each split. Groups in random order go to the test split while their class has room there."""
-    room = np.minimum(np.bincount(labels, minlength=len(CLASSES)), MOST_DRAWINGS)  # of each class, in both splits
-    test_room = np.round(TEST_SHARE * room)
-    chosen = {"train": [], "test": []}
-    for group in np.random.default_rng(seed).permutation(np.unique(groups)):
-        members = np.flatnonzero(groups == group)
-        label = labels[members[0]]
-        if len(members) > room[label]:
-            continue
-        room[label] -= len(members)
-        split = "test" if len(members) <= test_room[label] else "train"
-        test_room[label] -= len(members) * (split == "test")
-        chosen[split].extend(members)
-    return {split: np.sort(indices) for split, indices in chosen.items()}
-
-
 def build(source: Path, seed: int) -> dict[str, datasets.Dataset]:
     drawings, labels, names = read_drawings(source / ROOT)
-    splits = split_groups(labels, near_duplicates(drawings, labels, names), seed)
+    groups = near_duplicates(drawings, labels, names, SAME_PICTURE)
+    splits = split_groups(labels, groups, TEST_SHARE, seed, most=MOST_DRAWINGS)
     return {split: as_dataset(drawings[chosen], labels[chosen], list(CLASSES)) for split, chosen in splits.items()}
 
 

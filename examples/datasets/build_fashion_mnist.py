@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from examples.datasets.debian_data import as_dataset, command_line, errors_in_one_sentence, source_folder, write_splits
+from examples.datasets.building import as_dataset, command_line, errors_in_one_sentence, source_folder, write_splits
 
 
 PACKAGE = "dataset-fashion-mnist"

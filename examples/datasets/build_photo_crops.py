@@ -26,7 +26,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from examples.datasets.debian_data import (
+from examples.datasets.building import (
     as_dataset,
     at_least,
     command_line,

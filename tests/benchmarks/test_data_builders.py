@@ -1,7 +1,10 @@
 """The builders of image sets keep pixels and labels, keep training and test images apart, and write all or nothing."""
 
 import gzip
+import io
 import struct
+import sys
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -9,7 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.datasets import build_clip_art, build_fashion_mnist, build_photo_crops
+from examples.datasets import (
+    build_clip_art,
+    build_fashion_mnist,
+    build_photo_crops,
+    build_solar_cells,
+    build_surfaces,
+)
 from examples.datasets.build_clip_art import ROOT, read_drawing
 from examples.datasets.build_photo_crops import SIDE, TILE, WIDTH
 from ijepa_transformers.data.decoding import decode_image
@@ -64,18 +73,52 @@ def write_clip_art(folder):
     return families
 
 
+def write_cells(folder, number=45):
+    """A list of `number` cells and their images; the first pixel of an image is its place in the list."""
+    (folder / build_solar_cells.ROOT / "images").mkdir(parents=True)
+    lines = []
+    for place in range(number):
+        name = f"images/cell{place:04d}.png"
+        Image.new("L", (30, 30), place).save(folder / build_solar_cells.ROOT / name)
+        lines.append(f"{name}  {(place % 4) / 3}  {'mono' if place < 20 else 'poly'}\n")
+    (folder / build_solar_cells.ROOT / "labels.csv").write_text("".join(lines))
+
+
+def write_textures(folder):
+    """An archive of textures of noise; class -> grey textures (96, 64)."""
+    generator, textures = np.random.default_rng(0), {kind: [] for kind in build_surfaces.CLASSES}
+    (folder / build_surfaces.ARCHIVE).parent.mkdir(parents=True)
+    with zipfile.ZipFile(folder / build_surfaces.ARCHIVE, "w") as archive:
+        for kind, words in build_surfaces.CLASSES.items():
+            for number in range(8):
+                texture = generator.integers(0, 256, (96, 64, 3), dtype=np.uint8)
+                textures[kind].append(np.asarray(Image.fromarray(texture).convert("L")))
+                save_in(archive, f"textures/tex_new/{words[number % len(words)]}_{number}.png", texture)
+    return textures
+
+
+def save_in(archive, name, pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    archive.writestr(name, buffer.getvalue())
+
+
 @pytest.fixture
 def few_files(monkeypatch):
-    """Two photographs and two classes of clip art instead of the packages' many."""
+    """Two photographs, two classes of clip art and of surfaces, and short blocks of cells, instead of many."""
     photographs = {"one-package": ["one/Sea.jpg"], "other-package": ["other/Wood/contents/images/2560x1600.jpg"]}
     monkeypatch.setattr(build_photo_crops, "PHOTOGRAPHS", photographs)
     monkeypatch.setattr(build_clip_art, "CLASSES", {"planets": ["sky", "-sky/stars"], "stars": ["sky/stars"]})
+    monkeypatch.setattr(build_surfaces, "CLASSES", {"brick": ["brick", "bricks"], "wood": ["wood"]})
+    monkeypatch.setattr(build_solar_cells, "BLOCK", 5)
 
 
 BUILDERS = {
     build_fashion_mnist: write_idx_files,
     build_photo_crops: write_photographs,
     build_clip_art: write_clip_art,
+    build_solar_cells: write_cells,
+    build_surfaces: write_textures,
 }
 every_builder = pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__.split(".")[-1])
 
@@ -137,11 +180,14 @@ def test_a_source_that_is_not_there_is_named(builder, tmp_path, capsys):
 
 @every_builder
 def test_a_package_that_cannot_be_fetched_is_named_with_the_reason(builder, tmp_path, few_files, capsys, monkeypatch):
-    (tmp_path / "apt-get").write_text('#!/bin/sh\necho "E: Unable to locate package" >&2\nexit 100\n')
-    (tmp_path / "apt-get").chmod(0o755)
+    for program in ("apt-get", "python"):
+        (tmp_path / program).write_text('#!/bin/sh\necho "E: Unable to locate package" >&2\nexit 100\n')
+        (tmp_path / program).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     package = getattr(builder, "PACKAGE", "one-package")
-    wanted = f"Debian's package {package} cannot be fetched (apt-get: Unable to locate package); name a --source."
+    owner, program = ("PyPI", "python") if "==" in package else ("Debian", "apt-get")
+    wanted = f"{owner}'s package {package} cannot be fetched ({program}: Unable to locate package); name a --source."
     assert wanted in error_of(builder, tmp_path, capsys)
 
 
@@ -154,6 +200,18 @@ def test_packages_are_fetched_and_unpacked_without_a_source(tmp_path, few_files,
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     build_photo_crops.main(["--output", str(tmp_path / "out"), "--train", "2", "--test", "1"])
     assert len(load_image_dataset(str(tmp_path / "out"), split="train")) == 4
+
+
+def test_a_wheel_is_fetched_and_unpacked_without_a_source(tmp_path, few_files, monkeypatch):
+    write_cells(tmp_path / "wheel")
+    with zipfile.ZipFile(tmp_path / "elpv.whl", "w") as archive:
+        for path in (tmp_path / "wheel").rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path / "wheel"))
+    (tmp_path / "python").write_text(f'#!/bin/sh\nmkdir wheels && cp "{tmp_path}/elpv.whl" wheels\n')
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    build_solar_cells.main(["--output", str(tmp_path / "out")])
+    assert len(load_image_dataset(str(tmp_path / "out"), split="train")) == 35
 
 
 # Fashion-MNIST
@@ -304,3 +362,96 @@ def test_clip_art_that_is_missing_or_damaged_is_named(tmp_path, few_files, capsy
     for path in tmp_path.rglob("*.png"):
         path.unlink()
     assert "holds no drawings" in error_of(build_clip_art, tmp_path, capsys, *words)
+
+
+# Solar cells
+
+
+def test_every_fourth_block_of_cells_is_for_the_test_and_the_order_is_kept(tmp_path, few_files):
+    write_cells(tmp_path)
+    splits = build(build_solar_cells, tmp_path, "out", "--size", "6")
+    places = {"test": [*range(15, 20), *range(35, 40)]}
+    places["train"] = [place for place in range(45) if place not in places["test"]]
+    for split, dataset in splits.items():
+        images = images_of(dataset, num_channels=1)
+        assert [image[0, 0, 0] for image in images] == places[split] and images[0].shape == (6, 6, 1)
+        assert dataset["label"][:] == [2 * (place >= 20) + (place % 4 > 0) for place in places[split]]
+    assert splits["test"].features["label"].names[2] == "poly, intact"
+
+
+def test_cells_that_are_missing_or_damaged_are_named(tmp_path, few_files, capsys):
+    words, folder = ["--source", str(tmp_path)], tmp_path / build_solar_cells.ROOT
+    assert "labels.csv'; the source must be elpv-dataset" in error_of(build_solar_cells, tmp_path, capsys, *words)
+    write_cells(tmp_path, number=15)
+    assert "lists 15 cells, too few" in error_of(build_solar_cells, tmp_path, capsys, *words)
+    with open(folder / "labels.csv", "a") as file:
+        file.write("images/cell0000.png 0.0 mono\n")
+    (folder / "images/cell0003.png").write_bytes(b"no image")
+    assert "cell0003.png' cannot be read as an image" in error_of(build_solar_cells, tmp_path, capsys, *words)
+    for line in ("images/a.png 0.0 thin", "images/a.png often mono", "images/a.png"):
+        (folder / "labels.csv").write_text(line)
+        assert f"has the line {line!r}" in error_of(build_solar_cells, tmp_path, capsys, *words)
+
+
+# Surfaces
+
+
+def texture_of(crop, textures):
+    """Class and number of the texture of noise that a crop is from."""
+    for kind, of_kind in textures.items():
+        for number, texture in enumerate(of_kind):
+            corners = np.lib.stride_tricks.sliding_window_view(texture, (64, 64))[:, 0]
+            same = [np.corrcoef(corner.ravel(), crop.ravel())[0, 1] > 0.99 for corner in corners]
+            if any(same):
+                return kind, number
+    raise AssertionError("no texture has this crop")
+
+
+def test_no_texture_serves_both_splits_of_surfaces(tmp_path, few_files):
+    textures = write_textures(tmp_path)
+    used = {}
+    for split, dataset in build(build_surfaces, tmp_path, "out", "--train", "24", "--test", "8").items():
+        crops = [image[..., 0] for image in images_of(dataset, num_channels=1)]
+        assert np.allclose([crop.mean() for crop in crops], 128, atol=2)
+        found = [texture_of(crop, textures) for crop in crops]
+        names = dataset.features["label"].names
+        assert [kind for kind, _ in found] == [names[label] for label in dataset["label"][:]]
+        used[split] = set(found)
+    assert len(used["train"]) == 12 and len(used["test"]) == 4 and not used["train"] & used["test"]
+
+
+def test_variants_of_a_texture_are_of_one_family():
+    names = ["grass003_way_hor.png", "grass003.jpg", "grass004.jpg", "grass_tall_a.jpg", "grass_tall_b.jpg"]
+    families = [build_surfaces.family(Path("tex_nature") / name) for name in names]
+    assert families[0] == families[1] and len(set(families)) == 4
+
+
+def test_only_textures_of_the_kinds_that_hold_a_crop_are_taken(tmp_path, few_files):
+    write_textures(tmp_path)
+    with zipfile.ZipFile(tmp_path / build_surfaces.ARCHIVE, "a") as archive:
+        for name in ("wood_1_nm.png", "door_1.png", "woodpile.png"):
+            save_in(archive, f"textures/tex_new/{name}", np.zeros((64, 64), np.uint8))
+        save_in(archive, "textures/tex_new/wood_9.png", np.zeros((64, 63), np.uint8))
+    found = build_surfaces.find_textures(tmp_path / build_surfaces.ARCHIVE)
+    assert len(found) == 17
+    assert [path.name for path, _ in found if build_surfaces.read_texture(path) is None] == ["wood_9.png"]
+
+
+def test_textures_that_are_missing_flat_or_damaged_are_named(tmp_path, few_files, capsys, monkeypatch):
+    words, path = ["--source", str(tmp_path)], tmp_path / build_surfaces.ARCHIVE
+    assert "the source must be ufoai-textures" in error_of(build_surfaces, tmp_path, capsys, *words)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no archive")
+    assert "0textures.pk3' cannot be read (" in error_of(build_surfaces, tmp_path, capsys, *words)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(8):
+            save_in(archive, f"textures/tex_new/brick_{number}.png", np.full((64, 64), 30 * number, np.uint8))
+    assert "holds no texture of wood" in error_of(build_surfaces, tmp_path, capsys, *words)
+    monkeypatch.setattr(build_surfaces, "CLASSES", {"brick": ["brick"]})
+    assert "textures of brick in a split have places for 0 crops" in error_of(build_surfaces, tmp_path, capsys, *words)
+    with zipfile.ZipFile(path, "w") as archive:
+        save_in(archive, "textures/tex_new/brick_9.png", np.zeros((64, 63), np.uint8))
+    assert "holds no texture of at least 64 x 64 pixels" in error_of(build_surfaces, tmp_path, capsys, *words)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("textures/tex_new/brick_9.png", b"no image")
+    assert "brick_9.png' cannot be read as an image" in error_of(build_surfaces, tmp_path, capsys, *words)

@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""What the builders of image sets share: Debian's packages, fetched without root, in; labelled Parquet files out.
+"""What the builders of image sets share: packages, fetched without root, in; labelled Parquet files out.
 
 A builder's `main` makes a `command_line`, and under `errors_in_one_sentence` takes its files from `source_folder`,
 makes a dataset of each split with `as_dataset`, and gives them to `write_splits`.
@@ -7,8 +7,11 @@ makes a dataset of each split with `as_dataset`, and gives them to `write_splits
 
 import argparse
 import io
+import shutil
 import subprocess
+import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -49,9 +52,47 @@ def errors_in_one_sentence(parser: argparse.ArgumentParser) -> Iterator[None]:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
 
 
+def unpack_from_debian(package: str, folder: Path) -> None:
+    """Downloads Debian's package and unpacks it into `folder`/unpacked. Nothing is installed.
+
+    Raises:
+        ValueError: if it cannot be fetched.
+    """
+    try:
+        _run(["apt-get", "download", "--quiet", package], folder)
+        (archive,) = folder.glob(f"{package}_*.deb")
+        _run(["dpkg-deb", "-x", archive.name, "unpacked"], folder)
+    except OSError as error:
+        raise ValueError(f"Debian's package {package} cannot be fetched ({error}); name a --source.") from error
+
+
+def unpack_from_pypi(requirement: str, folder: Path) -> None:
+    """Downloads a wheel, such as "name==1.0", and unpacks it into `folder`/unpacked. Nothing is installed.
+
+    Raises:
+        ValueError: if it cannot be fetched.
+    """
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    try:
+        _run([*pip, "download", "--no-deps", "--only-binary", ":all:", "--dest", "wheels", requirement], folder)
+        (wheel,) = folder.glob("wheels/*.whl")
+        shutil.unpack_archive(wheel, folder / "unpacked", "zip")
+    except OSError as error:
+        raise ValueError(f"PyPI's package {requirement} cannot be fetched ({error}); name a --source.") from error
+
+
+def _run(command: list[str], folder: Path) -> None:
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode:
+        last_line = (result.stderr.strip().splitlines() or [f"status {result.returncode}"])[-1]
+        raise OSError(f"{Path(command[0]).name}: {last_line.removeprefix('E: ').removeprefix('ERROR: ')}")
+
+
 @contextmanager
-def source_folder(source: str | None, packages: Sequence[str]) -> Iterator[Path]:
-    """The folder the user named, or a temporary one with Debian's packages unpacked: usr/share and so on lie in it.
+def source_folder(
+    source: str | None, packages: Sequence[str], unpack: Callable[[str, Path], None] = unpack_from_debian
+) -> Iterator[Path]:
+    """The folder the user named, or a temporary one with the packages unpacked: usr/share and so on lie in it.
 
     Raises:
         ValueError: if `source` is no folder, or a package cannot be fetched.
@@ -63,37 +104,20 @@ def source_folder(source: str | None, packages: Sequence[str]) -> Iterator[Path]
         return
     with tempfile.TemporaryDirectory() as temporary:
         for package in packages:
-            _unpack(package, Path(temporary))
+            unpack(package, Path(temporary))
         yield Path(temporary) / "unpacked"
 
 
-def _unpack(package: str, folder: Path) -> None:
-    """Downloads a package and unpacks it into `folder`/unpacked; nothing is installed."""
-    try:
-        _run(["apt-get", "download", "--quiet", package], folder)
-        (archive,) = folder.glob(f"{package}_*.deb")
-        _run(["dpkg-deb", "-x", archive.name, "unpacked"], folder)
-    except OSError as error:
-        raise ValueError(f"Debian's package {package} cannot be fetched ({error}); name a --source.") from error
-
-
-def _run(command: list[str], folder: Path) -> None:
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if result.returncode:
-        last_line = (result.stderr.strip().splitlines() or [f"status {result.returncode}"])[-1]
-        raise OSError(f"{command[0]}: {last_line.removeprefix('E: ')}")
-
-
-def read_image(path: Path, mode: str) -> Image.Image:
-    """The image in Pillow's `mode`.
+def read_image(path: Path | zipfile.Path, mode: str) -> Image.Image:
+    """The image in Pillow's `mode`; the file may lie in a ZIP archive.
 
     Raises:
         ValueError: if it cannot be decoded.
     """
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             return image.convert(mode)
-    except (OSError, SyntaxError) as error:  # Pillow's for a damaged PNG
+    except (OSError, SyntaxError, zipfile.BadZipFile) as error:  # a SyntaxError is Pillow's for a damaged PNG
         raise ValueError(f"{str(path)!r} cannot be read as an image ({error}).") from error
 
 
