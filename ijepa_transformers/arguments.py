@@ -117,19 +117,50 @@ class DatasetArguments:
     label_column: str | None = argument(None, "column of the labels; found if there is only one")
 
 
+_MULTI_BLOCK = (
+    *("num_targets", "target_scale", "target_aspect_ratio", "num_contexts", "context_scale", "min_patches"),
+    *("allow_overlap", "num_context_tokens", "num_target_tokens"),
+)
+# Settings of each mode of masks. The others do nothing in it.
+MASK_SETTINGS = {
+    "unbiased": _MULTI_BLOCK,
+    "meta": _MULTI_BLOCK,
+    "random": ("visible_share", "num_contexts"),
+    "inverse_block": ("visible_share", "visible_aspect_ratio", "num_contexts"),
+}
+
+
+def unused_mask_settings(mode: str | None) -> set[str]:
+    """The settings of masks that do nothing in a mode; none if the mode is unknown."""
+    every = {name for names in MASK_SETTINGS.values() for name in names}
+    return every - set(MASK_SETTINGS[mode]) if mode in MASK_SETTINGS else set()
+
+
+def _unused_mask_setting(name: str, values: Mapping[str, Any]) -> ValueError:
+    return ValueError(f"{name} {values[name]} does nothing with mask_mode {values['mask_mode']}: leave it out.")
+
+
 @dataclass
 class MaskArguments:
-    """The blocks that are predicted and the block they are predicted from (`ijepa_transformers/masking.py`)."""
+    """What the model sees, and what it predicts from it (`ijepa_transformers/masking/`)."""
 
     argument_group = "masks"
 
     mask_mode: str = argument(
-        "unbiased", "unbiased, or meta: the released sampler with its quirks", ("unbiased", "meta")
+        "unbiased",
+        "unbiased: target blocks and a context block; meta: the same by the released sampler with its quirks;"
+        " random: the context is a random share of the patches; inverse_block: the context is one block. In random and"
+        " inverse_block every other patch is a target",
+        tuple(MASK_SETTINGS),
     )
-    num_targets: int = argument(4, "target blocks per image")
+    visible_share: float = argument(0.3, "share of the patches in the context (random and inverse_block only)")
+    visible_aspect_ratio: list[float] = argument(
+        [0.66, 1.5], "height over width of the context block (inverse_block only): least, most"
+    )
+    num_targets: int = argument(4, "target blocks per image (this and what follows: unbiased and meta only)")
     target_scale: list[float] = argument([0.15, 0.2], "area of a target block as a share of the image: least, most")
     target_aspect_ratio: list[float] = argument([0.75, 1.5], "height over width of a target block: least, most")
-    num_contexts: int = argument(1, "context blocks per image")
+    num_contexts: int = argument(1, "contexts per image (all modes)")
     context_scale: list[float] = argument([0.85, 1.0], "area of the context block before targets are taken out")
     min_patches: int = argument(10, "least number of context patches")
     allow_overlap: bool = argument(False, "leave target patches in the context")
@@ -137,17 +168,27 @@ class MaskArguments:
     num_target_tokens: int | None = argument(None, "fixed number of patches per target block")
 
     def mask_fields(self) -> dict:
-        """Arguments of `MultiBlockMasking` but the grid."""
-        fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(MaskArguments)}
-        fields["mode"] = fields.pop("mask_mode")
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        """Arguments of `build_masking` but the grid."""
+        fields = {name: getattr(self, name) for name in MASK_SETTINGS.get(self.mask_mode, ())}
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        return {"mode": self.mask_mode, **fields}
 
     def check_masks(self):
-        """What does not depend on the grid, of which `MultiBlockMasking` speaks."""
+        """What does not depend on the grid, of which `build_masking` speaks."""
+        self._check_unused_mask_settings()
+        require_numbers(self, "visible_share", above=0, below=1)
+        require_interval(self, "visible_aspect_ratio")
         require_interval(self, "target_scale", "context_scale", most=1)
         require_interval(self, "target_aspect_ratio")
         require_numbers(self, "num_targets", "num_contexts", "min_patches", least=1)
         require_numbers(self, "num_context_tokens", "num_target_tokens", least=1)
+
+    def _check_unused_mask_settings(self):
+        """A setting that does nothing in this mode must have its default."""
+        flags = flags_of([MaskArguments])
+        for name in sorted(unused_mask_settings(self.mask_mode)):
+            if getattr(self, name) != flags[name].default:
+                raise _unused_mask_setting(name, vars(self))
 
 
 # Keys of recipes that earlier versions wrote, with the values that mean what is done today.
@@ -439,15 +480,21 @@ def _recipe_text(path: str) -> str:
 def _layered(flags: Mapping[str, Flag], recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Defaults, over them the recipe, over it what was given by flags or keywords.
 
-    What is given replaces what the recipe says in another way (`ALTERNATIVES`). Where the run is given shorter than
+    What is given replaces what the recipe says in another way (`ALTERNATIVES`). A given mode of masks replaces the
+    recipe's settings of another mode, which would do nothing. Where the run is given shorter than
     the recipe's warm-up (`WITHIN`), the warm-up keeps its share of the run.
     """
     replaced = {one for pair in ALTERNATIVES for one, other in (pair, pair[::-1]) if other in given}
+    if given.get("mask_mode", recipe.get("mask_mode")) != recipe.get("mask_mode"):
+        replaced |= unused_mask_settings(given["mask_mode"])
     kept = {name: value for name, value in recipe.items() if name not in replaced}
     for part, whole in WITHIN:
         if part in kept and whole in given:
             kept[part] = _within(kept[part], given[whole], recipe.get(whole))
-    return {**{name: flag.default for name, flag in flags.items()}, **kept, **given}
+    values = {**{name: flag.default for name, flag in flags.items()}, **kept, **given}
+    for name in sorted(given.keys() & unused_mask_settings(values.get("mask_mode"))):
+        raise _unused_mask_setting(name, values)
+    return values
 
 
 def _within(part: Any, whole: Any, whole_in_recipe: Any) -> Any:
@@ -461,10 +508,11 @@ def _within(part: Any, whole: Any, whole_in_recipe: Any) -> Any:
 def effective_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` as a recipe: only what has a value, in types that YAML has, and without tokens of the Hub."""
     plain = {name: value.value if isinstance(value, enum.Enum) else value for name, value in values.items()}
+    unused = unused_mask_settings(plain.get("mask_mode"))
     return {
         name: value
         for name, value in plain.items()
-        if value is not None and value not in ("", []) and not name.endswith("_token")
+        if value is not None and value not in ("", []) and not name.endswith("_token") and name not in unused
     }
 
 

@@ -3,7 +3,8 @@
 
 Shape legend:
     B images, N patches of the full grid, K patches kept, D encoder width, P predictor width, H attention heads,
-    C context masks per image, M target blocks per image, N_ctx patches per context, N_tgt patches per target block.
+    C context masks per image, M target blocks per image (or per context), N_ctx patches per context,
+    N_tgt patches per target block.
 
 Patches are numbered row by row: patch = row * columns + column. Parameter names equal those of
 `transformers.IJepaModel`, so that a saved directory opens in the stock classes too.
@@ -351,7 +352,8 @@ class IJepaPredictor(nn.Module):
         Args:
             context_hidden_states: (B, C, N_ctx, D), the context encoder's output.
             context_indices: (B, C, N_ctx) patch indices the context tokens came from.
-            target_indices: (B, M, N_tgt) patch indices to predict.
+            target_indices: (B, M, N_tgt) patch indices to predict from every context, or (B, C, M, N_tgt), where each
+                context has its own.
             grid_size: rows and columns of patches in the images; the configured grid by default.
 
         Returns:
@@ -360,9 +362,11 @@ class IJepaPredictor(nn.Module):
         positions = resize_position_embeddings(self.position_embeddings, self.grid_size, grid_size or self.grid_size)
         positions = positions.to(self.mask_token.dtype)
         context = self.input_projection(context_hidden_states) + positions[0][context_indices]  # (B, C, N_ctx, P)
-        targets = self.mask_token + positions[0][target_indices]  # (B, M, N_tgt, P)
-        pairs = (*context.shape[:2], targets.shape[1])  # (B, C, M): every context meets every target block
-        targets = targets.to(context.dtype).unsqueeze(1).expand(*pairs, -1, -1).flatten(0, 2)  # (B * C * M, N_tgt, P)
+        targets = (self.mask_token + positions[0][target_indices]).to(context.dtype)  # (B, (C,) M, N_tgt, P)
+        pairs = (*context.shape[:2], target_indices.shape[-2])  # (B, C, M)
+        if target_indices.ndim == 3:  # every context meets every target block
+            targets = targets.unsqueeze(1).expand(*pairs, -1, -1)
+        targets = targets.flatten(0, 2)  # (B * C * M, N_tgt, P)
         if self.layers:
             targets = self._predict_jointly(context, targets, **kwargs)
         return self.output_projection(self.layernorm(targets)).unflatten(0, pairs)
@@ -572,7 +576,7 @@ class IJepaForPretrainingOutput(ModelOutput):
         loss: scalar, the mean distance between predictions and targets.
         predictions: (B, C, M, N_tgt, D), the features predicted from each context for each target block.
         targets: (B, C, M, N_tgt, D), the target encoder's normalised features of the same patches (equal for every
-            context); no gradient.
+            context that shares its target blocks with the others); no gradient.
         context_hidden_states: (B, C, N_ctx, D), the context encoder's output.
         target_hidden_states: (B, N, D), the target encoder's output for the whole image, not normalised; no gradient.
         hidden_states: layers + 1 tensors (B * C, N_ctx, D) of the context encoder, with `output_hidden_states=True`.
@@ -689,7 +693,8 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         """The target encoder's features.
 
         (B, channels, height, width) and (B, M, N_tgt) give the normalised features of the target blocks
-        (B, M, N_tgt, D) and the plain features of all patches (B, N, D).
+        (B, M, N_tgt, D) and the plain features of all patches (B, N, D). Indices (B, C, M, N_tgt) give features
+        (B, C, M, N_tgt, D); every image is encoded once.
         """
         hidden_states = self.ijepa(pixel_values, **kwargs).last_hidden_state
         targets = self.normalize_targets(hidden_states)
@@ -718,7 +723,8 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         Args:
             pixel_values: (B, channels, height, width) normalised images.
             context_indices: (B, C, N_ctx) indices of the patches the context encoder may see.
-            target_indices: (B, M, N_tgt) indices of the patches to predict, one row per target block.
+            target_indices: (B, M, N_tgt) indices of the patches to predict, one row per target block. Every block is
+                predicted from every context. Or (B, C, M, N_tgt): each context has its own target blocks.
             interpolate_pos_encoding: resize all position embeddings to the images' own grid.
             output_hidden_states, output_attentions, return_dict: as in Transformers, of the context encoder.
 
@@ -726,20 +732,16 @@ class IJepaForPretraining(IJepaPreTrainedModel):
             `IJepaForPretrainingOutput` with `loss`, `predictions` and `targets`.
 
         Raises:
-            ValueError: if indices do not have three dimensions or are for another number of images.
+            ValueError: if indices have another number of dimensions, or are for another number of images or contexts.
         """
-        for name, indices in (("context_indices", context_indices), ("target_indices", target_indices)):
-            if indices.ndim != 3 or indices.shape[0] != pixel_values.shape[0]:
-                raise ValueError(
-                    f"{name} must have shape ({pixel_values.shape[0]}, masks, patches), got {tuple(indices.shape)}."
-                )
+        self._check_indices(pixel_values.shape[0], context_indices, target_indices)
         kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
         grid_size = self.ijepa.embeddings.patch_grid(pixel_values)
         encoded = self.encode_context(pixel_values, context_indices, **kwargs)
         context_hidden_states = encoded[0].unflatten(0, context_indices.shape[:2])  # (B, C, N_ctx, D)
         predictions = self.predictor(context_hidden_states, context_indices, target_indices, grid_size)
         targets, target_hidden_states = self.encode_targets(pixel_values, target_indices, **kwargs)
-        targets = targets.unsqueeze(1).expand_as(predictions)
+        targets = (targets if targets.ndim == 5 else targets.unsqueeze(1)).expand_as(predictions)
         return IJepaForPretrainingOutput(
             loss=self.prediction_loss(predictions, targets),
             predictions=predictions,
@@ -749,6 +751,19 @@ class IJepaForPretraining(IJepaPreTrainedModel):
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
+
+    def _check_indices(self, num_images: int, context_indices: torch.Tensor, target_indices: torch.Tensor) -> None:
+        if context_indices.ndim != 3 or context_indices.shape[0] != num_images:
+            raise ValueError(
+                f"context_indices must have shape ({num_images}, masks, patches), got {tuple(context_indices.shape)}."
+            )
+        own = (num_images, context_indices.shape[1])  # images and contexts, if each context has its own targets
+        is_shared = target_indices.ndim == 3 and target_indices.shape[0] == num_images
+        if not is_shared and (target_indices.ndim != 4 or tuple(target_indices.shape[:2]) != own):
+            raise ValueError(
+                f"target_indices must have shape ({num_images}, masks, patches) or ({num_images}, {own[1]} contexts,"
+                f" masks, patches), got {tuple(target_indices.shape)}."
+            )
 
     def prediction_loss(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean distance over images, contexts, blocks, patches and features, in float32."""

@@ -73,7 +73,7 @@ from ijepa_transformers.evaluation.probes import (
     standardize,
 )
 from ijepa_transformers.execution import choose_attention, configure, set_matmul_precision
-from ijepa_transformers.masking import MultiBlockMasking
+from ijepa_transformers.masking import build_masking
 from ijepa_transformers.modeling_ijepa import sincos_position_embeddings
 from ijepa_transformers.optimization import Schedules, build_optimizer, parameter_places
 from ijepa_transformers.pretraining.arguments import OutputArguments, PretrainingArguments, parse_pretraining_arguments
@@ -87,6 +87,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PUBLISHED = {
     "patch_embedding_init": "published",  # std 0.02, whatever a patch holds
     "mask_mode": "meta",  # the released sampler with its quirks
+    "visible_share": 0.3,  # this and the next do nothing in this mode, so they must have their defaults
+    "visible_aspect_ratio": [0.66, 1.5],
     "num_targets": 4,
     "target_scale": [0.15, 0.2],
     "target_aspect_ratio": [0.75, 1.5],
@@ -177,7 +179,7 @@ def published(arguments: PretrainingArguments) -> PretrainingArguments:
 
 def can_mask(grid: tuple[int, int], fields: dict) -> bool:
     try:
-        MultiBlockMasking(grid, **fields)
+        build_masking(grid, **fields)
     except ValueError:
         return False
     return True

@@ -15,7 +15,7 @@ import torch
 
 from ijepa_transformers import IJepaConfig, IJepaForPretraining
 from ijepa_transformers.execution import choose_attention
-from ijepa_transformers.masking import MultiBlockMasking
+from ijepa_transformers.masking import build_masking
 from ijepa_transformers.optimization import build_optimizer, parameter_groups
 
 
@@ -131,7 +131,7 @@ def stepper(arguments, device_type="cpu", precision="no"):
         epsilon=1e-8,
         device_type=device_type,
     )
-    masking = MultiBlockMasking(config.grid_size, **arguments.mask_fields())
+    masking = build_masking(config.grid_size, **arguments.mask_fields())
     size, passes = arguments.per_device_batch_size, arguments.batch_size // arguments.per_device_batch_size
     pixels = torch.randn(size, config.num_channels, *config.image_height_and_width, device=device_type)
 

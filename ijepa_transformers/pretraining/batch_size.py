@@ -13,7 +13,7 @@ from accelerate.utils import gather_object, parse_flag_from_env
 
 from ..configuration_ijepa import IJepaConfig
 from ..distributed import computing_precision, launched_mode, on_main_process, process_group_settings
-from ..masking import MultiBlockMasking
+from ..masking import Masking, build_masking
 from .arguments import AUTO, PretrainingArguments
 from .checkpointing import checkpoint_step
 from .memory import GIB, LESS_MEMORY, estimate_memory, format_memory_estimate, largest_batch_size
@@ -44,7 +44,7 @@ def memory_estimate(arguments: PretrainingArguments) -> str:
     )
 
 
-def _measured(arguments: PretrainingArguments) -> tuple[IJepaConfig, MultiBlockMasking, dict[str, Any]]:
+def _measured(arguments: PretrainingArguments) -> tuple[IJepaConfig, Masking, dict[str, Any]]:
     """The configuration, the masks and the other settings of `estimate_memory`."""
     fields = arguments.model_fields()
     config = (
@@ -59,7 +59,7 @@ def _measured(arguments: PretrainingArguments) -> tuple[IJepaConfig, MultiBlockM
         "mode": mode,
         "num_processes": num_processes,
     }
-    return config, MultiBlockMasking(config.grid_size, **arguments.mask_fields()), settings
+    return config, build_masking(config.grid_size, **arguments.mask_fields()), settings
 
 
 def with_batch_size(arguments: PretrainingArguments) -> PretrainingArguments:

@@ -29,7 +29,7 @@ from ..data.shards import count_images, open_stream
 from ..data.sources import image_name, open_split
 from ..data.streaming import LanePositions, StreamingBatches, choose_lanes, merge_positions
 from ..distributed import on_main_process
-from ..masking import MaskingCollator, MultiBlockMasking
+from ..masking import Masking, MaskingCollator
 from .arguments import PretrainingArguments
 from .preemption import ignore_stop_signals
 
@@ -69,7 +69,7 @@ class IndexedData:
         self.num_images = len(dataset)
         self.log = _open_log(self)
 
-    def loader(self, masking: MultiBlockMasking, total_steps: int, first_step: int) -> DataLoader:
+    def loader(self, masking: Masking, total_steps: int, first_step: int) -> DataLoader:
         arguments, accelerator = self.arguments, self.accelerator
         images = PretrainingImages(
             self.dataset, self.config.image_height_and_width, seed=arguments.seed, **_crop_settings(self)
@@ -141,7 +141,7 @@ class StreamedData:
             raise ValueError(f"{self.arguments.data!r} does not say how many images it holds: give num_images.")
         return found
 
-    def loader(self, masking: MultiBlockMasking, total_steps: int, first_step: int) -> DataLoader:
+    def loader(self, masking: Masking, total_steps: int, first_step: int) -> DataLoader:
         arguments, accelerator = self.arguments, self.accelerator
         batches = StreamingBatches(
             self.stream,

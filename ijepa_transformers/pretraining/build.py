@@ -20,7 +20,7 @@ from ..data.transforms import build_image_processor
 from ..distributed import Launch, build_accelerator, check_same_launch, on_main_process
 from ..encoders import load_pretraining_model
 from ..execution import choose_attention, describe
-from ..masking import MultiBlockMasking
+from ..masking import Masking, MultiBlockMasking, build_masking
 from ..modeling_ijepa import IJepaForPretraining, IJepaLayer
 from ..optimization import Schedules, build_optimizer, half_life_of_momentum, momentum_of_half_life, parameter_groups
 from .arguments import PretrainingArguments
@@ -46,7 +46,7 @@ class Run:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     schedules: Schedules
-    masking: MultiBlockMasking
+    masking: Masking
     data: IndexedData | StreamedData
     loader: DataLoader
     probe: Probe | None
@@ -201,7 +201,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     set_seed(arguments.seed)
     attention = arguments.attn_implementation or choose_attention(accelerator.device.type, launch.precision)
     model = _build_model(arguments, config, attention, checkpoint)
-    masking = MultiBlockMasking(config.grid_size, **arguments.mask_fields())
+    masking = build_masking(config.grid_size, **arguments.mask_fields())
     processor = build_image_processor(
         config.image_height_and_width,
         config.num_channels,
@@ -271,14 +271,16 @@ def _summarize_schedules(run: Run) -> dict[str, str]:
 
 
 def _summarize_masks(run: Run) -> str:
-    """The mean sizes of the masks of eight batches."""
-    arguments = run.arguments
-    masks = [run.masking.sample(arguments.images_per_pass, arguments.seed, step) for step in range(8)]
+    """Their mode, and the mean sizes of the masks of eight batches."""
+    masking, arguments = run.masking, run.arguments
+    masks = [masking.sample(arguments.images_per_pass, arguments.seed, step) for step in range(8)]
     context, target = (sum(pair[kind].shape[-1] for pair in masks) / len(masks) for kind in (0, 1))
-    return (
-        f"about {context:.0f} of {run.config.num_patches} patches of context,"
-        f" {arguments.num_targets} targets of about {target:.0f}"
-    )
+    contexts = f"{masking.num_contexts} contexts" if masking.num_contexts > 1 else "context"
+    if isinstance(masking, MultiBlockMasking):
+        sizes = f"about {context:.0f} of {run.config.num_patches} patches of {contexts}"
+        return f"{masking.mode}, {sizes}, {masking.num_targets} targets of about {target:.0f}"
+    sizes = f"{context:.0f} of {run.config.num_patches} patches of {contexts}"
+    return f"{masking.mode}, {sizes}, all other {target:.0f} are targets"
 
 
 def _millions(network: torch.nn.Module) -> str:

@@ -122,7 +122,7 @@ def count_pass(model: IJepaForPretraining, tokens: TokenCounts, batch_size: int,
 def empty_batch(config: IJepaConfig, tokens: TokenCounts, batch_size: int) -> tuple[torch.Tensor, ...]:
     """Black images (B, channels, height, width), and indices of contexts and targets that all name the first patch."""
     context = torch.zeros(batch_size, tokens.num_contexts, tokens.context, dtype=torch.int64)
-    target = torch.zeros(batch_size, tokens.num_targets, tokens.target, dtype=torch.int64)
+    target = torch.zeros(batch_size, *tokens.target_shape, dtype=torch.int64)
     return torch.zeros(batch_size, config.num_channels, *config.image_height_and_width), context, target
 
 

@@ -122,7 +122,7 @@ def estimate_memory(
 def _image_bytes(config: IJepaConfig, tokens: TokenCounts) -> int:
     """Bytes of one image, as it comes and normalised to float32, and of its indices."""
     pixels = config.num_channels * math.prod(config.image_height_and_width)
-    indices = tokens.num_contexts * tokens.context + tokens.num_targets * tokens.target
+    indices = tokens.num_contexts * tokens.context + math.prod(tokens.target_shape)
     return pixels * (1 + FLOAT32) + indices * torch.int64.itemsize
 
 

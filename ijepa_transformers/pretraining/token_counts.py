@@ -4,25 +4,37 @@
 import math
 from dataclasses import dataclass
 
-from ..masking import MultiBlockMasking
+from ..masking import Masking, MultiBlockMasking
 
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Patches in each of `num_contexts` contexts and in each of `num_targets` target blocks of an image."""
+    """Patches in each of `num_contexts` contexts and in each of `num_targets` target blocks of an image.
+
+    With `own_targets` each context has `num_targets` blocks of its own. Otherwise all contexts share them.
+    """
 
     context: int
     target: int
     num_contexts: int = 1
     num_targets: int = 4
+    own_targets: bool = False
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Of the target indices of an image: (M, N_tgt), or (C, M, N_tgt) if each context has its own."""
+        shared = (self.num_targets, self.target)
+        return (self.num_contexts, *shared) if self.own_targets else shared
 
 
-def worst_case_tokens(masking: MultiBlockMasking) -> TokenCounts:
-    """The most patches that a batch of this `MultiBlockMasking` can hold, whatever the seed, the step and the batch.
+def worst_case_tokens(masking: Masking) -> TokenCounts:
+    """The most patches that a batch of these masks can hold, whatever the seed, the step and the batch.
 
-    A bound: with one image per pass it is reached, with many it is far away, because the shortest context of a batch
-    sets the length of all (`sampled_tokens`).
+    Of `MultiBlockMasking` a bound: with one image per pass it is reached, with many it is far away, because the
+    shortest context of a batch sets the length of all (`sampled_tokens`). The other masks have fixed lengths.
     """
+    if not isinstance(masking, MultiBlockMasking):
+        return sampled_tokens(masking, batch_size=1, num_batches=1)
     targets, contexts = masking.extreme_block_sides()
     target = math.prod(targets.largest)
     context = max(_most_visible(masking, size, targets.lower, target) for size in contexts.upper)
@@ -52,8 +64,8 @@ def _most_visible(
     return max(area - min(overlaps), forgiven)
 
 
-def sampled_tokens(masking: MultiBlockMasking, batch_size: int, num_batches: int = 200, seed: int = 0) -> TokenCounts:
+def sampled_tokens(masking: Masking, batch_size: int, num_batches: int = 200, seed: int = 0) -> TokenCounts:
     """The most patches seen in `num_batches` sampled batches of `batch_size` images: what a run meets, no bound."""
     shapes = [masking.sample(batch_size, seed, step) for step in range(num_batches)]
-    context, target = (max(pair[kind].shape[2] for pair in shapes) for kind in (0, 1))
-    return TokenCounts(context, target, masking.num_contexts, masking.num_targets)
+    context, target = (max(pair[kind].shape[-1] for pair in shapes) for kind in (0, 1))
+    return TokenCounts(context, target, masking.num_contexts, masking.num_targets, shapes[0][1].dim() == 4)

@@ -3,12 +3,13 @@
 
 import dataclasses
 import io
+import math
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 
-from ..masking import MODES, MultiBlockMasking
+from ..masking import MODES, Masking, MultiBlockMasking
 from ..modeling_ijepa import IJepaForPretraining
 from .curves import plot_training_curves
 from .maps import draw_map, map_points
@@ -26,7 +27,7 @@ from .sheets import (
     position_mean,
     position_share,
 )
-from .study import METRICS, Study, build_masking
+from .study import METRICS, Study, fitting_masking
 
 
 MASKED_IMAGES, COMPARED_IMAGES = 3, 4  # images in the pictures of masks; in those of attention and similarity
@@ -65,10 +66,10 @@ def _masks_section(study: Study) -> Section:
     title = "What the model is asked: guess the hidden parts"
     if study.networks.pretraining is None:
         return Section(title, note=NO_PREDICTOR.format(saved_from=study.networks.saved_from))
-    own_mode, notes, pictures = study.mask_fields["mode"], [], []
+    own_mode, notes, pictures = study.masks.mask_mode, [], []
     for mode in sorted(MODES, key=lambda mode: mode != own_mode):
         try:
-            masking = build_masking(study.grid_size, study.mask_fields, mode)
+            masking = fitting_masking(study.grid_size, study.masks, mode)
         except ValueError as error:
             notes.append(f"Masks of mode {mode!r} cannot be drawn here: {error}.")
             continue
@@ -80,18 +81,20 @@ MASK_RULES = {
     "unbiased": "Blocks may lie anywhere, so over time every patch is sometimes seen and sometimes guessed.",
     "meta": "The rules of the published code: blocks never touch the last row and column, and surplus context patches"
     " are cut from the bottom.",
+    "random": "The context is a random share of the patches. Everything else is the target.",
+    "inverse_block": "The context is one block at a random place. Everything around it is the target.",
 }
 
 
-def _masks_picture(study: Study, masking: MultiBlockMasking, is_own: bool) -> Picture:
+def _masks_picture(study: Study, masking: Masking, is_own: bool) -> Picture:
     images = study.images[:MASKED_IMAGES]
     contexts, targets = masking.sample(len(images), study.arguments.seed)
     sheet = draw_masks(images, contexts, targets, study.patch_size)
     rules = MASK_RULES[masking.mode]
-    if masking.min_patches != study.mask_fields["min_patches"]:
+    if isinstance(masking, MultiBlockMasking) and masking.min_patches != study.masks.min_patches:
         rules += f" (Their least number of patches is lowered to {masking.min_patches}, so that they fit this grid.)"
     name, title = f"masks_{masking.mode}", f"Masks of mode {masking.mode!r}"
-    least_width = (1 + contexts.shape[1] + targets.shape[1]) * COLUMN_WIDTH
+    least_width = (1 + contexts.shape[1] + math.prod(targets.shape[1:-1])) * COLUMN_WIDTH
     if not is_own:
         title, seen = f"{title}, which this run did not use", f"The same images. {rules}"
         return Picture(name, sheet, title, seen, least_width=least_width)
@@ -101,7 +104,7 @@ def _masks_picture(study: Study, masking: MultiBlockMasking, is_own: bool) -> Pi
         f"{title}, as in this run",
         "One row per image. The context is all that the first network sees. Grey is hidden from it (what shows through"
         " is for your orientation). From the context the second network, the predictor, has to guess the features, not"
-        f" the pixels, of each target block. {rules}",
+        f" the pixels, of each target. {rules}",
         "The context leaves enough of the object for a person to guess the rest.",
         "So little context is left that nobody could guess, or the targets hold nothing but background.",
         least_width,
@@ -213,18 +216,19 @@ class Guesses:
 def _guess(study: Study, model: IJepaForPretraining) -> Guesses:
     """Predicts the target blocks of the shown images from the first context."""
     images = study.images
-    masking = build_masking(study.grid_size, study.mask_fields, study.mask_fields["mode"])
-    contexts, blocks = masking.sample(len(images), study.arguments.seed)
+    masking = fitting_masking(study.grid_size, study.masks, study.masks.mask_mode)
+    contexts, targets = masking.sample(len(images), study.arguments.seed)
+    blocks = targets if targets.dim() == 3 else targets[:, 0]  # those of the first context
     pixel_values = study.pool.pixel_values(slice(len(images)))
-    output = model(*(each.to(model.device) for each in (pixel_values, contexts, blocks)))
-    targets = model.normalize_targets(study.target_features.patches)  # also of images that are not shown
-    bank = targets[: study.arguments.bank_size]
+    output = model(*(each.to(model.device) for each in (pixel_values, contexts, targets)))
+    features = model.normalize_targets(study.target_features.patches)  # also of images that are not shown
+    bank = features[: study.arguments.bank_size]
     return Guesses(
         images=torch.arange(len(images)),
         contexts=contexts[:, 0],
         blocks=blocks,
         predictions=output.predictions[:, 0].cpu(),
-        truths=targets[torch.arange(len(images))[:, None, None], blocks],
+        truths=features[torch.arange(len(images))[:, None, None], blocks],
         bank=bank,
         bank_patches=cut_patches(study.whole_patches(len(bank)), study.patch_size).flatten(0, 1),
     )

@@ -179,7 +179,7 @@ def draw_masks(
     Args:
         images: (B, 1 or 3, H, W), uint8.
         context_indices: (B, C, N_ctx), row-major patch indices.
-        target_indices: (B, M, N_tgt), likewise.
+        target_indices: (B, M, N_tgt), likewise; or (B, C, M, N_tgt), the targets of each context one after the other.
         patch_size: pixels, one number or (height, width). H and W are multiples of it.
         path: if given, the sheet is also written there.
 
@@ -187,6 +187,8 @@ def draw_masks(
         ValueError: images that are not uint8 (B, 1 or 3, H, W), sizes that do not fit, or an index outside the grid.
     """
     patch = height_and_width_pair(patch_size)
+    if target_indices.dim() == 4:
+        target_indices = target_indices.flatten(1, 2)
     rows, columns = check_masks(images, context_indices, target_indices, patch)
     names = _mask_names("context", context_indices) + _mask_names("target", target_indices)
     headers = [("image", f"{rows} x {columns} patches"), *names]

@@ -28,7 +28,7 @@ from ..encoders import (
     one_line,
     random_encoder,
 )
-from ..masking import MultiBlockMasking
+from ..masking import Masking, build_masking
 from ..modeling_ijepa import IJepaForPretraining
 from .arguments import VisualizationArguments
 
@@ -170,7 +170,7 @@ def _read_metrics(directory: Path) -> list[dict]:
         raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
 
 
-def read_mask_fields(model: str) -> dict:
+def read_masks(model: str) -> MaskArguments:
     """The settings of the masks in the run's recipe. Without a recipe, the defaults of `ijepa pretrain`.
 
     Raises:
@@ -185,20 +185,23 @@ def read_mask_fields(model: str) -> dict:
         raise ValueError(f"{str(path)!r} must hold `key: value` lines.")
     recipe = without_removed_keys(recipe, repr(str(path)))
     known = {entry.name for entry in dataclasses.fields(MaskArguments)}
-    return MaskArguments(**{name: value for name, value in recipe.items() if name in known}).mask_fields()
+    return MaskArguments(**{name: value for name, value in recipe.items() if name in known})
 
 
-def build_masking(grid_size: tuple[int, int], fields: dict, mode: str) -> MultiBlockMasking:
-    """The masks of a run, in its own mode or the other one. `min_patches` is lowered as far as needed.
+def fitting_masking(grid_size: tuple[int, int], masks: MaskArguments, mode: str) -> Masking:
+    """The masks of a run, in its own mode or another one. `min_patches` is lowered as far as needed.
 
     Raises:
         ValueError: if no such masks fit the grid.
     """
-    if mode != fields["mode"]:  # fixed numbers of one mode may be impossible in the other
-        fields = {**fields, "mode": mode, "num_context_tokens": None, "num_target_tokens": None}
+    if mode != masks.mask_mode:  # fixed numbers of one mode may be impossible in another
+        masks = dataclasses.replace(masks, mask_mode=mode, num_context_tokens=None, num_target_tokens=None)
+    fields = masks.mask_fields()
+    if "min_patches" not in fields:
+        return build_masking(grid_size, **fields)
     for least in range(fields["min_patches"], 0, -1):
         try:
-            return MultiBlockMasking(grid_size, **{**fields, "min_patches": least})
+            return build_masking(grid_size, **{**fields, "min_patches": least})
         except ValueError as error:
             problem = error
     raise problem
@@ -231,7 +234,7 @@ class Study:
     networks: Networks
     pool: Pool
     runs: dict[str, list[dict]]
-    mask_fields: dict
+    masks: MaskArguments
 
     @property
     def images(self) -> torch.Tensor:
@@ -280,4 +283,4 @@ def build_study(arguments: VisualizationArguments) -> Study:
     """
     runs = _read_runs(arguments)
     networks = _load_networks(arguments, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return Study(arguments, networks, _load_pool(arguments, networks), runs, read_mask_fields(arguments.model))
+    return Study(arguments, networks, _load_pool(arguments, networks), runs, read_masks(arguments.model))

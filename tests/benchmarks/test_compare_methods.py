@@ -23,7 +23,7 @@ from ijepa_transformers import IJepaModel
 from ijepa_transformers.arguments import MaskArguments
 from ijepa_transformers.data.sources import load_image_dataset
 from ijepa_transformers.execution import choose_attention
-from ijepa_transformers.masking import MultiBlockMasking
+from ijepa_transformers.masking import build_masking
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining import evaluate as pretraining_evaluate
 from ijepa_transformers.pretraining.arguments import ModelArguments, OptimizationArguments, parse_pretraining_arguments
@@ -193,7 +193,7 @@ def test_crops_and_their_order_are_those_of_the_pretraining_command(digits):
     )
     config = compare_methods.config_of(arguments)
     theirs = IndexedData(digits, arguments, config, accelerator, None).loader(
-        MultiBlockMasking(config.grid_size, **arguments.mask_fields()), total_steps=2, first_step=0
+        build_masking(config.grid_size, **arguments.mask_fields()), total_steps=2, first_step=0
     )
     ours = compare_methods.training_loader(arguments, digits, steps=2)
     for batch, other in zip(ours, theirs, strict=True):

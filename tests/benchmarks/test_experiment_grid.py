@@ -10,7 +10,7 @@ import yaml
 
 from benchmarks.learning import experiment_grid
 from ijepa_transformers import IJepaConfig
-from ijepa_transformers.masking import MultiBlockMasking
+from ijepa_transformers.masking import build_masking
 from ijepa_transformers.pretraining.arguments import parse_pretraining_arguments
 
 
@@ -76,7 +76,7 @@ def test_the_grids_of_this_repository_are_understood_by_the_pretraining_command(
     assert grids
     for run in (run for path in grids for run in experiment_grid.read_grid(path)):
         arguments = parse_pretraining_arguments(run.words("somewhere"))
-        MultiBlockMasking(IJepaConfig(**arguments.model_fields()).grid_size, **arguments.mask_fields())
+        build_masking(IJepaConfig(**arguments.model_fields()).grid_size, **arguments.mask_fields())
 
 
 def test_the_words_of_a_run_are_understood_by_the_pretraining_command(grid):

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from ijepa_transformers.masking import _MAX_POSITION_DRAWS, MODES, MaskingCollator, MultiBlockMasking
+from ijepa_transformers.masking import MaskingCollator, MultiBlockMasking
+from ijepa_transformers.masking.multi_block import _MAX_POSITION_DRAWS, MODES
 
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -412,8 +413,8 @@ class RecordingStream:
         self.attempts.append(attempt)
         return self.words.copy()
 
-    def trim_keys(self, purpose, num_masks, num_patches):
-        return np.arange(num_masks * num_patches, dtype=np.uint32).reshape(1, num_masks, num_patches)
+    def distinct_keys(self, purpose, num_rows, num_choices):
+        return np.arange(num_rows * num_choices, dtype=np.uint32).reshape(1, num_rows, num_choices)
 
 
 def test_meta_forgives_one_target_after_each_twenty_failed_tries():

@@ -68,6 +68,60 @@ def test_several_contexts_are_encoded_and_predicted_from_separately(tiny_model, 
     assert torch.equal(output.targets[:, 0], output.targets[:, 1])
 
 
+def with_own_targets(batch):
+    """Three contexts for each image of the tiny batch, each with two target blocks of its own."""
+    patches = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(i)) for i in range(6)])
+    contexts, targets = patches[:, :5].unflatten(0, (2, 3)), patches[:, 5:13].reshape(2, 3, 2, 4)
+    return {**batch, "context_indices": contexts, "target_indices": targets}
+
+
+def gradients_of(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("fields", [{}, {"target_normalization": "batch"}], ids=str)
+def test_contexts_with_targets_of_their_own_equal_a_loop_over_the_contexts(tiny_config, tiny_batch, fields):
+    torch.manual_seed(0)
+    model = IJepaForPretraining(changed(tiny_config, **fields)).double()
+    batch = with_own_targets({**tiny_batch, "pixel_values": tiny_batch["pixel_values"].double()})
+    output, loop = model(**batch), []
+    for context in range(3):
+        one = {name: batch[name][:, context] for name in ("context_indices", "target_indices")}
+        loop.append(model(batch["pixel_values"], one["context_indices"][:, None], one["target_indices"]))
+    assert output.predictions.shape == output.targets.shape == (2, 3, 2, 4, 32)
+    for name in ("predictions", "targets", "context_hidden_states"):
+        separate = torch.cat([getattr(each, name) for each in loop], dim=1)
+        torch.testing.assert_close(getattr(output, name), separate, atol=1e-6, rtol=0)
+    mean = torch.stack([each.loss for each in loop]).mean()
+    torch.testing.assert_close(output.loss, mean, atol=1e-6, rtol=0)
+    ours, separate = gradients_of(model, output.loss), gradients_of(model, mean)
+    assert ours.keys() == separate.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], separate[name], atol=1e-7, rtol=1e-5)
+
+
+def test_targets_of_their_own_that_are_all_the_same_are_shared_targets(tiny_model, tiny_batch):
+    tiny_model.eval()
+    contexts = torch.cat([tiny_batch["context_indices"], tiny_batch["context_indices"].flip(0)], dim=1)
+    shared = tiny_model(**{**tiny_batch, "context_indices": contexts})
+    targets = tiny_batch["target_indices"].unsqueeze(1).expand(-1, 2, -1, -1)
+    own = tiny_model(**{**tiny_batch, "context_indices": contexts, "target_indices": targets})
+    assert torch.equal(shared.predictions, own.predictions) and torch.equal(shared.targets, own.targets)
+    assert torch.equal(shared.loss, own.loss)
+
+
+@pytest.mark.parametrize("shape", ["shared", "own"])
+def test_the_target_encoder_runs_once_for_each_image_whatever_the_contexts(tiny_model, tiny_batch, shape):
+    batch, calls = with_own_targets(tiny_batch), []
+    if shape == "shared":
+        batch["target_indices"] = batch["target_indices"][:, 0]
+    tiny_model.ijepa.register_forward_pre_hook(lambda module, args: calls.append(args[0].shape))
+    tiny_model(**batch)
+    assert calls == [(2, 3, 32, 32)]
+
+
 # What is computed only once, or not at all
 
 
@@ -320,6 +374,12 @@ def test_wrong_channels_and_masks_are_refused(tiny_model, tiny_batch):
         tiny_model.ijepa(torch.zeros(1, 1, 32, 32))
     with pytest.raises(ValueError, match=r"context_indices.*\(2, masks, patches\).*\(2, 5\)"):
         tiny_model(**{**tiny_batch, "context_indices": tiny_batch["context_indices"][:, 0]})
+    for targets in (torch.zeros(2, 5), torch.zeros(3, 1, 5), torch.zeros(2, 2, 1, 5), torch.zeros(3, 1, 1, 5)):
+        message = (
+            rf"target_indices.*\(2, masks, patches\) or \(2, 1 contexts.*got \({', '.join(map(str, targets.shape))}\)"
+        )
+        with pytest.raises(ValueError, match=message):
+            tiny_model(**{**tiny_batch, "target_indices": targets.long()})
 
 
 def test_pooler_output_is_the_mean_of_the_encoded_patches(tiny_model, tiny_batch):

@@ -204,7 +204,9 @@ OUT_OF_RANGE = {
     "target_normalization": ["content", "", "True"],
     "loss_type": ["l1", ""],
     "attn_implementation": ["flash", ""],
-    "mask_mode": ["random", ""],
+    "mask_mode": ["chess", ""],
+    "visible_share": ["0", "1", "-0.1", "nan"],
+    "visible_aspect_ratio": [*INTERVAL, "1 inf"],
     "num_targets": POSITIVE,
     "target_scale": PART,
     "target_aspect_ratio": [*INTERVAL, "1 inf"],
@@ -260,7 +262,8 @@ BAD_VALUES = [(name, value) for name in FIELDS for value in NOT_OF_TYPE[value_ty
 
 def pretraining_refusal(capsys, **changes):
     """The last line of the error; an exception that is no exit fails the test."""
-    values = {**SOUND, **changes}
+    of_one_mode = {"mask_mode": "inverse_block"} if changes.keys() & {"visible_share", "visible_aspect_ratio"} else {}
+    values = {**SOUND, **of_one_mode, **changes}
     words = [word for key, value in values.items() for word in (f"--{key}", *str(value).split(" "))]
     with pytest.raises(SystemExit) as stopped:
         parse_pretraining_arguments(words)

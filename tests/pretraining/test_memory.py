@@ -10,7 +10,7 @@ import yaml
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ijepa_transformers import IJEPA_SIZES, IJepaConfig, IJepaForPretraining
-from ijepa_transformers.masking import MultiBlockMasking
+from ijepa_transformers.masking import MultiBlockMasking, build_masking
 from ijepa_transformers.optimization import build_optimizer, parameter_groups
 from ijepa_transformers.pretraining import batch_size as batch_size_module
 from ijepa_transformers.pretraining import command as pretraining_command
@@ -388,7 +388,7 @@ def tiny_arguments(**changes):
 
 def total_of(arguments, size, num_processes=1):
     config = IJepaConfig(**arguments.model_fields())
-    tokens = worst_case_tokens(MultiBlockMasking(config.grid_size, **arguments.mask_fields()))
+    tokens = worst_case_tokens(build_masking(config.grid_size, **arguments.mask_fields()))
     mode = "ddp" if num_processes > 1 else "single"
     return estimate_memory(config, tokens, size, precision="no", mode=mode, num_processes=num_processes).total
 

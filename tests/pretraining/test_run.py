@@ -406,7 +406,7 @@ RECIPES = [
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_complete(recipe):
     arguments = parse_pretraining_arguments(["--recipe", str(recipe), "--output_dir", "somewhere", "--data", "digits"])
-    masking.MultiBlockMasking(
+    masking.build_masking(
         configuration_ijepa.IJepaConfig(**arguments.model_fields()).grid_size, **arguments.mask_fields()
     )
 

@@ -1,5 +1,6 @@
 """Promises of the visualization script: one whole page for any I-JEPA directory, and nothing for wrong arguments."""
 
+import dataclasses
 import json
 import re
 
@@ -33,7 +34,7 @@ TITLES = [
 ]
 PICTURES = {
     *("curves", "masks_unbiased", "masks_meta", "predictions", "prediction_scores", "pca", "similarity", "attention"),
-    *("map", "map_untrained"),
+    *("map", "map_untrained", "masks_random", "masks_inverse_block"),
 }
 MASKS = "mask_mode: unbiased\ntarget_scale: [0.2, 0.3]\nmin_patches: 2\n"
 
@@ -99,7 +100,7 @@ def test_one_encoder_gets_what_needs_no_predictor_and_the_page_says_why(place, t
     save(IJepaModel(tiny_config), place / "encoder")
     page = visualize(place, model=place / "encoder", pictures_dir=place / "pictures")
     assert titles(page) == TITLES
-    assert files(place) == PICTURES - {"curves", "masks_unbiased", "masks_meta", "predictions", "prediction_scores"}
+    assert files(place) == {name for name in PICTURES if not name.startswith(("curves", "masks", "prediction"))}
     reason = "left out, because the directory holds one encoder (saved from IJepaModel)"
     assert page.count(reason) == 2 and "no metrics.jsonl" in page
 
@@ -212,14 +213,17 @@ def test_further_runs_are_drawn_together_with_the_model_s_own(place, monkeypatch
 
 
 def test_masks_are_those_of_the_recipe_and_the_other_mode_is_made_to_fit(place):
-    fields = visualization_study.read_mask_fields(str(place / "run"))
-    assert fields["target_scale"] == (0.2, 0.3) and fields["min_patches"] == 2 and fields["num_targets"] == 4
-    own = visualization_study.build_masking((4, 4), {**fields, "num_target_tokens": 2}, "unbiased")
+    masks = visualization_study.read_masks(str(place / "run"))
+    assert masks.target_scale == [0.2, 0.3] and masks.min_patches == 2 and masks.num_targets == 4
+    fixed = dataclasses.replace(masks, num_target_tokens=2)
+    own = visualization_study.fitting_masking((4, 4), fixed, "unbiased")
     assert own.num_target_tokens == 2 and own.min_patches == 2
-    other = visualization_study.build_masking((4, 4), {**fields, "num_target_tokens": 2, "min_patches": 10}, "meta")
+    other = visualization_study.fitting_masking((4, 4), dataclasses.replace(fixed, min_patches=10), "meta")
     assert other.mode == "meta" and other.num_target_tokens is None and 1 <= other.min_patches < 10
+    random = visualization_study.fitting_masking((4, 4), fixed, "random")
+    assert (random.mode, random.num_context_tokens, random.num_target_tokens) == ("random", 5, 11)
     with pytest.raises(ValueError, match="2x2"):
-        visualization_study.build_masking((1, 8), fields, "meta")
+        visualization_study.fitting_masking((1, 8), masks, "meta")
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,21 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Multi-block masks (paper section 3): patch indices of contexts and targets. Knows no model.
+"""Multi-block masks (paper section 3): contexts, and several target blocks for each image.
 
 Shapes: B images, (H, W) grid in patches, N = H * W patches, C context masks, M target blocks,
 N_ctx and N_tgt patches kept in each context and in each target block. Indices are row-major.
-
-A mask is a pure function of (settings, seed, step, image slot); the slot is the image's place in the global batch.
-All random numbers come from numpy's Philox, with (seed, step) as its key and the slot in its counter. So workers and
-ranks share no state, and a run can be resumed from its step alone.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import default_collate
+
+from .checks import check_grid_size, check_positive_integers, check_range, check_sample_arguments
+from .streams import CONTEXT_TRIM, SIZES, TARGET_TRIM, SlotStream, lowest, random_words
 
 
 MODES = ("unbiased", "meta")
@@ -26,8 +24,6 @@ _CONTEXT_ASPECT_RATIO = (1.0, 1.0)
 _TRIES_PER_TARGET = 20
 # "unbiased": draws of an image's positions before all its targets are put at one place.
 _MAX_POSITION_DRAWS = 50
-# The third number of Philox's counter. Each use has its own, so that no two uses read the same random numbers.
-_SIZES, _POSITIONS, _CONTEXT_TRIM, _TARGET_TRIM = range(4)
 _LAST_KEY = np.uint32(2**32 - 1)  # of a patch that a context does not see
 
 _Numbers: TypeAlias = float | np.ndarray
@@ -138,9 +134,9 @@ class MultiBlockMasking:
         Raises:
             ValueError: if `batch_size` is below 1, or another argument is negative or needs more than 64 bits.
         """
-        _check_sample_arguments(batch_size, seed, step, rank)
+        check_sample_arguments(batch_size, seed, step, rank)
         target_size, context_size = self.block_sizes(seed, step)
-        stream = _SlotStream(seed, step, first_slot=rank * batch_size, num_slots=batch_size)
+        stream = SlotStream(seed, step, first_slot=rank * batch_size, num_slots=batch_size)
         return self._masks(target_size, context_size, stream)
 
     def block_sizes(self, seed: int, step: int = 0) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -152,7 +148,7 @@ class MultiBlockMasking:
             scale, context_scale = torch.rand(2, generator=generator).tolist()
             aspect_ratio = scale  # quirk, kept for parity: scale and aspect ratio come from one draw
         else:
-            words = _random_words(seed, step, _SIZES, attempt=0, first_slot=0, num_slots=1, words_per_slot=3)[0]
+            words = random_words(seed, step, SIZES, attempt=0, first_slot=0, num_slots=1, words_per_slot=3)[0]
             scale, aspect_ratio, context_scale = (words[:3] >> np.uint64(11)) * 2.0**-53  # uniform in [0, 1)
         target_height, target_width = self._target_sides(
             _between(self.target_scale, scale), _between(self.target_aspect_ratio, aspect_ratio)
@@ -200,9 +196,7 @@ class MultiBlockMasking:
 
     # Masks from random numbers.
 
-    def _masks(
-        self, target_size: _Size, context_size: _Size, stream: "_SlotStream"
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _masks(self, target_size: _Size, context_size: _Size, stream: SlotStream) -> tuple[torch.Tensor, torch.Tensor]:
         """Contexts (B, C, N_ctx) and targets (B, M, N_tgt) of the image slots of a stream."""
         place = self._place_meta if self.mode == "meta" else self._place_unbiased
         target_corners, visible = place(target_size, context_size, stream)  # (B, M, 2), (B, C, N)
@@ -211,7 +205,7 @@ class MultiBlockMasking:
         return torch.from_numpy(contexts), torch.from_numpy(targets)
 
     def _place_unbiased(
-        self, target_size: _Size, context_size: _Size, stream: "_SlotStream"
+        self, target_size: _Size, context_size: _Size, stream: SlotStream
     ) -> tuple[np.ndarray, np.ndarray]:
         """Corners of the targets (B, M, 2), and which patches each context sees, bool (B, C, N)."""
         targets, contexts = self._draw_corners(target_size, context_size, stream, attempt=0)
@@ -228,7 +222,7 @@ class MultiBlockMasking:
         return targets, visible
 
     def _place_meta(
-        self, target_size: _Size, context_size: _Size, stream: "_SlotStream"
+        self, target_size: _Size, context_size: _Size, stream: SlotStream
     ) -> tuple[np.ndarray, np.ndarray]:
         """Corners of the targets (B, M, 2), and which patches each context sees, bool (B, C, N).
 
@@ -246,7 +240,7 @@ class MultiBlockMasking:
         return targets, visible
 
     def _draw_corners(
-        self, target_size: _Size, context_size: _Size, stream: "_SlotStream", attempt: int
+        self, target_size: _Size, context_size: _Size, stream: SlotStream, attempt: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Top-left corners of targets (B, M, 2) and of contexts (B, C, 2)."""
         words = stream.position_words(attempt, self.num_targets + self.num_contexts)  # (B, M + C, 2)
@@ -271,42 +265,40 @@ class MultiBlockMasking:
         num_patches = self.grid_size[0] * self.grid_size[1]
         return np.unpackbits(visible.swapaxes(0, 1), axis=-1, count=num_patches).view(bool)
 
-    def _trim_contexts(self, visible: np.ndarray, stream: "_SlotStream") -> np.ndarray:
+    def _trim_contexts(self, visible: np.ndarray, stream: SlotStream) -> np.ndarray:
         """(B, C, N) bool -> (B, C, N_ctx) indices."""
         count = self.num_context_tokens or int(_counts(visible).min())
         if self.mode == "meta":  # quirk, kept for parity: the last patches in row-major order are lost
             return _first_patches(visible, count)
-        keys = stream.trim_keys(_CONTEXT_TRIM, visible.shape[1], visible.shape[2])
-        return _lowest(np.maximum(keys, ~visible * _LAST_KEY), count)
+        keys = stream.distinct_keys(CONTEXT_TRIM, visible.shape[1], visible.shape[2])
+        return lowest(np.maximum(keys, ~visible * _LAST_KEY), count)
 
-    def _trim_targets(self, targets: np.ndarray, stream: "_SlotStream") -> np.ndarray:
+    def _trim_targets(self, targets: np.ndarray, stream: SlotStream) -> np.ndarray:
         """(B, M, block area) -> (B, M, N_tgt)."""
         _, num_targets, area = targets.shape
         count = self.num_target_tokens or area
         if count == area:
             return targets
-        keys = stream.trim_keys(_TARGET_TRIM, num_targets, area)
-        return np.take_along_axis(targets, _lowest(keys, count), axis=-1)
+        keys = stream.distinct_keys(TARGET_TRIM, num_targets, area)
+        return np.take_along_axis(targets, lowest(keys, count), axis=-1)
 
     # Checks at construction.
 
     def _check_values(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode={self.mode!r} is unknown: choose one of {MODES}")
-        if len(self.grid_size) != 2:
-            raise ValueError(f"grid_size={self.grid_size} must be (height, width) in patches")
-        _check_positive_integers(grid_height=self.grid_size[0], grid_width=self.grid_size[1])
-        _check_positive_integers(
+        check_grid_size(self.grid_size)
+        check_positive_integers(
             num_targets=self.num_targets, num_contexts=self.num_contexts, min_patches=self.min_patches
         )
-        _check_range("target_scale", self.target_scale, largest=1)
-        _check_range("context_scale", self.context_scale, largest=1)
-        _check_range("target_aspect_ratio", self.target_aspect_ratio, largest=float("inf"))
+        check_range("target_scale", self.target_scale, largest=1)
+        check_range("context_scale", self.context_scale, largest=1)
+        check_range("target_aspect_ratio", self.target_aspect_ratio, largest=float("inf"))
         self._check_token_counts()
 
     def _check_token_counts(self) -> None:
         if self.num_context_tokens is not None:
-            _check_positive_integers(num_context_tokens=self.num_context_tokens)
+            check_positive_integers(num_context_tokens=self.num_context_tokens)
             if self.num_context_tokens < self.required_patches:
                 more = "more than " if self.mode == "meta" else ""
                 raise ValueError(
@@ -314,7 +306,7 @@ class MultiBlockMasking:
                     f"{self.mode!r} keeps {more}min_patches patches of every context; lower min_patches"
                 )
         if self.num_target_tokens is not None:
-            _check_positive_integers(num_target_tokens=self.num_target_tokens)
+            check_positive_integers(num_target_tokens=self.num_target_tokens)
             if self.mode == "meta":
                 raise ValueError(
                     f"num_target_tokens={self.num_target_tokens} needs mode 'unbiased': 'meta' never cuts a target"
@@ -377,70 +369,6 @@ class MultiBlockMasking:
         return BlockBounds(_distinct_sizes(*smallest), _distinct_sizes(*largest))
 
 
-@dataclass(frozen=True)
-class MaskingCollator:
-    """Collates samples and adds the masks of their slice of the global batch. Stateless, so any worker can use it.
-
-    Each sample is a dict of tensors, such as `pixel_values`, and two integers that are the same in all samples of a
-    batch: `step`, the batch counter, and `slot_block`, the number of the slice in the global batch (`rank` in
-    `MultiBlockMasking.sample`). Both are taken out; `context_indices` (B, C, N_ctx) and `target_indices` (B, M, N_tgt)
-    are added. All slices of a step must have the same number of samples, so drop a last, smaller batch.
-
-    Raises:
-        ValueError: if the samples of a batch differ in `step` or in `slot_block`.
-        KeyError: if a sample lacks one of them.
-    """
-
-    masking: MultiBlockMasking
-    seed: int
-
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        places = {(int(sample["step"]), int(sample["slot_block"])) for sample in samples}
-        if len(places) != 1:
-            raise ValueError(f"one batch must have one (step, slot_block), got {sorted(places)}")
-        step, slot_block = places.pop()
-        batch = default_collate([_without(sample, "step", "slot_block") for sample in samples])
-        contexts, targets = self.masking.sample(len(samples), self.seed, step, rank=slot_block)
-        return {**batch, "context_indices": contexts, "target_indices": targets}
-
-
-@dataclass(frozen=True)
-class _SlotStream:
-    """The random numbers of consecutive image slots. Each slot has its own fixed places in Philox's sequence."""
-
-    seed: int
-    step: int
-    first_slot: int
-    num_slots: int
-
-    def position_words(self, attempt: int, num_blocks: int) -> np.ndarray:
-        """(B, num_blocks, 2) uint64: a number for the row and one for the column of each block's corner."""
-        words = self._words(_POSITIONS, attempt, 2 * num_blocks)
-        return words[:, : 2 * num_blocks].reshape(self.num_slots, num_blocks, 2)
-
-    def trim_keys(self, purpose: int, num_masks: int, num_patches: int) -> np.ndarray:
-        """(B, num_masks, num_patches) uint32: random keys, all different within a mask."""
-        words = self._words(purpose, 0, -(-num_masks * num_patches // 2))
-        keys = words.view(np.uint32)[:, : num_masks * num_patches].reshape(self.num_slots, num_masks, num_patches)
-        # The low bits hold the number of the patch, so that no two keys are equal. 24 bits are random on a 16x16 grid.
-        keys = keys & ~_patch_bits(num_patches)
-        keys |= np.arange(num_patches, dtype=np.uint32)
-        return keys
-
-    def _words(self, purpose: int, attempt: int, words_per_slot: int) -> np.ndarray:
-        return _random_words(self.seed, self.step, purpose, attempt, self.first_slot, self.num_slots, words_per_slot)
-
-
-def _random_words(
-    seed: int, step: int, purpose: int, attempt: int, first_slot: int, num_slots: int, words_per_slot: int
-) -> np.ndarray:
-    """(num_slots, at least words_per_slot) uint64. Philox gives four numbers per tick of its counter."""
-    ticks = -(-words_per_slot // 4)
-    key = np.array([seed, step], dtype=np.uint64)
-    counter = np.array([first_slot * ticks, attempt, purpose, 0], dtype=np.uint64)
-    return np.random.Philox(key=key, counter=counter).random_raw(num_slots * ticks * 4).reshape(num_slots, ticks * 4)
-
-
 def _block_coverage(corners: np.ndarray, block_size: _Size, grid_size: Sequence[int]) -> np.ndarray:
     """Corners (B, K, 2) of K blocks -> (K, B, bytes): the patches of each block, as bits, eight in a byte."""
     rows, columns = corners.transpose(2, 1, 0)
@@ -484,46 +412,9 @@ def _first_patches(visible: np.ndarray, count: int) -> np.ndarray:
     return patches.reshape(num_images, num_contexts, count)
 
 
-def _lowest(keys: np.ndarray, count: int) -> np.ndarray:
-    """(B, masks, N) keys of `_SlotStream.trim_keys` -> (B, masks, count): the patches with the lowest keys, sorted."""
-    lowest = np.partition(keys, count - 1, axis=-1)[..., :count] & _patch_bits(keys.shape[-1])
-    lowest.sort(axis=-1)
-    return lowest.astype(np.int64)
-
-
-def _patch_bits(num_patches: int) -> np.uint32:
-    """The bits of a key that hold the number of the patch."""
-    return np.uint32((1 << (num_patches - 1).bit_length()) - 1)
-
-
-def _without(sample: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in sample.items() if name not in names}
-
-
 def _between(bounds: Sequence[float], fraction: _NumberOrArray) -> _NumberOrArray:
     return bounds[0] + fraction * (bounds[1] - bounds[0])
 
 
 def _describe(size: _Size) -> str:
     return f"{size[0]}x{size[1]}={size[0] * size[1]} patches"
-
-
-def _check_positive_integers(**values: Any) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name}={value!r} must be an integer of at least 1")
-
-
-def _check_range(name: str, bounds: Sequence[float], largest: float) -> None:
-    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= largest:
-        raise ValueError(f"{name}={bounds} must be (low, high) with 0 < low <= high <= {largest}")
-
-
-def _check_sample_arguments(batch_size: int, seed: int, step: int, rank: int) -> None:
-    _check_positive_integers(batch_size=batch_size)
-    for name, value in (("seed", seed), ("step", step), ("rank", rank)):
-        if not 0 <= value < 2**64:
-            raise ValueError(f"{name}={value} must be from 0 to 2**64 - 1")
-
-
-__all__ = ["MaskingCollator", "MultiBlockMasking"]
