@@ -36,6 +36,7 @@ ALTERNATIVES = [("epochs", "max_steps"), ("warmup_epochs", "warmup_steps"), ("mo
 WITHIN = [("warmup_epochs", "epochs"), ("warmup_steps", "max_steps")]  # the first is a part of the second
 # What argparse takes as a value after a flag. Its own pattern takes -1e-3 and -inf for unknown flags.
 NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-(inf|nan)$", re.IGNORECASE)
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LONG_FLAG = re.compile(r"--\w[\w-]*(?==|$)")
 TRUTH_VALUES = dict.fromkeys(("true", "yes", "t", "y", "1"), True) | dict.fromkeys(
     ("false", "no", "f", "n", "0"), False
@@ -482,11 +483,14 @@ def _layered(flags: Mapping[str, Flag], recipe: dict[str, Any], given: dict[str,
 
     What is given replaces what the recipe says in another way (`ALTERNATIVES`). A given mode of masks replaces the
     recipe's settings of another mode, which would do nothing. Where the run is given shorter than
-    the recipe's warm-up (`WITHIN`), the warm-up keeps its share of the run.
+    the recipe's warm-up (`WITHIN`), the warm-up keeps its share of the run. Given data that cannot be of the Hub
+    replace the recipe's `data_config`, which is for the Hub only.
     """
     replaced = {one for pair in ALTERNATIVES for one, other in (pair, pair[::-1]) if other in given}
     if given.get("mask_mode", recipe.get("mask_mode")) != recipe.get("mask_mode"):
         replaced |= unused_mask_settings(given["mask_mode"])
+    if "data" in given and not may_be_on_hub(given["data"]):
+        replaced.add("data_config")
     kept = {name: value for name, value in recipe.items() if name not in replaced}
     for part, whole in WITHIN:
         if part in kept and whole in given:
@@ -495,6 +499,11 @@ def _layered(flags: Mapping[str, Flag], recipe: dict[str, Any], given: dict[str,
     for name in sorted(given.keys() & unused_mask_settings(values.get("mask_mode"))):
         raise _unused_mask_setting(name, values)
     return values
+
+
+def may_be_on_hub(data: str) -> bool:
+    """Whether `data` can be a name of the Hub, NAME or USER/NAME: nothing else here is called so."""
+    return bool(HUB_NAME.fullmatch(data)) and data != "digits" and not os.path.exists(os.path.expanduser(data))
 
 
 def _within(part: Any, whole: Any, whole_in_recipe: Any) -> Any:

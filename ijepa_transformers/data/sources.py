@@ -33,6 +33,7 @@ _SPLIT_NAMES = {
     "valid": "validation",
     "test": "test",
 }
+_OR = " or "  # between names of splits
 _LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label")
 
 
@@ -58,7 +59,8 @@ def load_image_dataset(
             - a folder, file or glob of .parquet, of .tar (WebDataset) or of .arrow files, or a `save_to_disk` folder.
               In a folder of shards the split is the word train, validation, val, valid or test in the path, if any.
             - otherwise the name of a data set on the Hub.
-        split: "val" and "valid" mean "validation". Files without a split are "train".
+        split: "val" and "valid" mean "validation". Files without a split are "train". "validation or test" is the
+            first of the two that is there.
         config_name: the configuration of a Hub data set; other sources have none.
         image_column, label_column: needed only if several columns fit.
         cache_dir: where `datasets` keeps the Arrow files that it makes of Parquet files, tar shards and Hub data sets.
@@ -95,8 +97,25 @@ def open_split(
     return dataset
 
 
+def available_split(arguments: DatasetArguments, asked: str) -> str:
+    """The split that `asked` means in the data of a command. Nothing is opened unless it has the form "A or B".
+
+    Raises:
+        ValueError: as `choose_split`, or if the data cannot be opened.
+    """
+    if _OR not in asked:
+        return asked
+    return choose_split(arguments.data, _open_splits(arguments.data, arguments.data_config, None), asked)
+
+
 def choose_split(source: str | os.PathLike, splits: Iterable[str], asked: str) -> str:
-    """The name among `splits` that means the same as `asked` ("val" is "validation").
+    """The name among `splits` that means the same as `asked`.
+
+    Args:
+        source: for messages.
+        splits: names of the splits that are there.
+        asked: one name, where "val" is "validation"; or several, as in "validation or test". The first that is there
+            is chosen.
 
     Raises:
         ValueError: if there is none, or if two of the names mean the same.
@@ -104,11 +123,13 @@ def choose_split(source: str | os.PathLike, splits: Iterable[str], asked: str) -
     names = {name: _SPLIT_NAMES.get(str(name).lower(), str(name)) for name in splits}
     if len(set(names.values())) < len(names):
         raise ValueError(f"{str(source)!r} has two splits of the same meaning: {', '.join(map(repr, names))}")
-    asked = _SPLIT_NAMES.get(asked.lower(), asked)
-    for name, meaning in names.items():
-        if meaning == asked:
-            return name
-    raise ValueError(f"{str(source)!r} has no split {asked!r}; it has {', '.join(map(repr, sorted(names.values())))}")
+    wanted = [_SPLIT_NAMES.get(word.strip().lower(), word.strip()) for word in asked.split(_OR)]
+    for choice in wanted:
+        for name, meaning in names.items():
+            if meaning == choice:
+                return name
+    missing, there = (" or ".join(map(repr, wanted)), ", ".join(map(repr, sorted(names.values()))))
+    raise ValueError(f"{str(source)!r} has no split {missing}; it has {there}")
 
 
 def image_name(dataset: datasets.Dataset, index: int) -> str:

@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..api import Result, process_as_before
 from ..arguments import require
-from ..data.sources import labels_of, open_split
+from ..data.sources import available_split, labels_of, open_split
 from ..distributed import check_launch, end_process_group
 from ..encoders import EncoderSpec
 from .arguments import PLAIN_PROBES, PROGRAM, ProbingArguments, parse_probing_arguments, probing_arguments
@@ -67,7 +67,7 @@ def build_run(arguments: ProbingArguments) -> Run:
     trials = {spec: try_encoder(arguments, open_spec(arguments, spec, accelerator.device)) for spec in specs}
     with accelerator.main_process_first():  # one process fills the cache of datasets
         train = _open_labelled(arguments, arguments.train_split)
-        validation = _open_labelled(arguments, arguments.validation_split)
+        validation = _open_labelled(arguments, available_split(arguments, arguments.validation_split))
     _check_classes(train, validation)
     run = Run(arguments, accelerator, entries, train, validation, trials)
     _note_left_out(run)

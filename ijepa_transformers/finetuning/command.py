@@ -22,7 +22,7 @@ from ..api import Result, process_as_before
 from ..arguments import require
 from ..data.datasets import FineTuningCollator, FineTuningImages, LabelledImages
 from ..data.decoding import BadImageError
-from ..data.sources import labels_of, open_split, select_labelled, select_listed
+from ..data.sources import available_split, labels_of, open_split, select_labelled, select_listed
 from ..distributed import check_launch, end_process_group
 from ..encoders import load_processor
 from ..execution import configure, describe
@@ -117,6 +117,7 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
     training_data = _open_training_split(arguments.data)
     validation_data = None
     if arguments.data.validation_split is not None:
+        arguments.data.validation_split = available_split(arguments.data, arguments.data.validation_split)
         validation_data = _open_labelled(arguments.data, arguments.data.validation_split)
         _check_classes(training_data, validation_data)
     set_seed(arguments.training.seed)  # for the weights that are new: those of the head, or all

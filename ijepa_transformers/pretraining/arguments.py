@@ -45,7 +45,9 @@ class DataArguments(DatasetArguments):
     validation_data: str | None = argument(
         None, "labelled data for the k-NN, with both splits, if not `data` (which, streamed, cannot serve)"
     )
-    validation_split: str | None = argument(None, "labelled split for the k-NN; both splits need labels then")
+    validation_split: str | None = argument(
+        None, "labelled split for the k-NN, as 'test' or 'validation or test'; both splits need labels then"
+    )
     crop_scale: list[float] = argument([0.3, 1.0], "area of the random crop as a share of the image: least, most")
     crop_ratio: list[float] = argument([3 / 4, 4 / 3], "aspect ratio of the random crop: least, most")
     horizontal_flip: bool = argument(False, "mirror every second image at random (the published recipe does not)")

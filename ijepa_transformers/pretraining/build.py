@@ -28,7 +28,7 @@ from .batch_size import with_batch_size
 from .batches import IndexedData, StreamedData, open_batches
 from .checkpointing import DirectoryLock, checkpoint_step, newest_checkpoint
 from .collapse_monitor import CollapseMonitor
-from .evaluate import Probe
+from .evaluate import Probe, with_available_split
 from .preemption import StopRequest
 
 
@@ -197,6 +197,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     checkpoint = on_main_process(accelerator, lambda: _find_checkpoint(arguments, launch, accelerator.print))
     config = _build_config(arguments, checkpoint)
     data = open_batches(arguments, config, accelerator, read_state(checkpoint) if checkpoint else None)
+    arguments = with_available_split(arguments)
     schedules = _build_schedules(arguments, data.num_images // arguments.batch_size)
     set_seed(arguments.seed)
     attention = arguments.attn_implementation or choose_attention(accelerator.device.type, launch.precision)
@@ -242,8 +243,9 @@ TARGET_TEXTS = {
 def summarize(run: Run) -> dict[str, str]:
     """The effective settings of a run, for the terminal and the model card."""
     arguments, config = run.arguments, run.config
+    judged = f"; k-NN on split {arguments.validation_split}" if arguments.validation_split else ""
     return {
-        "data": f"{arguments.data} ({run.data.num_images:,} images, split {arguments.train_split})",
+        "data": f"{arguments.data} ({run.data.num_images:,} images, split {arguments.train_split}{judged})",
         **_summarize_schedules(run),
         "batch": f"{arguments.batch_size} images = {arguments.images_per_pass} per pass x"
         f" {run.launch.num_processes} processes x {run.accelerator.gradient_accumulation_steps} accumulation steps",

@@ -2,6 +2,7 @@
 """Evaluates the encoders of a run with k-NN and few-shot probes. The main process computes while the others wait."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import datasets
@@ -13,7 +14,7 @@ from transformers import BitImageProcessorPil
 from ..arguments import DatasetArguments
 from ..configuration_ijepa import IJepaConfig
 from ..data.datasets import EvaluationImages
-from ..data.sources import open_split
+from ..data.sources import available_split, open_split
 from ..data.transforms import normalize_pixel_values
 from ..distributed import whole_weights
 from ..encoders import RawPixels, encoder_features, untrained
@@ -115,6 +116,18 @@ class Probe:
             result = few_shot_accuracy(train, train_labels, test, test_labels, shots=shots, num_draws=5)
             row |= {f"{shots}-shot": result.mean, f"{shots}-shot std": result.std}
         return row
+
+
+def with_available_split(arguments: PretrainingArguments) -> PretrainingArguments:
+    """The arguments with one name as `validation_split`, where "validation or test" was asked.
+
+    Raises:
+        ValueError: if the data have none of these splits.
+    """
+    if arguments.validation_split is None:
+        return arguments
+    source = DatasetArguments(arguments.validation_data) if arguments.validation_data else arguments
+    return replace(arguments, validation_split=available_split(source, arguments.validation_split))
 
 
 def evaluate(run: "Run") -> dict[str, float]:

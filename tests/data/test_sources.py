@@ -11,12 +11,20 @@ import numpy as np
 import pytest
 import torch
 
+from ijepa_transformers.arguments import DatasetArguments
 from ijepa_transformers.data import decoding
 from ijepa_transformers.data.datasets import (
     EvaluationImages,
 )
 from ijepa_transformers.data.decoding import decode_image
-from ijepa_transformers.data.sources import image_name, labels_of, load_image_dataset, select_labelled, select_listed
+from ijepa_transformers.data.sources import (
+    available_split,
+    image_name,
+    labels_of,
+    load_image_dataset,
+    select_labelled,
+    select_listed,
+)
 from tests.data.images import encoded, names, photo_pixels, write
 
 
@@ -76,6 +84,19 @@ def test_parquet_folder_with_splits_and_names_as_labels(tmp_path):
     assert image_name(test, 1) == "image 1"
     assert len(load_image_dataset(folder / "test-00000-of-00001.parquet")) == 2  # a file named by hand is "train"
     assert len(load_image_dataset(f"{tmp_path}/*/train-*.parquet")) == 4
+
+
+def test_of_several_splits_the_first_that_is_there_is_opened(tmp_path):
+    table(2, label=[0, 0]).to_parquet(tmp_path / "train.parquet")
+    table(2, label=[1, 1]).to_parquet(tmp_path / "test.parquet")
+    assert load_image_dataset(tmp_path, split="val or test")["label"][:] == [1, 1]
+    arguments = DatasetArguments(str(tmp_path))
+    assert available_split(arguments, "val or test") == "test" and available_split(arguments, "val") == "val"
+    table(2, label=[2, 2]).to_parquet(tmp_path / "val.parquet")
+    assert load_image_dataset(tmp_path, split="val or test")["label"][:] == [2, 2]
+    assert available_split(arguments, "val or test") == "validation"
+    with pytest.raises(ValueError, match="has no split 'dev' or 'extra'; it has 'test', 'train', 'validation'"):
+        available_split(arguments, "dev or extra")
 
 
 def test_integer_labels_keep_their_value(tmp_path):

@@ -347,6 +347,19 @@ def test_a_flag_replaces_what_the_recipe_says_in_another_way(tmp_path):
     assert [getattr(changed, name) for name in names] == [None, 7, None, 2, 0.9, None]
 
 
+def test_data_that_are_not_of_the_hub_replace_the_configuration_of_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own/photos").mkdir(parents=True)
+    (tmp_path / "recipe.yaml").write_text("data: owner/name\ndata_config: 160px\noutput_dir: x\nmax_steps: 1\n")
+    argv = ["--recipe", "recipe.yaml"]
+    for data in ("own/photos", str(tmp_path), "own/*/train-*.parquet", "hf://datasets/a/b/*.parquet", "digits"):
+        assert parse_pretraining_arguments([*argv, "--data", data]).data_config is None, data
+    for words in ([], ["--data", "own/pictures"], ["--data", "name"]):
+        assert parse_pretraining_arguments([*argv, *words]).data_config == "160px", words
+    asked = parse_pretraining_arguments([*argv, "--data", "own/photos", "--data_config", "full"])
+    assert asked.data_config == "full"  # which opening refuses
+
+
 def test_an_output_directory_that_is_a_file_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("a novel")
     assert "is there already and is no directory" in pretraining_refusal(capsys, output_dir=str(tmp_path / "file"))

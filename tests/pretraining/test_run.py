@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -409,6 +410,25 @@ def test_every_recipe_is_complete(recipe):
     masking.build_masking(
         configuration_ijepa.IJepaConfig(**arguments.model_fields()).grid_size, **arguments.mask_fields()
     )
+
+
+@pytest.mark.parametrize("recipe", ["cifar10", "imagenette", "stl10"])
+@pytest.mark.parametrize(
+    ("columns", "splits", "judged"),
+    [
+        (("img", "label"), ("train", "test"), "test"),
+        (("photo", "class"), ("train", "val", "test"), "validation"),
+    ],
+)
+def test_recipes_of_the_hub_need_only_a_path(tmp_path, capsys, recipe, columns, splits, judged):
+    pixels = [Image.new("L", (20, 20), 20 * number) for number in range(10)]
+    features = datasets.Features({columns[0]: datasets.Image(), columns[1]: datasets.Value("int64")})
+    table = datasets.Dataset.from_dict({columns[0]: pixels, columns[1]: [0, 1] * 5}, features=features)
+    for split in splits:
+        table.to_parquet(tmp_path / f"data/{split}.parquet")
+    pretrain(tmp_path / "run", recipe=recipe, data=tmp_path / "data", max_steps=1, warmup_steps=0)
+    printed = capsys.readouterr().out
+    assert f"split train; k-NN on split {judged})" in printed and f"Accuracy on the {judged!r} split" in printed
 
 
 SMALL = ("quickstart", "small_images", "medium_images", "cifar10", "stl10", "imagenette")  # the last four were not run
