@@ -1,13 +1,14 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Time of `MultiBlockMasking.sample` against a straightforward loop over images, blocks and tries, and lightly.
+"""Time of `sample` of all our masks against a straightforward loop over images, blocks and tries, and lightly.
 
     python benchmarks/speed/masking.py [--turns 12]
 
 The loop follows the published rules with one torch operation at a time, as a collator is usually written. `lightly` is
-`lightly.data.IJEPAMaskCollator` with the published settings, where lightly is installed. The samplers take turns of a
-few batches, so that other load on the machine meets all of them; figures are medians over all batches. `first` is the
-median of each turn's first batch, with the processor's caches full of another sampler's work, as after decoding
-images. The last line of the output is one JSON object.
+`lightly.data.IJEPAMaskCollator` with the published settings, where lightly is installed. Both draw multi-block masks;
+our modes `random` and `inverse_block` have no peer here. The samplers take turns of a few batches, so that other load
+on the machine meets all of them; figures are medians over all batches. `first` is the median of each turn's first
+batch, with the processor's caches full of another sampler's work, as after decoding images. The last line of the
+output is one JSON object.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 from benchmarks.speed.timing import environment, quartiles
-from ijepa_transformers.masking import MultiBlockMasking
+from ijepa_transformers.masking import MODES, build_masking
 
 
 CASES = [((14, 14), 128), ((16, 16), 128), ((14, 14), 16), ((16, 16), 16), ((28, 28), 16)]
@@ -98,12 +99,9 @@ def lightly_sampler(grid_size, batch_size):
 
 def build_samplers(grid_size, batch_size):
     """Name -> function of the step."""
-    meta, unbiased = (MultiBlockMasking(grid_size, mode=mode) for mode in ("meta", "unbiased"))
-    samplers = {
-        "loop": lambda step: loop_sample(meta, batch_size, step),
-        "meta": lambda step: meta.sample(batch_size, seed=0, step=step),
-        "unbiased": lambda step: unbiased.sample(batch_size, seed=0, step=step),
-    }
+    maskings = {mode: build_masking(grid_size, mode) for mode in MODES}
+    samplers = {"loop": partial(loop_sample, maskings["meta"], batch_size)}
+    samplers |= {mode: partial(masking.sample, batch_size, 0) for mode, masking in maskings.items()}
     if importlib.util.find_spec(LIGHTLY):
         samplers[LIGHTLY] = lightly_sampler(grid_size, batch_size)
     return samplers

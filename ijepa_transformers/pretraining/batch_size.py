@@ -34,13 +34,17 @@ def memory_estimate(arguments: PretrainingArguments) -> str:
     tokens, batch_size = worst_case_tokens(masking), arguments.images_per_pass
     estimate = estimate_memory(config, tokens, batch_size, **settings)
     fits = largest_batch_size(device_bytes, config, tokens, **settings) if device_bytes else None
+    text = (
+        f"{settings['mode']}, {settings['num_processes']} processes, per_device_batch_size {batch_size}, at most"
+        f" {tokens} per image\n\n{format_memory_estimate(estimate, device_bytes, fits)}"
+    )
     likely = sampled_tokens(masking, batch_size)
+    if likely == tokens:  # as with masks of fixed lengths
+        return text
     met = estimate_memory(config, likely, batch_size, **settings)
     return (
-        f"{settings['mode']}, {settings['num_processes']} processes, per_device_batch_size {batch_size}, at most"
-        f" {tokens.context} context patches and {tokens.num_targets} x {tokens.target} target patches per image\n\n"
-        f"{format_memory_estimate(estimate, device_bytes, fits)}\n\n200 sampled batches had at most {likely.context}"
-        f" and {tokens.num_targets} x {likely.target} patches: {met.total / GIB:.2f} GiB. Others may have more."
+        f"{text}\n\n200 sampled batches had at most {likely.context} and {tokens.num_targets} x {likely.target}"
+        f" patches: {met.total / GIB:.2f} GiB. Others may have more."
     )
 
 

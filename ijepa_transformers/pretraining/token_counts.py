@@ -26,6 +26,10 @@ class TokenCounts:
         shared = (self.num_targets, self.target)
         return (self.num_contexts, *shared) if self.own_targets else shared
 
+    def __str__(self) -> str:
+        contexts = f"{self.num_contexts} x {self.context}" if self.num_contexts > 1 else str(self.context)
+        return f"{contexts} context patches and {' x '.join(map(str, self.target_shape))} target patches"
+
 
 def worst_case_tokens(masking: Masking) -> TokenCounts:
     """The most patches that a batch of these masks can hold, whatever the seed, the step and the batch.

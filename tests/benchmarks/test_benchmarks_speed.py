@@ -78,7 +78,7 @@ def test_masking_benchmark_reports_every_sampler(monkeypatch, capsys):
     report = last_line(capsys)
     assert report["benchmark"] == "masking" and is_environment(report) and report["lightly_deviations"]
     (result,) = report["results"]
-    for name in ("loop", "meta", "unbiased"):
+    for name in ("loop", "meta", "unbiased", "random", "inverse_block"):
         assert result[name]["images_per_second"] > 0 and result[name]["times_loop"] > 0
 
 

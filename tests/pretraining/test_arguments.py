@@ -11,11 +11,13 @@ import pytest
 import yaml
 
 from ijepa_transformers.arguments import (
+    MASK_SETTINGS,
     MAX_RECIPE_BYTES,
     argument,
     arguments_from_keywords,
     list_recipes,
     parse_arguments,
+    unused_mask_settings,
     without_removed_keys,
 )
 from ijepa_transformers.configuration_ijepa import IJEPA_SIZES
@@ -358,6 +360,56 @@ def test_data_that_are_not_of_the_hub_replace_the_configuration_of_the_recipe(tm
         assert parse_pretraining_arguments([*argv, *words]).data_config == "160px", words
     asked = parse_pretraining_arguments([*argv, "--data", "own/photos", "--data_config", "full"])
     assert asked.data_config == "full"  # which opening refuses
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "value"),
+    [
+        ("random", "num_targets", 2),
+        ("random", "num_targets", 4),  # also if it is the default
+        ("random", "visible_aspect_ratio", "1 1"),
+        ("inverse_block", "min_patches", 4),
+        ("inverse_block", "allow_overlap", "true"),
+        ("unbiased", "visible_share", 0.2),
+        ("meta", "visible_aspect_ratio", "0.5 2"),
+    ],
+)
+def test_a_setting_of_another_mode_of_masks_is_refused(tmp_path, capsys, mode, name, value):
+    message = f"does nothing with mask_mode {mode}: leave it out."
+    given = {"mask_mode": mode, name: value}
+    assert f"{name} " in pretraining_refusal(capsys, **given)
+    assert message in pretraining_refusal(capsys, **given)
+    read = [float(part) for part in value.split()] if "ratio" in name else value
+    with pytest.raises(ValueError, match=message):
+        pretraining_arguments(**SOUND, **{**given, name: read})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**SOUND, **given, name: read}))
+    if value == 4 and name == "num_targets":  # a recipe may name a default
+        assert pretraining_arguments(recipe=recipe).mask_mode == mode
+        return
+    with pytest.raises(ValueError, match=message):
+        pretraining_arguments(recipe=recipe)
+
+
+def test_a_given_mode_of_masks_replaces_the_settings_of_the_recipe_s_mode(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: digits\noutput_dir: x\nepochs: 3\nnum_targets: 2\nmin_patches: 5\nnum_contexts: 2\n")
+    random = parse_pretraining_arguments(["--recipe", str(recipe), "--mask_mode", "random"])
+    assert random.mask_fields() == {"mode": "random", "visible_share": 0.3, "num_contexts": 2}
+    meta = parse_pretraining_arguments(["--recipe", str(recipe), "--mask_mode", "meta"])
+    assert (meta.num_targets, meta.min_patches, meta.num_contexts) == (2, 5, 2)
+    recipe.write_text("data: digits\noutput_dir: x\nepochs: 3\nmask_mode: random\nvisible_share: 0.2\n")
+    unbiased = pretraining_arguments(recipe=recipe, mask_mode="unbiased", num_targets=2)
+    assert unbiased.mask_fields()["num_targets"] == 2 and "visible_share" not in unbiased.mask_fields()
+
+
+@pytest.mark.parametrize("mode", MASK_SETTINGS)
+def test_a_saved_recipe_has_the_settings_of_its_mode_of_masks_and_gives_the_same_arguments(tmp_path, mode):
+    arguments = pretraining_arguments(data="digits", output_dir="x", epochs=1, mask_mode=mode, num_contexts=2)
+    arguments.save(tmp_path / "recipe.yaml")
+    saved = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    assert set(saved) & unused_mask_settings(mode) == set() and "num_contexts" in saved
+    assert pretraining_arguments(recipe=tmp_path / "recipe.yaml") == arguments
 
 
 def test_an_output_directory_that_is_a_file_is_refused(tmp_path, capsys):

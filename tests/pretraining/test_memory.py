@@ -101,6 +101,16 @@ def autocast(precision, device="cpu"):
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+@pytest.mark.parametrize("own_targets", [False, True])
+def test_activations_and_batch_of_contexts_with_targets_of_their_own(own_targets):
+    config, tokens = small_config("deep"), TokenCounts(10, 5, 3, num_targets=2, own_targets=own_targets)
+    batch = empty_batch(config, tokens, 2)
+    estimate = estimate_memory(config, tokens, 2, precision="no", attention="sdpa")
+    saved = saved_bytes(build_training_model(config, "sdpa", False), batch, "no")
+    assert estimate.activations == pytest.approx(saved, rel=0.001)
+    assert estimate.batch == sum(each.nbytes for each in batch) + batch[0].numel()  # images also come as bytes
+
+
 @pytest.mark.parametrize(("name", "precision", "attention", "checkpointing", "num_contexts"), COMBINATIONS)
 def test_activations_are_those_that_autograd_saves(name, precision, attention, checkpointing, num_contexts):
     config, tokens = small_config(name), TokenCounts(10, 5, num_contexts, num_targets=3)
@@ -287,6 +297,18 @@ def test_no_batch_holds_more_tokens_than_the_worst_case_where_targets_are_forgiv
 def test_the_worst_case_is_met_where_two_targets_are_easily_stacked(mode):
     masking = MultiBlockMasking((14, 14), mode=mode, num_targets=1, context_scale=(1.0, 1.0))
     assert sampled_tokens(masking, 1, num_batches=500) == worst_case_tokens(masking)
+
+
+@pytest.mark.parametrize("mode", ["random", "inverse_block"])
+@pytest.mark.parametrize("num_contexts", [1, 3])
+def test_masks_of_fixed_lengths_have_no_worst_case(mode, num_contexts):
+    masking = build_masking((10, 10), mode, visible_share=0.3, num_contexts=num_contexts)
+    tokens = worst_case_tokens(masking)
+    assert tokens == TokenCounts(30, 70, num_contexts, 1, own_targets=num_contexts > 1)
+    assert tokens == sampled_tokens(masking, 4, num_batches=20)
+    config = IJepaConfig(**{**SMALL, "image_size": 40, "patch_size": 4})
+    masks = masking.sample(2, seed=0)
+    assert [each.shape for each in empty_batch(config, tokens, 2)[1:]] == [each.shape for each in masks]
 
 
 def test_worst_case_by_hand():

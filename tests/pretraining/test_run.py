@@ -28,7 +28,15 @@ from ijepa_transformers.pretraining.checkpointing import DirectoryLock, damage
 from ijepa_transformers.pretraining.collapse_monitor import CollapseMonitor
 from ijepa_transformers.pretraining.preemption import StopRequest
 from tests import forked
-from tests.runs import TINY, assert_equal_weights, pretrain, pretraining_argv, rows, without_speed
+from tests.runs import (
+    TINY,
+    assert_close_weights,
+    assert_equal_weights,
+    pretrain,
+    pretraining_argv,
+    rows,
+    without_speed,
+)
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -79,6 +87,24 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, stop_a
     optimizers = [torch.load(tmp_path / name / "checkpoints/step-00000006/optimizer.bin") for name in ("whole", "cut")]
     for ours, others in zip(*(optimizer["state"].values() for optimizer in optimizers), strict=True):
         assert all(torch.equal(ours[key], others[key]) for key in ours)
+
+
+@pytest.mark.parametrize(
+    "masks", [{"mask_mode": "random"}, {"mask_mode": "inverse_block", "num_contexts": 2}], ids=str
+)
+def test_a_run_with_masks_of_fixed_lengths_resumes_bit_for_bit_and_may_cut_its_batch_otherwise(
+    tmp_path, masks, capsys
+):
+    changes = {**masks, "min_patches": None, "visible_share": 0.25, "keep_checkpoints": 5}
+    whole = pretrain(tmp_path / "whole", **changes)
+    described = "4 of 16 patches of 2 contexts" if "num_contexts" in masks else "4 of 16 patches of context"
+    assert f"{masks['mask_mode']}, {described}, all other 12 are targets" in capsys.readouterr().out
+    assert {(row["context_tokens"], row["target_tokens"]) for row in rows(tmp_path / "whole")} == {(4, 12)}
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/step-00000006")
+    assert_equal_weights(pretrain(tmp_path / "cut", resume="true", num_workers=2, **changes), whole)
+    halved = pretrain(tmp_path / "halved", **changes, per_device_batch_size=4)
+    assert_close_weights(halved, whole, tolerance=1e-6)
 
 
 def test_a_run_continues_from_the_newest_whole_checkpoint(tmp_path, capsys):

@@ -226,6 +226,19 @@ def test_masks_are_those_of_the_recipe_and_the_other_mode_is_made_to_fit(place):
         visualization_study.fitting_masking((1, 8), masks, "meta")
 
 
+@pytest.mark.parametrize("mode", ["random", "inverse_block"])
+def test_a_run_whose_contexts_have_targets_of_their_own_gets_every_section(place, monkeypatch, mode):
+    (place / "run" / "recipe.yaml").write_text(f"mask_mode: {mode}\nnum_contexts: 2\nvisible_share: 0.25\n")
+    guessed, guess = [], sections._guess
+    monkeypatch.setattr(sections, "_guess", lambda *args: (guessed.append(guess(*args)), guessed[-1])[1])
+    page = visualize(place, pictures_dir=place / "pictures")
+    assert titles(page) == TITLES and files(place) == PICTURES - {"masks_meta"}
+    assert page.count("cannot be drawn here") == 1  # meta does not fit the grid of 4 x 4
+    assert page.index(f"{mode}&#x27;, as in this run") < page.index("which this run did not use")
+    both = torch.cat([guessed[0].contexts, guessed[0].blocks[:, 0]], dim=1)  # of the first context
+    assert torch.equal(both.sort(dim=1).values, torch.arange(16).expand(3, -1))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -150,6 +150,14 @@ def test_each_mask_shows_its_patches_in_their_place_and_no_others(tmp_path):
             assert np.flatnonzero(middles == 255).tolist() == indices.tolist()
 
 
+def test_targets_of_each_context_are_drawn_one_after_the_other():
+    images, contexts, targets = masks()
+    own = torch.stack([targets, targets.flip(-2) - 1], dim=1)  # (2, 2, 2, 2)
+    sheet = draw_masks(images, contexts, own, 32)
+    flat = draw_masks(images, contexts, torch.cat([targets, targets.flip(-2) - 1], dim=1), 32)
+    np.testing.assert_array_equal(np.asarray(sheet), np.asarray(flat))
+
+
 def test_small_images_are_enlarged_and_patches_may_be_oblong():
     images = torch.randint(0, 256, (1, 3, 8, 12), dtype=torch.uint8)
     sheet = draw_masks(
