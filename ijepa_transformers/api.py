@@ -28,11 +28,13 @@ class Result:
         directory: where its files are.
         metrics: the last ones: a row of metrics.jsonl, the evaluation, accuracies by row and column, or the manifest.
         table: the accuracies as a table for people; None if there is none.
+        verdict: of `pretrain`: the content of verdict.json, which says in sentences whether anything was learned.
     """
 
     directory: Path
     metrics: dict[str, Any] = field(default_factory=dict)
     table: str | None = None
+    verdict: dict[str, Any] | None = None
 
 
 @contextmanager

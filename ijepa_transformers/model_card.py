@@ -39,7 +39,7 @@ pretraining). There is no class token: an image's feature is the mean over its p
 Effective recipe (`recipe.yaml`):
 
 {recipe}
-{results}{metrics}"""
+{verdict}{results}{metrics}"""
 _METRICS = """
 ## Curves
 
@@ -93,6 +93,7 @@ def write_model_card(
     metrics: Mapping[str, object],
     recipe: Mapping[str, object],
     results: str | None = None,
+    verdict: str | None = None,
     base_model: str | None = None,
 ) -> None:
     """Writes `directory`/README.md.
@@ -104,6 +105,7 @@ def write_model_card(
         metrics: the last row of metrics; empty if there are no curves yet.
         recipe: the effective arguments.
         results: a table of accuracies, if any were measured.
+        verdict: what the measures say, at the end of the run.
         base_model: the directory or the name on the Hub that the run started from. The licence in the card of a
             directory is copied; that of a Hub repository is not looked up.
     """
@@ -120,6 +122,7 @@ def write_model_card(
         usage=USAGE.format(name=in_quotes(name)),
         summary="\n".join(f"- {key}: {value}" for key, value in summary.items()),
         recipe=fenced_yaml(recipe),
+        verdict=f"\n## Verdict\n\n{verdict}\n" if verdict else "",
         results=f"\n## Results\n\n{results}\n" if results else "",
         metrics=_METRICS.format(last=_in_words(metrics)) if metrics else "",
     )

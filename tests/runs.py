@@ -114,6 +114,14 @@ def send_in_step(monkeypatch, step, number) -> None:
     monkeypatch.setattr(loop, "optimizer_step", optimizer_step)
 
 
+def blind_to_brightness(model: IJepaForPretraining) -> IJepaForPretraining:
+    """Changes the target encoder in place: its features are spread out, but do not depend on the mean of a patch."""
+    weight = model.ijepa.embeddings.patch_embeddings.projection.weight.data
+    weight -= weight.mean(dim=(1, 2, 3), keepdim=True)
+    weight *= 100  # otherwise the position embeddings, which are the same in all images, would hide the rest
+    return model
+
+
 # Pretraining under a launch mode, two processes on the CPU
 
 

@@ -8,6 +8,7 @@ functions here take features; they know no model.
 Shapes: B images of a batch, N images in all, D feature width.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +16,19 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..verdict import (
+    COLLAPSED,
+    NARROW_RANK_FLOOR,
+    NARROW_STD_FLOOR,
+    NOT_COLLAPSED,
+    ORPHANS_CEILING,
+    Spread,
+    rank_share_of,
+    state_of,
+)
 from .probes import ROUNDING_LEVEL
 
 
-# An encoder has collapsed if it is below one of these. `CollapseMonitor` lists what was measured for collapsed and for
-# healthy encoders.
-STD_FLOOR, RANK_FLOOR = 0.02, 0.02
-# It is narrow if it is below one of these. Healthy runs on digits were above both; half-collapsed runs had rank shares
-# of .05 to .07.
-_NARROW_STD_FLOOR, _NARROW_RANK_FLOOR = 0.1, 0.075
-# It is also narrow if the share of orphans is larger than this. 1000 Gaussian images have a share of at most .001 if
-# they vary in 2 to 1000 directions, and .73 if they vary in one direction.
-_ORPHANS_CEILING = 0.5
 _NUM_NEIGHBORS = 10  # with 10 random neighbours per image, a share of only e^-10 of the images would be orphans
 
 
@@ -36,7 +38,7 @@ def effective_rank(features: torch.Tensor) -> float:
 
     This is RankMe (Garrido et al. 2023, arXiv 2210.02885) of centred features: the exponential of the entropy of the
     singular values, which are scaled to sum 1. The paper does not centre. Here all images share a large offset, the
-    average of the position embeddings. A healthy random encoder has rank 2.3 of 64 with the offset and 6.4 without it,
+    average of the position embeddings. A random encoder has rank 2.3 of 64 with the offset and 6.4 without it,
     so a rank that is not centred mostly measures the size of the offset. `relative_std` measures that size.
 
     Variation below 1e-6 of the features' size counts as none. It is rounding noise, which spreads over all directions,
@@ -130,23 +132,13 @@ def _similarities(features: torch.Tensor) -> torch.Tensor:
 
 # Report
 @dataclass(frozen=True)
-class LayerSpread:
-    """The measures of one layer's features. `health` is "healthy", "narrow" or "collapsed"."""
+class LayerSpread(Spread):
+    """The measures of one layer's features; `state` is that of `state_of`."""
 
-    relative_std: float
-    effective_rank: float
-    highest_rank: int
     uniformity: float
     orphan_share: float
     nearest_cosine: float
-    health: str
-
-    def sentence(self) -> str:
-        """Spread and rank, for the verdict."""
-        return (
-            f"images differ by {self.relative_std:.1%} of the features' size, over {self.effective_rank:.1f} of"
-            f" {self.highest_rank} directions"
-        )
+    state: str
 
     def cells(self) -> dict[str, object]:
         """The measures as a row of a table."""
@@ -156,7 +148,7 @@ class LayerSpread:
             "uniformity": self.uniformity,
             "orphans": self.orphan_share,
             "twin": self.nearest_cosine,
-            "health": self.health,
+            "state": self.state,
         }
 
     def short_form(self) -> str:
@@ -175,6 +167,7 @@ COLUMN_LEGEND = "\n".join(
         " a few images are the neighbours of all others.",
         "- twin: cosine of an image to its nearest neighbour (median, centred features). If it is 1, each image has a"
         " twin with equal features.",
+        "- state: collapsed, narrow or not collapsed. The last is no praise: random encoders have not collapsed.",
     )
 )
 
@@ -187,26 +180,21 @@ def layer_spread(features: torch.Tensor) -> LayerSpread:
     """
     if not features.isfinite().all():
         nan = math.nan
-        return LayerSpread(nan, nan, 0, uniformity=nan, orphan_share=nan, nearest_cosine=nan, health="collapsed")
-    std, rank, orphans = relative_std(features), effective_rank(features), orphan_share(features)
-    highest_rank = min(len(features) - 1, features.shape[1])
+        return LayerSpread(nan, nan, 0, uniformity=nan, orphan_share=nan, nearest_cosine=nan, state=COLLAPSED)
+    spread, orphans = spread_of(features), orphan_share(features)
     return LayerSpread(
-        relative_std=std,
-        effective_rank=rank,
-        highest_rank=highest_rank,
+        **dataclasses.asdict(spread),
         uniformity=uniformity(features),
         orphan_share=orphans,
         nearest_cosine=nearest_cosine(features),
-        health=_health(std, (rank - 1) / max(highest_rank - 1, 1), orphans),
+        state=state_of(spread, orphans),
     )
 
 
-def _health(std: float, rank_share: float, orphans: float) -> str:
-    if std < STD_FLOOR or rank_share < RANK_FLOOR:
-        return "collapsed"
-    if std < _NARROW_STD_FLOOR or rank_share < _NARROW_RANK_FLOOR or orphans > _ORPHANS_CEILING:
-        return "narrow"
-    return "healthy"
+def spread_of(features: torch.Tensor) -> Spread:
+    """Spread and rank of features (N, D)."""
+    highest_rank = max(1, min(len(features) - 1, features.shape[1]))
+    return Spread(relative_std(features), effective_rank(features), highest_rank)
 
 
 def collapse_summary(layers: Sequence[LayerSpread], random_layers: Sequence[LayerSpread] | None = None) -> str:
@@ -222,37 +210,37 @@ def collapse_summary(layers: Sequence[LayerSpread], random_layers: Sequence[Laye
         raise ValueError("a collapse summary needs at least one layer")
     last = layers[-1]
     comparison = f" (random encoder: {random_layers[-1].short_form()})" if random_layers else ""
-    return f"{last.health}: {_verdict(last)}{comparison}.{_other_layers(layers)}"
+    return f"{last.state}: {_reason(last)}{comparison}.{_other_layers(layers)}"
 
 
-def _verdict(layer: LayerSpread) -> str:
-    """The reason for a layer's health."""
+def _reason(layer: LayerSpread) -> str:
+    """The reason for a layer's state."""
     if not math.isfinite(layer.relative_std):
         return "the features hold NaN or infinity, so training has diverged"
-    rank_share = (layer.effective_rank - 1) / max(layer.highest_rank - 1, 1)
-    if layer.relative_std < _NARROW_STD_FLOOR:
-        return f"{layer.sentence()}, so the features hardly depend on the image"
-    if rank_share < _NARROW_RANK_FLOOR:
-        return f"{layer.sentence()}, so images differ in few ways"
-    if layer.orphan_share > _ORPHANS_CEILING:
-        return f"{layer.sentence()}, but {layer.orphan_share:.0%} of the images are nobody's neighbours"
-    return layer.sentence()
+    if layer.relative_std < NARROW_STD_FLOOR:
+        return f"{layer}, so the features hardly depend on the image"
+    if rank_share_of(layer) < NARROW_RANK_FLOOR:
+        return f"{layer}, so images differ in few ways"
+    if layer.orphan_share > ORPHANS_CEILING:
+        return f"{layer}, but {layer.orphan_share:.0%} of the images are nobody's neighbours"
+    return str(layer)
 
 
 def _other_layers(layers: Sequence[LayerSpread]) -> str:
-    """The layer at which the last layer's health begins. For a healthy last layer: the layers that are not healthy.
+    """The layer at which the last layer's state begins. If the last layer has not collapsed: the layers that have, or
+    that are narrow.
 
     The embedding is not listed. Its mean over patches is a linear function of the pixels' means, so it is always
     narrow.
     """
-    last = layers[-1].health
-    if last == "healthy":
+    last = layers[-1].state
+    if last == NOT_COLLAPSED:
         inner = list(enumerate(layers))[1:]
-        troubled = [f"{index} ({layer.health})" for index, layer in inner if layer.health != "healthy"]
-        return f" Layers before the last that are not healthy: {', '.join(troubled)}." if troubled else ""
+        troubled = [f"{index} ({layer.state})" for index, layer in inner if layer.state != NOT_COLLAPSED]
+        return f" Layers before the last with less variation: {', '.join(troubled)}." if troubled else ""
     first = len(layers)
-    while first > 0 and layers[first - 1].health == last:
+    while first > 0 and layers[first - 1].state == last:
         first -= 1
     if first == 0:
         return " This begins at the embedding of the patches."
-    return f" This begins at layer {first} of {len(layers) - 1}; the layer before is {layers[first - 1].health}."
+    return f" This begins at layer {first} of {len(layers) - 1}; the layer before is {layers[first - 1].state}."

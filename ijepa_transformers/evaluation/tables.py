@@ -20,6 +20,7 @@ from .. import __version__
 from ..encoders import EncoderSpec
 from ..files import write_text
 from ..model_card import in_markdown, update_evaluation
+from ..verdict import COLLAPSED, PIXELS, RANDOM, Score, Verdict, judge, judge_without_labels
 from .collapse import COLUMN_LEGEND, LayerSpread, collapse_summary
 from .features import Run
 from .probes import Accuracies, format_table
@@ -74,6 +75,56 @@ def _is_random(result: Result) -> bool:
     return EncoderSpec.parse(result["spec"]).kind == "random"
 
 
+def _random_row(rows: Rows, all_but_weights: str) -> list[Result]:
+    """The results of the first row of random encoders that differ from an encoder in the weights only."""
+    for results in rows.values():
+        if all(_is_random(each) and each["all_but_weights_sha256"] == all_but_weights for each in results):
+            return results
+    return []
+
+
+def _pixel_row(rows: Rows) -> list[Result]:
+    kinds = {name: {EncoderSpec.parse(each["spec"]).kind for each in results} for name, results in rows.items()}
+    return next((rows[name] for name, found in kinds.items() if found == {"raw_pixels"}), [])
+
+
+def _scores(results: list[Result]) -> dict[str, Score]:
+    """The accuracies of a row by column."""
+    cells = _summarize(results)
+    return {
+        name: Score(cell.mean, cell.std, len(cell.accuracies)) if isinstance(cell, Accuracies) else Score(cell)
+        for name, cell in cells.items()
+    }
+
+
+def _state(results: list[Result]) -> str | None:
+    """The state of the last layer; that of a collapsed encoder if the row has one. None if it was not measured."""
+    states = [result["collapse"][-1]["state"] for result in results if "collapse" in result]
+    return COLLAPSED if COLLAPSED in states else next(iter(states), None)
+
+
+def verdicts(rows: Rows, num_images: int) -> dict[str, Verdict]:
+    """The verdict on each row of trained encoders; `num_images` are the validation images."""
+    trained = (name for name, results in rows.items() if EncoderSpec.parse(results[0]["spec"]).kind == "model")
+    return {name: _verdict(rows, name, num_images) for name in trained}
+
+
+def _verdict(rows: Rows, name: str, num_images: int) -> Verdict:
+    results, all_but_weights = rows[name], rows[name][0]["all_but_weights_sha256"]
+    scores, random = _scores(results), _random_row(rows, all_but_weights)
+    baselines = {RANDOM: _scores(random), PIXELS: _scores(_pixel_row(rows))}
+    if set(scores) & set(baselines[RANDOM]):
+        return judge(name, scores, baselines, num_images, _state(results))
+    if scores:
+        reason = f"{name} is not judged, because the table has no random encoder of its architecture."
+        return Verdict((reason,), state=_state(results))
+    if "collapse" not in results[0]:
+        return Verdict((f"{name} has no accuracies, so nothing can be said about it.",))
+    layers = _random_layers(rows, all_but_weights)
+    last = LayerSpread(**results[0]["collapse"][-1])
+    return judge_without_labels(name, last, layers[-1] if layers else None, "With random weights")
+
+
 def _collapse_summaries(rows: Rows) -> list[str]:
     """One or two sentences for each encoder."""
     lines = []
@@ -115,6 +166,8 @@ def report(run: Run, rows: Rows) -> str:
     ]
     if any(result["probes"] for results in rows.values() for result in results):
         parts += [_accuracy_table(rows), _ACCURACY_LEGEND]
+    found = verdicts(rows, len(split.indices))
+    parts += ["### Verdict", "\n".join(f"- {verdict}" for verdict in found.values())] if found else []
     chosen = [
         f"- {name}: {value['chosen']}"
         for name, results in rows.items()
@@ -149,6 +202,7 @@ def _provenance(command: str) -> dict[str, Any]:
 def write_results(run: Run, rows: Rows, command: str, unmeasured: Sequence[str] = ()) -> None:
     """Writes results.json and results.md; `unmeasured` are the names of the entries that are not measured yet."""
     origin = _provenance(command)
+    found = verdicts(rows, len(run.validation.indices))
     results = {
         **origin,
         "arguments": dataclasses.asdict(run.arguments),
@@ -157,7 +211,13 @@ def write_results(run: Run, rows: Rows, command: str, unmeasured: Sequence[str] 
         "notes": [*run.notes, *_border_notes(rows)],
         "unmeasured": list(unmeasured),
         "rows": [
-            {"name": name, "summary": summary, "entries": rows[name]} for name, summary in summaries(rows).items()
+            {
+                "name": name,
+                "summary": summary,
+                "verdict": found[name].as_json() if name in found else None,
+                "entries": rows[name],
+            }
+            for name, summary in summaries(rows).items()
         ],
     }
     write_text(run.output_dir / "results.json", json.dumps(results, indent=2) + "\n")

@@ -19,10 +19,12 @@ from ..data.decoding import jpeg_decoder
 from ..data.transforms import build_image_processor
 from ..distributed import Launch, build_accelerator, check_same_launch, on_main_process
 from ..encoders import load_pretraining_model
+from ..evaluation.probes import format_table
 from ..execution import choose_attention, describe
 from ..masking import Masking, MultiBlockMasking, build_masking
 from ..modeling_ijepa import IJepaForPretraining, IJepaLayer
 from ..optimization import Schedules, build_optimizer, half_life_of_momentum, momentum_of_half_life, parameter_groups
+from ..verdict import Spread, Verdict
 from .arguments import PretrainingArguments
 from .batch_size import with_batch_size
 from .batches import IndexedData, StreamedData, open_batches
@@ -30,6 +32,7 @@ from .checkpointing import DirectoryLock, checkpoint_step, newest_checkpoint
 from .collapse_monitor import CollapseMonitor
 from .evaluate import Probe, with_available_split
 from .preemption import StopRequest
+from .sanity import Plan, plan_of
 
 
 @dataclass
@@ -54,13 +57,26 @@ class Run:
     checkpoint: Path | None  # to resume from
     metrics: list[dict[str, Any]] = field(default_factory=list)  # the rows of metrics.jsonl
     baseline: dict[str, float] = field(default_factory=dict)  # the k-NN accuracy of a random encoder
-    results: str | None = None  # the final table of accuracies, on the main process
+    start_spread: Spread | None = None  # of the features of the first images
+    rows: list[dict[str, str | float]] | None = None  # of the final table of accuracies, on the main process
+    verdict: Verdict | None = None  # at the end, on the main process
     skipped_steps: int = 0
 
     @property
     def networks(self) -> IJepaForPretraining:
         """The model without the wrapper of distributed training."""
         return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def plan(self) -> Plan:
+        """What the run is going to do, for the check of its length."""
+        config = self.config
+        return plan_of(self.arguments, self.data.num_images, config.image_height_and_width, config.num_channels)
+
+    @property
+    def results(self) -> str | None:
+        """The final table of accuracies for people, on the main process."""
+        return format_table(self.rows) if self.rows else None
 
     @property
     def output_dir(self) -> Path:

@@ -6,7 +6,8 @@ from typing import TypedDict
 
 import torch
 
-from ..evaluation.collapse import RANK_FLOOR, STD_FLOOR, effective_rank, relative_std
+from ..evaluation.collapse import effective_rank, relative_std
+from ..verdict import RANK_FLOOR, STD_FLOOR
 
 
 class MonitorState(TypedDict):
@@ -18,7 +19,7 @@ class CollapseReport(TypedDict):
     target_std: float
     effective_rank: float
     collapsing: bool
-    reason: str  # a sentence for the log, empty when the encoder is healthy
+    reason: str  # a sentence for the log, empty without a warning, which is no praise
 
 
 class CollapseMonitor:
@@ -30,8 +31,8 @@ class CollapseMonitor:
     - `target_std`: how far images lie from the common offset, as a share of the features' root mean square (0 to 1).
       It falls to 0 when features become a function of position alone, the collapse I-JEPA is prone to.
     - `effective_rank`: over how many directions they differ. It falls when the features shrink to a few directions.
-      The floor is a share of the range, from 1 to min(images - 1, D), because a rank of 5 is fine at D = 64 and poor
-      at D = 1280.
+      The floor is a share of the range, from 1 to min(images - 1, D), because a rank of 5 is usual at D = 64 and a
+      collapse at D = 1280.
 
     The floors lie between what was measured. Digits, a run that learned: target_std .13 to .44, rank .09 to .22 of the
     range from the first step to the last; a run that collapsed: .004 to .0003, and .02 to .007. Randomly initialised

@@ -25,9 +25,11 @@ from .arguments import PROGRAM, PretrainingArguments, parse_pretraining_argument
 from .batch_size import memory_estimate
 from .build import Run, build_run, summarize
 from .checkpointing import CheckpointError, DirectoryLock
-from .evaluate import accuracy_table, random_encoder
+from .evaluate import final_rows, random_encoder
+from .judging import verdict_of
 from .loop import DivergenceError, divergence, train
 from .preemption import Preempted, StopRequest, end_workers
+from .sanity import warnings_for
 from .saving import export, push_to_hub, resume
 
 
@@ -60,7 +62,8 @@ def run(arguments: PretrainingArguments) -> Result:
             start(built)
             train(built)
             finish(built)
-        return Result(built.output_dir, built.metrics[-1] if built.metrics else {}, built.results)
+        verdict = built.verdict.as_json() if built.verdict else None
+        return Result(built.output_dir, built.metrics[-1] if built.metrics else {}, built.results, verdict)
 
 
 @contextmanager
@@ -95,6 +98,9 @@ def start(run: Run) -> None:
     _write_status(run, "running")
     for name, value in summarize(run).items():
         run.accelerator.print(f"{name:12} {value}")
+    if not run.checkpoint:
+        for warning in warnings_for(run.plan):
+            run.accelerator.print(f"WARNING: {warning}")
     run.accelerator.init_trackers(run.output_dir.name)
     if run.checkpoint:
         resume(run, run.checkpoint)
@@ -117,15 +123,19 @@ def _claim(run: Run) -> None:
 
 
 def finish(run: Run) -> None:
-    """Makes the table of accuracies, the last export and the upload."""
+    """Makes the table of accuracies, the verdict, the last export and the upload."""
     if run.probe:
-        run.results = accuracy_table(run, run.probe)
+        run.rows = final_rows(run, run.probe)
         if any_process(run.accelerator, bool(run.stop)):
             raise Preempted
+    if run.accelerator.is_main_process:
+        run.verdict = verdict_of(run)
     export(run)
     if run.probe:
         run.accelerator.print(f"\nAccuracy on the {run.arguments.validation_split!r} split, frozen features:\n")
         run.accelerator.print(run.results)
+    if run.verdict:
+        run.accelerator.print(f"\nVerdict\n\n{run.verdict.as_text()}")
     run.accelerator.print(f"\nmodel  {run.output_dir}\ncurves {run.output_dir / 'curves.png'}")
     if run.arguments.push_to_hub and run.arguments.hub_model_id and run.accelerator.is_main_process:
         push_to_hub(run, run.arguments.hub_model_id)
@@ -223,8 +233,8 @@ def pretrain(**keywords: Any) -> Result:
         keywords: the flags of `ijepa pretrain --help` by name, and `recipe`.
 
     Returns:
-        output_dir, the last row of metrics.jsonl, and the table of accuracies if there is a validation_split. With
-        `print_memory_estimate` the table is the estimate, and nothing is trained.
+        output_dir, the last row of metrics.jsonl, the verdict, and the table of accuracies if there is a
+        validation_split. With `print_memory_estimate` the table is the estimate, and nothing is trained.
 
     Raises:
         TypeError: for an unknown keyword.

@@ -18,8 +18,9 @@ from ..data.sources import available_split, open_split
 from ..data.transforms import normalize_pixel_values
 from ..distributed import whole_weights
 from ..encoders import RawPixels, encoder_features, untrained
-from ..evaluation.probes import extract_features, few_shot_accuracy, format_table, knn_accuracy, standardize
+from ..evaluation.probes import extract_features, few_shot_accuracy, knn_accuracy, standardize
 from ..modeling_ijepa import IJepaModel
+from ..verdict import PIXELS, RANDOM
 from .arguments import PretrainingArguments
 from .preemption import Preempted, StopRequest, ignore_stop_signals
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 
 Encoder = IJepaModel | RawPixels
+TARGET, CONTEXT = "I-JEPA target encoder", "I-JEPA context encoder"  # in the final table
+NUM_DRAWS = 5  # of the labelled images of a few-shot accuracy
 Features = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # train (N, D), labels (N,), test, labels
 
 
@@ -83,6 +86,11 @@ class Probe:
     def _num_train_images(self) -> int:
         return len(cast(Subset, self.loaders[0].dataset))
 
+    @property
+    def num_test_images(self) -> int:
+        """Labelled images that the accuracies are measured on."""
+        return len(cast(Subset, self.loaders[1].dataset))
+
     def features_of(self, encoder: Encoder) -> Features:
         """Standardised features and labels of the training split, then of the validation split.
 
@@ -113,7 +121,7 @@ class Probe:
         accuracy = knn_accuracy(train, train_labels, test, test_labels, k=self.num_neighbors)
         row: dict[str, str | float] = {"features": name, self.knn_name: accuracy}
         if train_labels.unique(return_counts=True)[1].min() >= shots:
-            result = few_shot_accuracy(train, train_labels, test, test_labels, shots=shots, num_draws=5)
+            result = few_shot_accuracy(train, train_labels, test, test_labels, shots=shots, num_draws=NUM_DRAWS)
             row |= {f"{shots}-shot": result.mean, f"{shots}-shot std": result.std}
         return row
 
@@ -167,8 +175,8 @@ def random_encoder(run: "Run") -> IJepaModel:
     return encoder.to(run.accelerator.device)
 
 
-def accuracy_table(run: "Run", probe: Probe) -> str | None:
-    """The accuracies of pixels, a random encoder and both trained encoders as a table. All processes must call it.
+def final_rows(run: "Run", probe: Probe) -> list[dict[str, str | float]] | None:
+    """The accuracies of pixels, a random encoder and both trained encoders. All processes must call it.
 
     None on all but the main process, and if a signal interrupts the evaluation.
     """
@@ -176,12 +184,12 @@ def accuracy_table(run: "Run", probe: Probe) -> str | None:
     if not run.accelerator.is_main_process:
         return None
     encoders: dict[str, Encoder] = {
-        "raw pixels": RawPixels(),
-        "random encoder": random_encoder(run),
-        "I-JEPA target encoder": trained["ijepa"],
-        "I-JEPA context encoder": trained["context_encoder"],
+        PIXELS: RawPixels(),
+        RANDOM: random_encoder(run),
+        TARGET: trained["ijepa"],
+        CONTEXT: trained["context_encoder"],
     }
     try:
-        return format_table([probe.row(name, encoder) for name, encoder in encoders.items()])
+        return [probe.row(name, encoder) for name, encoder in encoders.items()]
     except Preempted:
         return None  # the caller asks all processes whether to stop

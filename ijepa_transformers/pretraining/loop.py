@@ -4,9 +4,7 @@
 import json
 import math
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,10 +15,12 @@ from tqdm.auto import tqdm
 from ..data.order import forward_seed
 from ..data.transforms import normalize_pixel_values
 from ..distributed import any_process, gradient_norm, update_target_encoder
+from ..evaluation.collapse import spread_of
 from .build import Run, is_evaluated
 from .evaluate import evaluate
 from .preemption import Preempted
 from .saving import save
+from .timing import Stopwatch, TimeEstimate
 
 
 if TYPE_CHECKING:
@@ -48,22 +48,15 @@ class Window:
     Adding a step does not wait for the device. Only `row` does.
     """
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, run: Run, stopwatch: Stopwatch):
+        self.run, self.stopwatch = run, stopwatch
         self._clear()
 
     def _clear(self) -> None:
         self.losses: list[torch.Tensor] = []
         self.bad_images: list[Any] = []  # in the form that `run.data.log` takes
         self.context_tokens = self.target_tokens = self.grad_norm = float("nan")
-        self.images, self.started = 0, time.perf_counter()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Does not count the time inside the block, because evaluating and saving are not training."""
-        began = time.perf_counter()
-        yield
-        self.started += time.perf_counter() - began
+        self.images, self.started = 0, self.stopwatch.seconds
 
     def add(self, step: "Step") -> None:
         """Counts an optimizer step. Of a skipped step, only time, masks and bad images count."""
@@ -77,7 +70,11 @@ class Window:
             self.grad_norm = step.grad_norm
             self.losses += step.losses
             for pooled in step.pooled_targets:
+                is_start = self.run.monitor.num_updates * len(pooled) < self.run.monitor.size
                 self.run.monitor.update(pooled)
+                if is_start and self.run.accelerator.is_main_process:
+                    with self.stopwatch.paused():
+                        _note_start(self.run)
 
     def row(self, step: int) -> dict[str, Any]:
         """The metrics after optimizer step `step` (from 0), over the steps since the last row. Starts a new window.
@@ -98,7 +95,7 @@ class Window:
             "grad_norm": self.grad_norm,
             "context_tokens": self.context_tokens,
             "target_tokens": self.target_tokens,
-            "images_per_second": self.images / (time.perf_counter() - self.started),
+            "images_per_second": self.images / (self.stopwatch.seconds - self.started),
             "bad_images": len(run.data.log.indices),
             "skipped_steps": run.skipped_steps,
         }
@@ -106,6 +103,17 @@ class Window:
             row.update(run.monitor.report())
         self._clear()
         return row
+
+
+def _note_start(run: Run) -> None:
+    """Measures the features of the first images, when the monitor has as many as it keeps.
+
+    In a run of usual length, warm-up and momentum have hardly moved the target encoder by then. Without labels the
+    end of the run is compared with this.
+    """
+    features = run.monitor.features
+    if features is not None and len(features) == run.monitor.size:
+        run.start_spread = spread_of(features)
 
 
 @dataclass
@@ -177,7 +185,8 @@ def train(run: Run) -> None:
     """
     arguments, total_steps = run.arguments, run.schedules.total_steps
     run.model.train()  # from_pretrained leaves a model in evaluation mode
-    batches, window = iter(run.loader), Window(run)
+    batches, stopwatch = iter(run.loader), Stopwatch()
+    window, estimate = Window(run, stopwatch), TimeEstimate(stopwatch, run.first_step, total_steps)
     progress = tqdm(
         total=total_steps,
         initial=run.first_step,
@@ -194,6 +203,7 @@ def train(run: Run) -> None:
             _report_skipped_step(run, step, done)
         window.add(step)
         progress.update()
+        _say(run, estimate.after(done))
         diverged = run.skipped_steps > arguments.max_skipped_steps
         stops = any_process(run.accelerator, bool(run.stop)) or diverged
         saves = last or stops or done % arguments.save_steps == 0
@@ -201,17 +211,22 @@ def train(run: Run) -> None:
         # There is a row at every checkpoint, so a resumed run needs nothing of the window before it.
         if saves or evaluates or done % arguments.logging_steps == 0:
             row = window.row(number)
-            with window.paused():
+            with stopwatch.paused():
                 record(run, {**row, **(evaluate(run) if evaluates else {})}, progress)
         stops = stops or (evaluates and any_process(run.accelerator, bool(run.stop)))
         if saves or stops:
-            with window.paused():
+            with stopwatch.paused():
                 save(run, done, exports=not stops and not last)  # `finish` exports after the last step
             stops = stops or any_process(run.accelerator, bool(run.stop))
         if stops:
             progress.close()
             raise divergence(run) if diverged else Preempted
     progress.close()
+
+
+def _say(run: Run, sentence: str | None) -> None:
+    if sentence and run.accelerator.is_main_process:
+        tqdm.write(sentence)
 
 
 def record(run: Run, row: dict[str, Any], progress: tqdm) -> None:

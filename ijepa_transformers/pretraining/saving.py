@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import create_repo, upload_folder
 from safetensors.torch import load_file, save_file
 
+from .. import verdict
 from ..distributed import on_main_process, whole_weights
 from ..files import disk_errors, replace_files, write_text
 from ..model_card import write_model_card
@@ -51,6 +52,7 @@ def _write_state(run: Run, directory: Path, data_state: dict[str, Any]) -> None:
     state = {
         "arguments": dataclasses.asdict(run.arguments),
         "baseline": run.baseline,
+        "start_spread": dataclasses.asdict(run.start_spread) if run.start_spread else None,
         **data_state,
         "skipped_steps": run.skipped_steps,
         "launch": dataclasses.asdict(run.launch),
@@ -75,6 +77,8 @@ def _write_model(run: Run, weights: dict[str, torch.Tensor]) -> None:
     run.arguments.save(unfinished / "recipe.yaml")
     if run.metrics:
         plot_training_curves(run.metrics, unfinished / "curves.png", title=run.output_dir.name)
+    if run.verdict:
+        write_text(unfinished / verdict.FILE_NAME, json.dumps(run.verdict.as_json(), indent=2) + "\n")
     write_model_card(
         unfinished,
         name=run.arguments.hub_model_id or run.output_dir.name,
@@ -82,6 +86,7 @@ def _write_model(run: Run, weights: dict[str, torch.Tensor]) -> None:
         metrics=run.metrics[-1] if run.metrics else {},
         recipe=run.arguments.effective(),
         results=run.results,
+        verdict=run.verdict.as_markdown() if run.verdict else None,
         base_model=run.arguments.init_from,
     )
     replace_files(unfinished, run.output_dir)
@@ -95,6 +100,8 @@ def resume(run: Run, checkpoint: Path) -> None:
     _load_monitor(run, checkpoint)
     state = read_state(checkpoint)
     run.baseline, run.skipped_steps = state["baseline"], state["skipped_steps"]
+    start_spread = state.get("start_spread")  # checkpoints of earlier versions have none
+    run.start_spread = verdict.Spread(**start_spread) if start_spread else None
     metrics = run.output_dir / "metrics.jsonl"
     run.metrics = _rows_until(metrics, run.first_step)
     last = run.metrics[-1] if run.metrics else {}

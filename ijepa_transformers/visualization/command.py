@@ -16,6 +16,7 @@ from .. import __version__
 from ..encoders import one_line
 from ..files import write_text
 from .arguments import PROGRAM, VisualizationArguments, parse_visualization_arguments
+from .judging import verdicts
 from .page import build_page, write_pictures
 from .sections import SECTIONS
 from .study import Study, build_study
@@ -32,6 +33,7 @@ def _describe(study: Study, argv: Sequence[str]) -> dict[str, str]:
         depth, width = config.predictor_num_hidden_layers, config.predictor_hidden_size
         predictor = f"{depth} layers of width {width}, {_count_parameters(networks.pretraining.predictor)}"
     return {
+        **verdicts(study),
         "Model": f"{arguments.model} (saved from {networks.saved_from})",
         "Encoder shown": f"{shown}: {config.num_hidden_layers} layers of width {config.hidden_size} with"
         f" {config.num_attention_heads} heads, {_count_parameters(networks.encoder)}",

@@ -22,8 +22,8 @@ class Picture:
     image: Image.Image
     title: str
     seen: str  # what you see
-    good: str = ""  # what good looks like
-    bad: str = ""  # what bad looks like
+    good: str = ""  # what a good one would look like, which says nothing about this one
+    bad: str = ""  # what a bad one would look like
     least_width: int = 0  # CSS pixels that its letters need; a narrower screen scrolls
 
 
@@ -108,7 +108,7 @@ def _section(number: int, section: Section) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    parts = {"What you see": picture.seen, "Good": picture.good, "Bad": picture.bad}
+    parts = {"What you see": picture.seen, "Good would be": picture.good, "Bad would be": picture.bad}
     captions = [f"<p><b>{name}:</b> {escape(text)}</p>" for name, text in parts.items() if text]
     width, height = picture.image.size
     is_wide = picture.least_width > PHONE_WIDTH

@@ -50,7 +50,7 @@ def _curves_section(study: Study) -> Section:
         "k-NN accuracy climbs well above the dashed line (an untrained network), and effective rank and spread grow or"
         " stay level.",
         "Effective rank falls towards 1 or spread towards 0: the network gives every image the same answer"
-        " (collapse). The loss alone says little; it may rise in a good run and fall in a collapsing one.",
+        " (collapse). The loss alone says little; it may rise while features improve, and fall while they collapse.",
         CURVES_WIDTH,
     )
     return Section(title, [picture])
@@ -276,7 +276,7 @@ def _scores_picture(scores: PredictionScores) -> Picture:
     return Picture(
         "prediction_scores",
         draw_scores(scores),
-        "Is the predictor any good?",
+        "How close the predictor's guesses are",
         f"How similar the guesses are to the true features: {scores.prediction:.2f}. The average of the place, without"
         f" a look at the image, would give {scores.place:.2f}, and any patch {scores.random:.2f}. The truth is more"
         f" similar to the guess than {scores.rank:.1%} of the real patches of other images (50% would be chance).",

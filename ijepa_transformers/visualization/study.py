@@ -30,6 +30,7 @@ from ..encoders import (
 )
 from ..masking import Masking, build_masking
 from ..modeling_ijepa import IJepaForPretraining
+from ..verdict import read_sentences
 from .arguments import VisualizationArguments
 
 
@@ -235,6 +236,7 @@ class Study:
     pool: Pool
     runs: dict[str, list[dict]]
     masks: MaskArguments
+    verdict_of_run: str | None = None  # None: the model's directory holds none
 
     @property
     def images(self) -> torch.Tensor:
@@ -281,6 +283,7 @@ def build_study(arguments: VisualizationArguments) -> Study:
     Raises:
         ValueError, OSError: if the arguments cannot work.
     """
-    runs = _read_runs(arguments)
+    runs, verdict = _read_runs(arguments), read_sentences(Path(arguments.model))
     networks = _load_networks(arguments, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return Study(arguments, networks, _load_pool(arguments, networks), runs, read_masks(arguments.model))
+    pool = _load_pool(arguments, networks)
+    return Study(arguments, networks, pool, runs, read_masks(arguments.model), verdict)

@@ -125,32 +125,32 @@ def summary(*layers: torch.Tensor, beside: torch.Tensor | None = None) -> str:
     return collapse_summary([layer_spread(features) for features in layers], random_layers)
 
 
-def test_a_healthy_encoder_is_called_healthy_with_its_figures():
+def test_an_encoder_that_has_not_collapsed_gets_its_figures_and_no_praise():
     text = summary(layer(3), layer(), layer(), beside=layer(8))
     std, rank = relative_std(layer()), effective_rank(layer())
-    assert text.startswith(f"healthy: images differ by {std:.1%} of the features' size, over {rank:.1f} of 64")
+    assert text.startswith(f"not collapsed: images differ by {std:.1%} of the features' size, over {rank:.1f} of 64")
     assert f"(random encoder: {relative_std(layer(8)):.1%}, {effective_rank(layer(8)):.1f} directions)." in text
-    assert "not healthy" not in text
+    assert "less variation" not in text and "healthy" not in text
 
 
 @pytest.mark.parametrize("collapsed", [{"variation": 0.02}, {"variation": 0.0}, {"rank": 1}])
 def test_a_collapsed_encoder_is_called_collapsed_from_the_right_layer_on(collapsed):
     healthy, dead = layer(), layer(**collapsed)
     assert summary(healthy, healthy, dead, dead).startswith("collapsed: ")
-    assert "This begins at layer 2 of 3; the layer before is healthy." in summary(healthy, healthy, dead, dead)
+    assert "This begins at layer 2 of 3; the layer before is not collapsed." in summary(healthy, healthy, dead, dead)
     assert "This begins at layer 3 of 3;" in summary(healthy, dead, healthy, dead)
     assert "begins at layer 1 of 2; the layer before is narrow." in summary(layer(rank=4), dead, dead)
     assert "begins at the embedding of the patches" in summary(dead, dead)
-    assert "Layers before the last that are not healthy: 1 (collapsed)." in summary(dead, dead, healthy)
+    assert "Layers before the last with less variation: 1 (collapsed)." in summary(dead, dead, healthy)
 
 
 def test_the_summary_says_what_is_wrong():
     assert "hardly depend on the image" in summary(layer(variation=0.02))
     assert "images differ in few ways" in summary(layer(rank=1))
     assert "NaN" in summary(layer() * math.nan) and summary(layer() * math.nan).startswith("collapsed")
-    assert layer_spread(layer(rank=4)).health == "narrow"  # 4 of 64 directions
-    assert layer_spread(layer(variation=0.3)).health == "narrow"  # 6 % of the features' size
-    assert layer_spread(crowd(60, 10)).health == "narrow" and "nobody's neighbours" in summary(crowd(60, 10))
+    assert layer_spread(layer(rank=4)).state == "narrow"  # 4 of 64 directions
+    assert layer_spread(layer(variation=0.3)).state == "narrow"  # 6 % of the features' size
+    assert layer_spread(crowd(60, 10)).state == "narrow" and "nobody's neighbours" in summary(crowd(60, 10))
     with pytest.raises(ValueError, match="at least one layer"):
         collapse_summary([])
 

@@ -29,8 +29,9 @@ from ijepa_transformers.evaluation import command as evaluation_command
 from ijepa_transformers.evaluation import features as evaluation_features
 from ijepa_transformers.evaluation import sweep
 from ijepa_transformers.evaluation.heads import HeadSettings
+from ijepa_transformers.verdict import Score
 from tests import forked
-from tests.runs import reset_accelerate
+from tests.runs import blind_to_brightness, reset_accelerate
 
 
 SCRIPT = Path(__file__).parents[2] / "run_probing.py"
@@ -591,10 +592,47 @@ def test_a_collapsed_encoder_is_reported_beside_a_healthy_random_one(place, trai
     trained.ijepa.layers[-1].mlp.fc2.bias.data[::2] -= 2e3
     trained.save_pretrained(place / "model")
     results = probe(place, probes=["collapse"])
-    assert [layer["health"] == "collapsed" for layer in entry(results)["collapse"]] == [False, False, False, True]
+    assert [layer["state"] == "collapsed" for layer in entry(results)["collapse"]] == [False, False, False, True]
     output = capsys.readouterr().out
     assert "**ours** is collapsed: " in output and "(random encoder: " in output
     assert "This begins at layer 3 of 3;" in output and "**random encoder** is collapsed" not in output
+
+
+def test_an_encoder_that_has_not_collapsed_but_is_worse_than_random_gets_no_praise(place, trained, capsys):
+    """The classes differ in brightness, which the encoder does not see."""
+    blind_to_brightness(trained).save_pretrained(place / "model")
+    results = probe(place, probes=["knn", "few_shot", "collapse"], update_model_card=True)
+    (row,) = (row for row in results["rows"] if row["name"] == "ours")
+    assert row["entries"][0]["collapse"][-1]["state"] == row["verdict"]["state"] == "not collapsed"
+    assert row["verdict"]["learned"] is False and row["verdict"]["standings"]["random encoder"] == "below"
+    sentence = "- ours is worse than a random encoder. Do not use its features."
+    for text in (capsys.readouterr().out, (place / "out" / "results.md").read_text()):
+        assert f"### Verdict\n\n{sentence}" in text
+        assert not any(word in text.lower() for word in ("healthy", " good", " fine"))
+    assert "target encoder is worse than a random encoder" in (place / "model" / "README.md").read_text()
+    assert [row["verdict"] for row in results["rows"] if row["name"] != "ours"] == [None, None]
+
+
+def test_the_verdict_says_what_it_lacks(place, capsys):
+    probe(place, no_baselines=True)
+    assert "ours is not judged, because the table has no random encoder" in capsys.readouterr().out
+    verdict = probe(place, probes=["collapse"])["rows"][-1]["verdict"]
+    assert verdict["learned"] is None and "nobody can say whether" in verdict["sentences"][0]
+    assert verdict["sentences"][2].startswith("With random weights: ")
+
+
+def test_a_row_of_several_encoders_has_the_margin_of_their_spread(place, trained):
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        save_model(IJepaForPretraining(trained.config), place / f"seed{seed}")
+    results = probe(place, models=[f"ours={place / name}" for name in ("seed1", "seed2")])
+    (row,) = (row for row in results["rows"] if row["name"] == "ours")
+    (comparison,) = (each for each in row["verdict"]["comparisons"] if each["baseline"] == "random encoder")
+    assert comparison["accuracy"] == row["summary"]["3-NN"]["mean"] and comparison["standing"] == "level"
+    random = next(row["summary"]["3-NN"] for row in results["rows"] if row["name"] == "random encoder")
+    margins = [2 * Score(random).standard_error(NUM_VALIDATION)]
+    margins.append(2 * Score(comparison["accuracy"], row["summary"]["3-NN"]["std"], 2).standard_error(NUM_VALIDATION))
+    assert comparison["margin"] == max(margins)
 
 
 def test_an_encoder_is_compared_only_with_a_random_one_of_the_same_architecture(place, trained, capsys):
@@ -634,7 +672,7 @@ def test_a_diverged_encoder_has_a_note_and_a_report_but_no_accuracies(place, tra
     assert entry(results, "bad")["probes"] == {} and entry(results, "ours")["probes"]
     (note,) = (note for note in results["notes"] if "diverged" in note)
     assert note.startswith("bad (") and "has no accuracies: NaN or infinity in" in note
-    assert entry(results, "bad")["collapse"][-1]["health"] == "collapsed"
+    assert entry(results, "bad")["collapse"][-1]["state"] == "collapsed"
     text = (place / "out" / "results.md").read_text()
     assert "**bad** is collapsed: the features hold NaN or infinity, so training has diverged" in text
 

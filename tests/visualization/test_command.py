@@ -21,6 +21,7 @@ from ijepa_transformers.visualization import curves as visualization_curves
 from ijepa_transformers.visualization import sections, sheets
 from ijepa_transformers.visualization import study as visualization_study
 from ijepa_transformers.visualization.predictions import score_predictions
+from tests.runs import blind_to_brightness
 
 
 TITLES = [
@@ -94,6 +95,53 @@ def test_a_pretraining_directory_gets_every_section(place):
     assert "ijepa visualize --model" in page
     assert not re.search(r"https?:|<script", page)
     assert [path.name for path in (place / "page").iterdir()] == ["report.html"]
+
+
+def write_bright_and_dark(folder):
+    """60 images of two classes, which differ in brightness."""
+    generator = np.random.default_rng(0)
+    for number in range(60):
+        path = folder / ("dark" if number % 2 else "bright") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.normal(60 if number % 2 else 190, 40, (32, 32, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    return folder
+
+
+def facts(page: str) -> dict[str, str]:
+    """The table at the top of the page."""
+    return dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+
+
+def test_the_page_begins_with_the_verdict_and_a_model_that_is_worse_than_random_gets_no_praise(place, trained):
+    data = write_bright_and_dark(place / "bright_and_dark")
+    save(blind_to_brightness(trained), place / "run")
+    page = visualize(place, data=data, map_images=60)
+    name, verdict = next(iter(facts(page).items()))
+    assert name == "Verdict on these images" and "20-NN" in verdict and "on 30 test images" in verdict
+    assert verdict.startswith("The target encoder is worse than a random encoder. Do not use its features.")
+    words = re.sub('src="[^"]*"', "", page).replace("Good would be:", "").replace("docs/healthy_run.md", "").lower()
+    assert not any(word in words for word in ("good", "healthy", " fine"))
+
+
+def test_without_labels_the_page_shows_rank_and_spread_and_says_that_they_prove_nothing(place):
+    data = place / "flat"
+    data.mkdir()
+    for file in (place / "images").rglob("?.png"):
+        file.rename(data / file.name)
+    verdict = facts(visualize(place, data=data))["Verdict on these images"]
+    assert "nobody can say whether its features are useful" in verdict and "With random weights:" in verdict
+
+
+def test_the_verdict_of_the_run_comes_first_and_a_damaged_one_is_refused(place, capsys):
+    path = place / "run" / "verdict.json"
+    path.write_text(json.dumps({"sentences": ["It is <b>level</b>."], "advice": ["More steps."]}))
+    name, verdict = next(iter(facts(visualize(place)).items()))
+    assert (name, verdict) == ("Verdict of the run", "It is &lt;b&gt;level&lt;/b&gt;. More steps.")
+    path.write_text("[]")
+    with pytest.raises(SystemExit) as stop:
+        visualize(place)
+    assert stop.value.code == 2 and "verdict.json' is no verdict of a run" in capsys.readouterr().err
 
 
 def test_one_encoder_gets_what_needs_no_predictor_and_the_page_says_why(place, tiny_config):

@@ -67,10 +67,10 @@ def test_every_link_has_its_section_and_every_picture_its_captions():
     reader = Reader(page())
     assert [each["href"][1:] for each in reader.all("a")] == [each["id"] for each in reader.all("section")]
     assert "Left out, because." in reader.text and "Missing" in reader.text
-    for words in ("What you see:", "Good:", "Bad:"):
+    for words in ("What you see:", "Good would be:", "Bad would be:"):
         assert words in reader.text
     without = Reader(build_page("t", {}, [Section("s", [picture()])])).text
-    assert "What you see:" in without and "Good:" not in without and "Bad:" not in without
+    assert "What you see:" in without and "Good would be:" not in without and "Bad would be:" not in without
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])

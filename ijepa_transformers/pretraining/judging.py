@@ -1,0 +1,181 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""The verdict at the end of a run, and what to change."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..configuration_ijepa import IJepaConfig
+from ..optimization import half_life_of_momentum
+from ..verdict import (
+    ABOVE,
+    BELOW,
+    COLLAPSED,
+    PIXELS,
+    RANDOM,
+    Score,
+    Spread,
+    Verdict,
+    compare,
+    judge,
+    judge_without_labels,
+    state_of,
+)
+from .evaluate import CONTEXT, NUM_DRAWS, TARGET
+
+
+if TYPE_CHECKING:
+    from .build import Run
+
+
+# Below this number of steps, more steps come first. In the quickstart (docs/own_images.md) 20-NN is .61 after 500
+# steps, .75 after 1,000, .87 after 2,000 and .90 after 3,000.
+FEW_STEPS, USUAL_STEPS = 2000, 4000
+# Below this rank, a run whose k-NN does not rise has few features (docs/own_images.md, "If it does not learn").
+LOW_RANK = 10
+# From this number of values in a patch on (16 x 16 in colour), the position embeddings are hardly larger than the
+# embedding of a patch with published initial weights (docs/own_images.md).
+LARGE_PATCH = 768
+AT_THE_START = "At the start of the run, after 1,024 images"
+LATE = 0.75  # the last quarter of a run shows whether it was still learning
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the advice depends on, beside the verdict."""
+
+    total_steps: int
+    learning_rate: float
+    half_life_share: float  # of the run, within which the target encoder forgets half
+    rank: float  # of the target features at the end; NaN if there are none
+    patch_values: int  # numbers in a patch
+    patch_embedding_init: str
+    context_leads: bool = False  # the context encoder is better than the target encoder beyond the margin
+    still_rising: bool = False  # k-NN rose beyond the margin in the last quarter
+
+
+def verdict_of(run: "Run") -> Verdict:
+    """The verdict of the whole run, on the main process. `run.rows` are the final table, if there is a probe."""
+    spread = end_spread(run)
+    if run.rows is None or run.probe is None:
+        verdict = judge_without_labels("The target encoder", spread, run.start_spread, AT_THE_START)
+        return dataclasses.replace(verdict, advice=tuple(advise(verdict, _facts(run, spread))))
+    num_images = run.probe.num_test_images
+    scores = {str(row["features"]): scores_of(row) for row in run.rows}
+    state = None if spread is None else state_of(spread)
+    baselines = {RANDOM: scores[RANDOM], PIXELS: scores[PIXELS]}
+    verdict = judge("The target encoder", scores[TARGET], baselines, num_images, state)
+    context = judge("The context encoder", scores[CONTEXT], baselines, num_images)
+    facts = dataclasses.replace(
+        _facts(run, spread),
+        context_leads=leads(scores[CONTEXT], scores[TARGET], num_images),
+        still_rising=is_rising(run.metrics, num_images),
+    )
+    sentences = (*verdict.sentences, *([context.sentences[0]] if context.standings != verdict.standings else []))
+    return dataclasses.replace(verdict, sentences=sentences, advice=tuple(advise(verdict, facts)))
+
+
+def scores_of(row: Mapping[str, str | float]) -> dict[str, Score]:
+    """The accuracies in a row of the final table, by column."""
+    values = {column: float(value) for column, value in row.items() if column != "features"}
+    return {
+        column: Score(value, values[f"{column} std"], NUM_DRAWS) if f"{column} std" in values else Score(value)
+        for column, value in values.items()
+        if not column.endswith(" std")
+    }
+
+
+def end_spread(run: "Run") -> Spread | None:
+    """Rank and spread of the target features at the end of the run; None if no step moved the weights."""
+    last, features = run.metrics[-1] if run.metrics else {}, run.monitor.features
+    if features is None or "target_std" not in last:
+        return None
+    highest_rank = max(1, min(len(features) - 1, features.shape[1]))
+    return Spread(last["target_std"], last["effective_rank"], highest_rank)
+
+
+def leads(scores: Mapping[str, Score], others: Mapping[str, Score], num_images: int) -> bool:
+    """Whether the first encoder is better than the second one on a measure, beyond the margin, and worse on none."""
+    standings = [compare(name, scores[name], "", others[name], num_images).standing for name in scores]
+    return ABOVE in standings and BELOW not in standings
+
+
+def is_rising(metrics: Sequence[Mapping[str, Any]], num_images: int) -> bool:
+    """Whether the k-NN accuracy rose beyond the margin in the last quarter of the run."""
+    evaluated = [row for row in metrics if "knn_accuracy" in row]
+    early = [row for row in evaluated if row["step"] <= LATE * metrics[-1]["step"]]
+    if not early:
+        return False
+    first, last = (Score(rows[-1]["knn_accuracy"]) for rows in (early, evaluated))
+    return compare("k-NN", last, "", first, num_images).standing == ABOVE
+
+
+def _facts(run: "Run", spread: Spread | None) -> Facts:
+    config: IJepaConfig = run.config
+    return Facts(
+        total_steps=run.schedules.total_steps,
+        learning_rate=run.arguments.learning_rate,
+        half_life_share=half_life_of_momentum(run.schedules.start_momentum) / run.schedules.total_steps,
+        rank=math.nan if spread is None else spread.effective_rank,
+        patch_values=math.prod(config.patch_height_and_width) * config.num_channels,
+        patch_embedding_init=config.patch_embedding_init,
+    )
+
+
+def advise(verdict: Verdict, facts: Facts) -> list[str]:
+    """What to change, the most promising first; empty if the features are better than pixels and nothing rises.
+
+    The cures are those of docs/own_images.md, "If it does not learn", and docs/healthy_run.md.
+    """
+    if verdict.state == COLLAPSED:
+        half = facts.learning_rate / 2
+        return [f"Half the learning rate: --learning_rate {half:g}.", *_larger_patch_embedding(facts)]
+    advice = _for_no_learning(verdict.standings[RANDOM], facts) if verdict.learned is False else []
+    if verdict.learned is None and facts.total_steps < FEW_STEPS:
+        advice += _more_steps(facts)
+    if facts.context_leads:
+        share = min(1.0, facts.half_life_share) / 2
+        advice.append(
+            "The context encoder is clearly better, so the target encoder follows too slowly:"
+            f" --momentum_half_life {share:.2g} (half of now)."
+        )
+    if verdict.learned and facts.still_rising:
+        advice.append(f"k-NN was still rising at the end: more steps, such as --max_steps {2 * facts.total_steps}.")
+    if verdict.learned and verdict.standings.get(PIXELS) != ABOVE:
+        advice.append(
+            "These images are easy for raw pixels. Use both features together, or fine-tune the encoder"
+            " (docs/finetune.md)."
+        )
+    return advice
+
+
+def _for_no_learning(standing: str, facts: Facts) -> list[str]:
+    """For a run that has not collapsed and is not above the random encoder, but has the given standing."""
+    if facts.total_steps < FEW_STEPS:
+        return [*_more_steps(facts), *_larger_patch_embedding(facts)]
+    advice = _larger_patch_embedding(facts)
+    if standing == BELOW:
+        half = facts.learning_rate / 2
+        advice.append(f"The run may have half collapsed: half the learning rate, --learning_rate {half:g}.")
+    if facts.rank < LOW_RANK and facts.half_life_share < 0.5:
+        advice.append(
+            f"The rank is low ({facts.rank:.1f}), so the target encoder may follow too fast:"
+            f" --momentum_half_life {2 * facts.half_life_share:.2g} (twice as much as now)."
+        )
+    advice.append(f"Twice the steps: --max_steps {2 * facts.total_steps}.")
+    advice.append("Then patches twice as large or half as large. Small images do best with about 8 x 8 patches.")
+    return advice
+
+
+def _more_steps(facts: Facts) -> list[str]:
+    return [
+        f"The run had {facts.total_steps:,} steps. Runs with fewer than about {FEW_STEPS:,} learn little:"
+        f" --max_steps {USUAL_STEPS}."
+    ]
+
+
+def _larger_patch_embedding(facts: Facts) -> list[str]:
+    if facts.patch_embedding_init == "fan_in" or facts.patch_values >= LARGE_PATCH:
+        return []
+    return ["The patches are small, so the features may depend on the place only: --patch_embedding_init fan_in."]

@@ -1,0 +1,308 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Decides what measured numbers say about an encoder. Pretraining, `ijepa probe` and the report all ask here.
+
+With labels an encoder stands above, level with or below a random encoder and raw pixels. Without labels nobody can say
+whether its features are useful. Then the rank and the spread of the features are all there is.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+FILE_NAME = "verdict.json"  # in the directory of a pretraining run
+RANDOM, PIXELS = "random encoder", "raw pixels"  # names of the baselines
+ABOVE, LEVEL, BELOW, MIXED = "above", "level", "below", "mixed"
+
+# Two accuracies are level if they differ by less than this many standard errors.
+STANDARD_ERRORS = 2.0
+
+COLLAPSED, NARROW, NOT_COLLAPSED = "collapsed", "narrow", "not collapsed"
+# An encoder has collapsed if it is below one of these. `CollapseMonitor` lists what was measured for collapsed and for
+# other encoders.
+STD_FLOOR, RANK_FLOOR = 0.02, 0.02
+# It is narrow if it is below one of these. Runs on digits that learned were above both; half-collapsed runs had rank
+# shares of .05 to .07.
+NARROW_STD_FLOOR, NARROW_RANK_FLOOR = 0.1, 0.075
+# It is also narrow if the share of orphans is larger than this. 1000 Gaussian images have a share of at most .001 if
+# they vary in 2 to 1000 directions, and .73 if they vary in one direction.
+ORPHANS_CEILING = 0.5
+# The rank counts as risen from this factor on. In docs/healthy_run.md the rank of a random encoder is 6.4 of 64. The
+# run that learned ended at 18.5, the one that was too short at 6.2 and the half-collapsed one at 9.0.
+RISEN = 1.5
+
+
+# Rank and spread
+@dataclass(frozen=True)
+class Spread:
+    """How far the features of images differ, and in how many directions (`evaluation/collapse.py`)."""
+
+    relative_std: float  # 0 to 1
+    effective_rank: float  # 1 to highest_rank
+    highest_rank: int
+
+    def __str__(self) -> str:
+        return (
+            f"images differ by {self.relative_std:.1%} of the features' size, over {self.effective_rank:.1f} of"
+            f" {self.highest_rank} directions"
+        )
+
+
+def state_of(spread: Spread, orphan_share: float = 0.0) -> str:
+    """Returns "collapsed", "narrow" or "not collapsed". The last one is no praise: a random encoder has it too."""
+    std, rank_share = spread.relative_std, rank_share_of(spread)
+    if not math.isfinite(std) or std < STD_FLOOR or rank_share < RANK_FLOOR:
+        return COLLAPSED
+    if std < NARROW_STD_FLOOR or rank_share < NARROW_RANK_FLOOR or orphan_share > ORPHANS_CEILING:
+        return NARROW
+    return NOT_COLLAPSED
+
+
+def rank_share_of(spread: Spread) -> float:
+    """The effective rank as a share of its range, 0 to 1."""
+    return (spread.effective_rank - 1) / max(spread.highest_rank - 1, 1)
+
+
+# Accuracies
+@dataclass(frozen=True)
+class Score:
+    """An accuracy. `std` is the standard deviation over `num_draws` draws of the labelled images, or over encoders."""
+
+    accuracy: float
+    std: float = 0.0
+    num_draws: int = 1
+
+    def standard_error(self, num_images: int) -> float:
+        """From the sampling of the test images and from the draws.
+
+        The accuracy is moved a little towards one half (Laplace). Otherwise 3 right images of 3 would have no error.
+        """
+        share = (self.accuracy * num_images + 1) / (num_images + 2)
+        return math.sqrt(share * (1 - share) / num_images + self.std**2 / self.num_draws)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An encoder beside a baseline, on one measure. Differences up to `margin` are level."""
+
+    measure: str
+    baseline: str
+    accuracy: float
+    baseline_accuracy: float
+    margin: float
+
+    @property
+    def standing(self) -> str:
+        """Where the encoder stands."""
+        difference = self.accuracy - self.baseline_accuracy
+        if abs(difference) <= self.margin:
+            return LEVEL
+        return ABOVE if difference > 0 else BELOW
+
+
+def compare(measure: str, score: Score, baseline: str, other: Score, num_images: int) -> Comparison:
+    """Compares two accuracies on the same test images. The margin is `STANDARD_ERRORS` of the less certain one."""
+    margin = STANDARD_ERRORS * max(score.standard_error(num_images), other.standard_error(num_images))
+    return Comparison(measure, baseline, score.accuracy, other.accuracy, margin)
+
+
+def standing_over(comparisons: Sequence[Comparison]) -> str:
+    """Where an encoder stands over all measures.
+
+    "above" needs half of the measures, and none below. One measure is enough for "below". So an encoder that is worse
+    on any measure is never called above.
+    """
+    standings = [comparison.standing for comparison in comparisons]
+    if BELOW in standings:
+        return MIXED if ABOVE in standings else BELOW
+    return ABOVE if 2 * standings.count(ABOVE) >= len(standings) else LEVEL
+
+
+# The verdict
+@dataclass(frozen=True)
+class Verdict:
+    """What the numbers say, in sentences, with what they were made from.
+
+    Attributes:
+        learned: whether the labels show that something was learned; None without labels.
+        standings: baseline -> "above", "level", "below" or "mixed".
+        state: "collapsed", "narrow" or "not collapsed"; None if it was not measured.
+        num_test_images: labelled images that the accuracies are measured on.
+    """
+
+    sentences: tuple[str, ...]
+    learned: bool | None = None
+    standings: dict[str, str] = dataclasses.field(default_factory=dict)
+    state: str | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    num_test_images: int | None = None
+    advice: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join(self.sentences)
+
+    def as_text(self) -> str:
+        """For a terminal: a line for each sentence."""
+        lines = [*self.sentences, *(["What to change:", _as_list(self.advice)] if self.advice else [])]
+        return "\n".join(lines)
+
+    def as_markdown(self) -> str:
+        """The sentences, and below them what to change."""
+        return "\n\n".join([str(self), *(["What to change:", _as_list(self.advice)] if self.advice else [])])
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of verdict.json."""
+        comparisons = [{**dataclasses.asdict(each), "standing": each.standing} for each in self.comparisons]
+        lists = {"sentences": list(self.sentences), "advice": list(self.advice), "comparisons": comparisons}
+        return {**dataclasses.asdict(self), **lists}
+
+
+def _as_list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+_BESIDE_RANDOM = {
+    BELOW: "{} is worse than a random encoder. Do not use its features.",
+    MIXED: "{} is better than a random encoder on one measure and worse on another. That shows no clear learning.",
+    LEVEL: "{} is level with a random encoder. The labels show no learning.",
+}
+_BESIDE_PIXELS = {
+    BELOW: "{} is better than a random encoder and worse than raw pixels. It has learned something, but the pixels"
+    " themselves tell more about the classes.",
+    MIXED: "{} is better than a random encoder. It is better than raw pixels on one measure and worse on another.",
+    LEVEL: "{} is better than a random encoder and level with raw pixels.",
+    ABOVE: "{} is better than a random encoder and better than raw pixels.",
+}
+
+
+def judge(
+    name: str,
+    scores: Mapping[str, Score],
+    baselines: Mapping[str, Mapping[str, Score]],
+    num_images: int,
+    state: str | None = None,
+) -> Verdict:
+    """The verdict on an encoder whose accuracies on labelled images are known.
+
+    Args:
+        name: of the encoder, to begin a sentence with.
+        scores: measure -> accuracy.
+        baselines: name -> accuracies. Only `RANDOM` and `PIXELS` decide; the former must be there.
+        num_images: labelled test images.
+        state: of `state_of`, if it was measured.
+
+    Raises:
+        ValueError: if the encoder and the random encoder share no measure.
+    """
+    comparisons = [
+        compare(measure, score, baseline, baselines[baseline][measure], num_images)
+        for measure, score in scores.items()
+        for baseline in (RANDOM, PIXELS)
+        if measure in baselines.get(baseline, {})
+    ]
+    by_baseline = {key: [each for each in comparisons if each.baseline == key] for key in (RANDOM, PIXELS)}
+    if not by_baseline[RANDOM]:
+        raise ValueError(f"{name} and the random encoder share no measure, so nothing can be judged.")
+    standings = {key: standing_over(found) for key, found in by_baseline.items() if found}
+    is_collapsed = state == COLLAPSED
+    sentences = [
+        *([f"{name} has collapsed: its features hardly depend on the image."] if is_collapsed else []),
+        _headline(name, standings),
+        *_measure_sentences(comparisons),
+        _rule(comparisons, num_images),
+    ]
+    learned = standings[RANDOM] == ABOVE and not is_collapsed
+    return Verdict(tuple(sentences), learned, standings, state, tuple(comparisons), num_images)
+
+
+def _headline(name: str, standings: Mapping[str, str]) -> str:
+    if standings[RANDOM] != ABOVE:
+        return _BESIDE_RANDOM[standings[RANDOM]].format(name)
+    if PIXELS not in standings:
+        return f"{name} is better than a random encoder."
+    return _BESIDE_PIXELS[standings[PIXELS]].format(name)
+
+
+_IN_A_SENTENCE = {RANDOM: "the random encoder", PIXELS: "raw pixels", LEVEL: "level with"}
+
+
+def _measure_sentences(comparisons: Sequence[Comparison]) -> list[str]:
+    """One sentence for each measure."""
+    sentences = []
+    for measure in dict.fromkeys(each.measure for each in comparisons):
+        found = [each for each in comparisons if each.measure == measure]
+        beside = [
+            f"{_IN_A_SENTENCE.get(each.standing, each.standing)} {_IN_A_SENTENCE[each.baseline]}"
+            f" ({each.baseline_accuracy:.3f})"
+            for each in found
+        ]
+        sentences.append(f"{measure} {found[0].accuracy:.3f} is {' and '.join(beside)}.")
+    return sentences
+
+
+def _rule(comparisons: Sequence[Comparison], num_images: int) -> str:
+    least, most = (function(each.margin for each in comparisons) for function in (min, max))
+    margins = f"{least:.3f}" if f"{least:.3f}" == f"{most:.3f}" else f"{least:.3f} to {most:.3f}"
+    return (
+        f"Level means a difference of at most {STANDARD_ERRORS:g} standard errors, here {margins}, on"
+        f" {num_images:,} test images."
+    )
+
+
+def judge_without_labels(name: str, spread: Spread | None, reference: Spread | None, reference_name: str) -> Verdict:
+    """What rank and spread say. They cannot say whether the features are useful, and neither does the verdict.
+
+    Args:
+        name: of the encoder, to begin a sentence with.
+        spread: None if there are no features, because no step moved the weights.
+        reference: of an encoder with random weights, or of the same run at its start; None if not measured.
+        reference_name: what the reference is, to begin a sentence with.
+    """
+    unknown = f"{name} was not judged by labels, so nobody can say whether its features are useful."
+    if spread is None:
+        return Verdict((unknown, "There are no features to measure, because no step moved the weights."))
+    if not math.isfinite(spread.relative_std):
+        return Verdict((unknown, "Its features hold NaN or infinity, so training has diverged."), state=COLLAPSED)
+    state = state_of(spread)
+    sentences = [unknown, f"What the numbers say: {spread}."]
+    if reference is not None:
+        directions = f"{reference.effective_rank:.1f} of {reference.highest_rank} directions"
+        sentences.append(f"{reference_name}: {reference.relative_std:.1%} and {directions}.")
+    sentences.append(_STATE_SENTENCES[state])
+    if reference is not None and state != COLLAPSED:
+        has_risen = spread.effective_rank >= RISEN * reference.effective_rank
+        sentences.append(_RANK_SENTENCES[has_risen])
+    return Verdict((*sentences, _LABELS_WOULD_TELL), state=state)
+
+
+_STATE_SENTENCES = {
+    COLLAPSED: "It has collapsed: its features hardly depend on the image.",
+    NARROW: "The features are narrow: images differ in few ways.",
+    NOT_COLLAPSED: "It has not collapsed. An encoder with random weights has not either.",
+}
+_RANK_SENTENCES = {
+    True: "The rank is clearly higher than that. Runs that learn show this, but it proves nothing.",
+    False: "The rank is not clearly higher than that. The runs in docs/healthy_run.md whose rank did not rise had"
+    " learned little or nothing.",
+}
+_LABELS_WOULD_TELL = "A few hundred labelled images would tell."
+
+
+def read_sentences(directory: Path) -> str | None:
+    """The verdict that a pretraining run left in its directory, with what to change; None if there is none.
+
+    Raises:
+        ValueError: if the file is not one that a run writes.
+    """
+    path = directory / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        return " ".join([*content["sentences"], *content["advice"]])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is no verdict of a run: {error}") from error

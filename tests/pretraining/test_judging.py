@@ -1,0 +1,252 @@
+"""Laws of what a run says about itself: the verdict at its end, the check of its length, and the time that is left."""
+
+import json
+
+import pytest
+
+from ijepa_transformers import pretrain
+from ijepa_transformers.arguments import list_recipes
+from ijepa_transformers.pretraining import evaluate, judging, sanity
+from ijepa_transformers.pretraining.arguments import parse_pretraining_arguments
+from ijepa_transformers.pretraining.judging import Facts, advise, is_rising
+from ijepa_transformers.pretraining.sanity import Plan, plan_of, warnings_for
+from ijepa_transformers.pretraining.timing import Stopwatch, TimeEstimate, in_words
+from ijepa_transformers.verdict import COLLAPSED, NOT_COLLAPSED, PIXELS, RANDOM, Verdict
+from tests.runs import TINY, rows
+from tests.runs import pretrain as pretrain_by_flags
+
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+# A rate that is far too high: features that are spread out, and know less than those of a random encoder.
+WORSE = {"learning_rate": 0.1, "start_learning_rate": 0.1, "momentum": 0.5, "max_steps": 30}
+
+
+# The verdict
+
+
+def test_a_run_that_is_worse_than_random_says_so_everywhere(tmp_path, capsys):
+    result = pretrain(**{**TINY, **WORSE}, validation_split="test", max_probe_images=300, output_dir=tmp_path / "run")
+    verdict = json.loads((tmp_path / "run" / "verdict.json").read_text())
+    assert result.verdict == verdict and verdict["learned"] is False and verdict["num_test_images"] == 300
+    assert verdict["standings"] == {RANDOM: "below", PIXELS: "below"} and verdict["state"] == NOT_COLLAPSED
+    sentence = "The target encoder is worse than a random encoder. Do not use its features."
+    card = (tmp_path / "run" / "README.md").read_text()
+    output = capsys.readouterr().out
+    assert sentence in verdict["sentences"] and f"## Verdict\n\n{sentence}" in card and sentence in output
+    assert all(f"- {line}" in card and f"- {line}" in output for line in verdict["advice"])
+    assert "The run had 30 steps." in verdict["advice"][0]
+    for text in (card.partition("## Training")[2], output):
+        assert not any(word in text.lower() for word in ("healthy", " good", "well "))
+
+
+def test_a_run_above_random_is_named_so(tmp_path, monkeypatch):
+    """The random encoder of this test sees no pixels."""
+    original = evaluate.random_encoder
+
+    def blind(run):
+        encoder = original(run)
+        encoder.embeddings.patch_embeddings.projection.weight.data.zero_()
+        return encoder
+
+    monkeypatch.setattr(evaluate, "random_encoder", blind)
+    result = pretrain(**TINY, validation_split="test", max_probe_images=300, output_dir=tmp_path / "run")
+    assert result.verdict["learned"] is True
+    assert result.verdict["standings"] == {RANDOM: "above", PIXELS: "below"}
+    assert "better than a random encoder and worse than raw pixels" in result.verdict["sentences"][0]
+    assert "easy for raw pixels" in " ".join(result.verdict["advice"])
+
+
+def test_without_labels_rank_and_spread_stand_beside_those_of_the_start(tmp_path):
+    """Also after a resume. The start are the first 1,024 images, 128 steps of 8."""
+    changes = {**TINY, "max_steps": 140, "save_steps": 130, "logging_steps": 70}
+    result = pretrain(**changes, output_dir=tmp_path / "run")
+    verdict, last = result.verdict, rows(tmp_path / "run")[-1]
+    assert verdict["learned"] is None and verdict["comparisons"] == [] and result.table is None
+    numbers = f"images differ by {last['target_std']:.1%} of the features' size, over {last['effective_rank']:.1f} of"
+    assert numbers in verdict["sentences"][1] and verdict["sentences"][2].startswith(judging.AT_THE_START)
+    assert "nobody can say whether its features are useful" in (tmp_path / "run" / "README.md").read_text()
+    again = pretrain(**changes, output_dir=tmp_path / "run", resume=True)
+    assert again.verdict == verdict
+
+
+def test_a_run_that_is_shorter_than_its_start_has_no_reference(tmp_path):
+    pretrain_by_flags(tmp_path / "run")
+    verdict = json.loads((tmp_path / "run" / "verdict.json").read_text())
+    assert not any(judging.AT_THE_START in sentence for sentence in verdict["sentences"])
+
+
+FACTS = Facts(
+    total_steps=3000,
+    learning_rate=1e-3,
+    half_life_share=0.02,
+    rank=20.0,
+    patch_values=48,
+    patch_embedding_init="fan_in",
+)
+
+
+def advice(learned, standing="level", state=NOT_COLLAPSED, pixels="level", **changes):
+    standings = {} if learned is None else {RANDOM: standing, PIXELS: pixels}
+    facts = Facts(**{**vars(FACTS), **changes})
+    return " ".join(advise(Verdict((), learned, standings, state), facts))
+
+
+def test_the_advice_follows_from_what_was_seen():
+    assert advice(True, "above", pixels="above") == ""
+    assert "--max_steps 4000" in advice(False, total_steps=60) and "--max_steps 4000" in advice(None, total_steps=60)
+    assert advice(None) == ""
+    assert "--max_steps 6000" in advice(False) and "patches twice as large" in advice(False)
+    assert "--learning_rate 0.0005" in advice(False, "below") and "--learning_rate" not in advice(False, "level")
+    assert "--learning_rate 0.0005" in advice(True, "above", state=COLLAPSED)
+    assert "--momentum_half_life 0.04 (twice" in advice(False, rank=5.0) and "momentum" not in advice(False)
+    assert "--momentum_half_life 0.01 (half" in advice(True, "above", context_leads=True)
+    assert "--patch_embedding_init fan_in" in advice(False, patch_embedding_init="published")
+    assert "fan_in" not in advice(False, patch_embedding_init="published", patch_values=768)
+    assert "easy for raw pixels" in advice(True, "above", pixels="below")
+    assert "--max_steps 6000" in advice(True, "above", pixels="above", still_rising=True)
+
+
+def test_a_run_is_rising_if_its_last_quarter_gains_more_than_the_margin():
+    def metrics(*accuracies):
+        return [{"step": 10 * (place + 1), "knn_accuracy": value} for place, value in enumerate(accuracies)]
+
+    assert is_rising(metrics(0.2, 0.3, 0.4, 0.6), 400) and not is_rising(metrics(0.2, 0.6, 0.6, 0.6), 400)
+    assert not is_rising(metrics(0.6), 400) and not is_rising([], 400)
+
+
+# The length of a run
+
+
+def plan(num_images, batch_size, total_steps, warmup_steps=0, image_side=224):
+    return Plan(num_images, batch_size, total_steps, warmup_steps, image_side)
+
+
+def test_far_too_many_epochs_are_said_with_a_recipe_and_a_length():
+    first, few = warnings_for(plan(302, 256, 50_000, 5_000))
+    assert first.startswith("302 images and 50,000 steps of batch 256 = 42,384 epochs")
+    assert "--recipe small_images --max_steps 4000" in first and "302 images are few" in few
+
+
+@pytest.mark.parametrize(
+    "unusual, words",
+    [
+        (plan(5000, 32, 60), "runs below 500 steps"),
+        (plan(50_000, 32, 600), "0.38 epochs: some images are never seen"),
+        (plan(5000, 32, 4000, 2001), "warm-up has 2,001 of 4,000 steps"),
+        (plan(500, 32, 4000), "500 images are few"),
+    ],
+)
+def test_other_unusual_lengths_are_said(unusual, words):
+    (warning,) = warnings_for(unusual)
+    assert words in warning
+
+
+@pytest.mark.parametrize(
+    "num_images, side, recipe",
+    [
+        *((302, 224, "small_images"), (5_000, 96, "small_images"), (200_000, 32, "small_images")),
+        *((20_000, 128, "medium_images"), (100_000, 224, "medium_images")),
+        (1_000_000, 224, "custom_images_single_gpu"),
+    ],
+)
+def test_the_proposed_recipe_suits_number_and_size_and_is_there(num_images, side, recipe):
+    assert sanity.proposed_recipe(num_images, side, 3) == recipe and recipe in list_recipes()
+    assert sanity.proposed_recipe(1_297, 28, 1) == "quickstart"
+
+
+@pytest.mark.parametrize("num_images", [32, 100, 302, 1_000, 9_999, 50_000, 300_000, 5_000_000])
+def test_a_proposed_run_is_not_warned_of_again(num_images):
+    recipe = sanity.proposed_recipe(num_images, 224, 3)
+    steps, batch_size = sanity.proposed_length(recipe, num_images)
+    proposed = warnings_for(plan(num_images, batch_size, steps))
+    assert [each for each in proposed if "are few" not in each] == []
+    arguments = parse_pretraining_arguments(
+        ["--recipe", recipe, "--max_steps", str(steps), "--data", "digits", "--output_dir", "out"]
+    )
+    assert (arguments.max_steps, arguments.batch_size) == (steps, batch_size)
+    assert arguments.total_warmup_steps(1) <= steps / 2
+
+
+IN1K, IN22K = 1_281_167, 14_197_122
+SIZES = {
+    "quickstart": [1_297],
+    "small_images": [1_000, 1_297, 5_280, 10_000],
+    "medium_images": [10_000, 100_000],
+    "custom_images_single_gpu": [100_001, IN1K],
+    "cifar10": [50_000],
+    "fashion_mnist": [60_000],
+    "imagenette": [9_469],
+    "stl10": [5_000],
+    **{name: [IN22K if "in22k" in name else IN1K] for name in list_recipes() if name.startswith("vit_")},
+}
+
+
+def test_every_recipe_of_pretraining_is_checked():
+    others = {name for name in list_recipes() if name.startswith(("finetune", "probe"))}
+    assert set(list_recipes()) - others == set(SIZES)
+
+
+@pytest.mark.parametrize("recipe, num_images", [(name, size) for name, sizes in SIZES.items() for size in sizes])
+def test_no_recipe_is_warned_of_on_the_data_it_names(recipe, num_images):
+    arguments = parse_pretraining_arguments(["--recipe", recipe])
+    size = arguments.model_fields()["image_size"]
+    assert warnings_for(plan_of(arguments, num_images, (size, size), 3)) == []
+
+
+def test_a_run_prints_its_warnings_before_the_first_step_and_goes_on(tmp_path, capsys):
+    pretrain_by_flags(tmp_path / "run")
+    output = capsys.readouterr().out
+    assert output.index("WARNING: 1,297 images and 6 steps of batch 8") < output.index("step 2 of 6")
+    pretrain_by_flags(tmp_path / "run", resume="true")
+    assert "WARNING" not in capsys.readouterr().out
+
+
+# The time that is left
+
+
+class Clock:
+    """A clock that moves only when told."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize("first_step", [0, 1000])
+def test_the_estimate_has_the_speed_of_five_steps_after_five_without_pauses(first_step):
+    """Slow first steps and an evaluation do not count; a resumed run counts from where it began."""
+    clock = Clock()
+    stopwatch = Stopwatch(clock)
+    estimate = TimeEstimate(stopwatch, first_step, first_step + 6010)
+    said = {}
+    for step in range(first_step + 1, first_step + 31):
+        clock.now += 50.0 if step - first_step <= 5 else 2.0
+        said[step] = estimate.after(step)
+        with stopwatch.paused():
+            clock.now += 1000.0
+    ((step, sentence),) = [(step, text) for step, text in said.items() if text]
+    assert step == first_step + 10 and sentence.startswith("about 3 h 20 min left")  # 6,000 steps of 2 s
+    assert f"steps {first_step + 6:,} to {first_step + 10:,}" in sentence
+
+
+@pytest.mark.parametrize("total_steps", [3, 5, 10])
+def test_a_run_that_ends_by_then_gets_no_estimate(total_steps):
+    estimate = TimeEstimate(Stopwatch(), 0, total_steps)
+    assert [estimate.after(step) for step in range(1, total_steps + 1)] == [None] * total_steps
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(0.2, "1 s"), (59, "59 s"), (59.8, "1 min"), (3599, "1 h 0 min"), (12_000, "3 h 20 min"), (190_000, "2 d 5 h")],
+)
+def test_times_are_said_in_two_units(seconds, words):
+    assert in_words(seconds) == words
+
+
+@pytest.mark.parametrize("changes", [{}, {"per_device_batch_size": 4}])
+def test_a_run_says_the_time_once(tmp_path, capsys, changes):
+    """A step of two forward passes is one step."""
+    pretrain_by_flags(tmp_path / "run", max_steps=14, **changes)
+    assert capsys.readouterr().out.count("left at the speed of steps 6 to 10") == 1
