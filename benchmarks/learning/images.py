@@ -18,7 +18,7 @@ from ijepa_transformers.data.sources import choose_split, labels_of, load_image_
 from ijepa_transformers.data.transforms import default_image_statistics, resize_center_crop
 
 
-SELECTION_SHARE = 0.1  # of the training images, held out to choose settings by
+BLOCKS = 10  # of ten parts of the training images, one is held out to choose settings by
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,40 @@ def _read_split(source: str, split: str, stored_size: int, num_channels: int) ->
 
 
 def load_parts(
-    source: str, part: str, stored_size: int, num_channels: int, cache: Path
+    source: str, part: str, stored_size: int, num_channels: int, cache: Path, block: int = 1
 ) -> tuple[LabelledImages, LabelledImages]:
     """Images to train on, and images to judge by.
 
     Args:
         part: "selection": nine tenths of the training split, and its other tenth. Settings are chosen here, and the
             test images are not opened. "final": the whole training split, and the test images. Tables are made here.
+        block: the held-out tenth consists of blocks of so many neighbours of the listing. 1: of random images. Take
+            larger blocks where neighbours show the same thing.
     """
     train = load_split(source, "train", stored_size, num_channels, cache)
     if part == "final":
-        return train, load_split(source, "validation", stored_size, num_channels, cache)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    held_out = round(SELECTION_SHARE * len(train))
-    return train.select(order[held_out:].sort().values), train.select(order[:held_out].sort().values)
+        return train, load_split(source, test_split(source), stored_size, num_channels, cache)
+    held_out = held_out_images(len(train), block)
+    return train.select(~held_out), train.select(held_out)
+
+
+def test_split(source: str) -> str:
+    """The first of "validation" and "test" that the source has."""
+    try:
+        load_image_dataset(source, split="validation")
+    except ValueError:
+        return "test"
+    return "validation"
+
+
+def held_out_images(num_images: int, block: int) -> torch.Tensor:
+    """(num_images,) bool: the tenth of the training images that settings are chosen by."""
+    if block > 1:
+        return torch.arange(num_images) // block % BLOCKS == BLOCKS - 1
+    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(0))
+    chosen = torch.zeros(num_images, dtype=torch.bool)
+    chosen[order[: num_images // BLOCKS]] = True
+    return chosen
 
 
 def shrink(pixels: torch.Tensor, size: int) -> torch.Tensor:

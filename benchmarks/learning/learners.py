@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
 from ijepa_transformers import IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel
-from ijepa_transformers.execution import choose_attention, configure
+from ijepa_transformers.execution import choose_attention
 from benchmarks.learning.masks_tmp import build_masking
 from ijepa_transformers.modeling_ijepa import sincos_position_embeddings
 from ijepa_transformers.optimization import momentum_of_half_life
@@ -34,6 +34,7 @@ class Settings:
         data: a source as in `ijepa pretrain`.
         method: one of METHODS.
         stored_size: side of the images in memory, pixels; crops are cut from them.
+        held_out_block: see `load_parts`.
         batch_size: images of a step.
         warmup: share of the run in which the rate rises.
         final_rate: the last rate as a share of `rate`. The rate falls along half a cosine.
@@ -50,6 +51,7 @@ class Settings:
     num_channels: int = 3
     image_size: int = 64
     stored_size: int = 80
+    held_out_block: int = 1
     patch_size: int = 8
     hidden_size: int = 96
     num_hidden_layers: int = 4
@@ -58,6 +60,7 @@ class Settings:
     predictor_num_hidden_layers: int = 2
     predictor_num_attention_heads: int = 4
     patch_embedding_init: str = "fan_in"
+    initializer_range: float = 0.02
     target_normalization: str = "batch"
     loss_type: str = "smooth_l1"
     target_layers: int = 1
@@ -96,6 +99,7 @@ class Settings:
             predictor_num_hidden_layers=self.predictor_num_hidden_layers,
             predictor_num_attention_heads=self.predictor_num_attention_heads,
             patch_embedding_init=self.patch_embedding_init,
+            initializer_range=self.initializer_range,
             target_normalization=self.target_normalization,
             loss_type=self.loss_type,
             **more,
@@ -137,10 +141,9 @@ def built(model_class: type, config, device: str, precision: str) -> PreTrainedM
     return model.to(device).train()
 
 
-def embedding_of(encoder: IJepaModel, device: str, precision: str = "no") -> Embedding:
+def embedding_of(encoder: IJepaModel) -> Embedding:
     """The mean of the patch tokens after the last norm."""
-    encoder = encoder.to(device).eval()
-    configure(encoder, device, precision)
+    encoder.eval()
     return lambda pixel_values: encoder(pixel_values).pooler_output
 
 
@@ -167,8 +170,8 @@ def ijepa(settings: Settings, num_classes: int, device: str, precision: str) -> 
         model.update_target_encoder(min(first + (last - first) * done, 1.0))
 
     encoders = {
-        "target": lambda: embedding_of(model.ijepa, device, precision),
-        "context": lambda: embedding_of(model.context_encoder, device, precision),
+        "target": lambda: embedding_of(model.ijepa),
+        "context": lambda: embedding_of(model.context_encoder),
     }
     return Learner(model, loss_of, encoders, after_step=after_step)
 
@@ -224,7 +227,7 @@ def initialize_mae(model: ViTMAEForPreTraining) -> None:
 def mae_embedding(trained: ViTMAEForPreTraining, device: str) -> Embedding:
     """The mean of the patch tokens after the last norm, nothing masked, without the class token."""
     config = ViTMAEConfig.from_dict({**trained.config.to_dict(), "mask_ratio": 0.0})
-    encoder = ViTMAEModel._from_config(config)
+    encoder = ViTMAEModel._from_config(config, attn_implementation=trained.config._attn_implementation)
     encoder.load_state_dict(trained.vit.state_dict())
     encoder = encoder.to(device).eval()
     num_patches = encoder.embeddings.patch_embeddings.num_patches
@@ -246,7 +249,7 @@ def supervised(settings: Settings, num_classes: int, device: str, precision: str
     def loss_of(pixel_values: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
         return cross_entropy(model(pixel_values).logits, labels)
 
-    return Learner(model, loss_of, {"encoder": lambda: embedding_of(model.ijepa, device, precision)})
+    return Learner(model, loss_of, {"encoder": lambda: embedding_of(model.ijepa)})
 
 
 class CropModel(nn.Module):
@@ -268,7 +271,7 @@ class CropModel(nn.Module):
 def sigreg(settings: Settings, num_classes: int, device: str, precision: str) -> Learner:
     """LeJEPA with crops only: the views of an image should agree, and all embeddings be an isotropic Gaussian."""
     model = CropModel(settings.config()).to(device).train()
-    configure(model.encoder, device, precision, training=True)
+    model.encoder.set_attn_implementation(choose_attention(device, precision))
 
     def loss_of(pixel_values: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
         views = model(pixel_values).unflatten(0, (settings.views, -1)).float()  # (views, B, D)
@@ -276,7 +279,7 @@ def sigreg(settings: Settings, num_classes: int, device: str, precision: str) ->
         spread = torch.stack([sigreg_loss(view, step) for view in views]).mean()
         return (1 - settings.sigreg_weight) * agreement + settings.sigreg_weight * spread
 
-    encoders = {"encoder": lambda: embedding_of(model.encoder, device, precision)}
+    encoders = {"encoder": lambda: embedding_of(model.encoder)}
     return Learner(model, loss_of, encoders, views=settings.views)
 
 

@@ -38,8 +38,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 from benchmarks.learning.images import load_parts
-from benchmarks.learning.learners import Settings, build_learner, embedding_of
-from benchmarks.learning.training import Clock, judge, pixel_features, train
+from benchmarks.learning.learners import Settings, build_learner, built, embedding_of
+from benchmarks.learning.training import Clock, Training, judge, pixel_features
 from benchmarks.speed.timing import environment
 from ijepa_transformers import IJepaForPretraining
 from ijepa_transformers.execution import set_matmul_precision
@@ -54,17 +54,17 @@ def run(wanted: dict) -> dict:
     settings = Settings(**wanted["settings"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     set_matmul_precision(device, "no")
-    parts = load_parts(settings.data, wanted["part"], settings.stored_size, settings.num_channels, CACHE)
+    parts = load_parts(settings.data, wanted["part"], settings.stored_size, settings.num_channels, CACHE, settings.held_out_block)
     train_images, test_images = (part.to(device) for part in parts)
     torch.manual_seed(settings.seed)
     if settings.method == "pixels":
         return judge(pixel_features, train_images, test_images, settings.image_size)
     if settings.method == "random":
-        born = IJepaForPretraining._from_config(settings.config()).ijepa
-        return judge(embedding_of(born, device), train_images, test_images, settings.image_size)
+        born = built(IJepaForPretraining, settings.config(), device, "no").ijepa
+        return judge(embedding_of(born), train_images, test_images, settings.image_size)
     learner = build_learner(settings, int(train_images.labels.max()) + 1, device)
     clock = Clock(steps=wanted.get("steps"), seconds=wanted.get("seconds"), device=device)
-    row = train(learner, settings, train_images, clock)
+    row = Training(learner, settings, train_images, clock).run()
     for name, encoder in learner.encoders.items():
         found = judge(encoder(), train_images, test_images, settings.image_size)
         row |= {f"{name} {key}": value for key, value in found.items()}

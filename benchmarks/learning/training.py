@@ -3,7 +3,9 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +35,13 @@ class Clock:
 
     def start(self) -> None:
         self.began = self._now()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        stopped = self._now()
+        yield
+        self.began += self._now() - stopped
 
     def _now(self) -> float:
         return time.perf_counter() if self.device == "cuda" else time.process_time()
@@ -81,52 +90,103 @@ def optimizer_of(learner: Learner, settings: Settings, device: str) -> torch.opt
     )
 
 
-def batches_of(images: LabelledImages, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Indices (B,), pass after pass; every pass has another order and leaves out the last, smaller batch."""
-    size = min(size, len(images))
-    while True:
-        order = torch.randperm(len(images), generator=generator, device=generator.device)
-        yield from order[: len(images) // size * size].split(size)
+@dataclass
+class Batches:
+    """The images of each step, a pure function of (seed, step). Every epoch leaves out the last, smaller batch."""
+
+    num_images: int
+    size: int
+    seed: int
+    device: str
+    epoch: int = -1
+    order: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.size = min(self.size, self.num_images)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_images // self.size
+
+    def indices(self, step: int) -> torch.Tensor:
+        """(B,)"""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self.epoch or self.order is None:
+            generator = torch.Generator().manual_seed(self.seed * 2**32 + epoch)
+            self.epoch, self.order = epoch, torch.randperm(self.num_images, generator=generator).to(self.device)
+        return self.order[place * self.size : (place + 1) * self.size]
 
 
-def train(
-    learner: Learner,
-    settings: Settings,
-    images: LabelledImages,
-    clock: Clock,
-    precision: str = "no",
-    watch: Callable[[Clock], object] = lambda clock: None,
-) -> dict[str, float]:
-    """Trains until the clock is full; returns steps, seconds and the mean of the last losses.
+@dataclass
+class Training:
+    """A learner on its way: images, optimizer and clock. Everything that is random depends on (seed, step) only."""
 
-    Args:
-        watch: called after each step; what it takes is not counted.
-    """
-    device = clock.device
-    generator = torch.Generator(device).manual_seed(settings.seed)
-    crops = Crops(settings.image_size, tuple(settings.crop_scale), flip=settings.flip)
-    optimizer, losses = optimizer_of(learner, settings, device), []
-    batches = batches_of(images, settings.batch_size, generator)
-    clock.start()
-    while clock.done < 1:
-        done = clock.done
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(done, settings)
-            group["weight_decay"] = weight_decay_at(done, settings) if group["decayed"] else 0.0
-        chosen = next(batches)
-        views = torch.cat([crops(images.pixels[chosen], generator) for _ in range(learner.views)])
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            loss = learner.loss_of(views, images.labels[chosen], clock.step)
+    learner: Learner
+    settings: Settings
+    images: LabelledImages
+    clock: Clock
+    precision: str = "no"
+
+    def __post_init__(self) -> None:
+        settings, device = self.settings, self.clock.device
+        self.optimizer = optimizer_of(self.learner, settings, device)
+        self.batches = Batches(len(self.images), settings.batch_size, settings.seed, device)
+        self.crops = Crops(settings.image_size, tuple(settings.crop_scale), flip=settings.flip)
+        self.losses: deque[torch.Tensor] = deque(maxlen=LOSSES_KEPT)
+
+    def take_step(self) -> None:
+        step, done = self.clock.step, self.clock.done
+        self._set_rates(done)
+        chosen, views = self.batches.indices(step), self._views(step)
+        with torch.autocast(self.clock.device, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.learner.loss_of(views, self.images.labels[chosen], step)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        clock.step += 1
-        learner.after_step(done, clock.expected_steps)
-        losses = [*losses[-LOSSES_KEPT + 1 :], loss.detach()]
-        paused = clock._now()
-        watch(clock)
-        clock.began += clock._now() - paused
-    return {"steps": clock.step, "seconds": clock.used, "loss": torch.stack(losses).mean().item()}
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.clock.step += 1
+        self.learner.after_step(done, self.clock.expected_steps)
+        self.losses.append(loss.detach())
+
+    def _set_rates(self, done: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(done, self.settings)
+            group["weight_decay"] = weight_decay_at(done, self.settings) if group["decayed"] else 0.0
+
+    def _views(self, step: int) -> torch.Tensor:
+        """(B * views, channels, H, W)"""
+        generator = torch.Generator(self.clock.device).manual_seed(self.settings.seed * 2**32 + step)
+        pixels = self.images.pixels[self.batches.indices(step)]
+        return torch.cat([self.crops(pixels, generator) for _ in range(self.learner.views)])
+
+    def run(self, watch: Callable[["Training"], object] | None = None) -> dict[str, float]:
+        """Trains until the clock is full; returns steps, seconds and the mean of the last losses.
+
+        Args:
+            watch: called after each step. The time that it takes does not count.
+        """
+        self.clock.start()
+        while self.clock.done < 1:
+            self.take_step()
+            if watch is not None:
+                with self.clock.paused():
+                    watch(self)
+        return {"steps": self.clock.step, "seconds": self.clock.used, "loss": self.mean_loss()}
+
+    def mean_loss(self) -> float:
+        return torch.stack(list(self.losses)).mean().item()
+
+    def state(self) -> dict:
+        """What a later process needs to go on."""
+        return {
+            "model": self.learner.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.clock.step,
+        }
+
+    def load(self, state: dict) -> None:
+        self.learner.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.clock.step = state["step"]
 
 
 # ------------------------------------------------------------------------------------------------------------- judging
