@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, ViTMAEConfig, ViTMAEForPreTraining, Vi
 
 from ijepa_transformers import IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel
 from ijepa_transformers.execution import choose_attention
-from benchmarks.learning.masks_tmp import build_masking
+from ijepa_transformers.masking import build_masking
 from ijepa_transformers.modeling_ijepa import sincos_position_embeddings
 from ijepa_transformers.optimization import momentum_of_half_life
 
