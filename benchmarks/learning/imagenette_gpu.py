@@ -1,11 +1,11 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """ViT-S/16 on Imagenette on one GPU: ours, the published settings, or MAE. At most ten minutes a call.
 
-    python benchmarks/learning/imagenette_gpu.py --data PATH_OR_HUB_NAME --method ours --image_size 128 --output_dir OUT
+    python benchmarks/learning/imagenette_gpu.py --data PATH_OR_HUB_NAME --method ours --image_size 128 --output_dir O
 
 Images lie on the GPU as bytes, and crops are cut there. Matrix products are in bfloat16. Every 20 epochs the run
 writes a checkpoint, and judges the frozen features of the validation images by 20-NN and by a linear probe; each
-such row goes to `OUT/rows.jsonl`. The same call goes on from the checkpoint, so a run may take several calls: it stops
+such row goes to `O/rows.jsonl`. The same call goes on from the checkpoint, so a run may take several calls: it stops
 by itself after `--minutes`. Nothing is chosen by the rows: report the last one.
 
 `--selection` trains on nine tenths of the training images and judges by the other tenth. Choose settings so.
@@ -107,12 +107,11 @@ def compile_layers(model: torch.nn.Module) -> None:
 class Run:
     """A run that writes rows and checkpoints, and can be gone on with."""
 
-    def __init__(self, own: argparse.Namespace) -> None:
-        self.own, self.settings = own, settings_of(own)
+    def __init__(self, own: argparse.Namespace, settings: Settings) -> None:
+        self.own, self.settings = own, settings
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         part = "selection" if own.selection else "final"
         cache = own.output_dir.parent / "decoded_images"
-        settings = self.settings
         parts = load_parts(settings.data, part, settings.stored_size, settings.num_channels, cache)
         self.train, self.test = (images.to(self.device) for images in parts)
         torch.manual_seed(settings.seed)
@@ -196,8 +195,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> None:
     own = parse(words)
+    settings = settings_of(own)
     own.output_dir.mkdir(parents=True, exist_ok=True)
-    Run(own).go()
+    Run(own, settings).go()
 
 
 if __name__ == "__main__":

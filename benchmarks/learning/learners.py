@@ -239,7 +239,7 @@ def mae_embedding(trained: ViTMAEForPreTraining, device: str) -> Embedding:
     return embed
 
 
-# ------------------------------------------------------------------------------------------- supervised, and with crops
+# ------------------------------------------------------------------------------------------ supervised, and with crops
 
 
 def supervised(settings: Settings, num_classes: int, device: str, precision: str) -> Learner:

@@ -6,30 +6,36 @@
 
 A study is a YAML file:
 
-    seconds: 300                        of processor time for each run; or steps: 2000
+    seconds: 300                        processor time of each run (wall time on a GPU); or steps: 2000
     seeds: [0, 1, 2]
     settings: {data: PATH, rate: 1e-3}  of all lines: keys of `Settings` in learners.py
     runs:                               name -> what this line changes; `seconds` and `steps` too
+      raw pixels: {method: pixels}      trains nothing
+      random encoder: {method: random}  trains nothing
       ours: {}
       MAE: {method: mae}
 
-`--part selection` trains on nine tenths of the training images and judges by its other tenth. Settings are chosen so.
-`--part final` trains on all training images and judges by the validation images. Tables are made so, once.
+`--part selection` trains on nine tenths of the training images and judges by the other tenth. Choose settings so.
+`--part final` trains on all training images and judges by the validation (or test) images. Make tables so, once.
 
-Each run is a process of its own. Its row goes to `results.jsonl` in the output directory as soon as it is there. A run
-is not repeated if a row with the same settings, budget and part is there. Lines "raw pixels" and "random encoder" are
-`method: pixels` and `method: random`; they train nothing. The table goes to `table.md`.
+Each run is a process of its own. Its row goes to `results.jsonl` in the output directory as soon as it is there, and
+is not repeated: settings, budget and part tell which row belongs to a run. A run that fails is a row too, and is
+repeated. The table goes to `table.md`. Decoded images are kept in the directory of the variable IJEPA_STUDY_CACHE.
 """
 
 import argparse
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -45,96 +51,175 @@ from ijepa_transformers import IJepaForPretraining
 from ijepa_transformers.execution import set_matmul_precision
 
 
-CACHE = Path(os.environ.get("IJEPA_STUDY_CACHE", "/tmp/ijepa_study"))
-# glibc gives large blocks back to the system at once, and fetches them again in the next step. This keeps them.
+BUDGETS = ("seconds", "steps")
+UNTRAINED = ("pixels", "random")
+COLUMNS = {"20-NN": "knn", "5-shot": "shot5", "linear": "linear", "effective rank": "effective_rank"}
+# glibc gives large blocks back to the system at once, and fetches them again in the next step. With these values it
+# keeps them. All methods have them.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_TOP_PAD_": str(2**26)}
 
 
-def run(wanted: dict) -> dict:
-    settings = Settings(**wanted["settings"])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+# ------------------------------------------------------------------------------------------------------------ one run
+
+
+def run(wanted: dict[str, Any]) -> dict[str, float]:
+    """What came of a run, in the process that is its own."""
+    settings, device = Settings(**wanted["settings"]), "cuda" if torch.cuda.is_available() else "cpu"
     set_matmul_precision(device, "no")
-    parts = load_parts(settings.data, wanted["part"], settings.stored_size, settings.num_channels, CACHE, settings.held_out_block)
-    train_images, test_images = (part.to(device) for part in parts)
+    cache = Path(os.environ.get("IJEPA_STUDY_CACHE", Path(tempfile.gettempdir()) / "ijepa_study"))
+    sizes = settings.stored_size, settings.num_channels
+    parts = load_parts(settings.data, wanted["part"], *sizes, cache, settings.held_out_block)
+    train, test = (part.to(device) for part in parts)
     torch.manual_seed(settings.seed)
     if settings.method == "pixels":
-        return judge(pixel_features, train_images, test_images, settings.image_size)
+        return judge(pixel_features, train, test, settings.image_size)
     if settings.method == "random":
         born = built(IJepaForPretraining, settings.config(), device, "no").ijepa
-        return judge(embedding_of(born), train_images, test_images, settings.image_size)
-    learner = build_learner(settings, int(train_images.labels.max()) + 1, device)
+        return judge(embedding_of(born), train, test, settings.image_size)
+    learner = build_learner(settings, int(train.labels.max()) + 1, device)
     clock = Clock(steps=wanted.get("steps"), seconds=wanted.get("seconds"), device=device)
-    row = Training(learner, settings, train_images, clock).run()
+    row = Training(learner, settings, train, clock).run()
     for name, encoder in learner.encoders.items():
-        found = judge(encoder(), train_images, test_images, settings.image_size)
+        found = judge(encoder(), train, test, settings.image_size)
         row |= {f"{name} {key}": value for key, value in found.items()}
     return row
 
 
-def measure(wanted: dict, threads: int) -> dict:
+def measure(wanted: dict[str, Any], threads: int) -> dict[str, Any]:
+    """A line of results.jsonl."""
     command = [sys.executable, str(Path(__file__).resolve()), "--run", json.dumps(wanted)]
+    variables = {**os.environ, **MALLOC, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     began = time.perf_counter()
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **MALLOC, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     row = {**wanted, "threads": threads, "wall_seconds": round(time.perf_counter() - began, 1)}
+    row["machine"] = environment("cuda" if torch.cuda.is_available() else "cpu")
     if done.returncode:
         return {**row, "error": done.stderr.strip().splitlines()[-3:]}
     return {**row, **json.loads(done.stdout.splitlines()[-1])}
 
 
-def wanted_runs(study: dict, part: str, seeds: list[int], only: list[str] | None) -> list[dict]:
-    runs = []
-    for seed in seeds:
-        for name, changes in study["runs"].items():
-            if only and name not in only:
-                continue
-            changes = dict(changes or {})
-            budget = {key: changes.pop(key, None) for key in ("seconds", "steps")}
-            budget = {k: v for k, v in budget.items() if v} or {k: study[k] for k in ("seconds", "steps") if k in study}
-            settings = {**study.get("settings", {}), **changes, "seed": seed}
-            full = json.loads(json.dumps(dataclasses.asdict(Settings(**settings))))
-            if full["method"] in ("pixels", "random"):
-                budget = {}
-            runs.append({"name": name, "part": part, **budget, "settings": full})
-    return runs
+# ----------------------------------------------------------------------------------------------------------- all runs
 
 
-def same(wanted: dict, row: dict) -> bool:
-    return "error" not in row and all(row.get(key) == value for key, value in wanted.items() if key != "name") and {k for k in ("seconds","steps") if k in wanted} <= set(row)
+def wanted_runs(study: dict[str, Any], part: str, seeds: Iterable[int], only: list[str] | None) -> list[dict]:
+    """The runs of a study, seed by seed, so that a study that is stopped early has every line."""
+    lines = {name: changes or {} for name, changes in study["runs"].items() if not only or name in only}
+    return [
+        wanted_run(study, name, changes, part, seed)
+        for place, seed in enumerate(seeds)
+        for name, changes in lines.items()
+        if place == 0 or changes.get("method") != "pixels"  # which are the same for every seed
+    ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+def wanted_run(study: dict[str, Any], name: str, changes: dict[str, Any], part: str, seed: int) -> dict[str, Any]:
+    own = {key: changes[key] for key in BUDGETS if key in changes}
+    budget = own or {key: study[key] for key in BUDGETS if key in study}
+    changes = {key: value for key, value in changes.items() if key not in BUDGETS}
+    settings = Settings(**{**study.get("settings", {}), **changes, "seed": seed})
+    if settings.method in UNTRAINED:
+        budget = {}
+    return {"name": name, "part": part, **budget, "settings": json.loads(json.dumps(dataclasses.asdict(settings)))}
+
+
+def is_row_of(wanted: dict[str, Any], row: dict[str, Any]) -> bool:
+    keys = ("part", "settings", *BUDGETS)
+    return "error" not in row and all(row.get(key) == wanted.get(key) for key in keys)
+
+
+def all_rows(runs: list[dict], output_dir: Path, jobs: int, threads: int) -> list[dict]:
+    """The row of each run: the one of results.jsonl, or a new one, which is written there."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    results = output_dir / "results.jsonl"
+    known = [json.loads(line) for line in results.read_text("utf-8").splitlines()] if results.exists() else []
+
+    def row_of(wanted: dict[str, Any]) -> dict[str, Any]:
+        if found := next((row for row in known if is_row_of(wanted, row)), None):
+            return {**found, "name": wanted["name"]}
+        row = measure(wanted, threads)
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(describe(row), flush=True)
+        return row
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(row_of, runs))
+
+
+def describe(row: dict[str, Any]) -> str:
+    left_out = ("name", "part", "settings", "machine", "threads", *BUDGETS)
+    shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+    found = ", ".join(f"{key} {value}" for key, value in shown.items() if key not in left_out)
+    return f"{row['name']}, seed {row['settings']['seed']}: {found}"
+
+
+# ---------------------------------------------------------------------------------------------------------- the table
+
+
+def table(rows: list[dict]) -> str:
+    """A line for each encoder of each line of the study: mean and standard deviation over the seeds."""
+    header = ["features", "seeds", "steps", "CPU minutes", *COLUMNS]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for name in dict.fromkeys(row["name"] for row in rows):
+        of_name = [row for row in rows if row["name"] == name and "error" not in row]
+        for encoder in encoders_of(of_name):
+            lines.append(table_line(name, encoder, of_name))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def encoders_of(rows: list[dict]) -> list[str]:
+    """The prefixes of the accuracies: "" for raw pixels and a random encoder."""
+    return list(dict.fromkeys(key.removesuffix("knn") for row in rows for key in row if key.endswith("knn")))
+
+
+def table_line(name: str, encoder: str, rows: list[dict]) -> list[str]:
+    title = f"{name}, {encoder.strip()}" if encoder.strip() in ("target", "context") else name
+    minutes = [row["seconds_used"] / 60 for row in rows if "seconds_used" in row]
+    steps = [row["steps_taken"] for row in rows if "steps_taken" in row]
+    cells = [
+        spread([row[f"{encoder}{key}"] for row in rows], digits=1 if key == "effective_rank" else 3)
+        for key in COLUMNS.values()
+    ]
+    length = f"{statistics.mean(steps):,.0f}" if steps else ""
+    return [title, str(len(rows)), length, spread(minutes, digits=1), *cells]
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean, and standard deviation where there are several values."""
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("study", nargs="?", type=Path)
     parser.add_argument("--output_dir", type=Path)
     parser.add_argument("--part", choices=("selection", "final"), default="selection")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="+")
-    parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--run", help=argparse.SUPPRESS)
-    own = parser.parse_args()
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
+    parser.add_argument("--only", nargs="+", help="names of the lines to run")
+    parser.add_argument("--seeds", type=int, nargs="+", help="the study's by default")
+    parser.add_argument("--run", help=argparse.SUPPRESS)  # for the processes of runs
+    own = parser.parse_args(words)
+    if not own.run and (own.study is None or own.output_dir is None):
+        parser.error("name a study and an --output_dir.")
+    return own
+
+
+def main(words: list[str] | None = None) -> None:
+    own = parse(words)
     if own.run:
         print(json.dumps(run(json.loads(own.run))))
         return
-    study = yaml.safe_load(own.study.read_text())
-    own.output_dir.mkdir(parents=True, exist_ok=True)
-    results = own.output_dir / "results.jsonl"
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    study = yaml.safe_load(own.study.read_text(encoding="utf-8"))
+    if unknown := sorted(set(own.only or ()) - study["runs"].keys()):
+        sys.exit(f"study.py: error: {own.study} has no lines {unknown}; it has {sorted(study['runs'])}")
     runs = wanted_runs(study, own.part, own.seeds or study.get("seeds", [0]), own.only)
-
-    def finish(wanted):
-        if any(same(wanted, row) for row in rows):
-            return
-        row = measure(wanted, own.threads)
-        with results.open("a") as file:
-            file.write(json.dumps({**row, "machine": environment("cpu")}) + "\n")
-        shown = {k: (round(v, 3) if isinstance(v, float) else v) for k, v in row.items() if k not in ("settings", "threads", "part", "machine")}
-        print(shown, flush=True)
-
-    with ThreadPoolExecutor(own.jobs) as pool:
-        list(pool.map(finish, runs))
+    text = table(all_rows(runs, own.output_dir, own.jobs, own.threads))
+    (own.output_dir / "table.md").write_text(f"{text}\n", encoding="utf-8")
+    print(f"\n{text}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Trains a learner on images in memory for a number of seconds or steps, and judges its encoders by frozen features."""
+"""Trains a learner on images in memory for some seconds or steps, and judges its encoders by frozen features."""
 
 import math
 import time
@@ -14,7 +14,12 @@ from torch.nn.functional import adaptive_avg_pool2d
 from benchmarks.learning.images import Crops, LabelledImages, normalize, shrink
 from benchmarks.learning.learners import Embedding, Learner, Settings
 from ijepa_transformers.evaluation.collapse import effective_rank
-from ijepa_transformers.evaluation.probes import few_shot_accuracy, knn_accuracy, logistic_regression_accuracy, standardize
+from ijepa_transformers.evaluation.probes import (
+    few_shot_accuracy,
+    knn_accuracy,
+    logistic_regression_accuracy,
+    standardize,
+)
 from ijepa_transformers.optimization import build_optimizer
 
 
@@ -170,7 +175,7 @@ class Training:
             if watch is not None:
                 with self.clock.paused():
                     watch(self)
-        return {"steps": self.clock.step, "seconds": self.clock.used, "loss": self.mean_loss()}
+        return {"steps_taken": self.clock.step, "seconds_used": self.clock.used, "loss": self.mean_loss()}
 
     def mean_loss(self) -> float:
         return torch.stack(list(self.losses)).mean().item()
