@@ -409,11 +409,13 @@ class IJepaPreTrainedModel(PreTrainedModel):
         """Normal weights with standard deviation `initializer_range`, zero biases, layer norms of weight 1.
 
         This is what Meta's released code does. It also rescales weights by depth, but draws them again afterwards, so
-        the rescaling has no effect.
+        the rescaling has no effect. `patch_embedding_init` and `linear_init` can ask for other deviations.
         """
         if isinstance(module, (nn.Conv2d, nn.Linear)):
+            is_patch_embedding = isinstance(module, nn.Conv2d)
+            kind = self.config.patch_embedding_init if is_patch_embedding else self.config.linear_init
             std = self.config.initializer_range
-            if isinstance(module, nn.Conv2d) and self.config.patch_embedding_init == "fan_in":
+            if kind == "fan_in":
                 std = math.prod(module.weight.shape[1:]) ** -0.5
             init.normal_(module.weight, std=std)
             if module.bias is not None:
@@ -785,6 +787,13 @@ class IJepaForImageClassification(IJepaPreTrainedModel):
         self.ijepa = IJepaModel(config)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels > 0 else nn.Identity()
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As in the encoder, but the classifier starts with small weights, so that its first guesses are even."""
+        super()._init_weights(module)
+        if module is self.classifier and isinstance(module, nn.Linear) and self.config.linear_init == "fan_in":
+            init.normal_(module.weight, std=self.config.initializer_range)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         """Transformers' report does not list a missing classifier; `_finish_loading` warns about it instead."""

@@ -132,6 +132,12 @@ class ModelArguments:
     patch_embedding_init: str | None = argument(
         None, "published (std 0.02) or fan_in (1/sqrt of a patch's values)", ("published", "fan_in")
     )
+    linear_init: str | None = argument(
+        None,
+        "initial weights of linear layers: published (std 0.02) or fan_in (1/sqrt of a layer's inputs), for encoders"
+        " much narrower than the published ones",
+        ("published", "fan_in"),
+    )
     loss_type: str | None = argument(None, "smooth_l1 (released code) or mse (paper)", ("smooth_l1", "mse"))
     target_normalization: str | None = argument(
         None,
