@@ -334,6 +334,9 @@ def test_the_published_settings_keep_sizes_steps_and_rate(arguments):
     assert (changed.momentum, changed.mask_mode, changed.num_context_tokens) == (0.996, "meta", None)
     assert changed.min_patches == 3, "the largest that the published sampler can give on 6 x 6 patches"
     assert compare_methods.published(dataclasses.replace(arguments, image_size=[56])).min_patches == 10
+    defaults = {field.name: PUBLISHED[field.name] for field in dataclasses.fields(MaskArguments)}
+    own = {"mask_mode": "random", "visible_share": 0.2, "num_contexts": 2}
+    assert compare_methods.published(dataclasses.replace(arguments, **{**defaults, **own})) == changed
 
 
 def test_the_warm_up_remains_the_same_share_of_a_shorter_run(arguments):
