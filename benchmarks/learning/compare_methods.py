@@ -86,6 +86,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # the published sizes to other encoders. None is the command's own default.
 PUBLISHED = {
     "patch_embedding_init": "published",  # std 0.02, whatever a patch holds
+    "linear_init": "published",  # the same deviation
     "mask_mode": "meta",  # the released sampler with its quirks
     "visible_share": 0.3,  # this and the next do nothing in this mode, so they must have their defaults
     "visible_aspect_ratio": [0.66, 1.5],
@@ -112,7 +113,7 @@ PUBLISHED = {
     "max_grad_norm": None,  # nothing is clipped
 }
 # Of these the other methods read some too; the rest does not concern them, so it may change without a new run.
-SHARED = {"patch_embedding_init", "drop_path_rate", "adam_beta1", "adam_beta2", "adam_epsilon"}
+SHARED = {"patch_embedding_init", "linear_init", "drop_path_rate", "adam_beta1", "adam_beta2", "adam_epsilon"}
 UNSEEN = {field.name for field in dataclasses.fields(OutputArguments)} | {"seed", "num_workers"}
 
 # As published for MAE (arXiv 2111.06377, table 8), and usual for Vision Transformers that learn from labels.
