@@ -151,8 +151,8 @@ class MaskArguments:
         "unbiased",
         "unbiased: target blocks and a context block; meta: the same by the released sampler with its quirks;"
         " random: the context is a random share of the patches; inverse_block: the context is one block. In random and"
-        " inverse_block every other patch is a target",
-        tuple(MASK_SETTINGS),
+        " inverse_block every other patch is a target; auto: random on grids of at most 100 patches, else unbiased",
+        (*MASK_SETTINGS, "auto"),
     )
     visible_share: float = argument(0.3, "share of the patches in the context (random and inverse_block only)")
     visible_aspect_ratio: list[float] = argument(

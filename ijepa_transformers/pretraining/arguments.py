@@ -29,7 +29,7 @@ from ..arguments import (
 )
 
 
-AUTO = "auto"  # `per_device_batch_size`: the largest that fits the GPU
+AUTO = "auto"  # a value that follows from the GPU, the grid or the length of the run
 PROGRAM = "ijepa pretrain"
 LARGEST_SEED = 2**31 - 1  # NumPy takes 32 bits, and every process adds its rank
 SIZES = ("tiny", "small", "base", "large", "huge", "giant")  # the keys of IJEPA_SIZES, whose import is slow
@@ -186,6 +186,16 @@ def number_or_auto(word: str) -> int | str:
         raise ArgumentTypeError(f"must be a whole number or {AUTO}, got {word!r}.") from None
 
 
+def share_or_auto(word: str) -> float | str:
+    """What `momentum_half_life` is given."""
+    if word == AUTO:
+        return word
+    try:
+        return float(word)
+    except ValueError:
+        raise ArgumentTypeError(f"must be a number or {AUTO}, got {word!r}.") from None
+
+
 @dataclass
 class OptimizationArguments:
     """Length, batch, schedules and precision. Steps are optimizer steps."""
@@ -211,8 +221,11 @@ class OptimizationArguments:
     weight_decay: float = argument(0.04, "weight decay at the start")
     final_weight_decay: float = argument(0.4, "weight decay at the end (cosine)")
     momentum: float | None = argument(None, "momentum of the target encoder at the start; 0.996 by default")
-    momentum_half_life: float | None = argument(
-        None, "share of the run within which the target encoder forgets half; sets momentum from the number of steps"
+    momentum_half_life: float | str | None = argument(
+        None,
+        "share of the run within which the target encoder forgets half; sets momentum from the number of steps. auto:"
+        " 0.01, but at most the published 173 steps",
+        parse=share_or_auto,
     )
     final_momentum: float = argument(1.0, "momentum of the target encoder at the end (linear)")
     adam_beta1: float = argument(0.9, "AdamW's first decay")
@@ -262,7 +275,11 @@ class OptimizationArguments:
         require_numbers(self, "start_learning_rate", "learning_rate", "final_learning_rate", least=0)
         require_numbers(self, "weight_decay", "final_weight_decay", least=0)
         require_numbers(self, "momentum", "final_momentum", least=0, most=1)
-        require_numbers(self, "momentum_half_life", above=0, most=1)
+        if isinstance(self.momentum_half_life, str):
+            wrong = f"momentum_half_life must be a number or {AUTO}, got {self.momentum_half_life!r}."
+            require(self.momentum_half_life == AUTO, wrong)
+        else:
+            require_numbers(self, "momentum_half_life", above=0, most=1)
         require(
             None in (self.momentum, self.momentum_half_life),
             f"Give momentum {self.momentum} or momentum_half_life {self.momentum_half_life}, not both.",

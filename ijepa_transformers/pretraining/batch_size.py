@@ -16,6 +16,7 @@ from ..distributed import computing_precision, launched_mode, on_main_process, p
 from ..masking import Masking, build_masking
 from .arguments import AUTO, PretrainingArguments
 from .checkpointing import checkpoint_step
+from .defaults import with_masks_for
 from .memory import GIB, LESS_MEMORY, estimate_memory, format_memory_estimate, largest_batch_size
 from .token_counts import sampled_tokens, worst_case_tokens
 
@@ -63,6 +64,7 @@ def _measured(arguments: PretrainingArguments) -> tuple[IJepaConfig, Masking, di
         "mode": mode,
         "num_processes": num_processes,
     }
+    arguments, _ = with_masks_for(arguments, config.grid_size)
     return config, build_masking(config.grid_size, **arguments.mask_fields()), settings
 
 

@@ -25,11 +25,12 @@ from ..masking import Masking, MultiBlockMasking, build_masking
 from ..modeling_ijepa import IJepaForPretraining, IJepaLayer
 from ..optimization import Schedules, build_optimizer, half_life_of_momentum, momentum_of_half_life, parameter_groups
 from ..verdict import Spread, Verdict
-from .arguments import PretrainingArguments
+from .arguments import AUTO, PretrainingArguments
 from .batch_size import with_batch_size
 from .batches import IndexedData, StreamedData, open_batches
 from .checkpointing import DirectoryLock, checkpoint_step, newest_checkpoint
 from .collapse_monitor import CollapseMonitor
+from .defaults import half_life_steps, with_masks_for
 from .evaluate import Probe, with_available_split
 from .preemption import StopRequest
 from .sanity import Plan, plan_of
@@ -127,6 +128,13 @@ def _build_config(arguments: PretrainingArguments, checkpoint: Path | None) -> I
     return IJepaConfig.from_pretrained(arguments.init_from, **fields) if arguments.init_from else IJepaConfig(**fields)
 
 
+def _with_masks(arguments: PretrainingArguments) -> tuple[PretrainingArguments, str]:
+    """The arguments without `mask_mode` auto, and why; see `with_masks_for`."""
+    if arguments.mask_mode != AUTO:
+        return arguments, ""
+    return with_masks_for(arguments, _build_config(arguments, None).grid_size)
+
+
 def _build_model(
     arguments: PretrainingArguments, config: IJepaConfig, attention: str, checkpoint: Path | None
 ) -> IJepaForPretraining:
@@ -139,7 +147,7 @@ def _build_model(
 def _start_momentum(arguments: PretrainingArguments, total_steps: int) -> float:
     """The given momentum, or the one with the given half-life, or the published one."""
     if arguments.momentum_half_life is not None:
-        return momentum_of_half_life(arguments.momentum_half_life * total_steps)
+        return momentum_of_half_life(half_life_steps(arguments.momentum_half_life, total_steps))
     return Schedules.start_momentum if arguments.momentum is None else arguments.momentum
 
 
@@ -207,8 +215,11 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     Raises:
         ValueError, OSError: if the arguments cannot work with the data, the output directory or the launch mode.
     """
+    arguments, why = _with_masks(arguments)
     arguments = with_batch_size(arguments)
     accelerator, launch = _accelerate(arguments)
+    if why:
+        accelerator.print(why)
     on_main_process(accelerator, lock.take_if_there)
     checkpoint = on_main_process(accelerator, lambda: _find_checkpoint(arguments, launch, accelerator.print))
     config = _build_config(arguments, checkpoint)

@@ -1,0 +1,55 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""`auto` follows from the grid and from the length of the run, and the run says what it came to."""
+
+import pytest
+import yaml
+
+from ijepa_transformers.optimization import half_life_of_momentum, momentum_of_half_life
+from ijepa_transformers.pretraining.arguments import PretrainingArguments
+from ijepa_transformers.pretraining.defaults import half_life_steps, with_masks_for
+from tests.runs import TINY, pretrain
+
+
+def arguments(**changes):
+    return PretrainingArguments(data="digits", output_dir="unused", max_steps=10, **changes)
+
+
+@pytest.mark.parametrize("grid_size, mode", [((8, 8), "random"), ((10, 10), "random"), ((14, 14), "unbiased")])
+def test_masks_follow_from_the_grid(grid_size, mode):
+    asked = arguments(mask_mode="auto", visible_share=0.25, num_contexts=4, num_targets=2)
+    chosen, why = with_masks_for(asked, grid_size)
+    assert chosen.mask_mode == mode and mode in why and f"{grid_size[0]} x {grid_size[1]}" in why
+    if mode == "random":
+        assert (chosen.visible_share, chosen.num_contexts, chosen.num_targets) == (0.25, 4, 4)
+    else:
+        assert (chosen.visible_share, chosen.num_contexts, chosen.num_targets) == (0.3, 1, 2)
+
+
+def test_masks_that_were_asked_for_stay():
+    asked = arguments(mask_mode="meta", num_contexts=2)
+    assert with_masks_for(asked, (8, 8)) == (asked, "")
+
+
+def test_the_half_life_follows_from_the_length_of_the_run():
+    assert half_life_steps("auto", 20) == 1
+    assert half_life_steps("auto", 2000) == pytest.approx(20)
+    published = half_life_of_momentum(0.996)
+    assert half_life_steps("auto", 10**6) == pytest.approx(published)
+    assert momentum_of_half_life(published) == pytest.approx(0.996)
+    assert half_life_steps(0.03, 2000) == pytest.approx(60)
+
+
+@pytest.mark.parametrize("value", [0, 1.5, "long"])
+def test_other_half_lives_are_refused(value):
+    with pytest.raises(ValueError, match=f"momentum_half_life.*{value}"):
+        arguments(momentum_half_life=value)
+
+
+def test_a_run_says_what_auto_is_and_records_it(tmp_path, capsys):
+    settings = {**TINY, "mask_mode": "auto", "num_contexts": 2, "momentum_half_life": "auto", "momentum": None}
+    pretrain(tmp_path / "run", **settings)
+    printed = capsys.readouterr().out
+    assert "mask_mode auto is random: a grid of" in printed and "2 contexts" in printed
+    recipe = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())
+    assert recipe["mask_mode"] == "random" and recipe["momentum_half_life"] == "auto"
+    pretrain(tmp_path / "run", **{**settings, "resume": True})  # auto is no other setting than what it came to
