@@ -39,6 +39,7 @@ class Settings:
         warmup: share of the run in which the rate rises.
         final_rate: the last rate as a share of `rate`. The rate falls along half a cosine.
         half_life: share of the run in which the target encoder forgets half of its past.
+        patch_embedding_init: as in `IJepaConfig`; or "torch": PyTorch's default for convolutions.
         momentum: of the target encoder in each step, instead of `half_life`.
         final_momentum: reached linearly at the end of the run; None keeps the first value.
         masks: "random", "inverse_block", "unbiased" or "meta", and what `build_masking` takes.
@@ -64,7 +65,6 @@ class Settings:
     initializer_range: float = 0.02
     target_normalization: str = "batch"
     loss_type: str = "smooth_l1"
-    target_layers: int = 1
     batch_size: int = 64
     rate: float = 1e-3
     final_rate: float = 0.01
@@ -99,7 +99,7 @@ class Settings:
             predictor_hidden_size=self.predictor_hidden_size,
             predictor_num_hidden_layers=self.predictor_num_hidden_layers,
             predictor_num_attention_heads=self.predictor_num_attention_heads,
-            patch_embedding_init=self.patch_embedding_init,
+            patch_embedding_init="published" if self.patch_embedding_init == "torch" else self.patch_embedding_init,
             linear_init=self.linear_init,
             initializer_range=self.initializer_range,
             target_normalization=self.target_normalization,
@@ -154,6 +154,10 @@ def embedding_of(encoder: IJepaModel) -> Embedding:
 
 def ijepa(settings: Settings, num_classes: int, device: str, precision: str) -> Learner:
     model = built(IJepaForPretraining, settings.config(), device, precision)
+    if settings.patch_embedding_init == "torch":
+        projections = [e.embeddings.patch_embeddings.projection for e in (model.context_encoder, model.ijepa)]
+        projections[0].reset_parameters()
+        projections[1].load_state_dict(projections[0].state_dict())
     masking = build_masking(settings.grid_size, **settings.masks)
 
     def loss_of(pixel_values: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:

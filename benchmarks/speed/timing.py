@@ -13,11 +13,6 @@ from pathlib import Path
 
 import torch
 
-from ijepa_transformers import IJepaConfig, IJepaForPretraining
-from ijepa_transformers.execution import choose_attention
-from ijepa_transformers.masking import build_masking
-from ijepa_transformers.optimization import build_optimizer, parameter_groups
-
 
 def take_turns(
     contenders: dict[str, Callable[[], object]], seconds: float, least_turns: int = 3, device_type: str = "cpu"
@@ -95,54 +90,3 @@ def cpu_model() -> str:
     lines = path.read_text().splitlines() if path.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
-
-
-def median_seconds(steps, num_turns=9, steps_per_turn=4, device_type="cpu"):
-    """Median time of each of `steps`, functions of the step's number, in turns of which the first warms up."""
-    times = {kind: [] for kind in steps}
-    for turn in range(num_turns + 1):
-        for kind, step in steps.items():
-            for number in range(turn * steps_per_turn, (turn + 1) * steps_per_turn):
-                seconds = seconds_of_step(step, number, device_type)
-                times[kind] += [seconds] if turn else []
-    return {kind: statistics.median(values) for kind, values in times.items()}
-
-
-def seconds_of_step(step, number, device_type):
-    """Processor time, which other work on the machine disturbs least; on a GPU wall time, until it is done."""
-    if device_type == "cuda":
-        return seconds_of(lambda: step(number), device_type)
-    began = time.process_time()
-    step(number)
-    return time.process_time() - began
-
-
-def stepper(arguments, device_type="cpu", precision="no"):
-    """A function that takes an optimizer step, given its number."""
-    torch.manual_seed(0)
-    config = IJepaConfig(**arguments.model_fields())
-    model = IJepaForPretraining._from_config(config, attn_implementation=choose_attention(device_type, precision))
-    model.to(device_type).train()
-    optimizer = build_optimizer(
-        parameter_groups(model),
-        name="adamw",
-        learning_rate=1e-4,
-        betas=(0.9, 0.999),
-        epsilon=1e-8,
-        device_type=device_type,
-    )
-    masking = build_masking(config.grid_size, **arguments.mask_fields())
-    size, passes = arguments.per_device_batch_size, arguments.batch_size // arguments.per_device_batch_size
-    pixels = torch.randn(size, config.num_channels, *config.image_height_and_width, device=device_type)
-
-    def step(number):
-        for slot_block in range(passes):
-            masks = [indices.to(device_type) for indices in masking.sample(size, 0, number, rank=slot_block)]
-            with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16"):
-                loss = model(pixels, *masks).loss
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        model.update_target_encoder(0.99)
-
-    return step
