@@ -18,7 +18,8 @@ FILE_NAME = "verdict.json"  # in the directory of a pretraining run
 RANDOM, PIXELS = "random encoder", "raw pixels"  # names of the baselines
 ABOVE, LEVEL, BELOW, MIXED = "above", "level", "below", "mixed"
 
-# Two accuracies are level if they differ by less than this many standard errors.
+# Two accuracies are level if they differ by at most this many standard errors of their difference. Of encoders that
+# are equally good, 1 in 40 then counts as above, and fewer if they tend to be right on the same images.
 STANDARD_ERRORS = 2.0
 
 COLLAPSED, NARROW, NOT_COLLAPSED = "collapsed", "narrow", "not collapsed"
@@ -31,8 +32,9 @@ NARROW_STD_FLOOR, NARROW_RANK_FLOOR = 0.1, 0.075
 # It is also narrow if the share of orphans is larger than this. 1000 Gaussian images have a share of at most .001 if
 # they vary in 2 to 1000 directions, and .73 if they vary in one direction.
 ORPHANS_CEILING = 0.5
-# The rank counts as risen from this factor on. In docs/healthy_run.md the rank of a random encoder is 6.4 of 64. The
-# run that learned ended at 18.5, the one that was too short at 6.2 and the half-collapsed one at 9.0.
+# The rank counts as risen from this factor on. A random encoder has rank 6.4 of 64 on digits
+# (benchmarks/results/evaluation_cpu_2026-11-22.md). Of the runs in docs/healthy_run.md, the one that learned ended at
+# 18.5, the one that was too short at 6.2 and the half-collapsed one at 9.0.
 RISEN = 1.5
 
 
@@ -105,8 +107,8 @@ class Comparison:
 
 
 def compare(measure: str, score: Score, baseline: str, other: Score, num_images: int) -> Comparison:
-    """Compares two accuracies on the same test images. The margin is `STANDARD_ERRORS` of the less certain one."""
-    margin = STANDARD_ERRORS * max(score.standard_error(num_images), other.standard_error(num_images))
+    """Compares two accuracies. The margin is `STANDARD_ERRORS` of their difference, as of independent ones."""
+    margin = STANDARD_ERRORS * math.hypot(score.standard_error(num_images), other.standard_error(num_images))
     return Comparison(measure, baseline, score.accuracy, other.accuracy, margin)
 
 
@@ -248,7 +250,7 @@ def _rule(comparisons: Sequence[Comparison], num_images: int) -> str:
     least, most = (function(each.margin for each in comparisons) for function in (min, max))
     margins = f"{least:.3f}" if f"{least:.3f}" == f"{most:.3f}" else f"{least:.3f} to {most:.3f}"
     return (
-        f"Level means a difference of at most {STANDARD_ERRORS:g} standard errors, here {margins}, on"
+        f"Level means a difference of at most {STANDARD_ERRORS:g} of its standard errors, here {margins}, on"
         f" {num_images:,} test images."
     )
 

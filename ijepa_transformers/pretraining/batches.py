@@ -34,10 +34,16 @@ from .arguments import PretrainingArguments
 from .preemption import ignore_stop_signals
 
 
+USUAL_BATCH = 32  # of the recipes for small sets
+
+
 def _check_size(num_images: int, arguments: PretrainingArguments, state: dict | None) -> None:
     """Raises ValueError if the images do not fill a batch, or if the run to resume had another number of images."""
     if num_images < arguments.batch_size:
-        raise ValueError(f"{num_images} images do not fill one batch; lower batch_size {arguments.batch_size}.")
+        raise ValueError(
+            f"{num_images} images do not fill one batch; lower batch_size {arguments.batch_size}, for example to"
+            f" {min(USUAL_BATCH, num_images)}."
+        )
     if state is not None and state["num_images"] != num_images:
         raise ValueError(
             f"The run to resume had {state['num_images']} images, but {arguments.data!r} has {num_images}: the order"
@@ -138,8 +144,14 @@ class StreamedData:
     def _find_num_images(self) -> int:
         found = self.arguments.num_images or on_main_process(self.accelerator, lambda: count_images(self.stream))
         if found is None:
-            raise ValueError(f"{self.arguments.data!r} does not say how many images it holds: give num_images.")
+            unknown = f"{self.arguments.data!r} does not say how many images it holds: give num_images."
+            raise ValueError(" ".join(filter(None, [unknown, self._known_length()])))
         return found
+
+    def _known_length(self) -> str:
+        """What is known about the length of the run without the number of images."""
+        steps, batch_size = self.arguments.max_steps, self.arguments.batch_size
+        return f"The run reads {steps * batch_size:,}, {steps:,} steps of batch {batch_size:,}." if steps else ""
 
     def loader(self, masking: Masking, total_steps: int, first_step: int) -> DataLoader:
         arguments, accelerator = self.arguments, self.accelerator

@@ -17,7 +17,6 @@ from ..verdict import (
     Score,
     Spread,
     Verdict,
-    compare,
     judge,
     judge_without_labels,
     state_of,
@@ -38,6 +37,9 @@ LOW_RANK = 10
 # embedding of a patch with published initial weights (docs/own_images.md).
 LARGE_PATCH = 768
 AT_THE_START = "At the start of the run, after 1,024 images"
+# docs/own_images.md calls the context encoder clearly better from .03 on. From 74 to 89 passes over the digits, 20-NN
+# rose by .02 to .04.
+CLEAR_LEAD, CLEAR_RISE = 0.03, 0.02
 LATE = 0.75  # the last quarter of a run shows whether it was still learning
 
 
@@ -51,8 +53,8 @@ class Facts:
     rank: float  # of the target features at the end; NaN if there are none
     patch_values: int  # numbers in a patch
     patch_embedding_init: str
-    context_leads: bool = False  # the context encoder is better than the target encoder beyond the margin
-    still_rising: bool = False  # k-NN rose beyond the margin in the last quarter
+    context_leads: bool = False  # the context encoder is clearly better than the target encoder
+    still_rising: bool = False  # k-NN clearly rose in the last quarter
 
 
 def verdict_of(run: "Run") -> Verdict:
@@ -69,8 +71,8 @@ def verdict_of(run: "Run") -> Verdict:
     context = judge("The context encoder", scores[CONTEXT], baselines, num_images)
     facts = dataclasses.replace(
         _facts(run, spread),
-        context_leads=leads(scores[CONTEXT], scores[TARGET], num_images),
-        still_rising=is_rising(run.metrics, num_images),
+        context_leads=leads(scores[CONTEXT], scores[TARGET]),
+        still_rising=is_rising(run.metrics),
     )
     sentences = (*verdict.sentences, *([context.sentences[0]] if context.standings != verdict.standings else []))
     return dataclasses.replace(verdict, sentences=sentences, advice=tuple(advise(verdict, facts)))
@@ -95,20 +97,19 @@ def end_spread(run: "Run") -> Spread | None:
     return Spread(last["target_std"], last["effective_rank"], highest_rank)
 
 
-def leads(scores: Mapping[str, Score], others: Mapping[str, Score], num_images: int) -> bool:
-    """Whether the first encoder is better than the second one on a measure, beyond the margin, and worse on none."""
-    standings = [compare(name, scores[name], "", others[name], num_images).standing for name in scores]
-    return ABOVE in standings and BELOW not in standings
+def leads(scores: Mapping[str, Score], others: Mapping[str, Score]) -> bool:
+    """Whether the first encoder is clearly better than the second one, in the mean over the measures."""
+    differences = [scores[name].accuracy - others[name].accuracy for name in scores]
+    return sum(differences) / len(differences) >= CLEAR_LEAD
 
 
-def is_rising(metrics: Sequence[Mapping[str, Any]], num_images: int) -> bool:
-    """Whether the k-NN accuracy rose beyond the margin in the last quarter of the run."""
+def is_rising(metrics: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the k-NN accuracy clearly rose in the last quarter of the run."""
     evaluated = [row for row in metrics if "knn_accuracy" in row]
     early = [row for row in evaluated if row["step"] <= LATE * metrics[-1]["step"]]
     if not early:
         return False
-    first, last = (Score(rows[-1]["knn_accuracy"]) for rows in (early, evaluated))
-    return compare("k-NN", last, "", first, num_images).standing == ABOVE
+    return evaluated[-1]["knn_accuracy"] - early[-1]["knn_accuracy"] >= CLEAR_RISE
 
 
 def _facts(run: "Run", spread: Spread | None) -> Facts:

@@ -14,7 +14,7 @@ from .arguments import PretrainingArguments
 MOST_EPOCHS = 1000
 # After 500 steps the features of the quickstart were hardly better than random ones: 20-NN .520 and .506
 # (docs/healthy_run.md).
-FEWEST_STEPS = 500
+TOO_FEW_STEPS = 500
 # Below this size of a set it is usual to see every image at least once. The recipe medium_images goes up to it.
 SMALL_SET = 100_000
 # The smallest set tried here has 1,297 images (docs/own_images.md).
@@ -63,8 +63,8 @@ def _length_warnings(plan: Plan) -> list[str]:
     images, steps = f"{plan.num_images:,} images", f"{plan.total_steps:,} steps of batch {plan.batch_size:,}"
     if plan.epochs > MOST_EPOCHS:
         return [f"{images} and {steps} = {_number(plan.epochs)} epochs, which is very many. {_proposal(plan)}"]
-    if plan.total_steps < FEWEST_STEPS:
-        return [f"{images} and {steps}: runs below {FEWEST_STEPS} steps learned next to nothing. {_proposal(plan)}"]
+    if plan.total_steps <= TOO_FEW_STEPS:
+        return [f"{images} and {steps}: runs of up to {TOO_FEW_STEPS} steps learned little. {_proposal(plan)}"]
     if plan.epochs < 1 and plan.num_images <= SMALL_SET:
         return [f"{images} and {steps} = {plan.epochs:.2f} epochs: some images are never seen. {_proposal(plan)}"]
     return []

@@ -630,9 +630,8 @@ def test_a_row_of_several_encoders_has_the_margin_of_their_spread(place, trained
     (comparison,) = (each for each in row["verdict"]["comparisons"] if each["baseline"] == "random encoder")
     assert comparison["accuracy"] == row["summary"]["3-NN"]["mean"] and comparison["standing"] == "level"
     random = next(row["summary"]["3-NN"] for row in results["rows"] if row["name"] == "random encoder")
-    margins = [2 * Score(random).standard_error(NUM_VALIDATION)]
-    margins.append(2 * Score(comparison["accuracy"], row["summary"]["3-NN"]["std"], 2).standard_error(NUM_VALIDATION))
-    assert comparison["margin"] == max(margins)
+    both = Score(random), Score(comparison["accuracy"], row["summary"]["3-NN"]["std"], 2)
+    assert comparison["margin"] == 2 * np.hypot(*(score.standard_error(NUM_VALIDATION) for score in both))
 
 
 def test_an_encoder_is_compared_only_with_a_random_one_of_the_same_architecture(place, trained, capsys):

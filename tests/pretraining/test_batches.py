@@ -105,7 +105,7 @@ def test_missing_arguments_of_a_stream_are_one_sentence(tmp_path, shards, capsys
     tar = tmp_path / "images.tar"
     write_tar(tar, 16)
     mistakes = [
-        ({"data": tar}, "does not say how many images it holds: give num_images"),
+        ({"data": tar}, "does not say how many images it holds: give num_images. The run reads "),
         ({"data": shards, "validation_split": "train"}, "validation_data"),
         ({"data": tmp_path / "nowhere"}, "nowhere"),
     ]

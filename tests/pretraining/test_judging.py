@@ -8,10 +8,10 @@ from ijepa_transformers import pretrain
 from ijepa_transformers.arguments import list_recipes
 from ijepa_transformers.pretraining import evaluate, judging, sanity
 from ijepa_transformers.pretraining.arguments import parse_pretraining_arguments
-from ijepa_transformers.pretraining.judging import Facts, advise, is_rising
+from ijepa_transformers.pretraining.judging import Facts, advise, is_rising, leads
 from ijepa_transformers.pretraining.sanity import Plan, plan_of, warnings_for
 from ijepa_transformers.pretraining.timing import Stopwatch, TimeEstimate, in_words
-from ijepa_transformers.verdict import COLLAPSED, NOT_COLLAPSED, PIXELS, RANDOM, Verdict
+from ijepa_transformers.verdict import COLLAPSED, NOT_COLLAPSED, PIXELS, RANDOM, Score, Verdict
 from tests.runs import TINY, rows
 from tests.runs import pretrain as pretrain_by_flags
 
@@ -106,12 +106,18 @@ def test_the_advice_follows_from_what_was_seen():
     assert "--max_steps 6000" in advice(True, "above", pixels="above", still_rising=True)
 
 
-def test_a_run_is_rising_if_its_last_quarter_gains_more_than_the_margin():
+def test_a_run_is_rising_if_its_last_quarter_clearly_gains():
     def metrics(*accuracies):
         return [{"step": 10 * (place + 1), "knn_accuracy": value} for place, value in enumerate(accuracies)]
 
-    assert is_rising(metrics(0.2, 0.3, 0.4, 0.6), 400) and not is_rising(metrics(0.2, 0.6, 0.6, 0.6), 400)
-    assert not is_rising(metrics(0.6), 400) and not is_rising([], 400)
+    assert is_rising(metrics(0.2, 0.3, 0.4, 0.43)) and not is_rising(metrics(0.2, 0.6, 0.6, 0.61))
+    assert not is_rising(metrics(0.6)) and not is_rising([])
+
+
+def test_the_context_encoder_leads_if_it_is_clearly_better_in_the_mean():
+    target = {"20-NN": Score(0.5), "5-shot": Score(0.4, 0.02, 5)}
+    for knn, few_shot, expected in ((0.54, 0.43, True), (0.54, 0.41, False), (0.4, 0.45, False)):
+        assert leads({"20-NN": Score(knn), "5-shot": Score(few_shot)}, target) == expected
 
 
 # The length of a run
@@ -130,7 +136,7 @@ def test_far_too_many_epochs_are_said_with_a_recipe_and_a_length():
 @pytest.mark.parametrize(
     "unusual, words",
     [
-        (plan(5000, 32, 60), "runs below 500 steps"),
+        (plan(5000, 32, 60), "runs of up to 500 steps learned little"),
         (plan(50_000, 32, 600), "0.38 epochs: some images are never seen"),
         (plan(5000, 32, 4000, 2001), "warm-up has 2,001 of 4,000 steps"),
         (plan(500, 32, 4000), "500 images are few"),
