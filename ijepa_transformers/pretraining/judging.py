@@ -135,7 +135,7 @@ def advise(verdict: Verdict, facts: Facts) -> list[str]:
     advice = _for_no_learning(verdict.standings[RANDOM], facts) if verdict.learned is False else []
     if verdict.learned is None and facts.total_steps < FEW_STEPS:
         advice += _more_steps(facts)
-    if facts.context_leads:
+    if facts.context_leads and facts.total_steps >= FEW_STEPS:  # in a short run, steps come first
         share = min(1.0, facts.half_life_share) / 2
         advice.append(
             "The context encoder is clearly better, so the target encoder follows too slowly:"

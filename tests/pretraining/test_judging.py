@@ -100,6 +100,7 @@ def test_the_advice_follows_from_what_was_seen():
     assert "--learning_rate 0.0005" in advice(True, "above", state=COLLAPSED)
     assert "--momentum_half_life 0.04 (twice" in advice(False, rank=5.0) and "momentum" not in advice(False)
     assert "--momentum_half_life 0.01 (half" in advice(True, "above", context_leads=True)
+    assert "momentum" not in advice(False, context_leads=True, total_steps=500)
     assert "--patch_embedding_init fan_in" in advice(False, patch_embedding_init="published")
     assert "fan_in" not in advice(False, patch_embedding_init="published", patch_values=768)
     assert "easy for raw pixels" in advice(True, "above", pixels="below")
