@@ -86,11 +86,9 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
         hidden_act (`str`, defaults to `"gelu"`): activation of the feed-forward layers (exact GELU).
         hidden_dropout_prob (`float`, defaults to 0.0): dropout on embeddings and layer outputs.
         attention_probs_dropout_prob (`float`, defaults to 0.0): dropout on attention probabilities.
-        initializer_range (`float`, defaults to 0.02): standard deviation of initial weights.
-        linear_init (`str`, defaults to `"published"`): `"published"` draws the weights of linear layers with standard
-            deviation `initializer_range`. `"fan_in"` draws them with 1/sqrt(inputs of the layer), which keeps the size
-            of what passes through. Both are nearly the same at a width of 1280, for which 0.02 was chosen. In a
-            network of width 96, 0.02 is five times too small: at first its layers change their input very little.
+        initializer_range (`float`, defaults to 0.02): standard deviation of initial weights. The published value suits
+            a width of about 1280. Take about 1/sqrt(hidden_size) for narrow encoders: with 0.02 and a width of 96 the
+            layers add next to nothing to their input at first, and what is learned comes later.
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of every layer norm inside the networks.
         image_size (`int` or `(height, width)`, defaults to 224): image size in pixels.
         patch_size (`int` or `(height, width)`, defaults to 16): patch size in pixels.
@@ -151,7 +149,6 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
     pooler_act: str = "tanh"
     drop_path_rate: float | int = 0.0
     patch_embedding_init: str = "published"
-    linear_init: str = "published"
     predictor_hidden_size: int = 384
     predictor_num_hidden_layers: int = 6
     predictor_num_attention_heads: int | None = None
@@ -233,7 +230,6 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
         choices = {
             "loss_type": ("smooth_l1", "mse"),
             "patch_embedding_init": ("published", "fan_in"),
-            "linear_init": ("published", "fan_in"),
             "target_normalization": ("layer", "batch", "none"),
         }
         for name, allowed in choices.items():
@@ -241,6 +237,8 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must lie in [0, 1), got {self.drop_path_rate}.")
+        if not self.initializer_range > 0:
+            raise ValueError(f"initializer_range must be above 0, got {self.initializer_range}.")
 
 
 __all__ = ["IJEPA_SIZES", "IJepaConfig"]

@@ -45,6 +45,7 @@ EARLY_HUB_NAMES = {
 }
 # Added to the standard deviation of each feature. It is about 1 after the last norm; far smaller ones are rounding.
 TARGET_EPSILON = 1e-4
+SMALL_STD = 0.02  # of a new classifier
 PARAMETERS_PER_LAYER = 16  # weights and biases of attention, feed-forward and their norms
 # Written to `config.json` when a directory carries this code (`register_for_auto_class`, then `save_pretrained`).
 # Transformers itself would write only the saved class, without the configuration.
@@ -409,13 +410,11 @@ class IJepaPreTrainedModel(PreTrainedModel):
         """Normal weights with standard deviation `initializer_range`, zero biases, layer norms of weight 1.
 
         This is what Meta's released code does. It also rescales weights by depth, but draws them again afterwards, so
-        the rescaling has no effect. `patch_embedding_init` and `linear_init` can ask for other deviations.
+        the rescaling has no effect. `patch_embedding_init` can ask for another deviation of the patch embedding.
         """
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            is_patch_embedding = isinstance(module, nn.Conv2d)
-            kind = self.config.patch_embedding_init if is_patch_embedding else self.config.linear_init
             std = self.config.initializer_range
-            if kind == "fan_in":
+            if isinstance(module, nn.Conv2d) and self.config.patch_embedding_init == "fan_in":
                 std = math.prod(module.weight.shape[1:]) ** -0.5
             init.normal_(module.weight, std=std)
             if module.bias is not None:
@@ -792,8 +791,8 @@ class IJepaForImageClassification(IJepaPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """As in the encoder, but the classifier starts with small weights, so that its first guesses are even."""
         super()._init_weights(module)
-        if module is self.classifier and isinstance(module, nn.Linear) and self.config.linear_init == "fan_in":
-            init.normal_(module.weight, std=self.config.initializer_range)
+        if module is self.classifier and isinstance(module, nn.Linear) and self.config.initializer_range > SMALL_STD:
+            init.normal_(module.weight, std=SMALL_STD)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         """Transformers' report does not list a missing classifier; `_finish_loading` warns about it instead."""

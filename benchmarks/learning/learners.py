@@ -61,7 +61,6 @@ class Settings:
     predictor_num_hidden_layers: int = 2
     predictor_num_attention_heads: int = 4
     patch_embedding_init: str = "fan_in"
-    linear_init: str = "published"
     initializer_range: float = 0.02
     target_normalization: str = "batch"
     loss_type: str = "smooth_l1"
@@ -100,7 +99,6 @@ class Settings:
             predictor_num_hidden_layers=self.predictor_num_hidden_layers,
             predictor_num_attention_heads=self.predictor_num_attention_heads,
             patch_embedding_init="published" if self.patch_embedding_init == "torch" else self.patch_embedding_init,
-            linear_init=self.linear_init,
             initializer_range=self.initializer_range,
             target_normalization=self.target_normalization,
             loss_type=self.loss_type,

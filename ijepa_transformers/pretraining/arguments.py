@@ -132,11 +132,8 @@ class ModelArguments:
     patch_embedding_init: str | None = argument(
         None, "published (std 0.02) or fan_in (1/sqrt of a patch's values)", ("published", "fan_in")
     )
-    linear_init: str | None = argument(
-        None,
-        "initial weights of linear layers: published (std 0.02) or fan_in (1/sqrt of a layer's inputs), for encoders"
-        " much narrower than the published ones",
-        ("published", "fan_in"),
+    initializer_range: float | None = argument(
+        None, "standard deviation of initial weights; 0.02 by default, about 1/sqrt(hidden_size) for narrow encoders"
     )
     loss_type: str | None = argument(None, "smooth_l1 (released code) or mse (paper)", ("smooth_l1", "mse"))
     target_normalization: str | None = argument(
@@ -163,6 +160,7 @@ class ModelArguments:
 
     def _check_model(self):
         require_text(self, "init_from")
+        require_numbers(self, "initializer_range", above=0)
         require(self.num_channels in (None, 1, 3), f"num_channels must be 1 or 3, got {self.num_channels}.")
         free = {"drop_path_rate", "loss_type", "target_normalization"}
         architecture = sorted(set(self.model_fields()) - free)

@@ -52,7 +52,7 @@ def test_grid_counts_whole_patches_only():
         ({"predictor_num_hidden_layers": -1}, "predictor_num_hidden_layers.*-1"),
         ({"loss_type": "l3"}, "loss_type.*smooth_l1, mse.*l3"),
         ({"patch_embedding_init": "xavier"}, "patch_embedding_init.*xavier"),
-        ({"linear_init": "xavier"}, "linear_init.*xavier"),
+        ({"initializer_range": 0.0}, "initializer_range.*0"),
         ({"drop_path_rate": 1.0}, "drop_path_rate.*1.0"),
     ],
 )

@@ -203,7 +203,7 @@ OUT_OF_RANGE = {
     "predictor_intermediate_size": POSITIVE,
     "drop_path_rate": ["-0.1", "1"],
     "patch_embedding_init": ["zeros", ""],
-    "linear_init": ["zeros", ""],
+    "initializer_range": ["0", "-0.1", "nan"],
     "target_normalization": ["content", "", "True"],
     "loss_type": ["l1", ""],
     "attn_implementation": ["flash", ""],
