@@ -466,17 +466,18 @@ def test_small_data_gets_what_was_measured_on_small_data_and_published_recipes_w
     config = configuration_ijepa.IJepaConfig(**arguments.model_fields())
     settings = config.patch_embedding_init, config.target_normalization
     if recipe.stem in SMALL:
-        assert (*settings, arguments.mask_mode) == ("fan_in", "batch", "unbiased")
+        assert settings == ("fan_in", "batch") and arguments.mask_mode in ("auto", "unbiased")
+        assert config.initializer_range == pytest.approx(config.hidden_size**-0.5, rel=0.05)
     elif recipe.stem.startswith("vit_"):
-        assert settings == ("published", "layer")
+        assert settings == ("published", "layer") and config.initializer_range == 0.02
         assert (arguments.momentum, arguments.momentum_half_life) == (0.996, None)
 
 
 def test_the_recipe_for_own_images_starts_from_weights_as_its_header_says(tmp_path):
     text = (REPOSITORY / "ijepa_transformers" / "recipes" / "custom_images_single_gpu.yaml").read_text()
-    recipe = {
-        key: value for key, value in yaml.safe_load(text).items() if key not in ("size", "image_size", "patch_size")
-    }
+    removed = ("size", "image_size", "patch_size", "initializer_range")
+    assert "remove size, image_size, patch_size and initializer_range from a copy" in text
+    recipe = {key: value for key, value in yaml.safe_load(text).items() if key not in removed}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     argv = ["--recipe", str(tmp_path / "recipe.yaml"), "--init_from", "weights", "--target_normalization", "layer"]
     assert parse_pretraining_arguments(argv).init_from == "weights"
