@@ -7,6 +7,7 @@ kept as bytes (N, channels, stored_size, stored_size) in a file beside the resul
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def load_split(source: str, split: str, stored_size: int, num_channels: int, cac
     path = cache / f"{Path(source).name}-{split}-{stored_size}-{key}.pt"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}")  # another run may be writing the same
         torch.save(_read_split(source, split, stored_size, num_channels), partial)
         partial.rename(path)
     return LabelledImages(*torch.load(path))

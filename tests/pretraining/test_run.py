@@ -26,6 +26,7 @@ from ijepa_transformers.pretraining import saving as pretraining_saving
 from ijepa_transformers.pretraining.arguments import ModelArguments, parse_pretraining_arguments
 from ijepa_transformers.pretraining.checkpointing import DirectoryLock, damage
 from ijepa_transformers.pretraining.collapse_monitor import CollapseMonitor
+from ijepa_transformers.pretraining.defaults import with_masks_for
 from ijepa_transformers.pretraining.preemption import StopRequest
 from tests import forked
 from tests.runs import (
@@ -433,9 +434,8 @@ RECIPES = [
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_complete(recipe):
     arguments = parse_pretraining_arguments(["--recipe", str(recipe), "--output_dir", "somewhere", "--data", "digits"])
-    masking.build_masking(
-        configuration_ijepa.IJepaConfig(**arguments.model_fields()).grid_size, **arguments.mask_fields()
-    )
+    grid_size = configuration_ijepa.IJepaConfig(**arguments.model_fields()).grid_size
+    masking.build_masking(grid_size, **with_masks_for(arguments, grid_size)[0].mask_fields())
 
 
 @pytest.mark.parametrize("recipe", ["cifar10", "imagenette", "stl10"])
