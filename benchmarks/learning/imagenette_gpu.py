@@ -149,7 +149,7 @@ class Run:
             self._resume()
 
     def _resume(self) -> None:
-        state = torch.load(self.checkpoint, map_location=self.device)
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         if state["settings"] != dataclasses.asdict(self.settings) or state["steps"] != self.training.clock.steps:
             raise SystemExit(f"imagenette_gpu.py: error: {self.checkpoint} is of other settings or another length.")
         self.training.load(state)

@@ -57,7 +57,7 @@ def load_split(source: str, split: str, stored_size: int, num_channels: int, cac
         partial = path.with_suffix(f".{os.getpid()}")  # another run may be writing the same
         torch.save(_read_split(source, split, stored_size, num_channels), partial)
         partial.rename(path)
-    return LabelledImages(*torch.load(path))
+    return LabelledImages(*torch.load(path, weights_only=True))
 
 
 def _read_split(source: str, split: str, stored_size: int, num_channels: int) -> tuple[torch.Tensor, torch.Tensor]:
