@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.learning import imagenette_gpu, study
+from benchmarks.learning import figure, imagenette_gpu, study
 from benchmarks.learning.images import Crops, LabelledImages, held_out_images, load_parts, normalize, shrink
 from benchmarks.learning.learners import Settings, build_learner, mae_embedding, sigreg_loss
 from benchmarks.learning.training import Batches, Clock, Training, rate_at
@@ -336,3 +336,16 @@ def test_the_defaults_of_a_study_are_settings():
     known = {field.name for field in dataclasses.fields(Settings)}
     for changes in (imagenette_gpu.VIT_SMALL, *imagenette_gpu.METHODS.values()):
         assert changes.keys() <= known
+
+
+# The figure
+
+
+def test_the_figure_has_every_seed_once(tmp_path):
+    rows = [{"name": "ours", "settings": {"seed": seed}, "target knn": 0.1 * seed} for seed in (2, 1, 2)]
+    assert figure.accuracies(rows, "ours", "knn") == pytest.approx([0.1, 0.2])
+    (tmp_path / "results.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    figure.main([f"digits={tmp_path / 'results.jsonl'}", "--output", str(tmp_path / "figure.png")])
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    with pytest.raises(SystemExit):
+        figure.main(["digits=nowhere", "--output", str(tmp_path / "other.png")])

@@ -1,0 +1,75 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Draws the results of studies: a panel for each, with the mean over the seeds and each seed as a dot.
+
+python benchmarks/learning/figure.py --output features.png "photo crops=OUT/photo_crops/results.jsonl" ...
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+MEASURES = {"knn": "20-NN", "shot5": "5-shot", "linear": "logistic"}
+# Line of the study -> label, prefix of its accuracies and colour.
+LINES = {
+    "raw pixels": ("raw pixels", "", "#bbbbbb"),
+    "random encoder": ("random encoder", "", "#888888"),
+    "MAE": ("MAE", "encoder ", "#d98c3f"),
+    "ours": ("ours, target encoder", "target ", "#2f6fa8"),
+}
+
+
+def accuracies(rows: list[dict[str, Any]], line: str, measure: str) -> list[float]:
+    """One for each seed, seed by seed."""
+    key = f"{LINES[line][1]}{measure}"
+    found = {row["settings"]["seed"]: row[key] for row in rows if row["name"] == line and key in row}
+    return [found[seed] for seed in sorted(found)]
+
+
+def draw_panel(axes: Any, title: str, rows: list[dict[str, Any]]) -> None:
+    width = 0.8 / len(LINES)
+    for place, (line, (label, _, colour)) in enumerate(LINES.items()):
+        for group, measure in enumerate(MEASURES):
+            values = accuracies(rows, line, measure)
+            if values:
+                x = group + (place - (len(LINES) - 1) / 2) * width
+                axes.bar(x, statistics.mean(values), width * 0.92, color=colour, label=label if not group else None)
+                axes.plot([x] * len(values), values, ".", color="black", markersize=3)
+    axes.set_xticks(range(len(MEASURES)), MEASURES.values())
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylim(0, None)
+
+
+def draw(studies: dict[str, Path], output: Path) -> None:
+    figure, panels = plt.subplots(1, len(studies), figsize=(3.2 * len(studies), 2.8), squeeze=False)
+    for axes, (title, path) in zip(panels[0], studies.items(), strict=True):
+        draw_panel(axes, title, [json.loads(line) for line in path.read_text("utf-8").splitlines()])
+    panels[0][0].set_ylabel("accuracy of frozen features")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(LINES), frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.savefig(output, dpi=130)
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("studies", nargs="+", metavar="TITLE=RESULTS", help="title and results.jsonl of a study")
+    parser.add_argument("--output", type=Path, required=True)
+    own = parser.parse_args(words)
+    named = dict(word.partition("=")[::2] for word in own.studies)
+    if missing := [path for path in named.values() if not Path(path).is_file()]:
+        parser.error(f"there is no file {missing[0]!r}; name each study as TITLE=RESULTS.")
+    draw({title: Path(path) for title, path in named.items()}, own.output)
+
+
+if __name__ == "__main__":
+    main()
