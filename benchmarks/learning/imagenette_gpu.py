@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -36,7 +35,7 @@ from benchmarks.speed.timing import environment
 from ijepa_transformers.evaluation.collapse import effective_rank
 from ijepa_transformers.evaluation.probes import knn_accuracy, standardize
 from ijepa_transformers.masking import build_masking
-from ijepa_transformers.pretraining.defaults import LARGEST_RANDOM_GRID
+from ijepa_transformers.pretraining.defaults import mask_mode_for
 
 
 VIT_SMALL = {
@@ -83,8 +82,8 @@ def settings_of(own: argparse.Namespace) -> Settings:
 
 def our_masks(grid_size: tuple[int, int]) -> dict[str, Any]:
     """What `ijepa pretrain` takes with `mask_mode` auto: random masks on small grids, blocks on others."""
-    is_small = math.prod(grid_size) <= LARGEST_RANDOM_GRID
-    return {"mode": "random", "visible_share": 0.3, "num_contexts": 2} if is_small else {"mode": "unbiased"}
+    mode = mask_mode_for(grid_size)
+    return {"mode": mode, "visible_share": 0.3, "num_contexts": 2} if mode == "random" else {"mode": mode}
 
 
 def published_masks(grid_size: tuple[int, int]) -> dict[str, Any]:

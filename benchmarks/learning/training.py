@@ -142,7 +142,8 @@ class Training:
     def take_step(self) -> None:
         step, done = self.clock.step, self.clock.done
         self._set_rates(done)
-        chosen, views = self.batches.indices(step), self._views(step)
+        chosen = self.batches.indices(step)
+        views = self._views(chosen, step)
         with torch.autocast(self.clock.device, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = self.learner.loss_of(views, self.images.labels[chosen], step)
         loss.backward()
@@ -157,10 +158,10 @@ class Training:
             group["lr"] = rate_at(done, self.settings)
             group["weight_decay"] = weight_decay_at(done, self.settings) if group["decayed"] else 0.0
 
-    def _views(self, step: int) -> torch.Tensor:
-        """(B * views, channels, H, W)"""
+    def _views(self, chosen: torch.Tensor, step: int) -> torch.Tensor:
+        """Of the images with the indices `chosen` (B,): (B * views, channels, H, W)."""
         generator = torch.Generator(self.clock.device).manual_seed(self.settings.seed * 2**32 + step)
-        pixels = self.images.pixels[self.batches.indices(step)]
+        pixels = self.images.pixels[chosen]
         return torch.cat([self.crops(pixels, generator) for _ in range(self.learner.views)])
 
     def run(self, watch: Callable[["Training"], object] | None = None) -> dict[str, float]:

@@ -16,6 +16,11 @@ HALF_LIFE_SHARE = 0.01
 PUBLISHED_MOMENTUM = 0.996
 
 
+def mask_mode_for(grid_size: tuple[int, int]) -> str:
+    """The mode that suits a grid of (height, width) patches."""
+    return "random" if grid_size[0] * grid_size[1] <= LARGEST_RANDOM_GRID else "unbiased"
+
+
 def with_masks_for(arguments: PretrainingArguments, grid_size: tuple[int, int]) -> tuple[PretrainingArguments, str]:
     """The arguments with a mode in place of `mask_mode` auto, and a sentence that says why; empty without auto.
 
@@ -25,8 +30,8 @@ def with_masks_for(arguments: PretrainingArguments, grid_size: tuple[int, int]) 
     if arguments.mask_mode != AUTO:
         return arguments, ""
     height, width = grid_size
-    is_small = height * width <= LARGEST_RANDOM_GRID
-    mode = "random" if is_small else "unbiased"
+    mode = mask_mode_for(grid_size)
+    is_small = mode == "random"
     unused = unused_mask_settings(mode) | (set() if is_small else {"num_contexts"})
     defaults = MaskArguments()
     chosen = dataclasses.replace(arguments, mask_mode=mode, **{name: getattr(defaults, name) for name in unused})
