@@ -10,34 +10,26 @@ The directory must be on a file system that all processes share.
 """
 
 import errno
-import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TypedDict
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 
+from ..checkpoints import FileEntry, cannot_write, damage_of, describe_files, remove_checkpoint, write_manifest
 from ..distributed import on_main_process
 from ..files import disk_errors, files_below, sync_to_disk
 
 
-MANIFEST = "manifest.json"
 LOCK_FILE = ".lock"
 LOCK_PATIENCE = 30.0  # seconds to wait for the last process of the previous run to end
 # Error numbers of file systems without locks. There the run continues without a lock.
 WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
-
-
-class CheckpointError(OSError):
-    """A checkpoint cannot be written. The message names it, the reason, and the checkpoint that is left."""
 
 
 class DirectoryLock:
@@ -89,11 +81,6 @@ class DirectoryLock:
         self.is_taken = False
 
 
-class FileEntry(TypedDict):
-    size: int  # bytes
-    sha256: str
-
-
 def checkpoint_step(checkpoint: Path) -> int:
     """The number of optimizer steps that were done when this checkpoint was written."""
     return int(checkpoint.name.removeprefix("step-"))
@@ -128,11 +115,8 @@ def save_checkpoint(
     except OSError as error:
         if accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
-        left = max(_checkpoints(directory), default=None)
-        raise CheckpointError(
-            f"the checkpoint of step {step:,} cannot be written to {directory} ({error}); "
-            + (f"the last one is {left}." if left else "there is none yet.")
-        ) from error
+        left = max(_checkpoints_in(directory), default=None)
+        raise cannot_write(step, directory, error, left) from error
     if accelerator.is_main_process:
         _prune(finished, keep)
     return finished
@@ -150,81 +134,34 @@ def _describe_share(accelerator: Accelerator, directory: Path) -> dict[str, File
     names = sorted(set(gather_object(mine)))[accelerator.process_index :: accelerator.num_processes]
     for name in names:
         sync_to_disk(directory / name)
-    return _describe(directory, names)
-
-
-def _describe(directory: Path, names: list[str]) -> dict[str, FileEntry]:
-    with ThreadPoolExecutor(4) as threads:  # hashing releases Python's global lock
-        return dict(zip(names, threads.map(lambda name: _describe_file(directory / name), names), strict=True))
-
-
-def _describe_file(path: Path) -> FileEntry:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-        return {"size": file.tell(), "sha256": digest.hexdigest()}
+    return describe_files(directory, names)
 
 
 def _finish(unfinished: Path, finished: Path, files: dict[str, FileEntry]) -> None:
     hidden = [name for name in files if not (unfinished / name).is_file()]
     if hidden:
         raise OSError(f"{hidden[0]} of another process is not visible here: all processes must share the file system")
-    manifest = unfinished / MANIFEST
-    manifest.write_text(json.dumps({"step": checkpoint_step(finished), "files": files}, indent=2))
-    for path in (manifest, unfinished, *(path for path in unfinished.rglob("*") if path.is_dir())):
-        sync_to_disk(path)
+    write_manifest(unfinished, checkpoint_step(finished), files)
     if finished.exists():  # it is damaged, otherwise the run would have resumed from it
-        _remove(finished)
+        remove_checkpoint(finished)
     os.replace(unfinished, finished)
     sync_to_disk(finished.parent)
 
 
-def _remove(checkpoint: Path) -> None:
-    """Renames the checkpoint first, because one that is half removed must not look like a checkpoint."""
-    renamed = checkpoint.with_name(f".tmp-removed-{checkpoint.name}")
-    shutil.rmtree(renamed, ignore_errors=True)
-    os.replace(checkpoint, renamed)
-    shutil.rmtree(renamed)
-
-
 def _prune(newest: Path, keep: int) -> None:
     """Keeps the newest `keep` up to this one. Later ones are damaged: the run has not resumed from them."""
-    checkpoints = _checkpoints(newest.parent)
+    checkpoints = _checkpoints_in(newest.parent)
     kept = [checkpoint for checkpoint in checkpoints if checkpoint <= newest][-keep:]
     for checkpoint in set(checkpoints) - set(kept):
         with suppress(OSError):  # a checkpoint too many costs space, but not the run
-            _remove(checkpoint)
+            remove_checkpoint(checkpoint)
     for leftover in newest.parent.glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint. None if every file of its manifest is there, bit for bit."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        step = manifest["step"]
-        files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "its manifest is missing or unreadable"
-    if step != checkpoint_step(checkpoint):
-        return f"its manifest is that of step {step}"
-    for name, (size, _) in files.items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-    return _changed_file(checkpoint, {name: digest for name, (_, digest) in files.items()})
-
-
-def _changed_file(checkpoint: Path, digests: dict[str, str]) -> str | None:
-    try:
-        found = _describe(checkpoint, list(digests))
-    except OSError as error:
-        return f"a file cannot be read: {error}"
-    changed = [name for name, digest in digests.items() if found[name]["sha256"] != digest]
-    return f"the content of {changed[0]} has changed" if changed else None
+    return damage_of(checkpoint, checkpoint_step(checkpoint))
 
 
 def newest_checkpoint(directory: Path, report: Callable[[str], None]) -> Path | None:
@@ -233,7 +170,7 @@ def newest_checkpoint(directory: Path, report: Callable[[str], None]) -> Path | 
     Raises:
         ValueError: if there are checkpoints, but all are damaged. Then the user must decide whether to start again.
     """
-    checkpoints = _checkpoints(directory)
+    checkpoints = _checkpoints_in(directory)
     for checkpoint in reversed(checkpoints):
         problem = damage(checkpoint)
         if problem is None:
@@ -247,5 +184,5 @@ def newest_checkpoint(directory: Path, report: Callable[[str], None]) -> Path | 
     return None
 
 
-def _checkpoints(directory: Path) -> list[Path]:
+def _checkpoints_in(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))

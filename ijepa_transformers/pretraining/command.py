@@ -18,13 +18,14 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from ..api import Result, process_as_before
+from ..checkpoints import CheckpointError
 from ..data.decoding import BadImageError
 from ..distributed import any_process, end_process_group, on_main_process
 from ..files import write_text
 from .arguments import PROGRAM, PretrainingArguments, parse_pretraining_arguments, pretraining_arguments
 from .batch_size import memory_estimate
 from .build import Run, build_run, summarize
-from .checkpointing import CheckpointError, DirectoryLock
+from .checkpointing import DirectoryLock
 from .evaluate import final_rows, random_encoder
 from .judging import verdict_of
 from .loop import DivergenceError, divergence, train
