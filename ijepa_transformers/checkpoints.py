@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict
@@ -72,7 +72,7 @@ def damage_of(checkpoint: Path, step: int | None) -> str | None:
         written_at = manifest["step"]
         files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "its manifest is missing or unreadable"
+        return f"{MANIFEST}, which is written last, is missing or unreadable"
     if step not in (None, written_at):
         return f"its manifest is that of step {written_at}"
     for name, (size, _) in files.items():
@@ -91,6 +91,35 @@ def _changed_file(checkpoint: Path, digests: dict[str, str]) -> str | None:
         return f"a file cannot be read: {error}"
     changed = [name for name, digest in digests.items() if found[name]["sha256"] != digest]
     return f"the content of {changed[0]} has changed" if changed else None
+
+
+def newest_whole_checkpoint(
+    directory: Path, candidates: Sequence[Path], damage: Callable[[Path], str | None], report: Callable[[str], None]
+) -> Path | None:
+    """The newest whole checkpoint, or None if there are no candidates. Damaged ones are reported and skipped.
+
+    Args:
+        directory: of the candidates, for the message.
+        candidates: checkpoints, the oldest first.
+        damage: says what is wrong with a checkpoint; None if it is whole.
+
+    Raises:
+        ValueError: if there are candidates, but all are damaged. Then the user must decide whether to start again.
+    """
+    problem = None
+    for checkpoint in reversed(candidates):
+        found = damage(checkpoint)
+        if found is None:
+            return checkpoint
+        problem = problem or found
+        if checkpoint != candidates[0]:
+            report(f"Checkpoint {checkpoint} is damaged ({found}); an older one is used.")
+    if candidates:
+        raise ValueError(
+            f"All {len(candidates)} checkpoints in {directory} are damaged, the newest because {problem}. Restore a"
+            " copy, or move them away to start again from step 0."
+        )
+    return None
 
 
 def remove_checkpoint(checkpoint: Path) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import (
     DeepSpeedPlugin,
     DistributedType,
@@ -305,7 +305,7 @@ def any_process(accelerator: Accelerator, condition: bool) -> bool:
     return bool(flag.item())
 
 
-def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+def on_main_process(accelerator: Accelerator | PartialState, function: Callable[[], Result]) -> Result:
     """Calls `function` on the main process and returns its result on all processes.
 
     So all processes agree, although a file system may show them different files for a while. An error of the function

@@ -1,10 +1,6 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """`ijepa finetune`: fine-tunes an encoder as an image classifier. docs/finetune.md explains the choices."""
 
-import dataclasses
-import json
-import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +11,6 @@ import numpy as np
 import torch
 import yaml
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from ..api import Result, process_as_before
@@ -29,21 +24,19 @@ from ..execution import configure, describe
 from ..files import write_text
 from ..modeling_ijepa import IJepaPreTrainedModel
 from .arguments import (
-    OWN_GROUPS,
     PROGRAM,
     DataArguments,
     RegularizationArguments,
     fine_tuning_arguments,
     parse_fine_tuning_arguments,
 )
+from .checkpointing import check_same_run, find_checkpoint, plain_values, state_of, step_of
 from .model import build_model, processed_size, processor_statistics, resize_processor
-from .trainer import ClassificationTrainer, plain_values
-from .training_arguments import Arguments, default_values
+from .trainer import ClassificationTrainer, total_steps
+from .training_arguments import Arguments, FineTuningArguments
 
 
 _RECIPE = "recipe.yaml"
-_INCOMPLETE = f"{TRAINER_STATE_NAME}, which is written last, is missing or cut off"
-_FREE_ON_RESUME = ("data", "validation_split")  # these may differ in a resumed run: they do not change the training
 
 
 # Data
@@ -113,15 +106,20 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
     """
     check_launch(arguments.training.world_size, "pass --use_cpu")
     _check_gpus(arguments.training.n_gpu)
-    checkpoint = _find_checkpoint(arguments)
+    checkpoint = find_checkpoint(arguments)
     training_data = _open_training_split(arguments.data)
+    class_names = training_data.features["label"].names
+    state = state_of(arguments, class_names, labels_of(training_data))
+    if checkpoint is not None:
+        state = check_same_run(checkpoint, state)
+    _check_length(arguments.training, len(training_data), checkpoint)
     validation_data = None
     if arguments.data.validation_split is not None:
         arguments.data.validation_split = available_split(arguments.data, arguments.data.validation_split)
         validation_data = _open_labelled(arguments.data, arguments.data.validation_split)
         _check_classes(training_data, validation_data)
     set_seed(arguments.training.seed)  # for the weights that are new: those of the head, or all
-    model = build_model(arguments.model, training_data.features["label"].names)
+    model = build_model(arguments.model, class_names)
     processor = load_processor(arguments.model.model)
     if isinstance(model, IJepaPreTrainedModel) and arguments.training.ddp_find_unused_parameters is None:
         arguments.training.ddp_find_unused_parameters = False  # all trained weights are used; a search takes time
@@ -130,7 +128,7 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
     precision = "bf16" if arguments.training.bf16 else "fp16" if arguments.training.fp16 else "fp32"
     configure(model, arguments.training.device.type, precision, training=True)
     options = _build_data(arguments, model, processor, training_data, validation_data)
-    return ClassificationTrainer(arguments, checkpoint, model=model, processing_class=processor, **options)
+    return ClassificationTrainer(arguments, checkpoint, state, model=model, processing_class=processor, **options)
 
 
 def _check_gpus(num_gpus: int) -> None:
@@ -179,62 +177,19 @@ def _build_data(
     }
 
 
-def _find_checkpoint(arguments: Arguments) -> str | None:
-    """The checkpoint from which the run continues, or None for a new run.
-
-    Raises:
-        ValueError: if the checkpoint is missing or incomplete, if output_dir has a run that is not to be continued, or
-            if that run had other arguments.
-    """
-    output_dir, wanted = arguments.training.output_dir, arguments.training.resume_from_checkpoint
-    checkpoints = _checkpoints_in(Path(output_dir))
-    if wanted is None:
-        occupied = checkpoints or os.path.exists(os.path.join(output_dir, "config.json"))
-        require(
-            not occupied,
-            f"{output_dir!r} holds a run: --resume_from_checkpoint last continues it, or choose another output_dir.",
-        )
-        return None
-    if wanted != "last":
-        checkpoints = [Path(wanted)] if os.path.isdir(wanted) else []
-    require(checkpoints, f"There is no checkpoint {wanted!r} to continue from in {output_dir!r}.")
-    complete = [path for path in checkpoints if _is_complete(path)]
-    require(complete, f"The checkpoint {str(checkpoints[0])!r} is incomplete: {_INCOMPLETE}.")
-    _check_recipe(Path(output_dir) / _RECIPE, arguments.recipe)
-    skipped = checkpoints[: checkpoints.index(complete[0])]
-    if skipped and arguments.training.process_index == 0:
-        names = ", ".join(path.name for path in skipped)
-        print(f"{PROGRAM}: skips {names}: {_INCOMPLETE}. {complete[0].name} is complete.", file=sys.stderr)
-    return str(complete[0])
-
-
-def _checkpoints_in(output_dir: Path) -> list[Path]:
-    """The checkpoints of `Trainer`, complete or not, the newest first."""
-    paths = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether `Trainer` has written all of a checkpoint: its state is the last file."""
-    try:
-        return bool(json.loads((checkpoint / TRAINER_STATE_NAME).read_text()))
-    except (OSError, ValueError):
-        return False
-
-
-def _check_recipe(path: Path, recipe: dict[str, Any]) -> None:
-    """Raises ValueError if the first part of a run had other arguments for data, model or regularization."""
-    if not path.exists():  # a checkpoint of another program
-        return
-    before = yaml.safe_load(path.read_text())
-    names = [entry.name for group in OWN_GROUPS for entry in dataclasses.fields(group)]
-    defaults, now = default_values(), plain_values(recipe)
-    changed = [
-        f"{name} was {before.get(name, defaults[name])!r}, is {now.get(name, defaults[name])!r}"
-        for name in names
-        if before.get(name) != now.get(name) and name not in _FREE_ON_RESUME
-    ]
-    require(not changed, f"{str(path.parent)!r} holds a run of other arguments: {'; '.join(changed)}.")
+def _check_length(arguments: FineTuningArguments, num_images: int, checkpoint: Path | None) -> None:
+    """Raises ValueError if the run has no step, or fewer than were done already."""
+    batch_size, processes = arguments.train_batch_size, arguments.world_size
+    batches = num_images / (batch_size * processes)
+    require(
+        batches >= 1 or not arguments.dataloader_drop_last,
+        f"dataloader_drop_last leaves no batch: the {num_images:,} training images are fewer than"
+        f" per_device_train_batch_size {batch_size} x {processes} {'process' if processes == 1 else 'processes'}.",
+    )
+    total = total_steps(arguments, num_images)
+    require(total > 0, f"The run has no step: num_train_epochs is {arguments.num_train_epochs}.")
+    done = step_of(checkpoint) if checkpoint else 0
+    require(done <= total, f"{checkpoint} is beyond the end of the run: {done:,} steps are done, of {total:,}.")
 
 
 def start(trainer: ClassificationTrainer) -> None:
@@ -251,19 +206,22 @@ def start(trainer: ClassificationTrainer) -> None:
     if trainer.eval_dataset is not None:
         evaluation = f"{len(trainer.eval_dataset):,} images to evaluate on"
     print(f"{len(trainer.train_dataset):,} images to train on; {evaluation}", flush=True)
+    if trainer.checkpoint is not None:
+        changes = "".join(f"; {change}" for change in trainer.run_state["history"])
+        print(f"continues {trainer.checkpoint} at step {step_of(trainer.checkpoint):,}{changes}", flush=True)
     recipe = yaml.safe_dump(plain_values(arguments.recipe), sort_keys=False)
     write_text(Path(arguments.training.output_dir) / _RECIPE, recipe)
 
 
 def run(trainer: ClassificationTrainer) -> dict[str, float]:
     """Trains, saves and evaluates the classifier, and writes its model card. Returns the metrics of training."""
-    metrics = trainer.train(resume_from_checkpoint=trainer.checkpoint).metrics
+    metrics = trainer.train_to_the_end()
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     trainer.save_state()
     if trainer.is_fsdp_enabled:  # by default `Trainer` saves weights in shards, and no whole model
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model()
+    trainer.export()
     if trainer.eval_dataset is not None:
         trainer.results = trainer.evaluate()
         trainer.log_metrics("eval", trainer.results)

@@ -1,6 +1,9 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """The loss, the metrics, the Trainer and the model card of fine-tuning."""
 
+import math
+import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -8,6 +11,7 @@ from typing import Any, cast
 import torch
 from accelerate import FullyShardedDataParallelPlugin
 from huggingface_hub import ModelCardData
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import (
     EvalPrediction,
@@ -19,14 +23,20 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..arguments import require
 from ..data.datasets import FineTuningImages, LabelledImages
 from ..data.order import EpochSampler
 from ..evaluation.probes import accuracy_metric
+from ..files import disk_errors, replace_files
 from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license, write_card
 from ..optimization import layer_decay_groups, parameter_places
+from .checkpointing import plain_values, require_whole, save_checkpoint, step_of
 from .training_arguments import Arguments, FineTuningArguments
+
+
+_KEPT_SETTINGS = ("weight_decay", "betas", "eps", "momentum")  # of an optimizer, beside its rate
 
 
 # Loss and metrics
@@ -79,6 +89,7 @@ class ClassificationTrainer(Trainer):
 
     Args:
         checkpoint: the checkpoint from which the run continues, if any.
+        state: what every checkpoint says about the run; see `state_of`.
         options: `model`, data sets, image processor and collator for `Trainer`.
 
     Raises:
@@ -90,8 +101,8 @@ class ClassificationTrainer(Trainer):
     train_dataset: FineTuningImages
     eval_dataset: LabelledImages | None
 
-    def __init__(self, arguments: Arguments, checkpoint: str | None, **options: Any):
-        self.arguments, self.checkpoint = arguments, checkpoint
+    def __init__(self, arguments: Arguments, checkpoint: Path | None, state: dict[str, Any], **options: Any):
+        self.arguments, self.checkpoint, self.run_state = arguments, checkpoint, state
         # Read from the model here, because FSDP version 1 wraps it before the optimizer is built.
         self.places = parameter_places(options["model"], arguments.regularization.layer_decay)
         self.train_sampler = EpochSampler(len(options["train_dataset"]), arguments.training.order_seed)
@@ -120,11 +131,58 @@ class ClassificationTrainer(Trainer):
             optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, cast(PreTrainedModel, model))
             groups = self._parameter_groups(model)
             self.optimizer_cls_and_kwargs = optimizer_class, {**settings, "params": groups}
+            self.group_settings = [{**settings, **group, "params": None} for group in groups]
         return super().create_optimizer(model)
 
     def _parameter_groups(self, model: torch.nn.Module) -> list[dict[str, Any]]:
         layer_decay = self.arguments.regularization.layer_decay
         return layer_decay_groups(model, self.args.learning_rate, self.args.weight_decay, layer_decay, self.places)
+
+    def train_to_the_end(self) -> dict[str, float]:
+        """Trains from the start or from the checkpoint, and returns the metrics of training.
+
+        From a checkpoint of the last step nothing is trained: `Trainer` would do one step more.
+        """
+        total = total_steps(self.args, len(self.train_dataset))
+        if self.checkpoint is None or step_of(self.checkpoint) < total:
+            return self.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint)).metrics
+        require(
+            not (self.is_fsdp_enabled or self.is_deepspeed_enabled),
+            f"{self.checkpoint} has all {total:,} steps of the run. Continue it without FSDP and DeepSpeed, which only"
+            " load weights to train them.",
+        )
+        self.state = TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME))
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        if best is not None:
+            require_whole(Path(best))
+        self._load_from_checkpoint(best or str(self.checkpoint))
+        return {"epoch": float(self.state.epoch or 0)}
+
+    def export(self) -> None:
+        """Makes the output directory a model. Each of its files is complete, or still the one of before."""
+        output_dir = Path(str(self.args.output_dir))
+        unfinished = output_dir / ".tmp-export"
+        with disk_errors():
+            if self.is_world_process_zero():
+                shutil.rmtree(unfinished, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            self.save_model(str(unfinished))
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                replace_files(unfinished, output_dir)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        save_checkpoint(self, partial(super()._save_checkpoint, model, trial), self.run_state)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Loads the state of the optimizer, but keeps the settings of this run, such as the learning rate."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR):
+            keep_settings(self.optimizer, self.lr_scheduler, self.group_settings)
+
+    def _load_best_model(self) -> None:
+        require_whole(Path(self.state.best_model_checkpoint or ""))
+        super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Raises ValueError if weights are missing or unknown. `Trainer` would only warn, and not load them."""
@@ -138,6 +196,36 @@ class ClassificationTrainer(Trainer):
             write_readme(self)
 
 
+def total_steps(arguments: TrainingArguments, num_images: int) -> int:
+    """How many optimizer steps a run on so many images has, as `Trainer` counts them."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    divide = math.floor if arguments.dataloader_drop_last else math.ceil
+    batches = divide(num_images / (arguments.train_batch_size * arguments.world_size))
+    steps_per_epoch = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
+    return math.ceil(arguments.num_train_epochs * steps_per_epoch)
+
+
+def keep_settings(
+    optimizer: torch.optim.Optimizer, scheduler: LambdaLR, group_settings: Sequence[dict[str, Any]]
+) -> None:
+    """Gives a loaded optimizer the settings of a resumed run, and the rate that its schedule has at this step.
+
+    A loaded scheduler has the peak rates of the run before, and a loaded optimizer the rate that the old schedule had
+    at its end, which is 0 if the run is then extended.
+
+    Args:
+        group_settings: for each parameter group "lr", the peak rate, and the other settings of the optimizer.
+    """
+    rates = []
+    for group, settings, schedule in zip(optimizer.param_groups, group_settings, scheduler.lr_lambdas, strict=True):
+        group.update({name: settings[name] for name in _KEPT_SETTINGS if name in group and name in settings})
+        group["initial_lr"] = settings["lr"]
+        rates.append(settings["lr"] * schedule(scheduler.last_epoch))
+        group["lr"] = rates[-1]
+    scheduler.base_lrs, scheduler._last_lr = [settings["lr"] for settings in group_settings], rates
+
+
 def _check_sharding(plugin: FullyShardedDataParallelPlugin | None) -> None:
     """Raises ValueError if FSDP joins weights into one, so that they can have no learning rates of their own."""
     require(
@@ -145,11 +233,6 @@ def _check_sharding(plugin: FullyShardedDataParallelPlugin | None) -> None:
         "FSDP version 1 needs use_orig_params (--fsdp_use_orig_params true): otherwise it joins weights into one, and"
         " they cannot have different learning rates and weight decays.",
     )
-
-
-def plain_values(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe with plain values instead of enumerations, so that YAML can write it."""
-    return {name: getattr(value, "value", value) for name, value in recipe.items()}
 
 
 # Model card
@@ -180,7 +263,7 @@ An image classifier for {num_classes} classes ({classes}), {origin} by ijepa-tra
 
 - data: {data}, {num_images:,} images of the split {split!r}
 - base model: {model}
-
+{history}
 Arguments that differ from the defaults (`recipe.yaml`):
 
 {recipe}
@@ -200,6 +283,7 @@ def write_readme(trainer: ClassificationTrainer) -> None:
         base_model=None if Path(source).exists() or arguments.model.from_scratch else source,
         license=None if arguments.model.from_scratch else inherited_license(source),
     )
+    history = "".join(f"- {in_markdown(change)}\n" for change in trainer.run_state["history"])
     lines = [f"- {key.removeprefix('eval_')}: {value:.4g}" for key, value in trainer.results.items()]
     name = trainer.args.hub_model_id or Path(trainer.args.output_dir).name
     is_grey = getattr(trainer.model.config, "num_channels", 3) == 1
@@ -213,6 +297,7 @@ def write_readme(trainer: ClassificationTrainer) -> None:
         num_images=len(trainer.train_dataset),
         split=arguments.data.train_split,
         model=in_markdown(source),
+        history=history,
         recipe=fenced_yaml(plain_values(arguments.recipe)),
         results=f"\n## Results on {arguments.data.validation_split!r}\n\n" + "\n".join(lines) + "\n" if lines else "",
     )

@@ -21,7 +21,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 
-from ..checkpoints import FileEntry, cannot_write, damage_of, describe_files, remove_checkpoint, write_manifest
+from ..checkpoints import (
+    FileEntry,
+    cannot_write,
+    damage_of,
+    describe_files,
+    newest_whole_checkpoint,
+    remove_checkpoint,
+    write_manifest,
+)
 from ..distributed import on_main_process
 from ..files import disk_errors, files_below, sync_to_disk
 
@@ -170,18 +178,7 @@ def newest_checkpoint(directory: Path, report: Callable[[str], None]) -> Path | 
     Raises:
         ValueError: if there are checkpoints, but all are damaged. Then the user must decide whether to start again.
     """
-    checkpoints = _checkpoints_in(directory)
-    for checkpoint in reversed(checkpoints):
-        problem = damage(checkpoint)
-        if problem is None:
-            return checkpoint
-        report(f"Checkpoint {checkpoint} is damaged ({problem}); an older one is used.")
-    if checkpoints:
-        raise ValueError(
-            f"All {len(checkpoints)} checkpoints in {directory} are damaged, the newest because"
-            f" {damage(checkpoints[-1])}. Restore a copy, or move them away to start again from step 0."
-        )
-    return None
+    return newest_whole_checkpoint(directory, _checkpoints_in(directory), damage, report)
 
 
 def _checkpoints_in(directory: Path) -> list[Path]:

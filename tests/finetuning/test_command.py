@@ -319,9 +319,7 @@ def test_the_start_has_no_warning_of_an_untrained_head(directory, tmp_path, capf
 
 def resume_copy(source, destination, step):
     """An output directory as it is after an interruption behind `step`."""
-    destination.mkdir()
     shutil.copytree(source / f"checkpoint-{step}", destination / f"checkpoint-{step}")
-    shutil.copy(source / "recipe.yaml", destination)
 
 
 RANDOM = {"drop_path_rate": 0.5, "crop_scale": [0.3, 1.0], "horizontal_flip": True, "label_smoothing": 0.1}
@@ -480,32 +478,6 @@ def test_fsdp_that_joins_weights_into_one_is_refused(directory, tmp_path):
     done = launch_fsdp(tmp_path, 1, *fine_tuning_argv(directory, tmp_path / "output"), FSDP_USE_ORIG_PARAMS="false")
     assert done.returncode != 0 and "error: FSDP version 1 needs use_orig_params" in done.stderr
     assert not (tmp_path / "output").exists()
-
-
-def test_a_checkpoint_that_is_incomplete_after_a_kill_is_skipped(directory, tmp_path, capsys):
-    options = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 9, "max_steps": 6}
-    whole = fine_tune(directory, tmp_path / "whole", **options)
-    half = tmp_path / "half"
-    resume_copy(tmp_path / "whole", half, step=2)
-    for step, remains in ((4, '{"global_'), (6, None)):
-        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", half / f"checkpoint-{step}")
-        (half / f"checkpoint-{step}" / "trainer_state.json").unlink()
-        if remains:
-            (half / f"checkpoint-{step}" / "trainer_state.json").write_text(remains)
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        fine_tune(directory, half, resume_from_checkpoint=half / "checkpoint-6", **options)
-    assert stopped.value.code == 2
-    assert "checkpoint-6' is incomplete: trainer_state.json" in capsys.readouterr().err
-    resumed = fine_tune(directory, half, resume_from_checkpoint="last", **options)
-    assert "skips checkpoint-6, checkpoint-4" in capsys.readouterr().err
-    assert_equal(resumed, whole)
-    shutil.rmtree(half)
-    shutil.copytree(tmp_path / "whole" / "checkpoint-4", half / "checkpoint-4")
-    (half / "checkpoint-4" / "trainer_state.json").unlink()
-    with pytest.raises(SystemExit):
-        fine_tune(directory, half, resume_from_checkpoint="last", **options)
-    assert "checkpoint-4' is incomplete" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_recipe_and_card_are_complete_or_missing(directory, tmp_path, monkeypatch):

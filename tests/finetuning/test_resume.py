@@ -1,0 +1,247 @@
+"""`ijepa finetune --resume_from_checkpoint`: a run continues from a whole checkpoint of the same classes, images and
+arguments. With another learning rate or length, the schedule is that of the new arguments."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ijepa_transformers.checkpoints import describe_files, write_manifest
+from ijepa_transformers.finetuning import command
+from ijepa_transformers.finetuning.arguments import parse_fine_tuning_arguments
+from tests.runs import fine_tune, fine_tuning_argv
+
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+SAVES = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 9, "logging_steps": 1}
+
+
+def write_photos(folder, classes, count=4):
+    """A folder `train` with a folder of grey pictures for each class."""
+    generator = np.random.default_rng(0)
+    for name in classes:
+        (folder / "train" / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 255, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "train" / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("photos"), ("cat", "dog"))
+
+
+@pytest.fixture(scope="module")
+def whole(gray_pretrained, photos, tmp_path_factory):
+    """A run of four steps with checkpoints after two and four. Do not change it."""
+    output_dir = tmp_path_factory.mktemp("whole") / "output"
+    fine_tune(gray_pretrained, output_dir, data=photos, images_per_class=None, **SAVES)
+    return output_dir
+
+
+@pytest.fixture
+def resume(gray_pretrained, photos):
+    def run(output_dir, **changes):
+        options = {"data": photos, "images_per_class": None, "resume_from_checkpoint": "last", **SAVES, **changes}
+        return fine_tune(gray_pretrained, output_dir, **options)
+
+    return run
+
+
+@pytest.fixture
+def refusal(resume, capsys):
+    """The sentence with which a resumed run is refused."""
+
+    def run(output_dir, **changes):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            resume(output_dir, **changes)
+        assert stopped.value.code == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    return run
+
+
+def cut_back(whole, output_dir, *steps):
+    for step in steps:
+        shutil.copytree(whole / f"checkpoint-{step}", output_dir / f"checkpoint-{step}")
+    return output_dir
+
+
+def assert_same_weights(weights, output_dir):
+    expected = load_file(output_dir / "model.safetensors")
+    assert set(weights) == set(expected) and all(torch.equal(weights[name], expected[name]) for name in weights)
+
+
+def learning_rates(output_dir, step):
+    state = json.loads((output_dir / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    return [row["learning_rate"] for row in state["log_history"] if "learning_rate" in row]
+
+
+# Damage
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "model.safetensors has changed": lambda path: flip_a_bit(path / "model.safetensors"),
+    "optimizer.pt has changed": lambda path: flip_a_bit(path / "optimizer.pt"),
+    "optimizer.pt is missing": lambda path: (path / "optimizer.pt").unlink(),
+    "scheduler.pt is missing": lambda path: (path / "scheduler.pt").unlink(),
+    "rng_state.pth is missing": lambda path: (path / "rng_state.pth").unlink(),
+    "trainer_state.json has 9 bytes": lambda path: (path / "trainer_state.json").write_text('{"global_'),
+    "manifest.json, which is written last, is missing": lambda path: (path / "manifest.json").unlink(),
+    "manifest is that of step 2": lambda path: shutil.copytree(
+        path.with_name("checkpoint-2"), path, dirs_exist_ok=True
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_skipped_aloud_for_an_older_one(whole, resume, refusal, tmp_path, capsys, damage):
+    output_dir = cut_back(whole, tmp_path / "output", 2, 4)
+    DAMAGES[damage](output_dir / "checkpoint-4")
+    assert damage in refusal(output_dir, resume_from_checkpoint=output_dir / "checkpoint-4")
+    capsys.readouterr()
+    weights = resume(output_dir)
+    error = capsys.readouterr().err
+    assert "checkpoint-4 is damaged" in error and damage in error
+    assert_same_weights(weights, whole)
+    assert_same_weights(load_file(output_dir / "checkpoint-4" / "model.safetensors"), whole / "checkpoint-4")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(whole, refusal, tmp_path):
+    output_dir = cut_back(whole, tmp_path / "output", 2)
+    flip_a_bit(output_dir / "checkpoint-2" / "model.safetensors")
+    error = refusal(output_dir)
+    assert "All 1 checkpoints" in error and "content of model.safetensors has changed" in error
+    assert [path.name for path in output_dir.iterdir()] == ["checkpoint-2"]
+
+
+def test_a_checkpoint_of_weights_only_is_refused(gray_pretrained, photos, refusal, tmp_path):
+    options = {"data": photos, "images_per_class": None, "save_only_model": True, **SAVES}
+    fine_tune(gray_pretrained, tmp_path / "output", **options)
+    assert "no state of the optimizer, as with save_only_model" in refusal(tmp_path / "output", max_steps=6)
+
+
+def test_a_damaged_best_checkpoint_is_not_loaded(whole, gray_pretrained, photos, tmp_path):
+    """It is loaded at the end of a run, long after it was written."""
+    output_dir = cut_back(whole, tmp_path / "output", 2)
+    flip_a_bit(output_dir / "checkpoint-2" / "model.safetensors")
+    argv = fine_tuning_argv(gray_pretrained, tmp_path / "new", data=photos, images_per_class=None)
+    trainer = command.build_trainer(parse_fine_tuning_arguments(argv))
+    trainer.state.best_model_checkpoint = str(output_dir / "checkpoint-2")
+    with pytest.raises(ValueError, match=r"checkpoint-2' is damaged: the content of model\.safetensors"):
+        trainer._load_best_model()
+
+
+def test_old_checkpoints_are_removed_when_the_new_one_is_whole(gray_pretrained, photos, tmp_path):
+    options = {"data": photos, "images_per_class": None, **SAVES, "save_steps": 1, "save_total_limit": 2}
+    fine_tune(gray_pretrained, tmp_path / "output", **options)
+    kept = sorted(path.name for path in (tmp_path / "output").glob("*checkpoint-*"))
+    assert kept == ["checkpoint-3", "checkpoint-4"]
+
+
+# Learning rate and length
+
+
+def test_a_new_learning_rate_holds_from_the_first_step_and_is_recorded(whole, resume, tmp_path):
+    output_dir = cut_back(whole, tmp_path / "output", 4)
+    resume(output_dir, max_steps=8, learning_rate=1e-5)
+    rates = learning_rates(output_dir, 8)
+    expected = [1e-5 * (1 + math.cos(math.pi * step / 8)) / 2 for step in (4, 5, 6, 7)]
+    assert rates[4:] == pytest.approx(expected)
+    groups = torch.load(output_dir / "checkpoint-8" / "optimizer.pt")["param_groups"]
+    assert {group["initial_lr"] for group in groups} == {1e-5}
+    assert "learning_rate was 0.01 until step 4, is 1e-05" in (output_dir / "README.md").read_text()
+
+
+def test_the_first_step_after_an_extension_has_the_rate_of_the_longer_schedule(whole, resume, tmp_path):
+    output_dir = cut_back(whole, tmp_path / "output", 4)
+    resume(output_dir, max_steps=8)
+    assert learning_rates(output_dir, 8)[4] == pytest.approx(0.01 / 2)
+
+
+def test_other_settings_of_the_optimizer_hold_on_resume(whole, resume, tmp_path):
+    output_dir = cut_back(whole, tmp_path / "output", 2)
+    resume(output_dir, weight_decay=0.3, adam_beta2=0.9, layer_decay=1.0)
+    groups = torch.load(output_dir / "checkpoint-4" / "optimizer.pt")["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
+    assert {tuple(group["betas"]) for group in groups} == {(0.9, 0.9)}
+
+
+def test_a_finished_run_trains_no_further_step(whole, resume, refusal, tmp_path):
+    output_dir = cut_back(whole, tmp_path / "output", 4)
+    assert_same_weights(resume(output_dir), whole)
+    assert "4 steps are done, of 3" in refusal(output_dir, max_steps=3)
+
+
+# Another run
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda train: (train / "cat").rename(train / "zebra"), "other classes (gone: 'cat'; new: 'zebra')"),
+        (lambda train: shutil.copytree(train / "cat", train / "ant"), "other classes (new: 'ant')"),
+        (lambda train: shutil.copy(train / "cat" / "0.png", train / "cat" / "9.png"), "8 training images, now there"),
+        (lambda train: (train / "cat" / "0.png").rename(train / "dog" / "9.png"), "had other labels"),
+    ],
+)
+def test_other_classes_or_images_are_refused(whole, photos, refusal, tmp_path, edit, message):
+    data = tmp_path / "photos"
+    shutil.copytree(photos, data)
+    edit(data / "train")
+    output_dir = cut_back(whole, tmp_path / "output", 2)
+    assert message in refusal(output_dir, data=data)
+    assert [path.name for path in output_dir.iterdir()] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"per_device_train_batch_size": 4}, "8 images per step, now there are 4"),
+        ({"seed": 1}, "seed was 42, is 1"),
+        ({"horizontal_flip": False}, "horizontal_flip was True, is False"),
+        ({"optim": "sgd"}, "optim was"),
+    ],
+)
+def test_arguments_that_change_what_was_trained_are_refused(whole, refusal, tmp_path, changes, message):
+    assert message in refusal(cut_back(whole, tmp_path / "output", 2), **changes)
+
+
+def test_the_state_of_another_version_is_refused(whole, refusal, tmp_path):
+    output_dir = cut_back(whole, tmp_path / "output", 2)
+    checkpoint = output_dir / "checkpoint-2"
+    (checkpoint / "run_state.json").write_text('{"classes": 2}')
+    names = [path.name for path in checkpoint.iterdir() if path.name != "manifest.json"]
+    write_manifest(checkpoint, 2, describe_files(checkpoint, names))
+    assert "run_state.json cannot be read" in refusal(output_dir)
+
+
+# Length
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"per_device_train_batch_size": 64, "dataloader_drop_last": True},
+            "8 training images are fewer than per_device_train_batch_size 64 x 1 process",
+        ),
+        ({"max_steps": -1, "num_train_epochs": 0}, "The run has no step: num_train_epochs is 0"),
+    ],
+)
+def test_a_run_without_a_step_is_refused(refusal, tmp_path, changes, message):
+    assert message in refusal(tmp_path / "output", resume_from_checkpoint=None, **changes)
+    assert not (tmp_path / "output").exists()
