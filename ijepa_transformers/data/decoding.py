@@ -1,11 +1,12 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Decodes image files to uint8 arrays, and refuses files that are damaged or too large.
 
-Shape legend: H rows, W columns, C channels (1 or 3). A decoded image is a uint8 array (H, W, C) in 0..255.
+Shape legend: H rows, W columns, C channels (1 to 16). A decoded image is a uint8 array (H, W, C) in 0..255.
 """
 
 import io
 import logging
+import math
 import os
 import stat
 import urllib.parse
@@ -17,6 +18,10 @@ from typing import TypeAlias, TypedDict
 import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
+
+from .arrays import open_array
+from .samples import Samples, check_upper_bytes, keeps_upper_byte_only, samples_of
+from .tiff import is_tiff, read_tiff_header, tiff_samples
 
 
 try:
@@ -41,8 +46,11 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000"
 MAX_IMAGE_PIXELS = 2**27  # 134 million: more than the largest common cameras (102), less than PIL's own limit (179)
 MAX_ASPECT_RATIO = 256  # longer over shorter side. Evaluation resizes the shorter side; the longer one grows with it.
 MAX_FILE_BYTES = 2**29  # of the encoded file
+MAX_SAMPLES = 2**29  # of an image of many channels, or of more than 8 bits
+MAX_CHANNELS = 16
 _EXIF_ORIENTATION = 0x0112
 _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
+_NO_STEPS = (False, False, False)
 # By EXIF orientation: whether to reverse the rows, to reverse the columns, and then to swap rows and columns.
 _STEPS_BY_ORIENTATION = {
     2: (False, True, False),
@@ -54,8 +62,6 @@ _STEPS_BY_ORIENTATION = {
     8: (False, True, True),
 }
 _JPEG_FORMATS = ("JPEG", "MPO")  # MPO is PIL's name for a JPEG that holds several images; phones write such files
-_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-_PIXELS_AT_A_TIME = 2**20
 FILE_URI = "file://"
 # A broken file is reported once, by its name, in a BadImageError. PIL's own warnings do not name the file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -76,25 +82,40 @@ def jpeg_decoder() -> str:
     return f"simplejpeg {simplejpeg.__version__}" if simplejpeg else f"PIL {PIL.__version__}"
 
 
-def decode_image(value: ImageValue, num_channels: int = 3, name: str | None = None) -> np.ndarray:
+def check_channels(num_channels: int) -> None:
+    """Raises ValueError for a number of channels that images cannot be read with."""
+    if not 1 <= num_channels <= MAX_CHANNELS:
+        raise ValueError(f"num_channels must be from 1 to {MAX_CHANNELS}, got {num_channels!r}")
+
+
+def decode_image(
+    value: ImageValue, num_channels: int = 3, name: str | None = None, sixteen_bit_max: int | None = None
+) -> np.ndarray:
     """Decodes an image to uint8 (H, W, C), turned upright by its EXIF orientation.
 
-    Transparent images are laid on white. 16-bit values are scaled, so that 65535 becomes 255. An animation gives its
-    first frame. Palettes and CMYK become RGB. One channel is the luma of ITU-R 601. Colour profiles are ignored, and
-    so is EXIF data that cannot be read. The content decides the format, one of IMAGE_FORMATS, not the file's name.
+    For 1 or 3 channels, transparent images are laid on white, palettes and CMYK become RGB, and one channel is the luma
+    of ITU-R 601. Any other number is that of the stored channels: bands of a TIFF or of an array, or RGB and alpha.
+
+    16-bit values are scaled, so that `sixteen_bit_max` becomes 255, as do larger values. An animation gives its first
+    frame. Colour profiles are ignored, and so is EXIF data that cannot be read. The content decides the format, one of
+    IMAGE_FORMATS, .npy or .npz, not the file's name.
 
     Args:
         value: `{"bytes": ..., "path": ...}` as in a column `Image(decode=False)`, or a PIL image.
-        num_channels: 1 or 3.
+        num_channels: from 1 to 16.
         name: of the image in messages; its path by default.
+        sixteen_bit_max: the value of white in 16-bit images: 4095 for 12 bits, 65535 for all. If it is None, it is
+            65535, and an image whose values are all below 32768 is refused.
 
     Raises:
-        BadImageError: if the image cannot be decoded to its last pixel, or exceeds MAX_IMAGE_PIXELS, MAX_ASPECT_RATIO
-            or MAX_FILE_BYTES. The limits are checked before anything is decoded. A JPEG that is damaged before its end
-            marker is decoded without an error: libjpeg fills the missing part with grey.
+        BadImageError: if the image cannot be decoded to its last pixel, has other channels, or exceeds
+            MAX_IMAGE_PIXELS, MAX_ASPECT_RATIO, MAX_FILE_BYTES or MAX_SAMPLES. The limits are checked before anything
+            is decoded. A JPEG that is damaged before its end marker is decoded without an error: libjpeg fills the
+            missing part with grey.
         ValueError: for another number of channels.
     """
-    return np.require(OpenedImage(value, name).decode(num_channels), requirements=["C_CONTIGUOUS", "WRITEABLE"])
+    array = OpenedImage(value, name).decode(num_channels, sixteen_bit_max=sixteen_bit_max)
+    return np.require(array, requirements=["C_CONTIGUOUS", "WRITEABLE"])
 
 
 class OpenedImage:
@@ -110,20 +131,43 @@ class OpenedImage:
     def __init__(self, value: ImageValue, name: str | None = None):
         self.name = name or value_name(value) or "an image without a name"
         with _errors_as_bad_image(self.name):
-            self._encoded: bytes | None = None
-            if isinstance(value, Image.Image):
-                self._image = value
-            else:
-                self._encoded = encoded_bytes(value)
-                self._image = open_image(self._encoded)
-            self._size = self._image.size  # decoding may reduce it
-            _check_size(*self._size)
-            _check_tiles(getattr(self._image, "tag_v2", {}))
+            is_pil = isinstance(value, Image.Image)
+            self._encoded = b"" if is_pil else encoded_bytes(value)
+            self._array = open_array(self._encoded)
+            self._tiff = read_tiff_header(self._encoded) if is_tiff(self._encoded) else None
+            self._image: Image.Image | None = value if is_pil else self._open()
+            self._size = self._read_size()
+            if self._array is None:
+                _check_size(*self._size)
+                _check_tiles(getattr(self._image, "tag_v2", {}))
+
+    def _open(self) -> Image.Image | None:
+        """PIL's image, of which only the header is read; None for an array or a TIFF that PIL cannot open."""
+        if self._array is not None:
+            return None
+        try:
+            return open_image(self._encoded)
+        except UnidentifiedImageError:
+            if self._tiff is None:
+                raise
+            return None
+
+    def _read_size(self) -> tuple[int, int]:
+        """Width and height; decoding may reduce those of PIL's image."""
+        if self._array is not None:
+            _check_samples(self._array.shape)
+            return 0, 0  # known when the number of channels is
+        if self._tiff is None:
+            return self._image.size if self._image is not None else (0, 0)
+        width, height = self._tiff.width, self._tiff.height
+        if self._tiff.num_samples > 4:
+            _check_samples((width, height, self._tiff.num_samples))
+        return width, height
 
     @property
     def reducible(self) -> bool:
         """Whether `decode` can make the image smaller."""
-        return self._encoded is not None and self._image.format in _JPEG_FORMATS
+        return bool(self._encoded) and self._image is not None and self._image.format in _JPEG_FORMATS
 
     @property
     def height_and_width(self) -> tuple[int, int]:
@@ -142,27 +186,57 @@ class OpenedImage:
         )
         return top / reduction, left / reduction, box[2] / reduction, box[3] / reduction
 
-    def decode(self, num_channels: int, reduction: int = 1) -> np.ndarray:
+    def decode(self, num_channels: int, reduction: int = 1, sixteen_bit_max: int | None = None) -> np.ndarray:
         """Upright uint8 (H, W, C). The array may be read-only, and a view. Call this once only.
 
         Args:
-            num_channels: 1 or 3.
+            num_channels, sixteen_bit_max: as in `decode_image`.
             reduction: 2, 4 or 8 divides the sides of a `reducible` image, rounded up. libjpeg then decodes fewer
                 frequencies, which takes less time.
 
         Raises:
-            BadImageError: if the image cannot be decoded to its last pixel.
+            BadImageError: as `decode_image`.
             ValueError: for another number of channels.
         """
-        if num_channels not in (1, 3):
-            raise ValueError(f"num_channels must be 1 or 3, got {num_channels!r}")
+        check_channels(num_channels)
         with _errors_as_bad_image(self.name):
+            samples, steps = self._samples(num_channels)
+            if samples is not None:
+                return _upright(samples.decode(num_channels, sixteen_bit_max), *steps)
+            assert self._image is not None  # what PIL cannot open gives samples
             array = None
-            if self._encoded is not None and self.reducible:
+            if self.reducible and num_channels in (1, 3):
                 array = _decode_jpeg(self._encoded, self._image, num_channels, reduction)
             if array is None:
                 array = _decode_with_pil(self._image, num_channels, reduction)
+            if keeps_upper_byte_only(self._image, self._encoded):
+                check_upper_bytes(array, sixteen_bit_max)
             return _upright(array, *_upright_steps(self._image))
+
+    def samples(self, num_channels: int) -> Samples | None:
+        """The stored values, if they are not just 8 bits of grey or colours. Call this or `decode` once only.
+
+        Raises:
+            BadImageError: as `decode_image`.
+        """
+        with _errors_as_bad_image(self.name):
+            return self._samples(num_channels)[0]
+
+    def _samples(self, num_channels: int) -> tuple[Samples | None, tuple[bool, bool, bool]]:
+        """`samples`, and the steps that make them upright."""
+        if self._array is not None:
+            height, width = self._array.height_and_width(num_channels)
+            _check_size(width, height)
+            return self._array.read(num_channels), _NO_STEPS
+        if self._tiff is not None:
+            samples, is_upright = tiff_samples(self._encoded, self._tiff, self._image, num_channels)
+            steps = _STEPS_BY_ORIENTATION.get(self._tiff.orientation, _NO_STEPS)
+            return samples, _NO_STEPS if is_upright else steps
+        if self._image is None or self.reducible:
+            return None, _NO_STEPS
+        samples = samples_of(self._image, self._encoded)
+        # Asked for only after decoding: PIL reads a whole PNG to find its EXIF data, and hides the errors.
+        return samples, _NO_STEPS if samples is None else _upright_steps(self._image)
 
 
 @contextmanager
@@ -198,7 +272,11 @@ def _decode_with_pil(image: Image.Image, num_channels: int, reduction: int) -> n
     if reduction > 1:
         image.draft(None, (image.width // reduction, image.height // reduction))
     image.load()
-    return _three_axes(np.asarray(_with_channels(image, num_channels)))  # read-only, which saves a copy
+    converted = _with_channels(image, num_channels) if num_channels in (1, 3) else _with_stored_channels(image)
+    array = _three_axes(np.asarray(converted))  # read-only, which saves a copy
+    if array.shape[2] != num_channels:
+        raise ValueError(f"it has {array.shape[2]} channels, but num_channels is {num_channels}")
+    return array
 
 
 def open_image(encoded: bytes) -> Image.Image:
@@ -213,6 +291,11 @@ def _check_size(width: int, height: int) -> None:
         raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT_RATIO} times the other")
 
 
+def _check_samples(shape: tuple[int, ...]) -> None:
+    if math.prod(shape) > MAX_SAMPLES:
+        raise ValueError(f"{' x '.join(map(str, shape))} values are more than {MAX_SAMPLES:,}")
+
+
 def _check_tiles(tags: Mapping[int, int]) -> None:
     """Limits the tiles of a TIFF: libtiff allocates a whole tile, even if the image fills only a corner of it."""
     width, height = tags.get(_TIFF_TILE_WIDTH, 0), tags.get(_TIFF_TILE_HEIGHT, 0)
@@ -220,9 +303,9 @@ def _check_tiles(tags: Mapping[int, int]) -> None:
         raise ValueError(f"tiles of {width} x {height} pixels are more than {MAX_IMAGE_PIXELS:,}")
 
 
-def read_image(value: ImageValue, index: int, num_channels: int) -> np.ndarray:
+def read_image(value: ImageValue, index: int, num_channels: int, sixteen_bit_max: int | None = None) -> np.ndarray:
     """Image `index` of a data set, uint8 (H, W, C), which may be read-only. Raises as `decode_image`."""
-    return OpenedImage(value, name_in_messages(value, index)).decode(num_channels)
+    return OpenedImage(value, name_in_messages(value, index)).decode(num_channels, sixteen_bit_max=sixteen_bit_max)
 
 
 def name_in_messages(value: ImageValue, index: int) -> str:
@@ -277,14 +360,13 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _upright_steps(image: Image.Image) -> tuple[bool, bool, bool]:
+def _upright_steps(image: Image.Image | None) -> tuple[bool, bool, bool]:
     """The steps that make the image upright, as in _STEPS_BY_ORIENTATION."""
-    none = (False, False, False)
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
+        orientation = image.getexif().get(_EXIF_ORIENTATION) if image is not None else None
     except Exception:  # broken EXIF data says nothing about the pixels
-        return none
-    return _STEPS_BY_ORIENTATION.get(orientation, none) if isinstance(orientation, int) else none
+        return _NO_STEPS
+    return _STEPS_BY_ORIENTATION.get(orientation, _NO_STEPS) if isinstance(orientation, int) else _NO_STEPS
 
 
 def _upright(array: np.ndarray, reverse_rows: bool, reverse_columns: bool, swap: bool) -> np.ndarray:
@@ -294,10 +376,10 @@ def _upright(array: np.ndarray, reverse_rows: bool, reverse_columns: bool, swap:
 
 
 def _with_channels(image: Image.Image, num_channels: int) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT_MODES:
-        image = _eight_bit(image)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no common range; store 8 or 16 bits")
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -307,18 +389,13 @@ def _with_channels(image: Image.Image, num_channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scales 16-bit values to 8 bits. PIL's own convert("L") clips them at 255, so that nearly all become white."""
-    pixels = np.asarray(image)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError(
-            f"integer pixels from {pixels.min()} to {pixels.max()}; only 8 and 16 bits have a known range"
-        )
-    result = np.empty(pixels.shape, np.uint8)
-    rows = max(1, _PIXELS_AT_A_TIME // pixels.shape[1])  # all rows at once, as floats, would take much memory
-    for start in range(0, len(pixels), rows):
-        result[start : start + rows] = np.rint(pixels[start : start + rows] / 257)
-    return Image.fromarray(result)
+def _with_stored_channels(image: Image.Image) -> Image.Image:
+    """The image in a mode in which each channel is one that the file has."""
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.mode in ("1", "La"):
+        return image.convert("L" if image.mode == "1" else "LA")
+    return image if image.mode in ("L", "LA", "RGB", "RGBA", "CMYK") else image.convert("RGB")
 
 
 def to_array(image: Image.Image | np.ndarray) -> np.ndarray:

@@ -235,7 +235,7 @@ REFUSED = {
     "zeros": (lambda: bytes(4096), "not an image that PIL knows"),
     "64-bit float TIFF": (
         lambda: tiff({256: 4, 257: 4, 258: 64, 339: 3, 262: 1, 273: 8, 277: 1}, bytes(128)),
-        "not an image that PIL knows",
+        "floating-point pixels",
     ),
     "32-bit float TIFF": (lambda: encoded(Image.new("F", (24, 16), 0.5), "TIFF"), "floating-point pixels"),
     "32-bit integer TIFF with larger values": (

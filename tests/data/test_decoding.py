@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ijepa_transformers.data import decoding
+from ijepa_transformers.data import decoding, samples
 from ijepa_transformers.data.decoding import BadImageError, decode_image
 from tests import forked
 from tests.data.images import photo_pixels
@@ -67,7 +67,7 @@ def test_lossless_files_decode_to_their_pixels():
 @pytest.mark.parametrize("num_channels", [1, 3])
 def test_every_mode_becomes_the_channels_asked_for(mode, num_channels):
     image = Image.fromarray(photo_pixels())
-    image = Image.fromarray(photo_pixels()[..., 0].astype(np.uint16)) if mode == "I;16" else image.convert(mode)
+    image = Image.fromarray(photo_pixels()[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
     array = decode_image(image, num_channels)
     assert array.shape == (30, 40, num_channels) and array.dtype == np.uint8
 
@@ -155,9 +155,10 @@ def test_missing_files_and_decompression_bombs_are_bad_images(tmp_path, monkeypa
         decoded(encoded(photo_pixels()))
 
 
-def test_other_numbers_of_channels_are_the_callers_mistake():
-    with pytest.raises(ValueError, match="1 or 3, got 4") as caught:
-        decoded(encoded(photo_pixels()), num_channels=4)
+@pytest.mark.parametrize("num_channels", [0, 17])
+def test_other_numbers_of_channels_are_the_callers_mistake(num_channels):
+    with pytest.raises(ValueError, match=f"from 1 to 16, got {num_channels}") as caught:
+        decoded(encoded(photo_pixels()), num_channels=num_channels)
     assert not isinstance(caught.value, BadImageError)
 
 
@@ -415,7 +416,7 @@ def test_colours_of_sixteen_bits_lose_the_lower_eight():
 
 def test_large_images_of_sixteen_bits_are_scaled_piece_by_piece(monkeypatch):
     ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    monkeypatch.setattr(decoding, "_PIXELS_AT_A_TIME", 1000)
+    monkeypatch.setattr(samples, "_PIXELS_AT_A_TIME", 1000)
     assert np.array_equal(decoded(encoded(Image.fromarray(ramp)), num_channels=1)[..., 0], np.rint(ramp / 257))
 
 

@@ -1,0 +1,264 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""The stored values of images that have more than 8 bits, a sign, or other channels than colours, and how they become
+8 bits.
+
+Shape legend: H rows, W columns, S samples of a pixel, C channels (1 or 3).
+"""
+
+import io
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+
+FULL_RANGE = 65535
+FAR_BELOW_FULL_RANGE = 2**15  # values that all lie below it leave at least one of 16 bits unused
+_PIXELS_AT_A_TIME = 2**20
+SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by the colour type
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_JPEG_2000_SIZES = b"\xff\x4f\xff\x51"  # begins the marker in which the precision is
+# PIL's names of ways to unpack 16 bits. N is the byte order of this machine.
+_OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGBA;16B": "RGBA;16L"}
+_OTHER_BYTE["RGB;16N"] = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Stored values, and what they mean.
+
+    Args:
+        values: (H, W, S), integers or truth values.
+        mode: "L", "RGB" or "CMYK", then "A" if the last sample is alpha, or "a" if the colours are multiplied by it.
+            An empty string if the samples are channels without a meaning.
+        white: the value of white, if the file says it. None for 16 bits, which often hold fewer.
+        is_inverted: whether 0 is white.
+    """
+
+    values: np.ndarray
+    mode: str = ""
+    white: int | None = None
+    is_inverted: bool = False
+
+    @property
+    def needs_setting(self) -> bool:
+        """Whether `sixteen_bit_max` says what is white."""
+        return self.white is None and self.values.dtype.itemsize > 1
+
+    @property
+    def alpha(self) -> np.ndarray | None:
+        """(H, W), if there is one."""
+        return self.values[..., -1] if self.mode[-1:] in ("A", "a") else None
+
+    @property
+    def colours(self) -> np.ndarray:
+        """The values without alpha."""
+        return self.values if self.alpha is None else self.values[..., :-1]
+
+    def largest(self) -> int:
+        """The largest value of a colour.
+
+        Raises:
+            ValueError: if a value has no known range.
+        """
+        least, most = int(self.colours.min()), int(self.colours.max())
+        if least < 0 or most > FULL_RANGE:
+            raise ValueError(f"integer pixels from {least} to {most}; only 8 and 16 bits have a known range")
+        return most
+
+    def eight_bits(self, sixteen_bit_max: int | None) -> np.ndarray:
+        """The values as uint8 (H, W, S). The white of the file, or `sixteen_bit_max`, becomes 255, and 0 stays 0. A
+        signed 8-bit -128 becomes 0.
+
+        Raises:
+            ValueError: if a value has no known range, or if nothing says what is white and all values are small.
+        """
+        if self.values.dtype.itemsize == 1:
+            array = _from_one_byte(self.values, self.white or 255)
+        else:
+            largest = self.largest()
+            white = self.white or sixteen_bit_max or full_range(largest)
+            array = _scaled(self.values, white)
+            if self.alpha is not None and self.needs_setting and self.alpha.max() > white:
+                array[..., -1] = _scaled(self.alpha, FULL_RANGE)  # only the colours have fewer bits
+        if self.is_inverted:
+            array[..., : self.colours.shape[2]] ^= 255
+        return array
+
+    def decode(self, num_channels: int, sixteen_bit_max: int | None) -> np.ndarray:
+        """As uint8 (H, W, num_channels): grey or colours laid on white for 1 or 3 channels, else the samples.
+
+        Raises:
+            ValueError: as `eight_bits`, or if the image has another number of samples.
+        """
+        array = self.eight_bits(sixteen_bit_max)
+        if num_channels in (1, 3) and self.mode:
+            return _with_channels(_on_white(array, self.mode), self.mode.rstrip("Aa"), num_channels)
+        if array.shape[2] != num_channels:
+            raise ValueError(f"it has {array.shape[2]} channels, but num_channels is {num_channels}")
+        return array
+
+
+def advice(largest: int, sixteen_bit_max: str = "sixteen_bit_max") -> str:
+    """What to set for 16-bit values up to `largest`."""
+    likely = max(255, 2 ** largest.bit_length() - 1)
+    return (
+        f"16-bit images use at most {largest:,} of 65,535: set {sixteen_bit_max} {likely}, or another value that is "
+        f"white, or {FULL_RANGE} if they are meant to be this dark"
+    )
+
+
+def full_range(largest: int) -> int:
+    """FULL_RANGE, if the largest value of an image suits it.
+
+    Raises:
+        ValueError: if the image would be nearly black.
+    """
+    if largest < FAR_BELOW_FULL_RANGE:
+        raise ValueError(advice(largest))
+    return FULL_RANGE
+
+
+def _from_one_byte(values: np.ndarray, white: int) -> np.ndarray:
+    if values.dtype == np.uint8 and white < 255:
+        return _scaled(values, white)
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    return values.view(np.uint8) ^ np.uint8(128) if values.dtype == np.int8 else values.copy()
+
+
+def _scaled(values: np.ndarray, white: int) -> np.ndarray:
+    """Values of which `white` becomes 255, as uint8 of the same shape. Larger ones are white too."""
+    result = np.empty(values.shape, np.uint8)
+    rows = max(1, _PIXELS_AT_A_TIME // max(1, values[0].size))  # all rows at once, as floats, would take much memory
+    for start in range(0, len(values), rows):
+        part = np.minimum(values[start : start + rows], white)
+        result[start : start + rows] = np.rint(part / (white / 255))
+    return result
+
+
+def _on_white(array: np.ndarray, mode: str) -> np.ndarray:
+    """Colours (H, W, S) without the alpha that may be behind them."""
+    if mode[-1:] not in ("A", "a"):
+        return array
+    colours, alpha = array[..., :-1].astype(np.uint16), array[..., -1:].astype(np.uint16)
+    if mode.endswith("a"):
+        return np.minimum(colours + (255 - alpha), 255).astype(np.uint8)
+    return (255 - ((255 - colours) * alpha + 127) // 255).astype(np.uint8)
+
+
+def _with_channels(array: np.ndarray, mode: str, num_channels: int) -> np.ndarray:
+    if mode == "L":
+        return np.repeat(array, num_channels, axis=2)
+    if mode == "RGB" and num_channels == 3:
+        return array
+    planes = [Image.fromarray(np.ascontiguousarray(array[..., place])) for place in range(array.shape[2])]
+    converted = np.asarray(Image.merge(mode, planes).convert("L" if num_channels == 1 else "RGB"))
+    return converted.reshape(*array.shape[:2], num_channels)
+
+
+# Files
+
+
+def samples_of(image: Image.Image, encoded: bytes | None) -> Samples | None:
+    """The stored values of an image that PIL opened, or None if PIL gives them all in 8 bits. TIFFs are read
+    elsewhere.
+
+    Raises:
+        OSError, SyntaxError, ValueError: if it cannot be decoded to its last pixel.
+    """
+    if encoded is not None and image.format == "PNG" and encoded[24] == 16:
+        return _png_samples(image, encoded)
+    if encoded is not None and image.format == "PPM" and image.mode == "RGB":
+        return _ppm_samples(image, encoded)
+    if image.mode not in SIXTEEN_BIT_MODES:
+        return None
+    white = _declared_white(image, encoded)
+    image.load()
+    return Samples(np.asarray(image)[..., None], "L", white)
+
+
+def _declared_white(image: Image.Image, encoded: bytes | None) -> int | None:
+    """The value of white in the array of a grey image, if its header says that it has fewer than 16 bits."""
+    if image.format == "PPM":
+        args = image.tile[0][3] if getattr(image, "tile", None) else "I;16B"  # type: ignore[attr-defined]
+        return FULL_RANGE if isinstance(args, tuple) and args[-1] != FULL_RANGE else None  # PIL has scaled it
+    if image.format == "JPEG2000" and encoded is not None:
+        precision = _jpeg_2000_precision(encoded)
+        return (2**precision - 1) << (16 - precision) if precision < 16 else None  # PIL has shifted it
+    return None
+
+
+def _jpeg_2000_precision(encoded: bytes) -> int:
+    start = encoded.find(_JPEG_2000_SIZES)
+    return (encoded[start + 42] & 127) + 1 if 0 <= start < len(encoded) - 42 else 16
+
+
+def _png_samples(image: Image.Image, encoded: bytes) -> Samples:
+    """16 bits of a PNG, of which PIL's image keeps only the upper 8 unless it is grey."""
+    channels = _PNG_CHANNELS[encoded[25]]
+    transparent = image.info.get("transparency")
+    if channels == 1:
+        image.load()
+        values = np.asarray(image)[..., None]
+    elif channels == 2:
+        stored = unpacked(encoded, "PNG", "RGBA")  # four bytes of a pixel
+        values = stored[..., 0::2].astype(np.uint16) * 256 + stored[..., 1::2]
+    else:
+        values = both_bytes(encoded, "PNG", f"{_MODES[channels]};16B")
+    if channels in (1, 3) and transparent is not None:
+        is_opaque = (values != np.reshape(transparent, (1, 1, -1))).any(axis=2, keepdims=True)
+        values = np.concatenate([values, is_opaque * np.uint16(FULL_RANGE)], axis=2)
+        channels += 1
+    return Samples(values, _MODES[channels])
+
+
+def both_bytes(encoded: bytes, image_format: str, upper: str) -> np.ndarray:
+    """16-bit values (H, W, S), from two passes of PIL, which unpack the upper and the lower bytes."""
+    values = unpacked(encoded, image_format, upper).astype(np.uint16)
+    values *= 256
+    values += unpacked(encoded, image_format, _OTHER_BYTE[upper])
+    return values
+
+
+def unpacked(encoded: bytes, image_format: str, unpacking: str) -> np.ndarray:
+    """uint8 (H, W, S), with another of PIL's ways to unpack stored pixels than the usual one."""
+    image = Image.open(io.BytesIO(encoded), formats=[image_format])
+    image.tile = [_unpacked_tile(tile, unpacking) for tile in image.tile]  # type: ignore[attr-defined]
+    image.load()
+    return np.asarray(image)
+
+
+def _unpacked_tile(tile: tuple, unpacking: str) -> tuple:
+    args = (unpacking, *tile[3][1:]) if isinstance(tile[3], tuple) else unpacking
+    return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
+
+
+def _ppm_samples(image: Image.Image, encoded: bytes) -> Samples | None:
+    decoder, _, offset, args = image.tile[0]  # type: ignore[attr-defined]
+    if not isinstance(args, tuple) or args[-1] != FULL_RANGE:
+        return None  # PIL scales by the value of white that the header says
+    if decoder != "ppm":
+        raise ValueError("a PPM of 16-bit colours as text is not read; store it as PNG")
+    width, height = image.size
+    num_values = 3 * width * height
+    if len(encoded) - offset < 2 * num_values:
+        raise ValueError("the PPM is cut off")
+    return Samples(np.frombuffer(encoded, ">u2", num_values, offset).reshape(height, width, 3), "RGB")
+
+
+def keeps_upper_byte_only(image: Image.Image, encoded: bytes | None) -> bool:
+    """Whether PIL gives the upper 8 bits of 16, of colours in JPEG 2000."""
+    is_colour = image.format == "JPEG2000" and image.mode not in SIXTEEN_BIT_MODES
+    return is_colour and encoded is not None and _jpeg_2000_precision(encoded) == 16
+
+
+def check_upper_bytes(array: np.ndarray, sixteen_bit_max: int | None) -> None:
+    """Raises ValueError if the upper 8 bits of 16, uint8 (H, W, S), do not hold the image."""
+    if sixteen_bit_max in (None, FULL_RANGE):
+        if sixteen_bit_max is None:
+            full_range(257 * int(array.max()))
+        return
+    raise ValueError("only the upper 8 bits of 16-bit colours in JPEG 2000 are read; store PNG or TIFF")
