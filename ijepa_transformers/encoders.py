@@ -151,7 +151,15 @@ def load_pretraining_model(source: str, **settings: Any) -> IJepaForPretraining:
     return IJepaForPretraining.from_pretrained(source, dtype=torch.float32, **settings).eval()
 
 
-def load_classifier(source: str, config: PreTrainedConfig) -> PreTrainedModel:
+@dataclass(frozen=True)
+class FreshKeys:
+    """The names of weights that are new, because the saved model has none or has another shape."""
+
+    missing: frozenset[str]
+    resized: frozenset[str]
+
+
+def open_classifier(source: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, FreshKeys]:
     """The encoder of a directory with its classification head. A saved head of another size is replaced by a new one.
 
     Raises:
@@ -161,13 +169,18 @@ def load_classifier(source: str, config: PreTrainedConfig) -> PreTrainedModel:
         model, loading = AutoModelForImageClassification.from_pretrained(
             source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
-        fresh = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
-        lost = sorted(key for key in fresh if key.startswith(f"{model.base_model_prefix}."))
+        keys = FreshKeys(frozenset(loading["missing_keys"]), frozenset(key for key, *_ in loading["mismatched_keys"]))
+        lost = sorted(key for key in keys.missing | keys.resized if key.startswith(f"{model.base_model_prefix}."))
         if lost:
             raise ValueError(f"it lacks {len(lost)} weights of the encoder, for example {lost[0]!r}.")
     except (OSError, ValueError) as error:
         raise ValueError(f"The model {source!r} cannot be opened: {one_line(error)}") from error
-    return model
+    return model, keys
+
+
+def load_classifier(source: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """`open_classifier` without the names of new weights."""
+    return open_classifier(source, config)[0]
 
 
 def load_encoder(source: str, encoder: str, dtype: torch.dtype) -> PreTrainedModel:

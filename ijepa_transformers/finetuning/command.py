@@ -119,7 +119,7 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
         validation_data = _open_labelled(arguments.data, arguments.data.validation_split)
         _check_classes(training_data, validation_data)
     set_seed(arguments.training.seed)  # for the weights that are new: those of the head, or all
-    model = build_model(arguments.model, class_names)
+    model, head = build_model(arguments.model, class_names)
     processor = load_processor(arguments.model.model)
     if isinstance(model, IJepaPreTrainedModel) and arguments.training.ddp_find_unused_parameters is None:
         arguments.training.ddp_find_unused_parameters = False  # all trained weights are used; a search takes time
@@ -128,7 +128,9 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
     precision = "bf16" if arguments.training.bf16 else "fp16" if arguments.training.fp16 else "fp32"
     configure(model, arguments.training.device.type, precision, training=True)
     options = _build_data(arguments, model, processor, training_data, validation_data)
-    return ClassificationTrainer(arguments, checkpoint, state, model=model, processing_class=processor, **options)
+    trainer = ClassificationTrainer(arguments, checkpoint, state, model=model, processing_class=processor, **options)
+    trainer.head = head
+    return trainer
 
 
 def _check_gpus(num_gpus: int) -> None:
@@ -201,6 +203,8 @@ def start(trainer: ClassificationTrainer) -> None:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     classes = f"{model.config.num_labels:,} classes"
     print(f"{type(model).__name__} of {arguments.model.model}, {origin}: {trained:,} trained weights, {classes}")
+    if trainer.checkpoint is None:
+        print(trainer.head[0].upper() + trainer.head[1:])
     print(f"{arguments.training.device.type}, {describe(model)}")
     evaluation = "no validation_split, so nothing is evaluated"
     if trainer.eval_dataset is not None:

@@ -16,9 +16,10 @@ from transformers import AutoModelForImageClassification, BaseImageProcessor, Pr
 from ..arguments import require
 from ..data.datasets import prepare_image
 from ..data.transforms import build_image_processor, normalize_pixel_values
-from ..encoders import load_classifier, load_config, load_encoder, one_line
+from ..encoders import load_config, load_encoder, one_line
 from ..modeling_ijepa import IJepaPreTrainedModel
 from .arguments import ModelArguments
+from .head import load_with_matched_head
 
 
 # Image processor
@@ -83,15 +84,15 @@ def _build_config(arguments: ModelArguments, class_names: Sequence[str]) -> PreT
     return config
 
 
-def build_model(arguments: ModelArguments, class_names: Sequence[str]) -> PreTrainedModel:
-    """The classifier to train, with float32 weights.
+def build_model(arguments: ModelArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, str]:
+    """The classifier to train, with float32 weights, and one sentence on its head.
 
     Raises:
         ValueError: if it cannot be opened, or if its image size cannot be changed.
     """
     config = _build_config(arguments, class_names)
     with _quiet_loading():
-        model = _initial_model(arguments, config)
+        model, head = _initial_model(arguments, config)
     if arguments.image_size is not None and not arguments.from_scratch:
         if not isinstance(model, IJepaPreTrainedModel):
             raise ValueError(f"image_size is for I-JEPA, not for {type(model).__name__}.")
@@ -102,21 +103,21 @@ def build_model(arguments: ModelArguments, class_names: Sequence[str]) -> PreTra
     # Some stock classes save their weights under old names, which Trainer cannot read when it loads a checkpoint.
     save_pretrained = partial(model.save_pretrained, save_original_format=False)
     model.save_pretrained = save_pretrained  # type: ignore[method-assign]
-    return model
+    return model, head
 
 
-def _initial_model(arguments: ModelArguments, config: PreTrainedConfig) -> PreTrainedModel:
+def _initial_model(arguments: ModelArguments, config: PreTrainedConfig) -> tuple[PreTrainedModel, str]:
     """The classifier with new weights, with those of the context encoder and a new head, or with all that are saved.
 
     Raises:
         ValueError: if it cannot be opened, or if weights of the encoder are missing.
     """
     if arguments.encoder == "target" and not arguments.from_scratch:
-        return load_classifier(arguments.model, config)
+        return load_with_matched_head(arguments.model, load_config(arguments.model), config)
     model = _fresh_classifier(arguments.model, config)
     if not arguments.from_scratch:
         model.base_model.load_state_dict(load_encoder(arguments.model, "context", torch.float32).state_dict())
-    return model
+    return model, "the head is new"
 
 
 def _fresh_classifier(source: str, config: PreTrainedConfig) -> PreTrainedModel:

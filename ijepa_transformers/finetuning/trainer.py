@@ -106,6 +106,7 @@ class ClassificationTrainer(Trainer):
         # Read from the model here, because FSDP version 1 wraps it before the optimizer is built.
         self.places = parameter_places(options["model"], arguments.regularization.layer_decay)
         self.train_sampler = EpochSampler(len(options["train_dataset"]), arguments.training.order_seed)
+        self.head = ""  # where the rows of the head come from, in one sentence
         self.results: dict[str, float] = {}  # of the last evaluation
         smoothing = arguments.regularization.label_smoothing
         super().__init__(
