@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -43,6 +43,12 @@ EARLY_HUB_NAMES = {
     r"intermediate\.dense": "mlp.fc1",
     r"(?<!attention\.)output\.dense": "mlp.fc2",
 }
+# Arguments of the stock encoder's `forward` that this one has no place for -> why.
+STOCK_ARGUMENTS = {
+    "bool_masked_pos": "there is no mask token; pass the patches to encode as patch_indices",
+    "attention_mask": "every patch attends to all patches; pass the patches to encode as patch_indices",
+    "head_mask": "no attention head can be switched off",
+}
 # Added to the standard deviation of each feature. It is about 1 after the last norm; far smaller ones are rounding.
 TARGET_EPSILON = 1e-4
 SMALL_STD = 0.02  # of a new classifier
@@ -56,6 +62,25 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_ijepa.IJepaForImageClassification",
     "AutoBackbone": "modeling_ijepa.IJepaBackbone",
 }
+
+
+def own_config(config: PreTrainedConfig) -> IJepaConfig:
+    """The configuration as an `IJepaConfig` of this package. The stock class of the same name is translated.
+
+    Raises:
+        ValueError: if it is the configuration of another kind of model.
+    """
+    if isinstance(config, IJepaConfig):
+        return config
+    if getattr(config, "model_type", None) != IJepaConfig.model_type:
+        raise ValueError(
+            f"I-JEPA models need an IJepaConfig, got a {type(config).__name__} of model type"
+            f" {getattr(config, 'model_type', None)!r}."
+        )
+    settings = {**config.to_dict(), "attn_implementation": config._attn_implementation}
+    own = IJepaConfig.from_dict(settings)
+    own.name_or_path = config.name_or_path
+    return own
 
 
 def sincos_position_embeddings(width: int, grid_size: tuple[int, int]) -> torch.Tensor:
@@ -94,25 +119,20 @@ def gather_patches(hidden_states: torch.Tensor, patch_indices: torch.Tensor) -> 
 
 
 class IJepaPatchProjection(nn.Conv2d):
-    """A convolution whose stride is its kernel size. It can be computed for some of the patches only.
+    """A convolution whose stride is its kernel size. It takes and gives what any `nn.Conv2d` does.
 
-    Both cases go through `forward`, because ZeRO-3 and FSDP gather a module's weights when its `forward` begins.
+    A column of patches, one patch wide, is computed as a matrix product, which gives the same and is faster.
     """
 
-    def forward(self, pixel_values: torch.Tensor, patch_indices: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, channels, height, width) -> (B, D, rows, columns)."""
         pixel_values = pixel_values.to(self.weight.dtype)
-        if patch_indices is None:
-            # Contiguous in the order of tokens. Otherwise the residual stream keeps the convolution's memory layout.
-            return super().forward(pixel_values).flatten(2).transpose(1, 2).contiguous()
-        # weight: (D, channels * patch height * patch width)
-        return nn.functional.linear(self._kept_pixels(pixel_values, patch_indices), self.weight.flatten(1), self.bias)
-
-    def _kept_pixels(self, pixel_values: torch.Tensor, patch_indices: torch.Tensor) -> torch.Tensor:
-        """(B, channels, height, width), (B, K) -> (B, K, channels * patch height * patch width)."""
-        rows, columns = (side // patch for side, patch in zip(pixel_values.shape[2:], self.kernel_size, strict=True))
-        pixel_values = pixel_values[:, :, : rows * self.kernel_size[0], : columns * self.kernel_size[1]]
-        patches = pixel_values.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).permute(0, 2, 4, 1, 3, 5)
-        return gather_patches(patches.flatten(3).flatten(1, 2), patch_indices)  # an index outside the grid is an error
+        width = pixel_values.shape[-1]
+        if isinstance(width, torch.SymInt) or width != self.kernel_size[1]:
+            return super().forward(pixel_values)
+        patches = pixel_values.unflatten(2, (-1, self.kernel_size[0])).transpose(1, 2).flatten(2)
+        projected = nn.functional.linear(patches, self.weight.flatten(1), self.bias)  # (B, K, D)
+        return projected.transpose(1, 2).unsqueeze(-1)
 
 
 class IJepaPatchEmbeddings(nn.Module):
@@ -136,7 +156,21 @@ class IJepaPatchEmbeddings(nn.Module):
             raise ValueError(
                 f"pixel_values have {pixel_values.shape[1]} channels, but the model was built for {self.num_channels}."
             )
-        return self.projection(pixel_values, patch_indices)
+        if patch_indices is not None:
+            pixel_values = self._kept_patches(pixel_values, patch_indices)
+        # Both cases call the convolution: ZeRO-3 and FSDP gather its weights then, and adapters (LoRA) replace it.
+        # Contiguous in the order of tokens, because otherwise the residual stream keeps the convolution's layout.
+        return self.projection(pixel_values).flatten(2).transpose(1, 2).contiguous()
+
+    def _kept_patches(self, pixel_values: torch.Tensor, patch_indices: torch.Tensor) -> torch.Tensor:
+        """The chosen patches as a column of patches: (B, channels, K * patch height, patch width)."""
+        patch_height, patch_width = self.patch_size
+        rows, columns = pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width
+        pixel_values = pixel_values[:, :, : rows * patch_height, : columns * patch_width]
+        patches = pixel_values.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).permute(0, 2, 4, 1, 3, 5)
+        shape = patches.shape[3:]  # channels, patch height, patch width
+        kept = gather_patches(patches.flatten(3).flatten(1, 2), patch_indices)  # outside the grid is an error
+        return kept.unflatten(2, shape).transpose(1, 2).flatten(2, 3)
 
 
 class IJepaEmbeddings(nn.Module):
@@ -167,8 +201,11 @@ class IJepaEmbeddings(nn.Module):
         """The tokens of all patches, (B, N, D), or those of `patch_indices` (B, K), (B, K, D).
 
         Raises:
-            ValueError: if the images have another size than `image_size` and `interpolate_pos_encoding` is False.
+            ValueError: if the images have another size than `image_size` and `interpolate_pos_encoding` is False, or
+                if `patch_indices` are not indices.
         """
+        if patch_indices is not None and patch_indices.dtype != torch.int64:
+            raise ValueError(f"patch_indices must be indices of patches in int64, got {patch_indices.dtype}.")
         if not interpolate_pos_encoding and tuple(pixel_values.shape[-2:]) != self.image_size:
             raise ValueError(
                 f"Images of {tuple(pixel_values.shape[-2:])} pixels do not match the model's image_size"
@@ -405,6 +442,9 @@ class IJepaPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^context_encoder\.", r"^predictor\.", r"^classifier\."]  # noqa: RUF012
     _unreported_keys: frozenset[str] = frozenset()  # missing weights that `_finish_loading` reports in its own words
 
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
+        super().__init__(own_config(config), *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Normal weights with standard deviation `initializer_range`, zero biases, layer norms of weight 1.
@@ -453,6 +493,8 @@ class IJepaPreTrainedModel(PreTrainedModel):
                 weights.
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
+        if isinstance(kwargs.get("config"), PreTrainedConfig):
+            kwargs["config"] = own_config(kwargs["config"])
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path,
             *args,
@@ -518,10 +560,20 @@ class IJepaPreTrainedModel(PreTrainedModel):
 
 
 class IJepaModel(IJepaPreTrainedModel):
-    """The I-JEPA encoder: a Vision Transformer without class token."""
+    """The I-JEPA encoder: a Vision Transformer without class token.
 
-    def __init__(self, config: IJepaConfig):
+    The stock class can add a pooler or a mask token. Neither belongs to I-JEPA, so here they can only be False.
+
+    Raises:
+        ValueError: if a pooler or a mask token is asked for, or the configuration is not one of an I-JEPA model.
+    """
+
+    def __init__(self, config: PreTrainedConfig, add_pooling_layer: bool = False, use_mask_token: bool = False):
         super().__init__(config)
+        for name, value in (("add_pooling_layer", add_pooling_layer), ("use_mask_token", use_mask_token)):
+            if value:
+                raise ValueError(f"{name} must be False: I-JEPA has neither a trained pooler nor a mask token.")
+        config = self.config
         depth = config.num_hidden_layers
         self.embeddings = IJepaEmbeddings(config)
         self.layers = nn.ModuleList(
@@ -559,8 +611,12 @@ class IJepaModel(IJepaPreTrainedModel):
             image feature of the paper's appendix A). The layers + 1 `hidden_states` are taken before the final norm.
 
         Raises:
-            ValueError: if the number of channels or the image size does not match the model.
+            ValueError: if the number of channels or the image size does not match the model, or for a mask of the
+                stock encoder (`bool_masked_pos`, `attention_mask`).
         """
+        for name, reason in STOCK_ARGUMENTS.items():
+            if kwargs.pop(name, None) is not None:
+                raise ValueError(f"{name} is not supported: {reason}.")
         hidden_states = self.embeddings(pixel_values, patch_indices, bool(interpolate_pos_encoding))
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
@@ -602,14 +658,16 @@ class IJepaForPretraining(IJepaPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # noqa: RUF012
 
-    def __init__(self, config: IJepaConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
+        config = self.config
         self.ijepa = IJepaModel(config)
         self.context_encoder = IJepaModel(config)
         self.predictor = IJepaPredictor(config)
         self.post_init()
         self._copy_encoder(source=self.context_encoder, destination=self.ijepa)
         self._freeze_target_encoder()
+        self._target_moves, self._training_passes = False, 0  # of `_warn_of_a_still_target`
 
     @torch.no_grad()
     def _copy_encoder(self, source: IJepaModel, destination: IJepaModel) -> None:
@@ -656,13 +714,20 @@ class IJepaForPretraining(IJepaPreTrainedModel):
                 them are kept.
 
         Raises:
-            ValueError: if momentum is outside [0, 1], or the weights are in half precision. There the small changes
-                of a moving average are lost to rounding (keep float32 weights and use autocast).
+            ValueError: if momentum is outside [0, 1], if only one of the encoders has adapters, or if the weights are
+                in half precision. There the small changes of a moving average are lost to rounding (keep float32
+                weights and use autocast).
         """
+        self._target_moves = True
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}.")
         targets: list[torch.Tensor] = [*self.ijepa.parameters()]
         contexts: list[torch.Tensor] = [*self.context_encoder.parameters()]
+        if [target.shape for target in targets] != [context.shape for context in contexts]:
+            raise ValueError(
+                "The two encoders have different parameters, so no moving average can be taken. Adapters must be in"
+                " both encoders, or be merged."
+            )
         if targets[0].dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
                 f"The moving average needs float32 weights, but the target encoder has {targets[0].dtype}."
@@ -677,6 +742,30 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         # In a call of their own, because sharded parameters and whole buffers cannot be in one list.
         torch._foreach_lerp_([*self.ijepa.buffers()], [*self.context_encoder.buffers()], 1.0 - momentum)
 
+    def _warn_of_a_still_target(self) -> None:
+        """Warns if the context encoder is trained and `update_target_encoder` was never called.
+
+        Looks at the weights in the training passes 3, 6, 12, 24 and so on, because that waits for the device.
+        """
+        if self._target_moves or torch.compiler.is_compiling() or not (self.training and torch.is_grad_enabled()):
+            return
+        self._training_passes += 1
+        if self._training_passes == 1:
+            self._first_weight = self._last_trained_weight()
+        third, rest = divmod(self._training_passes, 3)
+        if rest == 0 and third & (third - 1) == 0 and not torch.equal(self._first_weight, self._last_trained_weight()):
+            self._target_moves = True  # said once
+            logger.warning(
+                "The context encoder is trained, but the target encoder has not moved: call"
+                " update_target_encoder(momentum) after every optimizer step. In the Trainer of Transformers,"
+                " ijepa_transformers.TargetEncoderCallback does it."
+            )
+
+    def _last_trained_weight(self) -> torch.Tensor:
+        """A copy; empty if nothing of the context encoder is trained."""
+        trained = [weight for weight in self.context_encoder.parameters() if weight.requires_grad]
+        return trained[-1].detach().clone() if trained else torch.empty(0)
+
     def encode_context(
         self, pixel_values: torch.Tensor, context_indices: torch.Tensor, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
@@ -685,6 +774,7 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         (B, channels, height, width) and (B, C, N_ctx) give a `last_hidden_state` of (B * C, N_ctx, D).
         """
         images = pixel_values.unsqueeze(1).expand(-1, context_indices.shape[1], -1, -1, -1)
+        kwargs["return_dict"] = True  # whatever the configuration says
         return self.context_encoder(images.flatten(0, 1), context_indices.flatten(0, 1), **kwargs)
 
     @torch.no_grad()
@@ -697,6 +787,7 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         (B, M, N_tgt, D) and the plain features of all patches (B, N, D). Indices (B, C, M, N_tgt) give features
         (B, C, M, N_tgt, D); every image is encoded once.
         """
+        kwargs.update(return_dict=True, output_hidden_states=False, output_attentions=False)
         hidden_states = self.ijepa(pixel_values, **kwargs).last_hidden_state
         targets = self.normalize_targets(hidden_states)
         return gather_patches(targets, target_indices.flatten(1)).view(*target_indices.shape, -1), hidden_states
@@ -718,6 +809,7 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         context_indices: torch.Tensor,
         target_indices: torch.Tensor,
         interpolate_pos_encoding: bool = False,
+        return_loss: bool = True,
         **kwargs: Any,
     ) -> IJepaForPretrainingOutput:
         """
@@ -727,6 +819,8 @@ class IJepaForPretraining(IJepaPreTrainedModel):
             target_indices: (B, M, N_tgt) indices of the patches to predict, one row per target block. Every block is
                 predicted from every context. Or (B, C, M, N_tgt): each context has its own target blocks.
             interpolate_pos_encoding: resize all position embeddings to the images' own grid.
+            return_loss: whether the loss is computed. By this argument the Trainer of Transformers knows that it can
+                be, so that it gives an `eval_loss` without labels.
             output_hidden_states, output_attentions, return_dict: as in Transformers, of the context encoder.
 
         Returns:
@@ -736,6 +830,7 @@ class IJepaForPretraining(IJepaPreTrainedModel):
             ValueError: if indices have another number of dimensions, or are for another number of images or contexts.
         """
         self._check_indices(pixel_values.shape[0], context_indices, target_indices)
+        self._warn_of_a_still_target()
         kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
         grid_size = self.ijepa.embeddings.patch_grid(pixel_values)
         encoded = self.encode_context(pixel_values, context_indices, **kwargs)
@@ -744,7 +839,7 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         targets, target_hidden_states = self.encode_targets(pixel_values, target_indices, **kwargs)
         targets = (targets if targets.ndim == 5 else targets.unsqueeze(1)).expand_as(predictions)
         return IJepaForPretrainingOutput(
-            loss=self.prediction_loss(predictions, targets),
+            loss=self.prediction_loss(predictions, targets) if return_loss else None,
             predictions=predictions,
             targets=targets,
             context_hidden_states=context_hidden_states,
@@ -780,8 +875,9 @@ class IJepaForImageClassification(IJepaPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = [r"^context_encoder\.", r"^predictor\."]  # noqa: RUF012
 
-    def __init__(self, config: IJepaConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
+        config = self.config
         self.num_labels = config.num_labels or 0
         self.ijepa = IJepaModel(config)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels > 0 else nn.Identity()
@@ -827,7 +923,8 @@ class IJepaForImageClassification(IJepaPreTrainedModel):
         Returns:
             `ImageClassifierOutput` with `logits` (B, num_labels) and, when labels are given, `loss`.
         """
-        outputs = self.ijepa(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        kwargs.update(interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True)
+        outputs = self.ijepa(pixel_values, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(
@@ -838,9 +935,9 @@ class IJepaForImageClassification(IJepaPreTrainedModel):
 class IJepaBackbone(BackboneMixin, IJepaModel):
     """The encoder as a source of feature maps for dense tasks (`AutoBackbone`)."""
 
-    def __init__(self, config: IJepaConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
-        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.num_features = [self.config.hidden_size] * (self.config.num_hidden_layers + 1)
 
     @can_return_tuple
     @filter_output_hidden_states

@@ -7,7 +7,14 @@ import torch
 from transformers import AutoModelForImageClassification
 from transformers.models.ijepa import modeling_ijepa as stock
 
-from ijepa_transformers import IJepaBackbone, IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel
+from ijepa_transformers import (
+    IJepaBackbone,
+    IJepaConfig,
+    IJepaForImageClassification,
+    IJepaForPretraining,
+    IJepaModel,
+    modeling_ijepa,
+)
 from ijepa_transformers.modeling_ijepa import sincos_position_embeddings
 
 
@@ -625,3 +632,39 @@ def test_a_narrow_encoder_needs_larger_initial_weights():
         added[deviation] = ((states[-1] - states[0]).norm() / states[0].norm()).item()
     published, larger = added.values()
     assert published < 0.1 < 0.5 < larger
+
+
+def test_a_configuration_that_asks_for_tuples_or_hidden_states_is_obeyed(tiny_config, tiny_batch):
+    model = IJepaForPretraining(changed(tiny_config, output_hidden_states=True)).eval()
+    assert len(model(**tiny_batch).hidden_states) == 4
+    model = IJepaForPretraining(changed(tiny_config, return_dict=False)).eval()
+    assert isinstance(model(**tiny_batch), tuple)
+    model = IJepaForImageClassification(changed(tiny_config, return_dict=False)).eval()
+    assert isinstance(model(tiny_batch["pixel_values"]), tuple)
+
+
+def steps(model, batch, number, update):
+    optimizer = torch.optim.AdamW(model.context_encoder.parameters(), fused=True)
+    model.train()
+    for _ in range(number):
+        for _ in range(2):  # accumulated
+            model(**batch).loss.backward()
+        optimizer.step()
+        if update:
+            model.update_target_encoder(0.9)
+
+
+def test_a_target_encoder_that_never_moves_is_warned_of_once(tiny_model, tiny_batch, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(modeling_ijepa.logger, "warning", warnings.append)
+    steps(tiny_model, tiny_batch, 9, update=False)
+    (warning,) = warnings
+    assert "target encoder has not moved" in warning and "TargetEncoderCallback" in warning
+
+
+def test_no_warning_of_a_still_target_if_it_is_updated_or_nothing_is_trained(tiny_model, tiny_batch, monkeypatch):
+    monkeypatch.setattr(modeling_ijepa.logger, "warning", pytest.fail)
+    steps(tiny_model, tiny_batch, 0, update=True)
+    for _ in range(6):
+        tiny_model(**tiny_batch)
+    steps(tiny_model, tiny_batch, 4, update=True)

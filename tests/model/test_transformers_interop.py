@@ -199,3 +199,54 @@ def test_half_precision_loading_runs_in_half_precision(directory, trained, tiny_
     output = IJepaForPretraining.from_pretrained(directory, dtype=torch.bfloat16)(**tiny_batch)
     assert output.predictions.dtype == output.target_hidden_states.dtype == torch.bfloat16
     assert output.loss.item() == pytest.approx(expected.loss.item(), rel=0.05)
+
+
+OWN_CLASSES = [IJepaModel, IJepaBackbone, IJepaForImageClassification, IJepaForPretraining]
+
+
+@pytest.mark.parametrize("model_class", OWN_CLASSES)
+def test_a_stock_configuration_makes_the_model_that_ours_makes(tiny_config, model_class):
+    theirs = stock.IJepaConfig(**tiny_config.to_dict(), num_labels=3, attn_implementation="eager")
+    for model in (model_class(theirs), model_class._from_config(theirs)):
+        assert type(model.config) is IJepaConfig and model.config.num_labels == 3
+        assert model.config.hidden_size == 32 and model.config._attn_implementation == "eager"
+    assert type(theirs) is stock.IJepaConfig
+
+
+@pytest.mark.parametrize("model_class", OWN_CLASSES)
+def test_a_directory_opens_with_a_stock_configuration(directory, trained, model_class):
+    model = model_class.from_pretrained(directory, config=stock.IJepaConfig.from_pretrained(directory))
+    encoder = getattr(model, "ijepa", model)
+    assert type(model.config) is IJepaConfig
+    assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in trained.ijepa.state_dict().items())
+    if model_class is IJepaForPretraining:
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in trained.state_dict().items())
+
+
+def test_the_configuration_of_another_model_is_refused_by_name():
+    with pytest.raises(ValueError, match="need an IJepaConfig, got a ViTConfig of model type 'vit'"):
+        IJepaModel(transformers.ViTConfig())
+
+
+def test_arguments_of_the_stock_class_work_or_are_refused_by_name(directory, tiny_batch):
+    pixel_values = tiny_batch["pixel_values"]
+    model = transformers.AutoModel.from_pretrained(directory, add_pooling_layer=False, use_mask_token=False)
+    assert type(model) is IJepaModel
+    for name in ("add_pooling_layer", "use_mask_token"):
+        with pytest.raises(ValueError, match=f"{name} must be False"):
+            IJepaModel.from_pretrained(directory, **{name: True})
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    assert torch.equal(model(pixel_values, bool_masked_pos=None)[0], model(pixel_values)[0])
+    for name in ("bool_masked_pos", "attention_mask", "head_mask"):
+        with pytest.raises(ValueError, match=f"{name} is not supported"):
+            model(pixel_values, **{name: mask})
+    with pytest.raises(ValueError, match=r"patch_indices must be indices.*torch\.bool"):
+        model(pixel_values, mask)
+
+
+def test_loading_info_names_the_new_predictor_and_the_new_classifier(trained, tmp_path):
+    trained.ijepa.save_pretrained(tmp_path)
+    model, loading = transformers.AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert {key for key in model.state_dict() if key.startswith("predictor.")} <= set(loading["missing_keys"])
+    _, loading = IJepaForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(loading["missing_keys"]) == {"classifier.weight", "classifier.bias"}
