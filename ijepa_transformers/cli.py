@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from . import __version__
 from .arguments import RECIPES, CommandParser, find_recipe, list_recipes, near
+from .process import prepare_process
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(command: Command, argv: Sequence[str]) -> None:
-    """Reads the arguments, then imports the command and carries it out."""
+    """Reads the arguments, prepares the process, then imports the command and carries it out."""
     module, _, function = command.arguments.partition(":")
     arguments = getattr(importlib.import_module(f".{module}", __package__), function)(argv)
+    prepare_process()
     importlib.import_module(f".{command.module}", __package__).execute(arguments, argv)
 
 

@@ -1,0 +1,70 @@
+"""What a command sets for its own process, and what it leaves to the user. Each test asks a fresh Python."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+SHOW = """
+import os
+from ijepa_transformers import process
+kept = []
+process.keep_freed_memory = lambda: kept.append(True)
+process._has_glibc = lambda: GLIBC
+process.prepare_process()
+print(os.environ.get("OMP_WAIT_POLICY"), bool(kept), "torch" in __import__("sys").modules)
+"""
+
+
+def shown(glibc=True, **variables):
+    """Waiting policy, whether freed memory is kept, and whether torch was imported."""
+    code = SHOW.replace("GLIBC", str(glibc))
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path)), **variables}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return done.stdout.split()
+
+
+def test_threads_sleep_while_they_wait_and_freed_memory_is_kept_without_importing_torch():
+    assert shown() == ["passive", "True", "False"]
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({"OMP_WAIT_POLICY": "active"}, ["active", "True"]),
+        ({"GOMP_SPINCOUNT": "1000"}, ["None", "True"]),
+        ({"MALLOC_TOP_PAD_": "0"}, ["passive", "False"]),
+        ({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=4096"}, ["passive", "False"]),
+    ],
+)
+def test_what_the_user_set_stays(variables, expected):
+    assert shown(**variables)[:2] == expected
+
+
+def test_other_c_libraries_keep_their_own_memory():
+    assert shown(glibc=False)[:2] == ["passive", "False"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt belongs to glibc")
+def test_a_freed_block_of_many_megabytes_is_used_again_without_new_pages():
+    code = """
+import ctypes, resource
+from ijepa_transformers.process import keep_freed_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def faults(size=64 * 2**20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+usual = [faults() for _ in range(3)][-1]
+print(usual, keep_freed_memory(), [faults() for _ in range(3)][-1])
+"""
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    usual, kept, after = done.stdout.split()
+    if kept != "True":
+        pytest.skip("this C library has no mallopt")
+    assert int(usual) > 1000 and int(after) < 100
