@@ -42,7 +42,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return all([mallopt(parameter, value) == 1 for parameter, _, value in _MALLOC])
+    accepted = [mallopt(parameter, value) == 1 for parameter, _, value in _MALLOC]  # all are tried
+    return all(accepted)
 
 
 def _has_glibc() -> bool:

@@ -93,7 +93,7 @@ def decode_image(
 ) -> np.ndarray:
     """Decodes an image to uint8 (H, W, C), turned upright by its EXIF orientation.
 
-    For 1 or 3 channels, transparent images are laid on white, palettes and CMYK become RGB, and one channel is the luma
+    For 1 or 3 channels, transparent images are laid on white, palettes and CMYK become RGB. One channel is the luma
     of ITU-R 601. Any other number is that of the stored channels: bands of a TIFF or of an array, or RGB and alpha.
 
     16-bit values are scaled, so that `sixteen_bit_max` becomes 255, as do larger values. An animation gives its first
