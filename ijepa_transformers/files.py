@@ -1,11 +1,13 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Writes files under another name and renames them, so that a file is complete or absent."""
+"""Writes files under another name and renames them, so that a file is complete or absent. Reads JSON lines."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -61,3 +63,35 @@ def replace_files(source: Path, destination: Path) -> None:
         os.replace(file, target)
     sync_to_disk(destination)
     shutil.rmtree(source)
+
+
+def read_rows(path: Path, is_row: Callable[[dict[str, Any]], bool]) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a file of JSON lines, and how many of its lines are not rows.
+
+    A killed process may leave half a line, and a machine that loses power zeros. Blank lines are not counted.
+
+    Args:
+        path: the file. If it does not exist, there are no rows.
+        is_row: whether a JSON object is a row of this file.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    lines = [line for line in content.split(b"\n") if line.strip()]
+    found = [_json_object(line) for line in lines]
+    rows = [row for row in found if row is not None and is_row(row)]
+    return rows, len(lines) - len(rows)
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes a file of JSON lines, one for each row, as `write_text`."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import torch
 
+from ..files import read_rows, write_rows
 from .decoding import BadImageError, read_image
 from .sources import image_name
 
@@ -19,18 +20,19 @@ class BadImageLog:
 
     Args:
         path: a JSON-lines file with one `{"index", "name", "reason"}` per bad image (no index for streamed images).
-            An existing file is read, so that a resumed run goes on counting.
+            An existing file is read, so that a resumed run goes on counting. Its damaged lines are dropped;
+            `num_dropped` counts them.
         limit: how many bad images are allowed: an int is a count, a float in [0, 1) a fraction of the data set.
         dataset: the data set of `load_image_dataset` that the indices belong to; None for streamed images.
         num_channels: as in `PretrainingImages`.
         writes: whether this process writes the file. Only the main process does; the others count too, so that all of
             them stop.
         num_images: in the data set; needed if `dataset` is None.
+        is_resumed: whether an existing file belongs to this run. Otherwise it is not read, and `tidy` removes it.
 
     Raises:
         BadImageError: as soon as more than `limit` different images are bad, also if the existing file has more.
-        ValueError: if `limit` is out of range, the number of images is unknown, or the existing file has a line that
-            is not a record.
+        ValueError: if `limit` is out of range or the number of images is unknown.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class BadImageLog:
         num_channels: int = 3,
         writes: bool = True,
         num_images: int | None = None,
+        is_resumed: bool = True,
     ):
         if limit < 0 or (isinstance(limit, float) and limit >= 1):
             raise ValueError(f"limit must be a count or a fraction in [0, 1) of the data set, got {limit!r}")
@@ -54,8 +57,21 @@ class BadImageLog:
         self.dataset = dataset
         self.num_channels = num_channels
         self.writes = writes
-        self.indices = self._read_back()
+        self._kept, self.num_dropped = read_rows(self.path, self._is_record) if is_resumed else ([], 0)
+        self._is_tidy = is_resumed and not self.num_dropped
+        self.indices: set[int | str] = {
+            record["name"] if dataset is None else record["index"] for record in self._kept
+        }
         self._check()
+
+    def tidy(self) -> None:
+        """Removes from the file what is no record of this run."""
+        if not self._is_tidy and self.writes:
+            if self._kept:
+                write_rows(self.path, self._kept)
+            else:
+                self.path.unlink(missing_ok=True)
+        self._is_tidy = True
 
     def add(self, found: Iterable[int | dict[str, Any]]) -> int:
         """Counts and writes new bad images; returns the number of different bad images so far.
@@ -66,6 +82,7 @@ class BadImageLog:
         by_key = {entry["name"] if isinstance(entry, dict) else entry: entry for entry in found}
         new_keys = sorted(by_key.keys() - self.indices)
         if new_keys:
+            self.tidy()
             if self.writes:
                 records = [self._record(by_key[key]) for key in new_keys]
                 with open(self.path, "a", encoding="utf-8") as file:
@@ -77,24 +94,10 @@ class BadImageLog:
     def _record(self, entry: int | dict[str, Any]) -> dict[str, Any]:
         return entry if isinstance(entry, dict) else {"index": entry, **self._describe(entry)}
 
-    def _read_back(self) -> set[int | str]:
-        if not self.path.exists():
-            return set()
-        text = self.path.read_text(encoding="utf-8")
-        whole_lines = text[: text.rfind("\n") + 1]
-        if whole_lines != text and self.writes:
-            # A killed run may leave half a line. The next record must not be appended to it.
-            repaired = self.path.with_name(f".tmp-{self.path.name}")
-            repaired.write_text(whole_lines, encoding="utf-8")
-            repaired.replace(self.path)
-        return {self._key(line) for line in whole_lines.splitlines()}
-
-    def _key(self, line: str) -> int | str:
-        try:
-            record = json.loads(line)
-            return record.get("index", record["name"])
-        except (ValueError, KeyError, AttributeError):
-            raise ValueError(f"{self.path} has a line that is not a record of a bad image: {line[:100]!r}") from None
+    def _is_record(self, row: dict[str, Any]) -> bool:
+        index = row.get("index")
+        has_index = type(index) is int and 0 <= index < self.num_images
+        return isinstance(row.get("name"), str) and (self.dataset is None or has_index)
 
     def _describe(self, index: int) -> dict[str, str]:
         """Name and reason. The image is read once more for the reason, because a batch carries indices only."""

@@ -336,10 +336,16 @@ def encoded_bytes(value: StoredImage | None) -> bytes:
     return encoded
 
 
+def path_of_uri(path: str) -> str:
+    """The path that a `file://` URI names. Other paths are returned as they are."""
+    if path.startswith(FILE_URI):
+        return os.fsdecode(urllib.parse.unquote_to_bytes(path.removeprefix(FILE_URI)))
+    return path
+
+
 def _read_file(path: str) -> bytes:
     """Checks the kind of file before it opens it, because opening a pipe waits for a writer that may never come."""
-    if path.startswith(FILE_URI):
-        path = os.fsdecode(urllib.parse.unquote_to_bytes(path.removeprefix(FILE_URI)))
+    path = path_of_uri(path)
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("this is not a regular file")

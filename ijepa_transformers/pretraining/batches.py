@@ -10,6 +10,7 @@
     names(batch)            the names of the images
     log                     the bad images of the run, in bad_images.jsonl
     state()                 what a checkpoint must keep, as JSON. All processes must call it.
+    write(checkpoint)       writes what else a checkpoint must keep. The main process calls it.
 """
 
 from pathlib import Path
@@ -19,10 +20,12 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from ..configuration_ijepa import IJepaConfig
 from ..data.bad_images import BadImageLog, bad_indices
+from ..data.contents import image_fingerprints
 from ..data.datasets import PretrainingImages
 from ..data.order import PretrainingBatchSampler
 from ..data.shards import count_images, open_stream
@@ -32,22 +35,28 @@ from ..distributed import on_main_process
 from ..masking import Masking, MaskingCollator
 from .arguments import PretrainingArguments
 from .preemption import ignore_stop_signals
+from .state import read_state
 
 
 USUAL_BATCH = 32  # of the recipes for small sets
+_IMAGES = "images.safetensors"  # a number for the name and size of each image
 
 
-def _check_size(num_images: int, arguments: PretrainingArguments, state: dict | None) -> None:
-    """Raises ValueError if the images do not fill a batch, or if the run to resume had another number of images."""
+def _check_batch(num_images: int, arguments: PretrainingArguments) -> None:
+    """Raises ValueError if the images do not fill a batch."""
     if num_images < arguments.batch_size:
         raise ValueError(
             f"{num_images} images do not fill one batch; lower batch_size {arguments.batch_size}, for example to"
             f" {min(USUAL_BATCH, num_images)}."
         )
-    if state is not None and state["num_images"] != num_images:
+
+
+def _check_number(num_images: int, arguments: PretrainingArguments, state: dict, difference: str = "") -> None:
+    """Raises ValueError if the run to resume had another number of images. `difference` tells more about them."""
+    if state["num_images"] != num_images:
         raise ValueError(
-            f"The run to resume had {state['num_images']} images, but {arguments.data!r} has {num_images}: the order"
-            " of images would not continue."
+            f"The run to resume had {state['num_images']} images, but {arguments.data!r} has {num_images}{difference}:"
+            " the order of images would not continue."
         )
 
 
@@ -56,10 +65,10 @@ class IndexedData:
 
     Args:
         dataset: from `load_image_dataset`.
-        state: what `state()` returned for the checkpoint to resume, or None.
+        checkpoint: to resume, or None.
 
     Raises:
-        ValueError: if the images do not fill a batch, or if the run to resume had another number of images.
+        ValueError: if the images do not fill a batch, or if the run to resume had other images.
     """
 
     def __init__(
@@ -68,12 +77,28 @@ class IndexedData:
         arguments: PretrainingArguments,
         config: IJepaConfig,
         accelerator: Accelerator,
-        state: dict | None,
+        checkpoint: Path | None,
     ):
-        _check_size(len(dataset), arguments, state)
+        _check_batch(len(dataset), arguments)
         self.dataset, self.arguments, self.config, self.accelerator = dataset, arguments, config, accelerator
         self.num_images = len(dataset)
-        self.log = _open_log(self)
+        self.fingerprints: torch.Tensor | None = None  # (num_images,) on the main process
+        on_main_process(accelerator, lambda: self._take_fingerprints(checkpoint))
+        self.log = _open_log(self, is_resumed=checkpoint is not None)
+
+    def _take_fingerprints(self, checkpoint: Path | None) -> None:
+        """Raises ValueError if the names or sizes of the images are not those of the run to resume."""
+        self.fingerprints = image_fingerprints(self.dataset, self.arguments.data)
+        if checkpoint is None:
+            return
+        place = _first_difference(checkpoint, self.fingerprints)
+        what = "" if place is None else f"image {place}, {image_name(self.dataset, place)!r}"
+        _check_number(self.num_images, self.arguments, read_state(checkpoint), what and f" (first difference: {what})")
+        if what:
+            raise ValueError(
+                f"The images are not those of the run to resume: {what}, has another name or size than before. The"
+                " order of images would not continue. Restore them, or start a new run with --init_from."
+            )
 
     def loader(self, masking: Masking, total_steps: int, first_step: int) -> DataLoader:
         arguments, accelerator = self.arguments, self.accelerator
@@ -106,12 +131,26 @@ class IndexedData:
     def state(self) -> dict:
         return {"num_images": self.num_images}
 
+    def write(self, checkpoint: Path) -> None:
+        assert self.fingerprints is not None  # this is the main process
+        save_file({"images": self.fingerprints}, checkpoint / _IMAGES)
+
+
+def _first_difference(checkpoint: Path, fingerprints: torch.Tensor) -> int | None:
+    """The first image whose name or size differs from that in the checkpoint. None if there is none."""
+    if not (checkpoint / _IMAGES).exists():  # checkpoints of earlier versions have none
+        return None
+    before = load_file(checkpoint / _IMAGES)["images"]
+    count = min(len(before), len(fingerprints))
+    different = (before[:count] != fingerprints[:count]).nonzero().flatten()
+    return int(different[0]) if len(different) else None
+
 
 class StreamedData:
     """Shards that are read one after the other (`data/streaming.py`).
 
     Args:
-        state: as in `IndexedData`.
+        checkpoint: as in `IndexedData`.
 
     Raises:
         ValueError: if the shards cannot be opened or shared among the processes, if their number of images is unknown,
@@ -123,8 +162,9 @@ class StreamedData:
         arguments: PretrainingArguments,
         config: IJepaConfig,
         accelerator: Accelerator,
-        state: dict | None,
+        checkpoint: Path | None,
     ):
+        state = read_state(checkpoint) if checkpoint else None
         self.arguments, self.config, self.accelerator = arguments, config, accelerator
         self.stream = open_stream(
             arguments.data,
@@ -133,13 +173,15 @@ class StreamedData:
             image_column=arguments.image_column,
         )
         self.num_images = self._find_num_images()
-        _check_size(self.num_images, arguments, state)
+        _check_batch(self.num_images, arguments)
+        if state:
+            _check_number(self.num_images, arguments, state)
         self.start = LanePositions.from_state_dict(state["stream"]) if state else None
         lanes_before = int(self.start.settings["lanes"]) if self.start else None
         self.lanes, self.num_workers = choose_lanes(
             self.stream.num_shards, accelerator.num_processes, arguments.num_workers, lanes_before
         )
-        self.log = _open_log(self)
+        self.log = _open_log(self, is_resumed=checkpoint is not None)
 
     def _find_num_images(self) -> int:
         found = self.arguments.num_images or on_main_process(self.accelerator, lambda: count_images(self.stream))
@@ -189,8 +231,11 @@ class StreamedData:
         positions = merge_positions(gather_object([self.positions.state_dict()]))
         return {"num_images": self.num_images, "stream": positions}
 
+    def write(self, checkpoint: Path) -> None:
+        """Does nothing, because `state` is all."""
 
-def _open_log(data: IndexedData | StreamedData) -> BadImageLog:
+
+def _open_log(data: IndexedData | StreamedData, is_resumed: bool) -> BadImageLog:
     arguments = data.arguments
     return BadImageLog(
         Path(arguments.output_dir) / "bad_images.jsonl",
@@ -199,6 +244,7 @@ def _open_log(data: IndexedData | StreamedData) -> BadImageLog:
         data.config.num_channels,
         writes=data.accelerator.is_main_process,
         num_images=data.num_images,
+        is_resumed=is_resumed,
     )
 
 
@@ -224,16 +270,16 @@ def _loader_settings(accelerator: Accelerator, num_workers: int) -> dict[str, An
 
 
 def open_batches(
-    arguments: PretrainingArguments, config: IJepaConfig, accelerator: Accelerator, state: dict | None
+    arguments: PretrainingArguments, config: IJepaConfig, accelerator: Accelerator, checkpoint: Path | None
 ) -> IndexedData | StreamedData:
-    """The images of a run, indexed or streamed, with the log of its bad images.
+    """The images of a run, indexed or streamed, with the log of its bad images. `checkpoint` is the one to resume.
 
     Raises:
         ValueError: as `IndexedData` and `StreamedData`.
         BadImageError: if the run to resume already had too many bad images.
     """
     if arguments.streaming:
-        return StreamedData(arguments, config, accelerator, state)
+        return StreamedData(arguments, config, accelerator, checkpoint)
     with accelerator.main_process_first():  # the main process fills the cache of `datasets`, the others read it
         dataset = open_split(arguments, arguments.train_split)
-    return IndexedData(dataset, arguments, config, accelerator, state)
+    return IndexedData(dataset, arguments, config, accelerator, checkpoint)

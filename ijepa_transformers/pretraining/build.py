@@ -1,7 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Builds a pretraining run from its arguments. Nothing is written yet."""
 
-import json
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ from .defaults import half_life_steps, with_masks_for
 from .evaluate import Probe, with_available_split
 from .preemption import StopRequest
 from .sanity import Plan, plan_of
+from .state import check_known_settings, note_on_version, read_state
 
 
 @dataclass
@@ -93,7 +94,8 @@ def _find_checkpoint(arguments: PretrainingArguments, launch: Launch, report: Ca
 
     Raises:
         ValueError: if the directory already holds a run and `resume` is not set, if all checkpoints are damaged, or if
-            the checkpoint was written with other settings or under another launch mode.
+            the checkpoint was written with other settings, under another launch mode, or by a version of this package
+            that it cannot be resumed from.
     """
     output_dir = Path(arguments.output_dir)
     if not arguments.resume:
@@ -102,10 +104,15 @@ def _find_checkpoint(arguments: PretrainingArguments, launch: Launch, report: Ca
         return None
     checkpoint = newest_checkpoint(output_dir / "checkpoints", report)
     if checkpoint is None:
-        report(f"{output_dir} holds no complete checkpoint to resume from: the run starts at step 0.")
+        anew = ", and metrics.jsonl begins anew" if (output_dir / "metrics.jsonl").exists() else ""
+        report(f"{output_dir} holds no complete checkpoint to resume from: the run starts at step 0{anew}.")
         return None
     state = read_state(checkpoint)
-    differences = arguments.differences(without_removed_keys(state["arguments"], str(checkpoint)))
+    if note := note_on_version(state, checkpoint):
+        report(note)
+    before = without_removed_keys(state["arguments"], str(checkpoint))
+    check_known_settings(before, {entry.name for entry in dataclasses.fields(arguments)}, state)
+    differences = arguments.differences(before)
     if differences:
         raise ValueError(
             f"{checkpoint} belongs to a run with other settings ({'; '.join(differences)}). Repeat them to resume, or"
@@ -113,11 +120,6 @@ def _find_checkpoint(arguments: PretrainingArguments, launch: Launch, report: Ca
         )
     check_same_launch(checkpoint, Launch(**state["launch"]), launch)
     return checkpoint
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What `saving.save` wrote beside the weights and the optimizer."""
-    return json.loads((checkpoint / "run_state.json").read_text())
 
 
 def _build_config(arguments: PretrainingArguments, checkpoint: Path | None) -> IJepaConfig:
@@ -223,7 +225,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     on_main_process(accelerator, lock.take_if_there)
     checkpoint = on_main_process(accelerator, lambda: _find_checkpoint(arguments, launch, accelerator.print))
     config = _build_config(arguments, checkpoint)
-    data = open_batches(arguments, config, accelerator, read_state(checkpoint) if checkpoint else None)
+    data = open_batches(arguments, config, accelerator, checkpoint)
     arguments = with_available_split(arguments)
     schedules = _build_schedules(arguments, data.num_images // arguments.batch_size)
     set_seed(arguments.seed)

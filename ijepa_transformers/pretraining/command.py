@@ -30,6 +30,7 @@ from .evaluate import final_rows, random_encoder
 from .judging import verdict_of
 from .loop import DivergenceError, divergence, train
 from .preemption import Preempted, StopRequest, end_workers
+from .records import begin_records
 from .sanity import warnings_for
 from .saving import export, push_to_hub, resume
 
@@ -59,6 +60,10 @@ def run(arguments: PretrainingArguments) -> Result:
         except (ValueError, OSError) as error:
             raise SettingsError(str(error)) from error
         stop.raises_at_once = False  # from here on the loop stops, where everything can be saved
+        try:
+            claim(built)
+        except (ValueError, OSError) as error:
+            raise SettingsError(str(error)) from error
         with _recorded_status(built, others):
             start(built)
             train(built)
@@ -92,17 +97,40 @@ def _write_status(run: Run, status: str) -> None:
             write_text(run.output_dir / "run_status.json", json.dumps({"status": status}) + "\n")
 
 
+def claim(run: Run) -> None:
+    """Makes the directory of the run and locks it.
+
+    Raises:
+        ValueError: if another run has it, or had it since this one looked at the directory.
+        OSError: if it cannot be made or written.
+    """
+    on_main_process(run.accelerator, lambda: _claim(run))
+
+
+def _claim(run: Run) -> None:
+    run.output_dir.mkdir(parents=True, exist_ok=True)
+    if run.lock.is_taken:
+        return
+    run.lock.take()  # there was no directory when this run looked for a checkpoint
+    if any((run.output_dir / name).exists() for name in ("run_status.json", "metrics.jsonl", "checkpoints")):
+        raise ValueError(
+            f"Another run has just begun in {run.output_dir}: choose another output_dir, or --resume to continue it."
+        )
+
+
 def start(run: Run) -> None:
     """Prints the effective settings, then loads the checkpoint or measures the random encoder."""
-    run.output_dir.mkdir(parents=True, exist_ok=True)
-    on_main_process(run.accelerator, lambda: _claim(run))
     _write_status(run, "running")
     for name, value in summarize(run).items():
         run.accelerator.print(f"{name:12} {value}")
     if not run.checkpoint:
         for warning in warnings_for(run.plan):
             run.accelerator.print(f"WARNING: {warning}")
-    run.accelerator.init_trackers(run.output_dir.name)
+    # TensorBoard hides what a killed run has logged after the checkpoint.
+    tracker_settings = {"tensorboard": {"purge_step": run.first_step + 1}}
+    run.accelerator.init_trackers(run.output_dir.name, init_kwargs=tracker_settings)
+    if not run.checkpoint:
+        begin_records(run)
     if run.checkpoint:
         resume(run, run.checkpoint)
         run.accelerator.print(f"resuming {run.checkpoint} at step {run.first_step:,}")
@@ -113,14 +141,6 @@ def start(run: Run) -> None:
         raise divergence(run)
     if any_process(run.accelerator, bool(run.stop)):
         raise Preempted
-
-
-def _claim(run: Run) -> None:
-    """Locks a directory that did not exist before, unless another run has started in it meanwhile."""
-    if not run.lock.is_taken:
-        run.lock.take()
-        if (run.output_dir / "metrics.jsonl").exists():
-            raise ValueError(f"Another run has just begun in {run.output_dir}: choose another output_dir.")
 
 
 def finish(run: Run) -> None:

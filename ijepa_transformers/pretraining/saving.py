@@ -16,9 +16,11 @@ from ..distributed import on_main_process, whole_weights
 from ..files import disk_errors, replace_files, write_text
 from ..model_card import write_model_card
 from ..visualization.curves import plot_training_curves
-from .build import Run, is_evaluated, read_state, summarize
+from .build import Run, is_evaluated, summarize
 from .checkpointing import save_checkpoint
 from .evaluate import evaluate
+from .records import continue_records, write_metrics
+from .state import read_state, write_state
 
 
 # Not uploaded to the Hub, because they are of no use there or contain names of the user's files.
@@ -57,7 +59,8 @@ def _write_state(run: Run, directory: Path, data_state: dict[str, Any]) -> None:
         "skipped_steps": run.skipped_steps,
         "launch": dataclasses.asdict(run.launch),
     }
-    (directory / "run_state.json").write_text(json.dumps(state))
+    write_state(directory, state)
+    run.data.write(directory)
     run.networks.config.save_pretrained(directory)
     run.processor.save_pretrained(directory)
 
@@ -102,27 +105,11 @@ def resume(run: Run, checkpoint: Path) -> None:
     run.baseline, run.skipped_steps = state["baseline"], state["skipped_steps"]
     start_spread = state.get("start_spread")  # checkpoints of earlier versions have none
     run.start_spread = verdict.Spread(**start_spread) if start_spread else None
-    metrics = run.output_dir / "metrics.jsonl"
-    run.metrics = _rows_until(metrics, run.first_step)
+    continue_records(run)
     last = run.metrics[-1] if run.metrics else {}
     if last.get("step") == run.first_step and is_evaluated(run, run.first_step) and "knn_accuracy" not in last:
         last.update(evaluate(run))  # a signal has interrupted this evaluation
-    on_main_process(run.accelerator, lambda: _write_rows(metrics, run.metrics))
-    skipped = run.output_dir / "skipped_steps.jsonl"
-    if skipped.exists():
-        kept = _rows_until(skipped, run.first_step)
-        on_main_process(run.accelerator, lambda: _write_rows(skipped, kept))
-
-
-def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """The complete lines of a JSON-lines file up to a step. The resumed run writes the later ones again."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [row for row in rows if row["step"] <= step]
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_metrics(run)
 
 
 def _load_monitor(run: Run, checkpoint: Path) -> None:

@@ -2,7 +2,6 @@
 """Opens and computes what a visualization report shows: networks, images, features and metrics."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,10 +27,12 @@ from ..encoders import (
     one_line,
     random_encoder,
 )
+from ..files import read_rows
 from ..masking import Masking, build_masking
 from ..modeling_ijepa import IJepaForPretraining
 from ..verdict import read_sentences
 from .arguments import VisualizationArguments
+from .curves import BASELINE_KEY, PANELS
 
 
 METRICS = "metrics.jsonl"
@@ -164,11 +165,17 @@ def _read_runs(arguments: VisualizationArguments) -> dict[str, list[dict]]:
 
 def _read_metrics(directory: Path) -> list[dict]:
     path = directory / METRICS
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    try:  # the last line of a running training may be incomplete
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+    rows, num_damaged = read_rows(path, _can_be_drawn)
+    is_growing = path.is_file() and not path.read_bytes().endswith(b"\n")  # a training writes its last line
+    damaged = f"{num_damaged:,} of its lines are damaged"
+    require(num_damaged <= is_growing, f"{str(path)!r} cannot be read: {damaged}. --resume of its run drops them.")
+    return rows
+
+
+def _can_be_drawn(row: dict) -> bool:
+    """Whether all metrics that are drawn are numbers, None or absent."""
+    drawn = {"step", BASELINE_KEY}.union(*(panel.lines for panel in PANELS))
+    return all(isinstance(row.get(name), int | float | None) for name in drawn)
 
 
 def read_masks(model: str) -> MaskArguments:

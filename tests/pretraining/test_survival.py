@@ -321,6 +321,7 @@ KINDS = {
     "random_states_0.pkl",
     "monitor_0.safetensors",
     "run_state.json",
+    "images.safetensors",
     "config.json",
     "preprocessor_config.json",
     "manifest.json",
