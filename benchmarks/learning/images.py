@@ -15,7 +15,8 @@ import torch
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from ijepa_transformers.data.decoding import read_image
-from ijepa_transformers.data.sources import labels_of, load_image_dataset
+from ijepa_transformers.data.labels import labels_of
+from ijepa_transformers.data.sources import load_image_dataset
 from ijepa_transformers.data.transforms import default_image_statistics, resize_center_crop
 
 

@@ -20,6 +20,7 @@ import PIL
 from PIL import Image, UnidentifiedImageError
 
 from .arrays import open_array
+from .heif import NotReadableError, is_heif, open_heif
 from .samples import Samples, check_upper_bytes, keeps_upper_byte_only, samples_of
 from .tiff import is_tiff, read_tiff_header, tiff_samples
 
@@ -281,7 +282,12 @@ def _decode_with_pil(image: Image.Image, num_channels: int, reduction: int) -> n
 
 def open_image(encoded: bytes) -> Image.Image:
     """The image of a file, of which only the header has been read."""
-    return Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS)
+    try:
+        return Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS)
+    except UnidentifiedImageError:
+        if not is_heif(encoded):
+            raise
+    return open_heif(encoded)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -361,6 +367,8 @@ def _check_file_size(num_bytes: int) -> None:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, NotReadableError):
+        return str(error)
     if isinstance(error, UnidentifiedImageError):  # its own message shows the address of a buffer
         return "this is not an image that PIL knows"
     return f"{type(error).__name__}: {error}"

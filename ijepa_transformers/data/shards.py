@@ -16,7 +16,10 @@ import fsspec
 import pyarrow.parquet as pq
 
 from .decoding import StoredImage
-from .sources import SHARD_BUILDERS, choose_split, find_image_column, resolve
+from .finding import resolve
+from .kinds import SHARD_BUILDERS
+from .sources import find_image_column
+from .splits import choose_split
 
 
 _READ_ROWS = 64  # images that are read from a shard at once

@@ -24,7 +24,7 @@ class DataArguments(DatasetArguments):
 
     train_split: str = argument("train", "split that probes learn from")
     validation_split: str = argument(
-        "validation", "split that accuracies are measured on, as 'test' or 'validation or test'"
+        "validation", "split that accuracies are measured on, as 'test' or 'validation or test', which is auto"
     )
     max_images: int | None = argument(None, "use a sample of this many images of each split, drawn by the seed")
     num_workers: int = argument(2, "image loading processes per process; 0 loads in it")

@@ -22,7 +22,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..api import Result, process_as_before
 from ..arguments import require
-from ..data.sources import available_split, labels_of, open_split
+from ..data.labels import describe_classes, labels_of
+from ..data.sources import available_split, open_split
 from ..distributed import check_launch, end_process_group
 from ..encoders import EncoderSpec
 from .arguments import PLAIN_PROBES, PROGRAM, ProbingArguments, parse_probing_arguments, probing_arguments
@@ -69,6 +70,8 @@ def build_run(arguments: ProbingArguments) -> Run:
         train = _open_labelled(arguments, arguments.train_split)
         validation = _open_labelled(arguments, available_split(arguments, arguments.validation_split))
     _check_classes(train, validation)
+    for split in (train, validation):
+        accelerator.print(f"split {split.name!r}, {describe_classes(split.dataset)}", flush=True)
     run = Run(arguments, accelerator, entries, train, validation, trials)
     _note_left_out(run)
     _note_unknown_classes(run)

@@ -36,6 +36,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..api import Result, process_as_before
 from ..data.datasets import ProcessedImages
+from ..data.labels import class_names, has_several, several_labels_of
 from ..data.sources import open_split
 from ..distributed import check_launch, end_process_group
 from ..encoders import load_encoder, load_processor, weights_digest
@@ -327,7 +328,12 @@ def _embed_readable(run: Run, pixel_values: torch.Tensor | None, errors: list[st
 def _columns_of(run: Run, shard: Shard, errors: list[str | None]) -> Columns:
     """The columns of a shard other than features."""
     dataset = run.images.dataset
-    labels = {"label": dataset.select(shard.rows)["label"][:]} if "label" in dataset.column_names else {}
+    labels: Columns = {}
+    if "label" in dataset.column_names:
+        part = dataset.select(shard.rows)
+        # A tensor has no rows of unequal length: several labels are 0 or 1 for each class there.
+        as_rows = has_several(part) and run.arguments.format == "safetensors"
+        labels["label"] = several_labels_of(part).tolist() if as_rows else part["label"][:]
     names = _image_names(dataset, shard.rows, run.arguments.data)
     return {"index": list(shard.rows), "name": names, **labels, "error": errors}
 
@@ -339,7 +345,9 @@ def finish(run: Run) -> None:
         bad_images = [entry for shard in run.shards for entry in _read_bad_images(run.path(shard))]
         write_text(run.output_dir / _BAD_IMAGES, "".join(json.dumps(entry) + "\n" for entry in bad_images))
         files = [{"file": run.path(shard).name, "rows": len(shard.rows)} for shard in run.shards]
-        sources = {"model": run.arguments.model, "data": run.arguments.data}
+        sources: dict[str, Any] = {"model": run.arguments.model, "data": run.arguments.data}
+        if "label" in run.images.dataset.column_names:  # the column `label` counts through these names
+            sources["class_names"] = class_names(run.images.dataset)
         manifest = {**sources, "shapes": run.shapes, "num_bad_images": len(bad_images), "files": files, **run.settings}
         write_text(run.output_dir / _MANIFEST, json.dumps(manifest, indent=2))
         print(f"{len(bad_images):,} images could not be read; the features are complete in {run.output_dir}")

@@ -36,7 +36,9 @@ class DataArguments(DatasetArguments):
 
     train_split: str = argument("train", "labelled split to train on")
     validation_split: str | None = argument(
-        None, "labelled split to evaluate on, as 'test' or 'validation or test'; no evaluation by default"
+        None,
+        "labelled split to evaluate on, as 'test' or 'validation or test'; auto: whichever of these there is; no"
+        " evaluation by default",
     )
     images_per_class: int | None = argument(None, "train on so many images of every class")
     label_fraction: float | None = argument(None, "train on this share of every class, at least one image of each")

@@ -17,7 +17,9 @@ from ..api import Result, process_as_before
 from ..arguments import require
 from ..data.datasets import FineTuningCollator, FineTuningImages, LabelledImages
 from ..data.decoding import BadImageError
-from ..data.sources import available_split, labels_of, open_split, select_labelled, select_listed
+from ..data.labels import class_counts, class_names, describe_classes, labels_of
+from ..data.selection import select_labelled, select_listed
+from ..data.sources import open_split, split_to_judge_on
 from ..distributed import check_launch, end_process_group
 from ..encoders import load_processor
 from ..execution import configure, describe
@@ -50,6 +52,17 @@ def _open_labelled(arguments: DataArguments, split: str) -> datasets.Dataset:
     unlabelled = int((labels_of(dataset) < 0).sum())
     require(not unlabelled, f"{unlabelled} of {len(dataset)} images of the {split!r} split have no label.")
     return dataset
+
+
+def _require_two_classes(dataset: datasets.Dataset, arguments: DataArguments) -> None:
+    """Raises ValueError if all training images have the same label."""
+    counts = class_counts(dataset)
+    present = [name for name, count in zip(class_names(dataset), counts, strict=True) if count]
+    require(
+        len(present) > 1,
+        f"The {arguments.train_split!r} split of {arguments.data!r} has only one class, {present[0]!r}; a classifier"
+        " needs two.",
+    )
 
 
 def _open_training_split(arguments: DataArguments) -> datasets.Dataset:
@@ -108,18 +121,20 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
     _check_gpus(arguments.training.n_gpu)
     checkpoint = find_checkpoint(arguments)
     training_data = _open_training_split(arguments.data)
-    class_names = training_data.features["label"].names
-    state = state_of(arguments, class_names, labels_of(training_data))
+    names = class_names(training_data)
+    state = state_of(arguments, names, labels_of(training_data))
     if checkpoint is not None:
         state = check_same_run(checkpoint, state)
     _check_length(arguments.training, len(training_data), checkpoint)
     validation_data = None
     if arguments.data.validation_split is not None:
-        arguments.data.validation_split = available_split(arguments.data, arguments.data.validation_split)
+        arguments.data.validation_split = split_to_judge_on(arguments.data, arguments.data.validation_split)
+    if arguments.data.validation_split is not None:
         validation_data = _open_labelled(arguments.data, arguments.data.validation_split)
         _check_classes(training_data, validation_data)
+    _require_two_classes(training_data, arguments.data)
     set_seed(arguments.training.seed)  # for the weights that are new: those of the head, or all
-    model, head = build_model(arguments.model, class_names)
+    model, head = build_model(arguments.model, names)
     processor = load_processor(arguments.model.model)
     if isinstance(model, IJepaPreTrainedModel) and arguments.training.ddp_find_unused_parameters is None:
         arguments.training.ddp_find_unused_parameters = False  # all trained weights are used; a search takes time
@@ -201,8 +216,8 @@ def start(trainer: ClassificationTrainer) -> None:
     arguments, model = trainer.arguments, trainer.model
     origin = "new weights" if arguments.model.from_scratch else f"{arguments.model.encoder} encoder"
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    classes = f"{model.config.num_labels:,} classes"
-    print(f"{type(model).__name__} of {arguments.model.model}, {origin}: {trained:,} trained weights, {classes}")
+    print(f"{type(model).__name__} of {arguments.model.model}, {origin}: {trained:,} trained weights")
+    print(describe_classes(trainer.train_dataset.dataset))
     if trainer.checkpoint is None:
         print(trainer.head[0].upper() + trainer.head[1:])
     print(f"{arguments.training.device.type}, {describe(model)}")

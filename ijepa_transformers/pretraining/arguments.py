@@ -46,7 +46,9 @@ class DataArguments(DatasetArguments):
         None, "labelled data for the k-NN, with both splits, if not `data` (which, streamed, cannot serve)"
     )
     validation_split: str | None = argument(
-        None, "labelled split for the k-NN, as 'test' or 'validation or test'; both splits need labels then"
+        None,
+        "labelled split for the k-NN, as 'test' or 'validation or test'; auto: whichever of these there is; both"
+        " splits need labels then",
     )
     crop_scale: list[float] = argument([0.3, 1.0], "area of the random crop as a share of the image: least, most")
     crop_ratio: list[float] = argument([3 / 4, 4 / 3], "aspect ratio of the random crop: least, most")

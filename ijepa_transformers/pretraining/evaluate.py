@@ -14,7 +14,8 @@ from transformers import BitImageProcessorPil
 from ..arguments import DatasetArguments
 from ..configuration_ijepa import IJepaConfig
 from ..data.datasets import EvaluationImages
-from ..data.sources import available_split, open_split
+from ..data.labels import describe_classes, labels_of
+from ..data.sources import open_split, split_to_judge_on
 from ..data.transforms import normalize_pixel_values
 from ..distributed import whole_weights
 from ..encoders import RawPixels, encoder_features, untrained
@@ -62,11 +63,12 @@ class Probe:
     def _loader(self, split: str, config: IJepaConfig) -> DataLoader:
         """At most `max_probe_images` labelled images of the split, the same in every run."""
         dataset = self._open(split)
-        labelled = (torch.as_tensor(dataset["label"][:]) >= 0).nonzero().flatten()  # -1 means unlabelled
+        labelled = torch.from_numpy(labels_of(dataset) >= 0).nonzero().flatten()  # -1 means unlabelled
         order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(0))
         chosen = labelled[order[: self.arguments.max_probe_images]].sort().values
         if len(chosen) == 0:
             raise ValueError(f"validation_split asks for a k-NN, but no image of the {split!r} split has a label.")
+        self.accelerator.print(f"split {split!r}, {describe_classes(dataset)}", flush=True)
         images = EvaluationImages(
             dataset, config.image_height_and_width, config.num_channels, self.arguments.eval_resize_ratio
         )
@@ -127,7 +129,8 @@ class Probe:
 
 
 def with_available_split(arguments: PretrainingArguments) -> PretrainingArguments:
-    """The arguments with one name as `validation_split`, where "validation or test" was asked.
+    """The arguments with one name as `validation_split`, where "validation or test" or "auto" was asked. None where
+    "auto" finds no split.
 
     Raises:
         ValueError: if the data have none of these splits.
@@ -135,7 +138,7 @@ def with_available_split(arguments: PretrainingArguments) -> PretrainingArgument
     if arguments.validation_split is None:
         return arguments
     source = DatasetArguments(arguments.validation_data) if arguments.validation_data else arguments
-    return replace(arguments, validation_split=available_split(source, arguments.validation_split))
+    return replace(arguments, validation_split=split_to_judge_on(source, arguments.validation_split))
 
 
 def evaluate(run: "Run") -> dict[str, float]:

@@ -16,7 +16,8 @@ from transformers import BitImageProcessorPil, PreTrainedModel
 from ..arguments import MaskArguments, require, without_removed_keys
 from ..configuration_ijepa import IJepaConfig
 from ..data.datasets import ProcessedImages
-from ..data.sources import labels_of, open_split
+from ..data.labels import labels_of
+from ..data.sources import open_split
 from ..data.transforms import normalize_pixel_values
 from ..encoders import (
     is_pretraining_model,

@@ -230,7 +230,7 @@ REFUSED = {
     ),
     "HEIC": (
         lambda: struct.pack(">I", 24) + b"ftypheic\x00\x00\x00\x00mif1heic" + bytes(99),
-        "not an image that PIL knows",
+        "HEIC",
     ),
     "zeros": (lambda: bytes(4096), "not an image that PIL knows"),
     "64-bit float TIFF": (

@@ -17,14 +17,9 @@ from ijepa_transformers.data.datasets import (
     EvaluationImages,
 )
 from ijepa_transformers.data.decoding import decode_image
-from ijepa_transformers.data.sources import (
-    available_split,
-    image_name,
-    labels_of,
-    load_image_dataset,
-    select_labelled,
-    select_listed,
-)
+from ijepa_transformers.data.labels import labels_of
+from ijepa_transformers.data.selection import select_labelled, select_listed
+from ijepa_transformers.data.sources import available_split, image_name, load_image_dataset
 from tests.data.images import encoded, names, photo_pixels, write
 
 
@@ -97,12 +92,6 @@ def test_of_several_splits_the_first_that_is_there_is_opened(tmp_path):
     assert available_split(arguments, "val or test") == "validation"
     with pytest.raises(ValueError, match="has no split 'dev' or 'extra'; it has 'test', 'train', 'validation'"):
         available_split(arguments, "dev or extra")
-
-
-def test_integer_labels_keep_their_value(tmp_path):
-    table(3, label=[10, 2, -1]).to_parquet(tmp_path / "x.parquet")
-    dataset = load_image_dataset(tmp_path)
-    assert list(dataset["label"]) == [10, 2, -1] and dataset.features["label"].num_classes == 11
 
 
 def test_columns_that_are_ambiguous_or_absent_are_errors_that_list_them(tmp_path):

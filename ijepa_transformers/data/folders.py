@@ -1,0 +1,156 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Splits and classes of a folder of images, from the names of its folders.
+
+Not by the `imagefolder` builder of `datasets`, which takes splits from file names (`test_1.jpg`).
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .decoding import encoded_bytes, open_image
+from .splits import meanings_in, split_meaning
+
+
+_MASK_NAMES = (
+    *("mask", "masks", "annotation", "annotations", "label", "labels", "gt", "groundtruth", "ground_truth", "seg"),
+    *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "trimaps", "trimap", "depth"),
+)
+_PAIRS_LOOKED_AT = 3
+_MOST_SPLITS = 4  # with more folders, names such as "bullet_train" and "test_tube" are those of classes
+_SINGLE_CHANNEL_MODES = ("1", "L", "P", "I", "I;16")
+
+
+@dataclass
+class FolderLayout:
+    """What the folders of a source mean.
+
+    Args:
+        splits: the images by name of the split, relative to the folder. A folder without splits is "train".
+        classes: the class of every image, by split. Only splits in which every image lies in a class folder are here.
+        class_names: sorted, of all splits.
+    """
+
+    splits: dict[str, list[Path]]
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
+
+
+def layout_of(folder: Path, files: list[Path]) -> FolderLayout:
+    """Finds splits and classes.
+
+    Args:
+        folder: for messages, and to look at some images.
+        files: the images, relative to `folder`.
+
+    Raises:
+        ValueError: if it is unclear which folders are splits, or if a folder holds masks of the images of another.
+    """
+    depth = _split_depth(folder, files)
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        splits.setdefault("train" if depth is None else file.parts[depth], []).append(file)
+    first = 0 if depth is None else depth + 1
+    in_folders = {
+        split: [file.parts[first] for file in paths if len(file.parts) > first + 1] for split, paths in splits.items()
+    }
+    classes = {split: names for split, names in in_folders.items() if len(names) == len(splits[split])}
+    for split, names in classes.items():
+        _refuse_masks(folder, splits[split], names)
+    return FolderLayout(splits, classes, sorted({name for names in classes.values() for name in names}))
+
+
+def _split_depth(folder: Path, files: list[Path]) -> int | None:
+    """Which part of the paths is the split; None if there are no split folders.
+
+    A folder that holds all images may lie above the split folders, as in images/train and images/val.
+    """
+    depth = 0
+    while True:
+        tops = {file.parts[depth] if len(file.parts) > depth + 1 else "" for file in files}
+        if any(split_meaning(top) for top in tops):
+            _require_only_splits(folder, tops, files[0].parts[:depth])
+            return depth
+        if len(tops) > 1 or "" in tops:
+            _refuse_hidden_splits(folder, files, depth, tops)
+            return None
+        depth += 1
+
+
+def _require_only_splits(folder: Path, tops: set[str], above: tuple[str, ...]) -> None:
+    split_folders = {top for top in tops if split_meaning(top)}
+    others = sorted(tops - split_folders)
+    if others:
+        raise ValueError(
+            f"{str(folder)!r} has split folders {sorted(split_folders)} beside other images (in {others[:5]}); keep"
+            " only split folders, or, if these are classes, move them all into a folder"
+            f" {os.path.join(folder, *above, 'train')!r}"
+        )
+
+
+def _refuse_hidden_splits(folder: Path, files: list[Path], depth: int, tops: set[str]) -> None:
+    """Raises ValueError if folders further down look like splits, which would all be trained on."""
+    named = sorted(top for top in tops if len(meanings_in(top)) == 1)
+    if len(set().union(*map(meanings_in, named))) > 1 and len(tops) <= _MOST_SPLITS:
+        raise ValueError(
+            f"{str(folder)!r}: {' and '.join(map(repr, named))} look like splits; call them train, validation and"
+            " test, or, if they are classes, move them into a folder 'train'"
+        )
+    below: dict[tuple[str, ...], set[str]] = {}
+    for file in files:
+        for place in range(depth + 1, len(file.parts) - 1):
+            if split_meaning(file.parts[place]):
+                below.setdefault(file.parts[:place], set()).add(file.parts[place])
+    for above, names in below.items():
+        meanings = {split_meaning(name) for name in names}
+        if len(meanings) > 1 or (len(above) == depth + 1 and meanings != {"train"}):
+            found = os.path.join(*above, min(names))
+            raise ValueError(
+                f"{str(folder)!r} has split folders further down, such as {found!r}; name the folder above them,"
+                f" such as {os.path.join(folder, *above)!r}"
+            )
+
+
+def _refuse_masks(folder: Path, files: Sequence[Path], classes: Sequence[str]) -> None:
+    """Raises ValueError if the images of a class folder are masks of those of another."""
+    by_class: dict[str, dict[str, Path]] = {}
+    for file, name in zip(files, classes, strict=True):
+        by_class.setdefault(name, {})[file.stem] = file
+    if not 2 <= len(by_class) <= 8:
+        return
+    for images, others in ((images, others) for images in by_class for others in by_class if images != others):
+        pairs = _pairs(by_class[images], by_class[others])
+        if pairs and _are_masks(folder, images, others, pairs):
+            raise ValueError(
+                f"{str(folder)!r}: the images in {others!r} look like masks of those in {images!r}, not like a class;"
+                f" name the folder of the images alone, such as {str(folder / pairs[0][0].parent)!r}"
+            )
+
+
+def _pairs(images: dict[str, Path], others: dict[str, Path]) -> list[tuple[Path, Path]]:
+    """An image and the file that is called like it, if most of `others` are called like an image."""
+    stems = {stem: stem if stem in images else stem.rpartition("_")[0] for stem in others}
+    found = [(images[stem], others[other]) for other, stem in stems.items() if stem in images]
+    return found[:_PAIRS_LOOKED_AT] if 2 * len(found) > len(others) else []
+
+
+def _are_masks(folder: Path, images: str, others: str, pairs: list[tuple[Path, Path]]) -> bool:
+    called_so = others.lower() in _MASK_NAMES and others.lower().rstrip("s") not in images.lower()
+    for image, other in pairs:
+        header, other_header = _header(folder / image), _header(folder / other)
+        if header is None or other_header is None or header[0] != other_header[0]:
+            return False
+        one_channel = other_header[1] in _SINGLE_CHANNEL_MODES and header[1] not in _SINGLE_CHANNEL_MODES
+        if not (called_so or one_channel):
+            return False
+    return True
+
+
+def _header(path: Path) -> tuple[tuple[int, int], str] | None:
+    """Width and height, and PIL's mode, of an image; None if it cannot be opened."""
+    try:
+        image = open_image(encoded_bytes({"bytes": None, "path": str(path)}))
+        return image.size, image.mode
+    except Exception:  # PIL raises errors of many classes; bad images are told of elsewhere
+        return None

@@ -1,0 +1,301 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Finds the labels of a table and brings them into one of two forms.
+
+- one label per image: `ClassLabel`, where -1 is no label;
+- several: `List(ClassLabel)`, the classes of the image in ascending order; null is no label, an empty list no class.
+
+Whole numbers become classes in their order, without the numbers between them that do not occur: 0, 1 and 255 are three
+classes, called "0", "1" and "255". All splits together decide which numbers occur.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .notices import tell
+
+
+Splits: TypeAlias = Mapping[str, datasets.Dataset]
+_NAMES = ("label", "labels", "class", "cls", "fine_label")
+_OTHER_NAMES = ("target", "targets", "category", "class_id", "class_name", "class_label", "label_id", "label_name")
+_MAX_NAMED = 10  # classes or columns in a message
+_UNLABELLED = -1
+
+
+class LabelError(ValueError):
+    """There are no labels that a classifier can learn. The message says what there is instead."""
+
+
+@dataclass
+class Labels:
+    """The labels of all splits.
+
+    Args:
+        names: of the classes.
+        is_multiple: whether an image has a list of classes.
+        ids: by split: the class id of every image, -1 for no label; or a list of them, None for no label.
+    """
+
+    names: list[str]
+    is_multiple: bool
+    ids: dict[str, list[Any]]
+
+    def dataset(self, split: str) -> datasets.Dataset:
+        """The labels of a split as a data set of one column, "label"."""
+        label: Any = datasets.ClassLabel(names=self.names)
+        feature = datasets.List(label) if self.is_multiple else label
+        features = datasets.Features({"label": feature})
+        table = pa.table({"label": self.ids[split]}, schema=features.arrow_schema)
+        return datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+
+
+def read_labels(splits: Splits, split: str, asked: str | None) -> Labels:
+    """The labels of a table.
+
+    Args:
+        splits: all of them, because the classes must be the same in all.
+        split: the one that must have labels.
+        asked: the column of the labels; several with commas between them, each a class; or None.
+
+    Raises:
+        LabelError: if there are no labels, or they are of another kind.
+        ValueError: if `asked` names no column of labels, or if several columns fit.
+    """
+    features = splits[split].features
+    names = [name.strip() for name in asked.split(",")] if asked is not None and asked not in features else [asked]
+    if len(names) > 1:
+        return _of_columns(splits, [str(name) for name in names])
+    column = names[0] if asked is not None else _find_column(features)
+    if column is None:
+        raise LabelError(f"has no labels: {_other_columns(splits, split)}")
+    if column not in features or not _may_hold_labels(features[column]):
+        raise ValueError(
+            f"{column!r} is not a column of class ids or names; the columns are {describe_columns(features)}"
+        )
+    return _of_column(splits, column)
+
+
+def _find_column(features: datasets.Features) -> str | None:
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    found = found or [name for name in _NAMES if name in features and _may_hold_labels(features[name])]
+    if len(found) > 1:  # CIFAR-100: coarse_label and fine_label
+        found = [name for name in found if name in _NAMES] or found
+    if len(found) > 1:
+        raise ValueError(f"several label columns {found}; choose one with label_column")
+    others = [name for name in features if name.lower() in _OTHER_NAMES and _may_hold_labels(features[name])]
+    return (found or others or [None])[0]
+
+
+def _other_columns(splits: Splits, split: str) -> str:
+    """What the columns are, and which of them can be labels."""
+    dataset = splits[split]
+    if len(dataset.features) < 2:
+        return "there is no column beside the images, and no class folders"
+    flags = [name for name in dataset.features if _is_zero_or_one(dataset, name)]
+    sentence = f"the columns are {describe_columns(dataset.features)}; name one with label_column"
+    if len(flags) > 1:
+        sentence += f", or columns of 0 and 1 with commas between them, each a class: --label_column {','.join(flags)}"
+    return sentence
+
+
+def describe_columns(features: Mapping[str, Any]) -> str:
+    """Names and types of columns."""
+    return ", ".join(f"{name} ({getattr(feature, 'dtype', 'nested')})" for name, feature in features.items())
+
+
+# Kinds of columns
+
+
+def is_value(feature: Any, *kinds: str) -> bool:
+    """Whether a feature of `datasets` is a plain value of one of these kinds, such as "int" or "string"."""
+    return isinstance(feature, datasets.Value) and feature.dtype.removeprefix("large_").startswith(kinds)
+
+
+def _inner(feature: Any) -> Any:
+    """The feature of the entries of a list; None if it is no list."""
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return feature.feature
+    return feature[0] if isinstance(feature, list) and len(feature) == 1 else None
+
+
+def _may_hold_labels(feature: Any) -> bool:
+    feature = feature if _inner(feature) is None else _inner(feature)
+    return isinstance(feature, datasets.ClassLabel) or is_value(feature, "int", "uint", "string", "bool", "float")
+
+
+def _is_zero_or_one(dataset: datasets.Dataset, column: str) -> bool:
+    feature = dataset.features[column]
+    return is_value(feature, "int", "uint", "bool", "float") and set(_distinct(dataset, column)) <= {0, 1}
+
+
+def _arrow(dataset: datasets.Dataset, column: str) -> pa.ChunkedArray:
+    """A column, without reading the images beside it."""
+    table = dataset.select_columns([column]).with_format("arrow")[:]
+    return table[column]
+
+
+def _distinct(dataset: datasets.Dataset, column: str) -> list[Any]:
+    return [value for value in pc.unique(_arrow(dataset, column)).to_pylist() if value is not None]
+
+
+# Labels of one column
+
+
+def _of_column(splits: Splits, column: str) -> Labels:
+    having = {split: dataset for split, dataset in splits.items() if column in dataset.features}
+    feature = next(iter(having.values())).features[column]
+    inner = _inner(feature)
+    values = {split: _arrow(dataset, column).to_pylist() for split, dataset in having.items()}
+    if inner is not None:
+        return _of_lists(column, inner, values)
+    if isinstance(feature, datasets.ClassLabel):
+        names, ids = list(feature.names), {number: number for number in range(feature.num_classes)}
+    else:
+        names, ids = _classes(column, feature, values)
+    known = {split: [ids.get(value, _UNLABELLED) for value in found] for split, found in values.items()}
+    return Labels(names, False, known)
+
+
+def _classes(column: str, feature: Any, values: Mapping[str, Sequence[Any]]) -> tuple[list[str], dict[Any, int]]:
+    """Names of the classes, and the class id of each value."""
+    distinct = {value for found in values.values() for value in found if value is not None and value == value}
+    if is_value(feature, "bool"):
+        return ["False", "True"], {False: 0, True: 1}
+    if is_value(feature, "string"):
+        names = sorted(distinct)
+        return names, {name: number for number, name in enumerate(names)}
+    return _classes_of_numbers(column, distinct)
+
+
+def _classes_of_numbers(column: str, distinct: Iterable[float]) -> tuple[list[str], dict[Any, int]]:
+    """As `_classes`, for whole numbers. -1 means unlabelled, as everywhere in `datasets`."""
+    fractions = sorted(value for value in distinct if value != int(value)) if all(map(np.isfinite, distinct)) else None
+    if fractions is None or fractions:
+        shown = "infinite numbers" if fractions is None else f"numbers such as {fractions[0]:g}"
+        raise LabelError(f"has no labels: the column {column!r} holds {shown}, and classes are whole numbers or names")
+    numbers = sorted({int(value) for value in distinct} - {_UNLABELLED})
+    if numbers and numbers[0] < _UNLABELLED:
+        raise ValueError(f"the class ids in column {column!r} must be -1 or more, got {numbers[0]}")
+    if numbers != list(range(len(numbers))):
+        shown = ", ".join(map(str, numbers[:_MAX_NAMED])) + (", ..." if len(numbers) > _MAX_NAMED else "")
+        tell(
+            f"the numbers in column {column!r} have gaps: {shown}. Only numbers that occur are classes:"
+            f" {len(numbers):,}, called by their numbers."
+        )
+    return [str(number) for number in numbers], {number: place for place, number in enumerate(numbers)}
+
+
+# Several labels per image
+
+
+def _of_lists(column: str, inner: Any, values: Mapping[str, Sequence[Any]]) -> Labels:
+    lists = [entry for found in values.values() for entry in found if entry is not None]
+    numeric = is_value(inner, "int", "uint", "bool", "float")
+    if numeric and _are_vectors(lists):
+        names = [str(place) for place in range(len(lists[0]))]
+        places = {split: list(map(_places_of_ones, found)) for split, found in values.items()}
+        return _one_if_always_one(column, Labels(names, True, places))
+    if isinstance(inner, datasets.ClassLabel):
+        names, ids = list(inner.names), {number: number for number in range(inner.num_classes)}
+    else:
+        names, ids = _classes(
+            column, inner, {split: [v for e in found for v in e or ()] for split, found in values.items()}
+        )
+    known = {
+        split: [None if entry is None else sorted({ids[value] for value in entry if value in ids}) for entry in found]
+        for split, found in values.items()
+    }
+    return _one_if_always_one(column, Labels(names, True, known))
+
+
+def _are_vectors(lists: Sequence[Sequence[float]]) -> bool:
+    """Whether the lists have an entry of 0 or 1 for every class, as [0, 1, 0], and are not lists of class ids."""
+    lengths = {len(entry) for entry in lists}
+    return len(lengths) == 1 and lengths.pop() > 1 and all(value in (0, 1) for entry in lists for value in entry)
+
+
+def _places_of_ones(entry: Sequence[float] | None) -> list[int] | None:
+    return None if entry is None else [place for place, value in enumerate(entry) if value]
+
+
+def _one_if_always_one(column: str, labels: Labels) -> Labels:
+    """The labels with one class per image, if every image has exactly one."""
+    entries = [entry for found in labels.ids.values() for entry in found if entry is not None]
+    if not entries or any(len(entry) != 1 for entry in entries):
+        return labels
+    tell(f"every image has exactly one class in {column!r}, so there is one label per image.")
+    ids = labels.ids.items()
+    single = {split: [_UNLABELLED if entry is None else entry[0] for entry in found] for split, found in ids}
+    return Labels(labels.names, False, single)
+
+
+def _of_columns(splits: Splits, columns: list[str]) -> Labels:
+    """The labels of columns of 0 and 1, each a class."""
+    ids: dict[str, list[Any]] = {}
+    for split, dataset in splits.items():
+        for column in columns:
+            if column not in dataset.features or not _is_zero_or_one(dataset, column):
+                raise ValueError(
+                    f"{column!r} is not a column of 0 and 1; the columns are {describe_columns(dataset.features)}"
+                )
+        rows = zip(*(_arrow(dataset, column).to_pylist() for column in columns), strict=True)
+        ids[split] = [None if None in row else _places_of_ones(row) for row in rows]
+    return _one_if_always_one(",".join(columns), Labels(columns, True, ids))
+
+
+# Opened labels
+
+
+def has_several(dataset: datasets.Dataset) -> bool:
+    """Whether an image of a data set of `load_image_dataset` has a list of classes."""
+    return "label" in dataset.features and _inner(dataset.features["label"]) is not None
+
+
+def class_names(dataset: datasets.Dataset) -> list[str]:
+    """The names of the classes of a labelled data set of `load_image_dataset`."""
+    feature = dataset.features["label"]
+    return list((_inner(feature) or feature).names)
+
+
+def labels_of(dataset: datasets.Dataset) -> np.ndarray:
+    """Class ids (images,), int64; -1 for an image without a label (-1 or null in the data set).
+
+    Raises:
+        ValueError: if an image has several labels.
+    """
+    if has_several(dataset):
+        raise ValueError("an image has several labels here, and one is needed")
+    return np.array([_UNLABELLED if label is None else label for label in dataset["label"][:]], dtype=np.int64)
+
+
+def several_labels_of(dataset: datasets.Dataset) -> np.ndarray:
+    """For each image and class whether it is one of the image's (images, classes), float32; a row of NaN for an image
+    without a label."""
+    rows = np.zeros((len(dataset), len(class_names(dataset))), dtype=np.float32)
+    for row, entry in zip(rows, dataset["label"][:], strict=True):
+        row[slice(None) if entry is None else entry] = np.nan if entry is None else 1
+    return rows
+
+
+def class_counts(dataset: datasets.Dataset) -> np.ndarray:
+    """Images of each class (classes,)."""
+    if has_several(dataset):
+        return np.nansum(several_labels_of(dataset), axis=0).astype(np.int64)
+    labels = labels_of(dataset)
+    return np.bincount(labels[labels >= 0], minlength=len(class_names(dataset)))
+
+
+def describe_classes(dataset: datasets.Dataset) -> str:
+    """The classes with their numbers of images, as "2 classes: cat (12), dog (8)". Empty classes are named."""
+    names, counts = class_names(dataset), class_counts(dataset).tolist()
+    shown = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)][:_MAX_NAMED]
+    more = f" and {len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
+    empty = [name for name, count in zip(names, counts, strict=True) if not count]
+    without = f"; {len(empty):,} without an image: {', '.join(empty[:_MAX_NAMED])}" if empty else ""
+    each = ", several per image" if has_several(dataset) else ""
+    return f"{len(names):,} classes{each}: {', '.join(shown)}{more}{without}"

@@ -1,0 +1,90 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Reads metadata.csv, metadata.jsonl and metadata.parquet beside images, as `datasets` has this convention.
+
+A file has a row for each image. Its column `file_name` (or `image_file_name`, and so on) holds the path of the image,
+relative to the folder of the metadata file. The other columns belong to the image.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+
+_FILE_NAME = "file_name"
+
+
+class Metadata:
+    """The columns that metadata files give to images.
+
+    Args:
+        folder: of the images.
+        files: the metadata files.
+
+    Raises:
+        ValueError: if a file cannot be read, names an image that is not there, or names an image twice.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[Path]):
+        self._rows: dict[Path, int] = {}  # by path relative to the folder
+        self._origins: list[Path] = []  # the metadata file of each row
+        self.without_names: list[Path] = []  # files that have no column of names, and are not used
+        tables = []
+        for file in files:
+            table = _read(file)
+            column = _name_column(table)
+            if column is None:
+                self.without_names.append(file)
+                continue
+            self._add_rows(folder, file, table[column].to_pylist())
+            tables.append(table.drop_columns([column]))
+        self._table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+
+    def _add_rows(self, folder: Path, file: Path, names: Sequence[str | None]) -> None:
+        for number, name in enumerate(names, start=1):
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"row {number} of {str(file)!r} has no file name")
+            path = file.relative_to(folder).parent / name.replace("\\", "/")
+            path = Path(os.path.normpath(path))
+            if path in self._rows:
+                raise ValueError(f"{str(file)!r} names {name!r}, which has a row already")
+            self._rows[path] = len(self._origins)
+            self._origins.append(file)
+
+    def columns(self, images: Sequence[Path]) -> datasets.Dataset | None:
+        """The columns of these images, in this order; null for an image without a row. None if no image has a row."""
+        rows = [self._rows.get(image) for image in images]
+        if not self._table.num_columns or all(row is None for row in rows):
+            return None
+        return datasets.Dataset(self._table.take(pa.array(rows, pa.int64())))
+
+    def require_images(self, images: Mapping[str, Sequence[Path]]) -> None:
+        """Raises ValueError if a row names an image that is in no split."""
+        there = {image for paths in images.values() for image in paths}
+        missing = [path for path in self._rows if path not in there]
+        if missing:
+            file = self._origins[self._rows[missing[0]]]
+            raise ValueError(
+                f"{str(file)!r} names {len(missing):,} images that are not there, for example {str(missing[0])!r}"
+            )
+
+
+def _read(file: Path) -> pa.Table:
+    try:
+        if file.suffix == ".csv":
+            return pyarrow.csv.read_csv(file)
+        if file.suffix == ".jsonl":
+            return pyarrow.json.read_json(file)
+        return pyarrow.parquet.read_table(file)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(file)!r} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _name_column(table: pa.Table) -> str | None:
+    names = [name for name in table.column_names if name == _FILE_NAME or name.endswith(f"_{_FILE_NAME}")]
+    return names[0] if len(names) == 1 else None

@@ -1,0 +1,173 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""What the names of folders mean, and what becomes of the files that are no images."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ijepa_transformers.arguments import DatasetArguments
+from ijepa_transformers.data import kinds, notices
+from ijepa_transformers.data.sources import available_split, load_image_dataset, open_split, split_to_judge_on
+from tests.data.images import encoded, names, photo_pixels, write
+
+
+@pytest.fixture(autouse=True)
+def nothing_told_yet(monkeypatch):
+    monkeypatch.setattr(notices, "_told", set())
+
+
+def write_all(folder, *paths):
+    content = encoded(photo_pixels())
+    for path in paths:
+        write(folder / path, content)
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("images/train/1.png", "images/val/2.png"),
+        ("coco/train2017/1.png", "coco/val2017/2.png"),
+        ("a/b/Training/1.png", "a/b/Validation/2.png"),
+        ("train/images/1.png", "valid/images/2.png"),
+    ],
+)
+def test_split_folders_are_found_below_a_folder_that_holds_all_images(tmp_path, paths):
+    write_all(tmp_path, *paths)
+    write(tmp_path / "labels/train/1.txt", b"0 .5 .5 .2 .2")
+    assert names(load_image_dataset(tmp_path)) == ["1.png"]
+    assert names(load_image_dataset(tmp_path, split="val")) == ["2.png"]
+
+
+def test_classes_below_split_folders_one_level_down_are_found(tmp_path):
+    write_all(tmp_path, "images/train/cat/1.png", "images/train/dog/2.png", "images/val/dog/3.png")
+    train, validation = load_image_dataset(tmp_path), load_image_dataset(tmp_path, split="val")
+    assert (train["label"][:], validation["label"][:]) == ([0, 1], [1])
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (("bottle/train/1.png", "bottle/test/2.png", "nut/train/3.png"), "split folders further down.*bottle/test"),
+        (("cat/1.png", "dog/test/2.png"), "split folders further down.*dog/test"),
+        (("images/train/1.png", "images/2.png"), r"\['train'\] beside other images"),
+        (("train_images/1.png", "test_images/2.png"), "'test_images' and 'train_images' look like splits"),
+        (("seg_train/1.png", "seg_test/2.png", "seg_pred/3.png"), "'seg_test' and 'seg_train' look like splits"),
+        (("train/1.png", "train2017/2.png"), "two splits of the same meaning"),
+    ],
+)
+def test_folders_that_may_be_splits_are_refused(tmp_path, paths, message):
+    write_all(tmp_path, *paths)
+    with pytest.raises(ValueError, match=message):
+        load_image_dataset(tmp_path)
+
+
+def test_a_photo_album_may_have_any_folders(tmp_path):
+    write_all(tmp_path, "2019/train/1.png", "2019/alps/2.png", "2020/3.png")
+    assert len(load_image_dataset(tmp_path)) == 3
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize(
+    ("photos", "masks", "channels"),
+    [
+        ("JPEGImages/{}.jpg", "SegmentationClass/{}.png", 1),
+        ("photos/{}.png", "gt/{}.png", 3),
+        ("train/x/{}.jpg", "train/y/{}_mask.png", 1),
+    ],
+)
+def test_masks_are_no_class(tmp_path, photos, masks, channels):
+    pixels = photo_pixels()
+    for number in range(4):
+        save(tmp_path / photos.format(number), pixels)
+        save(tmp_path / masks.format(number), pixels if channels == 3 else pixels[..., 0])
+    with pytest.raises(ValueError, match=r"look like masks of those in '\w+', not like a class; name the folder"):
+        load_image_dataset(tmp_path)
+
+
+def test_classes_of_equal_file_names_are_no_masks(tmp_path):
+    for number in range(4):
+        for name in ("mask", "no_mask", "labels"):
+            size = {"labels": 31}.get(name, 30)  # photographs differ in size
+            save(tmp_path / name / f"{number}.jpg", np.zeros((size, 40, 3), np.uint8))
+    assert load_image_dataset(tmp_path).features["label"].names == ["labels", "mask", "no_mask"]
+
+
+def test_files_of_other_kinds_are_counted_once_with_advice(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(kinds, "reads_heif", lambda: False)
+    write_all(tmp_path, "1.jpg", "2.jpg", "b.heic", "a.HEIC", "scan.dcm", "plain", "deep/more.zip", "notes.txt", ".x")
+    assert len(load_image_dataset(tmp_path)) == len(load_image_dataset(tmp_path)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "2 images" in line and "5 other files are left out: 2 .heic, 1 " in line
+    assert 'Files .heic are read after pip install "ijepa-transformers[heif]".' in line
+    assert "Files .zip must be unpacked first." in line and "Files without an extension must be renamed" in line
+
+
+def test_a_folder_of_other_kinds_only_says_what_it_holds(tmp_path):
+    write_all(tmp_path / "x", "a.dcm", "b.dcm")
+    with pytest.raises(ValueError, match=r"holds no images .*; it holds 2 \.dcm\. Files \.dcm must be converted"):
+        load_image_dataset(tmp_path / "x")
+    write_all(tmp_path, "images.tar.gz")
+    with pytest.raises(ValueError, match=r"images\.tar\.gz' is packed or compressed: unpack 'images\.tar\.gz' first"):
+        load_image_dataset(tmp_path / "images.tar.gz")
+
+
+def test_the_split_to_judge_on_is_found(tmp_path, capsys):
+    write_all(tmp_path / "one", "train/1.png", "valid/2.png", "test/3.png")
+    write_all(tmp_path / "two", "train/1.png", "Testing/2.png")
+    write_all(tmp_path / "none", "1.png")
+    assert available_split(DatasetArguments(str(tmp_path / "one")), "auto") == "valid"
+    assert available_split(DatasetArguments(str(tmp_path / "two")), "auto") == "Testing"
+    with pytest.raises(ValueError, match="has no split 'validation' or 'test'; it has 'train'"):
+        available_split(DatasetArguments(str(tmp_path / "none")), "auto")
+    assert split_to_judge_on(DatasetArguments(str(tmp_path / "none")), "auto") is None
+    assert "no validation and no test split, so nothing is evaluated" in capsys.readouterr().err
+
+
+def test_one_class_folder_is_named(tmp_path):
+    write_all(tmp_path, "only/1.png", "only/2.png")
+    with pytest.raises(ValueError, match="has only one class, the folder 'only'; a classifier needs two"):
+        open_split(DatasetArguments(str(tmp_path)), "train", labels="required")
+
+
+METADATA = {
+    "metadata.csv": "file_name,label\n1.png,cat\ndeep/2.png,dog\n",
+    "metadata.jsonl": '{"a_file_name": "1.png", "label": "cat"}\n{"a_file_name": "deep/2.png", "label": "dog"}\n',
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_metadata_beside_images_has_the_labels(tmp_path, name):
+    write_all(tmp_path, "1.png", "deep/2.png", "3.png")
+    write(tmp_path / name, METADATA[name].encode())
+    dataset = open_split(DatasetArguments(str(tmp_path)), "train", labels="required")
+    assert dataset.features["label"].names == ["cat", "dog"]
+    assert dict(zip(names(dataset), dataset["label"][:], strict=True)) == {"1.png": 0, "2.png": 1, "3.png": -1}
+
+
+def test_each_split_may_have_its_metadata(tmp_path):
+    for split, number in (("train", 3), ("test", 7)):
+        write_all(tmp_path / split, "1.png")
+        write(tmp_path / split / "metadata.csv", f"file_name,label\n1.png,{number}\n".encode())
+    train, test = load_image_dataset(tmp_path), load_image_dataset(tmp_path, split="test")
+    assert train.features["label"].names == ["3", "7"] and (train["label"][:], test["label"][:]) == ([0], [1])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name,label\n1.png,cat\n", "metadata.csv' has no column file_name"),
+        (b"file_name,label\n9.png,cat\n", "metadata.csv' names 1 images that are not there, for example '9.png'"),
+        (b"file_name,label\n1.png,cat\n./1.png,dog\n", "names './1.png', which has a row already"),
+        (b"file_name,label\n1.png,cat,dog\n", "metadata.csv' cannot be read: CSV parse error"),
+        (b"", "metadata.csv' cannot be read"),
+    ],
+)
+def test_unusable_metadata_is_named(tmp_path, content, message):
+    write_all(tmp_path, "1.png")
+    write(tmp_path / "metadata.csv", content)
+    with pytest.raises(ValueError, match=message):
+        open_split(DatasetArguments(str(tmp_path)), "train", labels="required")

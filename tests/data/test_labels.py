@@ -1,0 +1,126 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Which columns are labels, and which classes they have."""
+
+import datasets
+import numpy as np
+import pytest
+
+from ijepa_transformers.arguments import DatasetArguments
+from ijepa_transformers.data import notices
+from ijepa_transformers.data.labels import describe_classes, has_several, labels_of, several_labels_of
+from ijepa_transformers.data.sources import load_image_dataset, open_split
+from tests.data.images import encoded, photo_pixels
+
+
+@pytest.fixture(autouse=True)
+def nothing_told_yet(monkeypatch):
+    monkeypatch.setattr(notices, "_told", set())
+
+
+PICTURE = encoded(photo_pixels(8, 8))
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A function: the columns of a labelled table -> its data set as a command opens it."""
+
+    def open_table(label_column=None, needs="required", **columns):
+        count = len(next(iter(columns.values())))
+        datasets.Dataset.from_dict({"img": [PICTURE] * count, **columns}).to_parquet(tmp_path / "x.parquet")
+        return open_split(DatasetArguments(str(tmp_path), label_column=label_column), "train", needs)
+
+    return open_table
+
+
+@pytest.mark.parametrize(
+    ("label", "class_names", "ids"),
+    [
+        ([0, 1_000_000, 0], ["0", "1000000"], [0, 1, 0]),
+        ([0, 1, 255], ["0", "1", "255"], [0, 1, 2]),
+        ([1, 2, -1], ["1", "2"], [0, 1, -1]),
+        ([10, 2, None], ["2", "10"], [1, 0, -1]),
+        ([0, 1, 2], ["0", "1", "2"], [0, 1, 2]),
+        ([True, False, None], ["False", "True"], [1, 0, -1]),
+        ([3.0, 5.0, float("nan")], ["3", "5"], [0, 1, -1]),
+        (["b", "a", None], ["a", "b"], [1, 0, -1]),
+        ([[3], [5], [3]], ["3", "5"], [0, 1, 0]),
+        ([[0, 0, 1], [1, 0, 0], [0, 1, 0]], ["0", "1", "2"], [2, 0, 1]),
+    ],
+)
+def test_one_label_per_image(opened, label, class_names, ids):
+    dataset = opened(label=label)
+    assert dataset.features["label"].names == class_names and labels_of(dataset).tolist() == ids
+
+
+def test_gaps_between_numbers_are_told_once(opened, capsys):
+    opened(label=[0, 1, 255])
+    opened(label=[0, 1, 255])
+    assert capsys.readouterr().err == (
+        "note: the numbers in column 'label' have gaps: 0, 1, 255. Only numbers that occur are classes: 3, called by"
+        " their numbers.\n"
+    )
+
+
+def test_all_splits_decide_which_numbers_are_classes(tmp_path):
+    for split, label in (("train", [4, 9]), ("test", [6, 4])):
+        table = datasets.Dataset.from_dict({"img": [PICTURE] * 2, "label": label})
+        table.to_parquet(tmp_path / f"{split}.parquet")
+    train, test = load_image_dataset(tmp_path), load_image_dataset(tmp_path, split="test")
+    assert train.features == test.features and (train["label"][:], test["label"][:]) == ([0, 2], [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("columns", "class_names", "rows"),
+    [
+        ({"label": [[0, 2], [1], []]}, ["0", "1", "2"], [[1, 0, 1], [0, 1, 0], [0, 0, 0]]),
+        ({"label": [[1, 9], [9, 1], [9, 9]]}, ["1", "9"], [[1, 1], [1, 1], [0, 1]]),
+        ({"labels": [["dog", "cat"], ["cat"]]}, ["cat", "dog"], [[1, 1], [1, 0]]),
+        ({"label": [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]}, ["0", "1", "2"], [[0, 1, 1], [0, 0, 0]]),
+        ({"label": [[True, False], [True, True]]}, ["0", "1"], [[1, 0], [1, 1]]),
+    ],
+)
+def test_several_labels_per_image(opened, columns, class_names, rows):
+    dataset = opened(**columns)
+    assert has_several(dataset) and dataset.features["label"].feature.names == class_names
+    assert several_labels_of(dataset).tolist() == rows
+    with pytest.raises(ValueError, match="an image has several labels"):
+        labels_of(dataset)
+
+
+def test_an_image_without_a_list_has_no_label_and_an_empty_list_no_class(opened):
+    rows = several_labels_of(opened(label=[[0, 1], None, []]))
+    assert np.isnan(rows[1]).all() and rows[[0, 2]].tolist() == [[1, 1], [0, 0]]
+
+
+def test_columns_of_zero_and_one_are_classes_where_they_are_named(opened):
+    cat, dog = [1, 0, 1], [1, 1, 0]
+    with pytest.raises(ValueError, match=r"has no labels: the columns are cat \(int64\).* --label_column cat,dog\.$"):
+        opened(cat=cat, dog=dog)
+    assert several_labels_of(opened("cat, dog", cat=cat, dog=dog)).tolist() == [[1, 1], [0, 1], [1, 0]]
+    assert labels_of(opened("cat,dog", cat=[1, 0, 0], dog=[0, 1, 1])).tolist() == [0, 1, 1]
+    with pytest.raises(ValueError, match=r"'dog' is not a column of 0 and 1; the columns are cat"):
+        opened("cat,dog", cat=cat, dog=[1, 2, 0])
+
+
+def test_a_column_target_is_a_label_and_a_label_goes_before_it(opened):
+    assert labels_of(opened(target=[0, 1])).tolist() == [0, 1]
+    assert labels_of(opened(target=[0, 1], label=[1, 0])).tolist() == [1, 0]
+
+
+def test_numbers_that_are_no_classes_are_named_where_labels_are_needed(opened):
+    columns = {"label": [0.5, 1.25, 0.5]}
+    with pytest.raises(ValueError, match=r"has no labels: the column 'label' holds numbers such as 0\.5, and"):
+        opened(**columns)
+    with pytest.raises(ValueError, match="holds infinite numbers"):
+        opened(label=[1.0, float("inf")])
+    assert opened(needs="optional", **columns).column_names == ["image"]
+    with pytest.raises(ValueError, match="class ids in column 'label' must be -1 or more, got -2"):
+        opened(label=[0, -2])
+
+
+def test_classes_are_described_with_their_numbers_of_images(opened):
+    assert describe_classes(opened(label=["b", "a", "b"])) == "2 classes: a (1), b (2)"
+    assert describe_classes(opened(label=[[0, 2], [2]])) == "2 classes, several per image: 0 (1), 2 (2)"
+    label = datasets.ClassLabel(names=["x", "y"])
+    table = datasets.Dataset.from_dict({"label": [1, 1]}, features=datasets.Features({"label": label}))
+    assert describe_classes(table) == "2 classes: x (0), y (2); 1 without an image: x"
