@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Variation over images that is below this share of the features' size is float32 rounding (unit 6e-8).
 ROUNDING_LEVEL = 1e-6
+_SMALL_PROBLEM = 2_000_000  # numbers in the training features, below which one thread fits a regression
 _NO_CLASS = -2  # the prediction for scores that are not finite; -1 is the label of a class without training images
 
 
@@ -268,8 +269,11 @@ def logistic_regression_scores(
 
 def _fit(train: np.ndarray, train_labels: np.ndarray) -> "LogisticRegression":
     from sklearn.linear_model import LogisticRegression  # takes a second
+    from threadpoolctl import threadpool_limits
 
-    return LogisticRegression(max_iter=1000).fit(train, train_labels)
+    # Products of a small problem take microseconds. Several threads spend most of the time waiting for each other.
+    with threadpool_limits(1 if train.size < _SMALL_PROBLEM else None):
+        return LogisticRegression(max_iter=1000).fit(train, train_labels)
 
 
 def _as_arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
