@@ -106,6 +106,13 @@ def require_text(arguments, *names: str) -> None:
         require(value is None or value.strip(), f"{name} must not be empty, got {value!r}.")
 
 
+def sixteen_bit_value(word: str) -> int:
+    """What `sixteen_bit_max` is given."""
+    if not word.isascii() or not word.isdigit() or not 1 <= int(word) <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65535, got {word!r}.")
+    return int(word)
+
+
 @dataclass
 class DatasetArguments:
     """Where images and labels are; every command has these."""
@@ -116,6 +123,11 @@ class DatasetArguments:
     data_config: str | None = argument(None, "configuration name of a Hub dataset")
     image_column: str | None = argument(None, "column of the images; found if there is only one")
     label_column: str | None = argument(None, "column of the labels; found if there is only one")
+    sixteen_bit_max: int | None = argument(
+        None,
+        "white in 16-bit images: 4095 if they hold 12 bits; 65535, or that of the model, if it suits the images",
+        parse=sixteen_bit_value,
+    )
 
 
 _MULTI_BLOCK = (

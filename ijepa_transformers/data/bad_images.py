@@ -24,7 +24,7 @@ class BadImageLog:
             `num_dropped` counts them.
         limit: how many bad images are allowed: an int is a count, a float in [0, 1) a fraction of the data set.
         dataset: the data set of `load_image_dataset` that the indices belong to; None for streamed images.
-        num_channels: as in `PretrainingImages`.
+        num_channels, sixteen_bit_max: as in `PretrainingImages`.
         writes: whether this process writes the file. Only the main process does; the others count too, so that all of
             them stop.
         num_images: in the data set; needed if `dataset` is None.
@@ -44,6 +44,7 @@ class BadImageLog:
         writes: bool = True,
         num_images: int | None = None,
         is_resumed: bool = True,
+        sixteen_bit_max: int | None = None,
     ):
         if limit < 0 or (isinstance(limit, float) and limit >= 1):
             raise ValueError(f"limit must be a count or a fraction in [0, 1) of the data set, got {limit!r}")
@@ -56,6 +57,7 @@ class BadImageLog:
         self.limit = int(limit * self.num_images) if isinstance(limit, float) else limit
         self.dataset = dataset
         self.num_channels = num_channels
+        self.sixteen_bit_max = sixteen_bit_max
         self.writes = writes
         self._kept, self.num_dropped = read_rows(self.path, self._is_record) if is_resumed else ([], 0)
         self._is_tidy = is_resumed and not self.num_dropped
@@ -104,7 +106,7 @@ class BadImageLog:
         assert self.dataset is not None  # streamed images come with their records
         name = image_name(self.dataset, index)
         try:
-            read_image(self.dataset[index]["image"], index, self.num_channels)
+            read_image(self.dataset[index]["image"], index, self.num_channels, self.sixteen_bit_max)
         except BadImageError as error:
             return {"name": name, "reason": error.reason}
         return {"name": name, "reason": "could not be read at first, but could be read later; check the storage"}

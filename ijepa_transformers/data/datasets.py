@@ -16,10 +16,12 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
 from typing_extensions import Unpack
 
+from .bit_depth import setting_of
 from .decoding import (
     BadImageError,
     ImageValue,
     OpenedImage,
+    check_channels,
     decode_image,
     name_in_messages,
     read_image,
@@ -28,7 +30,6 @@ from .decoding import (
 from .order import AUGMENTATION_STREAM, CROP_STREAM, MIX_STREAM, random_stream, seeded_torch
 from .transforms import (
     EVALUATION_RESIZE_RATIO,
-    default_image_statistics,
     height_and_width,
     normalize_pixel_values,
     random_resized_crop,
@@ -44,6 +45,7 @@ class CropSettings(TypedDict, total=False):
     """The keyword arguments of `RandomCrops` but the seed."""
 
     num_channels: int
+    sixteen_bit_max: int | None
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
     horizontal_flip: bool
@@ -56,7 +58,7 @@ class RandomCrops:
 
     Args:
         image_size: of the crops, in pixels.
-        num_channels: 1 or 3.
+        num_channels, sixteen_bit_max: as in `decode_image`.
         crop_scale, crop_ratio, horizontal_flip, interpolation: as in `random_resized_crop`; the defaults are those of
             the published recipe.
         fast_large_photos: decode a JPEG two, four or eight times smaller if the crop is still at least as large as the
@@ -72,6 +74,7 @@ class RandomCrops:
         image_size: int | Sequence[int],
         *,
         num_channels: int = 3,
+        sixteen_bit_max: int | None = None,
         crop_scale: tuple[float, float] = (0.3, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         horizontal_flip: bool = False,
@@ -85,9 +88,10 @@ class RandomCrops:
             raise ValueError(f"crop_ratio must be a range of positive numbers, got {crop_ratio!r}")
         if interpolation not in ("bilinear", "bicubic"):
             raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {interpolation!r}")
-        default_image_statistics(num_channels)  # raises for other numbers of channels
+        check_channels(num_channels)
         self.image_size = height_and_width(image_size)
         self.num_channels = num_channels
+        self.sixteen_bit_max = sixteen_bit_max
         self.crop_scale = crop_scale
         self.crop_ratio = crop_ratio
         self.horizontal_flip = horizontal_flip
@@ -108,7 +112,7 @@ class RandomCrops:
         """
         image = OpenedImage(value, name)
         if not (self.fast_large_photos and image.reducible):
-            return self.crop(image.decode(self.num_channels), epoch, *identity)
+            return self.crop(image.decode(self.num_channels, sixteen_bit_max=self.sixteen_bit_max), epoch, *identity)
         return reduced_random_resized_crop(
             image,
             self.num_channels,
@@ -209,26 +213,53 @@ class EvaluationImages(torch.utils.data.Dataset):
         image_size: int | Sequence[int],
         num_channels: int = 3,
         resize_ratio: float = EVALUATION_RESIZE_RATIO,
+        sixteen_bit_max: int | None = None,
     ):
-        default_image_statistics(num_channels)  # raises for other numbers of channels
+        check_channels(num_channels)
         self.dataset = dataset
         self.image_size = height_and_width(image_size)
         self.num_channels = num_channels
         self.resize_ratio = resize_ratio
+        self.sixteen_bit_max = sixteen_bit_max
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
         row = self.dataset[index]
-        image = read_image(row["image"], index, self.num_channels)
+        image = read_image(row["image"], index, self.num_channels, self.sixteen_bit_max)
         labels = {"labels": row["label"]} if "label" in row else {}
         return {"pixel_values": resize_center_crop(image, self.image_size, self.resize_ratio), **labels}
 
 
-def prepare_image(processor: BaseImageProcessor, image: np.ndarray) -> torch.Tensor:
-    """A decoded image (height, width, channels) through an image processor: float (channels, height, width)."""
-    return processor(image, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
+def prepare_image(processor: BaseImageProcessor, image: np.ndarray, **options: Any) -> torch.Tensor:
+    """A decoded image (height, width, channels) through an image processor: float (channels, height, width).
+
+    Image processors that use PIL know images of 1 and 3 channels. Channels of other images go through it one by one.
+    `options` are those of the processor, such as `do_resize`.
+    """
+    options |= {"input_data_format": "channels_last", "return_tensors": "pt"}
+    if image.shape[2] in (1, 3):
+        return processor(image, **options)["pixel_values"][0]
+    planes = []
+    for place in range(image.shape[2]):
+        statistics = {name: [getattr(processor, name)[place]] for name in _statistics(processor, image.shape[2])}
+        planes.append(processor(image[..., place : place + 1], **statistics, **options)["pixel_values"][0])
+    return torch.cat(planes)
+
+
+def _statistics(processor: BaseImageProcessor, num_channels: int) -> list[str]:
+    """The names of the settings with a number for each channel.
+
+    Raises:
+        ValueError: if the processor has another number of them.
+    """
+    names = ["image_mean", "image_std"] if getattr(processor, "do_normalize", None) else []
+    for name in names:
+        values = getattr(processor, name)
+        if not isinstance(values, Sequence) or len(values) != num_channels:
+            raise ValueError(f"{name} of the image processor is {values}, but the images have {num_channels} channels")
+    return names
 
 
 @dataclass
@@ -251,12 +282,15 @@ class ProcessedImages(_ProcessorImages):
     Args:
         dataset: of `load_image_dataset`.
         processor: of the model.
-        num_channels: of the model, 1 or 3.
+        num_channels: of the model.
+
+    A `sixteen_bit_max` of the processor is that of the images.
     """
 
     def __getitem__(self, index: int) -> torch.Tensor | str:
         try:
-            return self.prepare(decode_image(self.dataset[index]["image"], self.num_channels))
+            value, white = self.dataset[index]["image"], setting_of(self.processor)
+            return self.prepare(decode_image(value, self.num_channels, sixteen_bit_max=white))
         except BadImageError as error:
             return error.reason
 
@@ -270,7 +304,7 @@ class LabelledImages(_ProcessorImages):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
         row = self.dataset[index]
-        image = read_image(row["image"], index, self.num_channels)
+        image = read_image(row["image"], index, self.num_channels, setting_of(self.processor))
         return {"pixel_values": self.prepare(to_array(image)), "labels": row["label"]}
 
 

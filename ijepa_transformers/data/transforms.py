@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import BitImageProcessorPil
 
-from .decoding import OpenedImage, to_array
+from .decoding import OpenedImage, check_channels, to_array
 
 
 EVALUATION_RESIZE_RATIO = 256 / 224  # shorter side over crop, the usual ImageNet protocol
@@ -97,10 +97,21 @@ def _resize_fractional_box(
     first_row, first_column = int(top), int(left)
     array = array[first_row : math.ceil(top + height), first_column : math.ceil(left + width)]
     top, left = top - first_row, left - first_column
-    image = Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])
-    resample = Image.Resampling[interpolation.upper()]
-    resized = image.resize((size[1], size[0]), resample, box=(left, top, left + width, top + height))
-    return torch.from_numpy(to_array(resized)).permute(2, 0, 1)
+    box = (left, top, left + width, top + height)
+    return _resize_with_pil(array, size, Image.Resampling[interpolation.upper()], box).permute(2, 0, 1)
+
+
+def _resize_with_pil(
+    array: np.ndarray,
+    size: tuple[int, int],
+    resample: Image.Resampling,
+    box: tuple[float, float, float, float] | None = None,
+) -> torch.Tensor:
+    """(H, W, C) resized to (*size, C). PIL has images of 1 and 3 channels; others are resized channel by channel."""
+    is_colour = array.shape[2] == 3
+    parts = [array] if is_colour else [array[:, :, place] for place in range(array.shape[2])]
+    images = [Image.fromarray(np.ascontiguousarray(part)).resize(size[::-1], resample, box) for part in parts]
+    return torch.from_numpy(np.concatenate([to_array(image) for image in images], axis=2))
 
 
 def _flipped_at_random(image: torch.Tensor, horizontal_flip: bool, generator: np.random.Generator) -> torch.Tensor:
@@ -159,14 +170,12 @@ def resize_center_crop(
     Raises:
         ValueError: if `resize_ratio` is below 1, or the size is not positive.
     """
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0])
+    array = to_array(image)
     height, width = height_and_width(size)
-    resized_height, resized_width = _resized_size(image.height, image.width, size, resize_ratio)
-    image = image.resize((resized_width, resized_height), Image.Resampling.BICUBIC)
-    top, left = (resized_height - height) // 2, (resized_width - width) // 2
-    image = image.crop((left, top, left + width, top + height))
-    return torch.from_numpy(to_array(image)).permute(2, 0, 1).contiguous()
+    resized_size = _resized_size(array.shape[0], array.shape[1], size, resize_ratio)
+    resized = _resize_with_pil(array, resized_size, Image.Resampling.BICUBIC)
+    top, left = (resized_size[0] - height) // 2, (resized_size[1] - width) // 2
+    return resized[top : top + height, left : left + width].permute(2, 0, 1).contiguous()
 
 
 def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
@@ -198,11 +207,14 @@ def default_image_statistics(num_channels: int) -> tuple[list[float], list[float
     """Mean and standard deviation of pixels in 0..1: those of ImageNet, and for one channel those of its luma.
 
     Raises:
-        ValueError: for another number of channels than 1 or 3.
+        ValueError: for another number of channels than 1 or 3, which has no usual statistics.
     """
     statistics = {3: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), 1: ([0.459], [0.226])}
     if num_channels not in statistics:
-        raise ValueError(f"num_channels must be 1 or 3, got {num_channels!r}")
+        raise ValueError(
+            f"images of {num_channels} channels have no usual mean and standard deviation: measure them with ijepa "
+            "stats, and set image_mean and image_std"
+        )
     return statistics[num_channels]
 
 
@@ -239,6 +251,7 @@ def build_image_processor(
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
     resize_ratio: float = EVALUATION_RESIZE_RATIO,
+    sixteen_bit_max: int | None = None,
 ) -> BitImageProcessorPil:
     """A stock image processor that gives the same as `resize_center_crop` and `normalize_pixel_values`.
 
@@ -254,14 +267,18 @@ def build_image_processor(
 
     Args:
         image_size: of the result, in pixels.
-        num_channels: 1 or 3.
-        image_mean, image_std: for pixels in 0..1; by default those of `default_image_statistics`.
+        num_channels: from 1 to 16.
+        image_mean, image_std: for pixels in 0..1; for 1 or 3 channels by default those of `default_image_statistics`.
         resize_ratio: as in `resize_center_crop`.
+        sixteen_bit_max: of the images that the model is trained on, as in `decode_image`. The processor only keeps it.
 
     Raises:
         ValueError: if a value is out of range.
     """
-    mean, std = default_image_statistics(num_channels)
+    check_channels(num_channels)
+    if image_mean is None or image_std is None:
+        mean, std = default_image_statistics(num_channels)
+        image_mean, image_std = image_mean or mean, image_std or std
     height, width = height_and_width(image_size)
     box_height, box_width = _evaluation_box(image_size, resize_ratio)
     is_square = box_height == box_width
@@ -270,6 +287,7 @@ def build_image_processor(
         crop_size={"height": height, "width": width},
         resample=Image.Resampling.BICUBIC,
         do_convert_rgb=num_channels == 3,
-        image_mean=list(mean if image_mean is None else image_mean),
-        image_std=list(std if image_std is None else image_std),
+        image_mean=list(image_mean),
+        image_std=list(image_std),
+        **({} if sixteen_bit_max is None else {"sixteen_bit_max": sixteen_bit_max}),
     )

@@ -22,10 +22,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..api import Result, process_as_before
 from ..arguments import require
+from ..data.bit_depth import DepthSample, look_at_dataset, settle
 from ..data.labels import describe_classes, labels_of
 from ..data.sources import available_split, open_split
 from ..distributed import check_launch, end_process_group
-from ..encoders import EncoderSpec
+from ..encoders import EncoderSpec, load_config, load_processor
 from .arguments import PLAIN_PROBES, PROGRAM, ProbingArguments, parse_probing_arguments, probing_arguments
 from .collapse import layer_spread
 from .features import (
@@ -72,10 +73,20 @@ def build_run(arguments: ProbingArguments) -> Run:
     _check_classes(train, validation)
     for split in (train, validation):
         accelerator.print(f"split {split.name!r}, {describe_classes(split.dataset)}", flush=True)
-    run = Run(arguments, accelerator, entries, train, validation, trials)
+    run = Run(arguments, accelerator, entries, train, validation, trials, _look(arguments, train, list(specs)))
     _note_left_out(run)
     _note_unknown_classes(run)
     return run
+
+
+def _look(arguments: ProbingArguments, train: Split, specs: Sequence[EncoderSpec]) -> DepthSample:
+    """Looks at a sample of the 16-bit images. Raises ValueError if they do not suit a model."""
+    sources = dict.fromkeys(spec.source for spec in specs)
+    channels = [getattr(load_config(source), "num_channels", 3) for source in sources]
+    sample = look_at_dataset(train.dataset, channels[0], arguments.data)
+    for source in sources:
+        settle(load_processor(source), sample, arguments.sixteen_bit_max, lambda sentence: None)
+    return sample
 
 
 def _all_entries(arguments: ProbingArguments) -> list[Entry]:

@@ -35,6 +35,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..api import Result, process_as_before
+from ..data.bit_depth import look_at_dataset, settle
 from ..data.datasets import ProcessedImages
 from ..data.labels import class_names, has_several, several_labels_of
 from ..data.sources import open_split
@@ -210,6 +211,7 @@ def build_run(arguments: FeatureExtractionArguments) -> Run:
     model = load_encoder(arguments.model, arguments.encoder, _DTYPES[arguments.dtype])
     images = ProcessedImages(dataset, processor, getattr(model.config, "num_channels", 3))
     shards = _all_shards(len(dataset), arguments.shard_size)
+    settle(processor, look_at_dataset(dataset, images.num_channels, arguments.data), arguments.sixteen_bit_max)
     settings = _describe(arguments, model, processor, dataset, shards)
     _check_settings(Path(arguments.output_dir), settings)
     model = model.to(accelerator.device)

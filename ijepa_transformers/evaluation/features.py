@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from .. import __version__
+from ..data.bit_depth import DepthSample, setting_of, settle
 from ..data.datasets import PretrainingImages, ProcessedImages, prepare_image
 from ..data.decoding import BadImageError
 from ..data.order import epoch_order
@@ -83,6 +84,7 @@ class Run:
     train: Split
     validation: Split
     trials: dict[EncoderSpec, "Trial"]
+    depth: DepthSample
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -156,7 +158,9 @@ class OpenedEncoder:
 
 
 def open_entry(run: Run, entry: Entry) -> OpenedEncoder:
-    return open_spec(run.arguments, entry.spec, run.accelerator.device)
+    opened = open_spec(run.arguments, entry.spec, run.accelerator.device)
+    settle(opened.processor, run.depth, run.arguments.sixteen_bit_max)
+    return opened
 
 
 def open_spec(arguments: ProbingArguments, spec: EncoderSpec, device: torch.device) -> OpenedEncoder:
@@ -222,6 +226,7 @@ class CroppedImages(torch.utils.data.Dataset):
             images.dataset,
             prepare_image(images.processor, _blank_image(images.num_channels)).shape[1:],
             num_channels=images.num_channels,
+            sixteen_bit_max=setting_of(images.processor),
             crop_scale=_CROP_SCALE,
             crop_ratio=_CROP_RATIO,
             horizontal_flip=True,
@@ -235,13 +240,8 @@ class CroppedImages(torch.utils.data.Dataset):
         if crop["num_bad"]:  # the crop is of another image; reading this one returns the reason
             return self.images[index]
         pixel_values = cast(torch.Tensor, crop["pixel_values"])  # uint8 (C, H, W)
-        return self.images.processor(
-            pixel_values.permute(1, 2, 0).numpy(),
-            do_resize=False,
-            do_center_crop=False,
-            input_data_format="channels_last",
-            return_tensors="pt",
-        )["pixel_values"][0]
+        image = pixel_values.permute(1, 2, 0).numpy()
+        return prepare_image(self.images.processor, image, do_resize=False, do_center_crop=False)
 
 
 class FlippedImages(torch.utils.data.Dataset):

@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..api import Result, process_as_before
 from ..arguments import require
+from ..data.bit_depth import look_at_dataset, setting_of, settle
 from ..data.datasets import FineTuningCollator, FineTuningImages, LabelledImages
 from ..data.decoding import BadImageError
 from ..data.labels import class_counts, class_names, describe_classes, labels_of
@@ -92,10 +93,13 @@ def _check_classes(training: datasets.Dataset, validation: datasets.Dataset) -> 
     )
 
 
-def _build_augmentation(arguments: RegularizationArguments) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """RandAugment for uint8 crops (C, H, W), or None."""
+def _build_augmentation(
+    arguments: RegularizationArguments, num_channels: int
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """RandAugment for uint8 crops (C, H, W), or None. Raises ValueError if the channels are no colours."""
     if arguments.randaugment_magnitude is None:
         return None
+    require(num_channels in (1, 3), f"randaugment_magnitude is for grey and colours, not for {num_channels} channels.")
     from torchvision.transforms import v2  # an extra of the package, which may not be installed
 
     return v2.RandAugment(num_ops=arguments.randaugment_num_ops, magnitude=arguments.randaugment_magnitude)
@@ -142,6 +146,9 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
         processor = resize_processor(processor, arguments.model.height_and_width)
     precision = "bf16" if arguments.training.bf16 else "fp16" if arguments.training.fp16 else "fp32"
     configure(model, arguments.training.device.type, precision, training=True)
+    channels = getattr(model.config, "num_channels", 3)
+    sample = look_at_dataset(training_data, channels, arguments.data.data)
+    settle(processor, sample, arguments.data.sixteen_bit_max)
     options = _build_data(arguments, model, processor, training_data, validation_data)
     trainer = ClassificationTrainer(arguments, checkpoint, state, model=model, processing_class=processor, **options)
     trainer.head = head
@@ -178,8 +185,9 @@ def _build_data(
     training_images = FineTuningImages(
         training_data,
         image_size,
-        augment=_build_augmentation(arguments.regularization),
+        augment=_build_augmentation(arguments.regularization, num_channels),
         num_channels=num_channels,
+        sixteen_bit_max=setting_of(processor),
         crop_scale=(data.crop_scale[0], data.crop_scale[1]),
         crop_ratio=(data.crop_ratio[0], data.crop_ratio[1]),
         horizontal_flip=data.horizontal_flip,

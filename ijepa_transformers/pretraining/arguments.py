@@ -32,6 +32,7 @@ from ..arguments import (
 AUTO = "auto"  # a value that follows from the GPU, the grid or the length of the run
 PROGRAM = "ijepa pretrain"
 LARGEST_SEED = 2**31 - 1  # NumPy takes 32 bits, and every process adds its rank
+MAX_CHANNELS = 16  # data.decoding has it too, whose import is slow
 SIZES = ("tiny", "small", "base", "large", "huge", "giant")  # the keys of IJEPA_SIZES, whose import is slow
 
 
@@ -95,8 +96,8 @@ class DataArguments(DatasetArguments):
         require_numbers(self, "image_std", above=0)
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
-            fits = value is None or len(value) in (1, 3)
-            require(fits, f"{name} must be one number per channel, 1 or 3 of them, got {value}.")
+            fits = value is None or 1 <= len(value) <= MAX_CHANNELS
+            require(fits, f"{name} must be one number per channel, 1 to {MAX_CHANNELS} of them, got {value}.")
         if self.image_mean and self.image_std:
             require(
                 len(self.image_mean) == len(self.image_std),
@@ -121,7 +122,7 @@ class ModelArguments:
     )
     image_size: list[int] | None = argument(None, "pixels of a training image: one number, or height and width")
     patch_size: list[int] | None = argument(None, "pixels of a patch: one number, or height and width")
-    num_channels: int | None = argument(None, "3 for colour, 1 for grey")
+    num_channels: int | None = argument(None, "3 for colour, 1 for grey, up to 16 for bands")
     hidden_size: int | None = argument(None, "width of the encoder")
     num_hidden_layers: int | None = argument(None, "layers of the encoder")
     num_attention_heads: int | None = argument(None, "attention heads of the encoder")
@@ -163,7 +164,7 @@ class ModelArguments:
     def _check_model(self):
         require_text(self, "init_from")
         require_numbers(self, "initializer_range", above=0)
-        require(self.num_channels in (None, 1, 3), f"num_channels must be 1 or 3, got {self.num_channels}.")
+        require_numbers(self, "num_channels", least=1, most=MAX_CHANNELS)
         free = {"drop_path_rate", "loss_type", "target_normalization"}
         architecture = sorted(set(self.model_fields()) - free)
         require(
@@ -397,6 +398,10 @@ class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments
             value = getattr(self, name)
             fits = None in (value, channels) or len(value) == channels
             require(fits, f"{name} has {len(value or [])} numbers, {value}, but num_channels is {channels}.")
+            require(
+                value or channels in (None, 1, 3),
+                f"num_channels {channels} needs {name}, because there is no usual one: measure it with ijepa stats.",
+            )
 
     def differences(self, other: dict) -> list[str]:
         """What `other`, the arguments of the first half of a run, has otherwise, of all that must not change.

@@ -8,11 +8,14 @@
     count(batch)            notes that a batch was trained on
     bad_images(batch)       the images that could not be read, for `log.add`
     names(batch)            the names of the images
+    sixteen_bit_max         white in images of 16 bits, None if a sample has none
     log                     the bad images of the run, in bad_images.jsonl
     state()                 what a checkpoint must keep, as JSON. All processes must call it.
     write(checkpoint)       writes what else a checkpoint must keep. The main process calls it.
 """
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,10 @@ from torch.utils.data import DataLoader
 
 from ..configuration_ijepa import IJepaConfig
 from ..data.bad_images import BadImageLog, bad_indices
+from ..data.bit_depth import SAMPLE_SIZE, look, look_at_dataset, white_of
 from ..data.contents import image_fingerprints
 from ..data.datasets import PretrainingImages
+from ..data.decoding import ImageValue
 from ..data.order import PretrainingBatchSampler
 from ..data.shards import count_images, open_stream
 from ..data.sources import image_name, open_split
@@ -82,6 +87,8 @@ class IndexedData:
         _check_batch(len(dataset), arguments)
         self.dataset, self.arguments, self.config, self.accelerator = dataset, arguments, config, accelerator
         self.num_images = len(dataset)
+        sample = look_at_dataset(dataset, config.num_channels, arguments.data)
+        self.sixteen_bit_max = white_of(sample, arguments.sixteen_bit_max, tell=accelerator.print)
         self.fingerprints: torch.Tensor | None = None  # (num_images,) on the main process
         on_main_process(accelerator, lambda: self._take_fingerprints(checkpoint))
         self.log = _open_log(self, is_resumed=checkpoint is not None)
@@ -178,10 +185,20 @@ class StreamedData:
             _check_number(self.num_images, arguments, state)
         self.start = LanePositions.from_state_dict(state["stream"]) if state else None
         lanes_before = int(self.start.settings["lanes"]) if self.start else None
+        sample = look(self._first_images(), config.num_channels, arguments.data)
+        self.sixteen_bit_max = white_of(sample, arguments.sixteen_bit_max, tell=accelerator.print)
         self.lanes, self.num_workers = choose_lanes(
             self.stream.num_shards, accelerator.num_processes, arguments.num_workers, lanes_before
         )
         self.log = _open_log(self, is_resumed=checkpoint is not None)
+
+    def _first_images(self) -> Iterator[ImageValue]:
+        """Some of the first shard. If it cannot be read, the run says so when its turn comes."""
+        try:
+            for _, value in itertools.islice(self.stream.rows(0), SAMPLE_SIZE):
+                yield value
+        except OSError:
+            return
 
     def _find_num_images(self) -> int:
         found = self.arguments.num_images or on_main_process(self.accelerator, lambda: count_images(self.stream))
@@ -245,6 +262,7 @@ def _open_log(data: IndexedData | StreamedData, is_resumed: bool) -> BadImageLog
         writes=data.accelerator.is_main_process,
         num_images=data.num_images,
         is_resumed=is_resumed,
+        sixteen_bit_max=data.sixteen_bit_max,
     )
 
 
@@ -252,6 +270,7 @@ def _crop_settings(data: IndexedData | StreamedData) -> dict[str, Any]:
     arguments = data.arguments
     return {
         "num_channels": data.config.num_channels,
+        "sixteen_bit_max": data.sixteen_bit_max,
         "crop_scale": tuple(arguments.crop_scale),
         "crop_ratio": tuple(arguments.crop_ratio),
         "horizontal_flip": arguments.horizontal_flip,

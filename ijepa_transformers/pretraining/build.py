@@ -3,7 +3,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +238,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
         arguments.image_mean,
         arguments.image_std,
         arguments.eval_resize_ratio,
+        data.sixteen_bit_max,
     )
     probe = Probe(arguments, config, processor, accelerator, stop) if arguments.validation_split else None
     prepared_model, optimizer = _prepare_networks(arguments, accelerator, model)
@@ -279,7 +280,7 @@ def summarize(run: Run) -> dict[str, str]:
         "batch": f"{arguments.batch_size} images = {arguments.images_per_pass} per pass x"
         f" {run.launch.num_processes} processes x {run.accelerator.gradient_accumulation_steps} accumulation steps",
         "images": f"{config.image_size} pixels, patches of {config.patch_size}, grid {config.grid_size}",
-        "decoding": f"JPEG by {jpeg_decoder()}",
+        "decoding": f"JPEG by {jpeg_decoder()}{_summarize_bits(run.data.sixteen_bit_max)}",
         "masks": _summarize_masks(run),
         "targets": TARGET_TEXTS[config.target_normalization].format(arguments.images_per_pass),
         "encoder": f"{_millions(run.networks.ijepa)}, {config.num_hidden_layers} layers of {config.hidden_size}",
@@ -299,6 +300,15 @@ def _summarize_schedules(run: Run) -> dict[str, str]:
         "momentum": f"{schedules.start_momentum:.4g} to {schedules.final_momentum:.4g}; at first the target encoder"
         f" forgets half within {half_life_of_momentum(schedules.start_momentum):,.0f} steps",
     }
+
+
+def with_sixteen_bit_max(run: Run) -> PretrainingArguments:
+    """The arguments with the `sixteen_bit_max` that was found, for a recipe that repeats the run."""
+    return replace(run.arguments, sixteen_bit_max=run.data.sixteen_bit_max)
+
+
+def _summarize_bits(sixteen_bit_max: int | None) -> str:
+    return f"; {sixteen_bit_max:,} is white in images of 16 bits (sixteen_bit_max)" if sixteen_bit_max else ""
 
 
 def _summarize_masks(run: Run) -> str:

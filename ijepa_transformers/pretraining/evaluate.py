@@ -13,6 +13,7 @@ from transformers import BitImageProcessorPil
 
 from ..arguments import DatasetArguments
 from ..configuration_ijepa import IJepaConfig
+from ..data.bit_depth import setting_of
 from ..data.datasets import EvaluationImages
 from ..data.labels import describe_classes, labels_of
 from ..data.sources import open_split, split_to_judge_on
@@ -70,7 +71,11 @@ class Probe:
             raise ValueError(f"validation_split asks for a k-NN, but no image of the {split!r} split has a label.")
         self.accelerator.print(f"split {split!r}, {describe_classes(dataset)}", flush=True)
         images = EvaluationImages(
-            dataset, config.image_height_and_width, config.num_channels, self.arguments.eval_resize_ratio
+            dataset,
+            config.image_height_and_width,
+            config.num_channels,
+            self.arguments.eval_resize_ratio,
+            setting_of(self.processor),
         )
         return DataLoader(
             Subset(images, chosen.tolist()),

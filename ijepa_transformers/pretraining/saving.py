@@ -16,7 +16,7 @@ from ..distributed import on_main_process, whole_weights
 from ..files import disk_errors, replace_files, write_text
 from ..model_card import write_model_card
 from ..visualization.curves import plot_training_curves
-from .build import Run, is_evaluated, summarize
+from .build import Run, is_evaluated, read_state, summarize, with_sixteen_bit_max
 from .checkpointing import save_checkpoint
 from .evaluate import evaluate
 from .records import continue_records, write_metrics
@@ -77,7 +77,8 @@ def _write_model(run: Run, weights: dict[str, torch.Tensor]) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     run.networks.save_pretrained(unfinished, state_dict=weights)
     run.processor.save_pretrained(unfinished)
-    run.arguments.save(unfinished / "recipe.yaml")
+    arguments = with_sixteen_bit_max(run)
+    arguments.save(unfinished / "recipe.yaml")
     if run.metrics:
         plot_training_curves(run.metrics, unfinished / "curves.png", title=run.output_dir.name)
     if run.verdict:
@@ -87,7 +88,7 @@ def _write_model(run: Run, weights: dict[str, torch.Tensor]) -> None:
         name=run.arguments.hub_model_id or run.output_dir.name,
         summary=summarize(run),
         metrics=run.metrics[-1] if run.metrics else {},
-        recipe=run.arguments.effective(),
+        recipe=arguments.effective(),
         results=run.results,
         verdict=run.verdict.as_markdown() if run.verdict else None,
         base_model=run.arguments.init_from,

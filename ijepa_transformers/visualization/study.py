@@ -15,6 +15,7 @@ from transformers import BitImageProcessorPil, PreTrainedModel
 
 from ..arguments import MaskArguments, require, without_removed_keys
 from ..configuration_ijepa import IJepaConfig
+from ..data.bit_depth import look_at_dataset, settle
 from ..data.datasets import ProcessedImages
 from ..data.labels import labels_of
 from ..data.sources import open_split
@@ -106,6 +107,7 @@ def _load_pool(arguments: VisualizationArguments, networks: Networks) -> Pool:
     processor = cast(
         BitImageProcessorPil, load_processor(arguments.model)
     )  # its class may vary, its statistics do not
+    settle(processor, look_at_dataset(dataset, config.num_channels, arguments.data), arguments.sixteen_bit_max)
     has_statistics = getattr(processor, "do_normalize", True)
     mean = processor.image_mean if has_statistics else [0.0] * config.num_channels
     std = processor.image_std if has_statistics else [1.0] * config.num_channels
