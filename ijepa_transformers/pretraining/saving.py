@@ -16,7 +16,7 @@ from ..distributed import on_main_process, whole_weights
 from ..files import disk_errors, replace_files, write_text
 from ..model_card import write_model_card
 from ..visualization.curves import plot_training_curves
-from .build import Run, is_evaluated, read_state, summarize, with_sixteen_bit_max
+from .build import Run, is_evaluated, summarize, with_sixteen_bit_max
 from .checkpointing import save_checkpoint
 from .evaluate import evaluate
 from .records import continue_records, write_metrics
