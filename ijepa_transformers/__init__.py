@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         IJepaPreTrainedModel,
     )
     from .pretraining.command import pretrain
+    from .trainer import PretrainingCollator, TargetEncoderCallback
 
 
 __version__ = "0.1.0"
@@ -39,6 +40,8 @@ __all__ = [
     "IJepaModel",
     "IJepaPreTrainedModel",
     "IJepaPredictor",
+    "PretrainingCollator",
+    "TargetEncoderCallback",
     "extract_features",
     "finetune",
     "pretrain",
@@ -47,6 +50,8 @@ __all__ = [
 
 # The modules of the names above that are not in modeling_ijepa.
 _HOMES = {
+    "PretrainingCollator": "trainer",
+    "TargetEncoderCallback": "trainer",
     "IJEPA_SIZES": "configuration_ijepa",
     "IJepaConfig": "configuration_ijepa",
     "extract_features": "evaluation.extraction",

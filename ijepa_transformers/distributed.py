@@ -270,11 +270,12 @@ def update_target_encoder(launch: Launch, networks: IJepaForPretraining, momentu
     weights twice, sharded and whole. So there the weights are gathered, layer by layer, and the result of the first
     process counts.
     """
-    gathering = _zero3_gathering if launch.mode == "zero3" else None
+    gathering = gathered_on_first_process if launch.mode == "zero3" else None
     networks.update_target_encoder(momentum, gathering)
 
 
-def _zero3_gathering(parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager:
+def gathered_on_first_process(parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager:
+    """ZeRO-3's weights, whole inside the block. The changes of the first process are kept."""
     import deepspeed  # installed only if it is used
 
     return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0)

@@ -20,14 +20,19 @@ class MaskingCollator:
     masks gives. All slices of a step must have the same number of samples, so drop a last, smaller batch.
 
     Raises:
-        ValueError: if the samples of a batch differ in `step` or in `slot_block`.
-        KeyError: if a sample lacks one of them.
+        ValueError: if the samples of a batch differ in `step` or in `slot_block`, or lack one of them.
     """
 
     masking: Masking
     seed: int
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        lacking = {"step", "slot_block"} - set.intersection(*(set(sample) for sample in samples))
+        if lacking:
+            raise ValueError(
+                f"the samples lack {' and '.join(sorted(lacking))}, from which the masks follow. For samples with"
+                " pixel_values alone, as in the Trainer of Transformers, use ijepa_transformers.PretrainingCollator"
+            )
         places = {(int(sample["step"]), int(sample["slot_block"])) for sample in samples}
         if len(places) != 1:
             raise ValueError(f"one batch must have one (step, slot_block), got {sorted(places)}")
