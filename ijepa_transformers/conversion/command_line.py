@@ -16,11 +16,16 @@ from transformers.utils.logging import disable_progress_bar
 def written_aside(output: Path) -> Iterator[Path]:
     """Gives a path beside `output` to write to. It is renamed to `output` if the block ends without an error.
 
+    If `output` is a symbolic link, what it leads to is written, and the link stays.
+
     Raises:
-        ValueError: if `output` exists and is no empty directory.
+        ValueError: if `output` exists and is no empty directory, or is a link that leads back to itself.
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} already exists; choose another --output or remove it first.")
+    output = Path(os.path.realpath(output))
+    if output.is_symlink():
+        raise ValueError(f"{output} is a link that leads back to itself; choose another --output.")
     unfinished = output.with_name(f".tmp-{output.name}")
     _remove(unfinished)  # an earlier conversion was killed
     output.parent.mkdir(parents=True, exist_ok=True)

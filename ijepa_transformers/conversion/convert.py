@@ -31,11 +31,12 @@ from .arguments import CONVERT, parse_convert_arguments
 from .command_line import run, written_aside
 from .directory import convert_directory
 from .key_mapping import NETWORKS, from_meta
-from .meta_file import load_checkpoint, read_networks
+from .meta_file import check_finite, load_checkpoint, read_networks
 from .meta_layout import FACTS, FACTS_FILE, OPTIMIZER_FILE, StateDict, check_keys, expected_shapes
 from .meta_optimizer import convert_optimizer
 
 
+MAX_DEPTH = 1000  # the deepest published encoder has 40 blocks
 Networks = Mapping[str, StateDict]  # a key of NETWORKS -> its tensors
 HEADS_BY_WIDTH = {size["hidden_size"]: size["num_attention_heads"] for size in IJEPA_SIZES.values()}
 NETWORKS_OF = {"both": tuple(NETWORKS), "target": ("target_encoder",), "context": ("encoder",)}
@@ -88,7 +89,16 @@ def _shape(networks: Networks, network: str, key: str, num_dimensions: int) -> t
 
 
 def _depth(networks: Networks, network: str, blocks: str) -> int:
-    return len({key.split(".")[1] for key in networks[network] if key.startswith(f"{blocks}.")})
+    """The number of blocks. Keys that no block has do not count; `check_keys` refuses them.
+
+    Raises:
+        ValueError: if there are too many to be an I-JEPA. To build such a model would take hours.
+    """
+    first = rf"{blocks}\.\d+\.norm1\.weight"
+    depth = sum(re.fullmatch(first, key) is not None for key in networks[network])
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{network!r} has {depth:,} blocks, more than {MAX_DEPTH:,}.")
+    return depth
 
 
 def _heads(width: int, given: int | None) -> int:
@@ -222,12 +232,12 @@ def _write_readme(directory: Path, name: str, file: str, encoder: str, config: I
 
 
 def _save_tensors(tensors: StateDict, file: Path) -> None:
-    """Writes memory-mapped tensors as a safetensors file. Copies only those that are not contiguous or occur twice."""
-    starts, separate = set(), {}
-    for key, tensor in tensors.items():
-        tensor = tensor.contiguous()
-        separate[key] = tensor.clone() if tensor.data_ptr() in starts else tensor
-        starts.add(tensor.data_ptr())
+    """Writes memory-mapped tensors as a safetensors file. Copies only those that are not contiguous or overlap."""
+    separate, end = {key: tensor.contiguous() for key, tensor in tensors.items()}, 0
+    for key, tensor in sorted(separate.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.data_ptr() < end:
+            separate[key] = tensor.clone()
+        end = max(end, tensor.data_ptr() + tensor.nbytes)
     save_file(separate, file, metadata={"format": "pt"})
 
 
@@ -252,7 +262,11 @@ def _write_facts(directory: Path, checkpoint: Mapping) -> None:
     if isinstance(checkpoint.get("opt"), Mapping):
         groups = checkpoint["opt"].get("param_groups", [])
         facts["optimizer_groups"] = [{k: v for k, v in group.items() if k != "params"} for group in groups]
-    (directory / FACTS_FILE).write_text(json.dumps(facts, indent=2, default=_plain_number))
+    try:
+        text = json.dumps(facts, indent=2, default=_plain_number)
+    except TypeError as error:  # a key that is no string
+        raise ValueError(f"The checkpoint's settings cannot be written as JSON: {error}.") from None
+    (directory / FACTS_FILE).write_text(text)
 
 
 def _plain_number(value: object) -> float:
@@ -284,10 +298,12 @@ def convert(
         expected = expected_shapes(config)
         for network in NETWORKS_OF[encoder]:
             check_keys(network, networks[network], expected[network])
+            check_finite(network, networks[network])
         moments = convert_optimizer(checkpoint.get("opt"), expected) if with_optimizer else {}
+        check_finite("opt", moments)
         _print_report(checkpoint, networks, encoder, config, with_optimizer)
         _write_model(directory, networks, encoder, config)
-        _write_readme(directory, output.name, file.name, encoder, config)
+        _write_readme(directory, output.absolute().name, file.name, encoder, config)
         _write_facts(directory, checkpoint)
         if with_optimizer:
             _save_tensors(moments, directory / OPTIMIZER_FILE)

@@ -20,6 +20,7 @@ from ..data.transforms import build_image_processor
 from ..model_card import USAGE, in_markdown, in_quotes, inherited_license, write_card
 from ..modeling_ijepa import IJepaForImageClassification, IJepaModel
 from .command_line import written_aside
+from .meta_file import check_finite
 
 
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -58,6 +59,7 @@ def convert_directory(
     source, output = Path(source), Path(output)
     with written_aside(output) as directory:
         model, surplus = _load_model(source)
+        check_finite(str(source), model.state_dict())
         faults = _processor_faults(source)
         is_replaced = bool(faults) and not keep_image_processor
         findings = [f"{fault} {'Corrected' if is_replaced else 'Kept'}." for fault in faults]
@@ -71,7 +73,7 @@ def convert_directory(
             processor.save_pretrained(directory)
         elif (source / PROCESSOR_FILE).is_file():
             shutil.copyfile(source / PROCESSOR_FILE, directory / PROCESSOR_FILE)
-        _write_readme(directory, output.name, source, findings)
+        _write_readme(directory, output.absolute().name, source, findings)
     for finding in findings:
         print(finding)
     if inherited_license(str(source)) is None:

@@ -2,7 +2,6 @@
 """Reads a checkpoint file of Meta's code without running any code of the file."""
 
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 
 from .key_mapping import NETWORKS
-from .meta_layout import FACTS, StateDict
+from .meta_layout import FACTS, StateDict, problem_of
+from .torch_archive import check_archive
 
 
 def load_checkpoint(file: Path) -> dict[Any, Any]:
@@ -19,9 +19,9 @@ def load_checkpoint(file: Path) -> dict[Any, Any]:
     Raises:
         ValueError: if the file is missing, no checkpoint, cut short or damaged, or if loading it would run code.
     """
-    _refuse_damaged(file)
+    is_mapped = check_archive(file)
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=is_mapped)
     except pickle.UnpicklingError:
         raise ValueError(f"{file} was refused because loading it would run code{_wanted_code(file)}.") from None
     except Exception as error:  # for broken content torch raises anything from AssertionError to struct.error
@@ -30,23 +30,6 @@ def load_checkpoint(file: Path) -> dict[Any, Any]:
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{file} holds a {type(checkpoint).__name__}, not a checkpoint of I-JEPA.")
     return checkpoint
-
-
-def _refuse_damaged(file: Path) -> None:
-    if not file.is_file():
-        raise ValueError(f"There is no file {file}.")
-    if not zipfile.is_zipfile(file):
-        with open(file, "rb") as stream:
-            starts_as_zip = stream.read(4) == b"PK\x03\x04"
-        problem = "is cut short: its end is missing" if starts_as_zip else "is not a checkpoint of torch.save"
-        raise ValueError(f"{file} ({file.stat().st_size:,} bytes) {problem}.")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()  # reads everything and compares it with the checksums of torch.save
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{file} is damaged: {error}.") from None
-    if damaged:
-        raise ValueError(f"{file} is damaged: the checksum of its part {damaged!r} is wrong.")
 
 
 def _wanted_code(file: Path) -> str:
@@ -81,12 +64,24 @@ def _plain_state_dict(network: str, state_dict: Any) -> StateDict:
     if not isinstance(state_dict, Mapping):
         raise ValueError(f"{network!r} is a {type(state_dict).__name__}, not a state dict.")
     for key, value in state_dict.items():
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(
-                f"{network}.{key.removeprefix('module.')} is {kind}, not a tensor of floating-point numbers."
-            )
-    plain = {key.removeprefix("module."): value.detach() for key, value in state_dict.items()}
+        if not isinstance(key, str):
+            raise ValueError(f"{network!r} has the key {key!r}, which is no string.")
+        problem = problem_of(value)
+        if problem:
+            raise ValueError(f"{network}.{key.removeprefix('module.')} is {problem}.")
+    plain = {key.removeprefix("module."): value.detach().resolve_neg() for key, value in state_dict.items()}
     if len(plain) < len(state_dict):
         raise ValueError(f"{network!r} has keys both with and without 'module.'.")
     return plain
+
+
+def check_finite(network: str, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Checks that no tensor holds NaN or infinity.
+
+    Raises:
+        ValueError: with the name of the first one that does.
+    """
+    for key, value in state_dict.items():
+        bad = int((~value.isfinite()).sum())
+        if bad:
+            raise ValueError(f"{network}.{key} holds NaN or infinity in {bad:,} of its {value.numel():,} numbers.")

@@ -2,6 +2,7 @@
 """The layout of Meta's checkpoints: keys, shapes and the order of the optimizer's parameters."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from .key_mapping import NETWORKS, to_meta
 FACTS = ("scaler", "epoch", "loss", "batch_size", "world_size", "lr")  # what a checkpoint tells about its run
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each parameter
 POSITION_TABLES = ("pos_embed", "predictor_pos_embed")  # Meta: parameters without gradient; here: buffers
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in which models can be opened
 OPTIMIZER_FILE, FACTS_FILE = "optimizer.safetensors", "meta_checkpoint.json"
 StateDict = dict[str, torch.Tensor]
 Shapes = dict[str, dict[str, torch.Size]]  # network -> Meta's key -> shape
@@ -62,3 +64,17 @@ def optimizer_order(expected: Shapes) -> list[list[tuple[str, str]]]:
         for decayed in (True, False)
         for network in ("encoder", "predictor")
     ]
+
+
+def problem_of(value: Any) -> str | None:
+    """Why a value is no plain tensor of numbers that a model can have. None if it is one."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        return f"{kind}, not a tensor of floating-point numbers"
+    if value.layout != torch.strided:
+        return f"a tensor of the layout {value.layout}, not a plain one"
+    if value.is_meta:
+        return "a tensor on the device 'meta', which has no numbers"
+    if value.dtype not in DTYPES:
+        return f"of {value.dtype}, in which models cannot be opened; convert it to torch.float32 first"
+    return None

@@ -24,6 +24,7 @@ from .meta_layout import (
     Shapes,
     StateDict,
     optimizer_order,
+    problem_of,
 )
 
 
@@ -68,8 +69,8 @@ def _convert_moments(network: str, key: str, state: Any, shape: torch.Size) -> S
         value = state[name]
         if name == "step" and isinstance(value, int | float):  # as old versions of torch saved it
             value = torch.tensor(float(value))
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{name} of {network}.{key} in 'opt' is a {type(value).__name__}, not a tensor.")
+        if problem := problem_of(value):
+            raise ValueError(f"{name} of {network}.{key} in 'opt' is {problem}.")
         if value.shape != (torch.Size() if name == "step" else shape):
             raise ValueError(f"{name} of {network}.{key} in 'opt' has shape {tuple(value.shape)}, not {tuple(shape)}.")
         for our_key, part in from_meta(network, {key: value if name != "step" else value.expand(3)}).items():

@@ -11,6 +11,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -290,6 +291,56 @@ def with_a_broken_pickle(file):
     return file
 
 
+def rezipped(change=lambda name, content: content, compression=zipfile.ZIP_STORED, twice=False):
+    """A fault of the archive: the same parts in a new one, after `change` of their contents."""
+
+    def make(file):
+        with zipfile.ZipFile(CHECKPOINT) as old, zipfile.ZipFile(file, "w", compression) as new:
+            for part in old.namelist():
+                content = change(part, old.read(part))
+                for _ in range(0 if content is None else 1 + (twice and "/data/" in part)):
+                    new.writestr(part, content)
+        return file
+
+    return make
+
+
+def short(name, content):
+    return content[:100] if "/data/" in name and len(content) > 2000 else content
+
+
+def big_endian(name, content):
+    """As a machine of this byte order writes it. The numbers of the checkpoint are float32."""
+    if name.endswith("byteorder"):
+        return b"big"
+    return np.frombuffer(content, "<f4").astype(">f4").tobytes() if "/data/" in name else content
+
+
+NORM = "module.norm.bias"
+FC1 = "module.blocks.0.mlp.fc1.weight"
+
+
+def with_value(change, network="target_encoder", key=NORM):
+    """A fault of one tensor."""
+    return edited(lambda checkpoint: checkpoint[network].update({key: change(checkpoint[network][key])}))
+
+
+def with_one(value):
+    """Changes one of many numbers."""
+
+    def change(tensor):
+        tensor = tensor.clone()
+        tensor[-1] = value
+        return tensor
+
+    return change
+
+
+def with_blocks(name, network="encoder"):
+    names = [f"module.blocks.{number}.{name}" for number in range(100_000)]
+    return edited(lambda checkpoint: checkpoint[network].update(dict.fromkeys(names, torch.zeros(36))))
+
+
 def with_code(file):
     return write({**read(), "loss": Code(file.with_name("ran"))}, file)
 
@@ -300,7 +351,7 @@ FAULTS = {
     "another zip": (a_zip_of_something_else, "is not a checkpoint of torch.save"),
     "cut short": (cut, "is cut short"),
     "tampered": (flip_a_byte, "is damaged: the checksum of its part"),
-    "broken pickle": (with_a_broken_pickle, "is not a checkpoint of torch.save (EOFError)"),
+    "broken pickle": (with_a_broken_pickle, "is not a checkpoint of torch.save (pickle data was truncated)"),
     "code": (with_code, "would run code (posix.system)"),
     "a list": (lambda file: write([1], file), "holds a list"),
     "lost network": (edited(lambda c: c.pop("target_encoder")), "lacks 'target_encoder'"),
@@ -323,7 +374,46 @@ FAULTS = {
     ),
     "no optimizer": (edited(lambda c: c.pop("opt")), "'opt' is not the state of an optimizer"),
     "optimizer is a list": (edited(lambda c: c["opt"].update(state=[])), "'opt' is not the state of an optimizer"),
-    "moment is text": (edited(lambda c: c["opt"]["state"][5].update(exp_avg="x")), "in 'opt' is a str"),
+    "moment is text": (edited(lambda c: c["opt"]["state"][5].update(exp_avg="x")), "in 'opt' is str"),
+    "moment is NaN": (
+        edited(lambda c: c["opt"]["state"][5]["exp_avg"].fill_(math.nan)),
+        "opt.context_encoder.layers.0.mlp.fc2.weight.exp_avg holds NaN or infinity",
+    ),
+    "moment is sparse": (
+        edited(lambda c: c["opt"]["state"][5].update(exp_avg=c["opt"]["state"][5]["exp_avg"].to_sparse())),
+        "exp_avg of encoder.blocks.0.mlp.fc2.weight in 'opt' is a tensor of the layout torch.sparse_coo",
+    ),
+    "short parts": (rezipped(short), "bytes instead of"),
+    "long parts": (rezipped(lambda name, data: data + bytes(8) if "/data/" in name else data), "bytes instead of"),
+    "missing part": (rezipped(lambda name, data: None if name.endswith("/data/3") else data), "/data/3' is missing"),
+    "bzip2": (rezipped(compression=zipfile.ZIP_BZIP2), "is compressed with method 12 of zip"),
+    "parts twice": (rezipped(twice=True), "2 times"),
+    "unknown byte order": (
+        rezipped(lambda name, data: b"middle" if name.endswith("byteorder") else data),
+        "in the byte order b'middle'",
+    ),
+    "NaN": (with_value(with_one(math.nan)), "target_encoder.norm.bias holds NaN or infinity in 1 of its 36 numbers"),
+    "infinity": (with_value(with_one(-math.inf)), "target_encoder.norm.bias holds NaN or infinity"),
+    "sparse": (
+        with_value(torch.Tensor.to_sparse),
+        "target_encoder.norm.bias is a tensor of the layout torch.sparse_coo",
+    ),
+    "CSR": (
+        with_value(torch.Tensor.to_sparse_csr, key=FC1),
+        "target_encoder.blocks.0.mlp.fc1.weight is a tensor of the layout torch.sparse_csr",
+    ),
+    "no numbers": (with_value(lambda tensor: tensor.to("meta")), "norm.bias is a tensor on the device 'meta'"),
+    "float8": (with_value(lambda tensor: tensor.to(torch.float8_e4m3fn)), "norm.bias is of torch.float8_e4m3fn"),
+    "key is a number": (
+        edited(lambda c: c["encoder"].update({5: torch.zeros(1)})),
+        "has the key 5, which is no string",
+    ),
+    "surplus blocks": (with_blocks("x"), "'encoder' has the surplus 100000 keys 'blocks.0.x'"),
+    "too many blocks": (with_blocks("norm1.weight"), "has the surplus 99997 keys"),
+    "too many blocks everywhere": (
+        with_blocks("norm1.weight", "target_encoder"),
+        "has 100,000 blocks, more than 1,000",
+    ),
     "lost moment": (edited(lambda c: c["opt"]["state"].pop(5)), "encoder.blocks.0.mlp.fc2.weight"),
     "surplus moment": (edited(lambda c: c["opt"]["state"].update({0: {}})), "surplus state for its parameter 0"),
     "wrong moment": (
@@ -357,6 +447,46 @@ def test_arguments_that_do_not_fit_are_one_sentence(argv, sentence, tmp_path, ca
     argv = ["--checkpoint", CHECKPOINT, "--output", tmp_path / "model", *argv]
     assert sentence in fails_with_a_sentence(conversion_convert, argv, capsys)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        rezipped(compression=zipfile.ZIP_DEFLATED),
+        rezipped(big_endian),
+        edited(lambda c: c["encoder"].update({NORM: torch.cat([c["encoder"][NORM]] * 2)[36:]})),
+        edited(lambda c: c["encoder"].update({FC1: c["encoder"][FC1].T.contiguous().T})),
+    ],
+    ids=["compressed", "big-endian", "part of a storage", "transposed"],
+)
+def test_the_same_numbers_in_another_form_are_the_same_weights(directory, tmp_path, make):
+    convert(make(tmp_path / "other.pth.tar"), tmp_path / "other", **HEADS)
+    assert_identical(load_file(tmp_path / "other/model.safetensors"), load_file(directory / "model.safetensors"))
+
+
+def test_tensors_that_overlap_are_converted_with_their_own_numbers(tmp_path):
+    checkpoint = read()
+    weights, other = checkpoint["target_encoder"], FC1.replace("blocks.0", "blocks.1")
+    shape = weights[FC1].shape
+    shared = torch.arange(shape.numel() + 5, dtype=torch.float32)
+    weights[FC1], weights[other] = shared[:-5].view(shape), shared[5:].view(shape)
+    convert(write(checkpoint, tmp_path / "file.pth.tar"), tmp_path / "model", **HEADS)
+    converted = load_file(tmp_path / "model/model.safetensors")
+    for number, key in enumerate((FC1, other)):
+        assert torch.equal(converted[f"ijepa.layers.{number}.mlp.fc1.weight"], weights[key])
+
+
+def test_a_symbolic_link_as_output_is_written_through_and_stays(tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    for link, target in (("full", "there"), ("dangling", "nowhere")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+        convert(CHECKPOINT, tmp_path / link, **HEADS)
+        assert (tmp_path / link).is_symlink() and (tmp_path / target / "model.safetensors").is_file()
+        assert f"# {link}" in (tmp_path / target / "README.md").read_text()
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    argv = ["--checkpoint", CHECKPOINT, "--output", tmp_path / "circle", "--num_attention_heads", 3]
+    assert "circle is a link that leads back to itself" in fails_with_a_sentence(conversion_convert, argv, capsys)
 
 
 def test_an_existing_output_is_left_alone(directory, capsys):
@@ -662,10 +792,17 @@ def lose_weights(directory):
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
+def spoil_a_weight(directory):
+    weights = load_file(directory / "model.safetensors")
+    weights[min(weights)].fill_(math.nan)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     "damage, sentence",
     [
         (lose_weights, "lacks 1 of the weights"),
+        (spoil_a_weight, "holds NaN or infinity"),
         (cut_the_weights, "cannot be loaded"),
         (lambda directory: (directory / "config.json").unlink(), "holds no config.json"),
         (edit_config(model_type="vit"), "a model of type 'vit'"),
