@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .arrays import open_array
 from .heif import NotReadableError, is_heif, open_heif
+from .limits import check_cost, exif_is_cheap
 from .samples import Samples, check_upper_bytes, keeps_upper_byte_only, samples_of
 from .tiff import is_tiff, read_tiff_header, tiff_samples
 
@@ -328,7 +329,7 @@ def encoded_bytes(value: StoredImage | None) -> bytes:
     """The content of an image file.
 
     Raises:
-        ValueError: if there is none, or it is empty or too large.
+        ValueError: if there is none, if it is empty or too large, or if it would cost too much (`check_cost`).
         OSError: if the file cannot be read.
     """
     if value is None or (value.get("bytes") is None and value.get("path") is None):
@@ -339,6 +340,7 @@ def encoded_bytes(value: StoredImage | None) -> bytes:
     if not encoded:
         raise ValueError("the file is empty")
     _check_file_size(len(encoded))
+    check_cost(encoded)
     return encoded
 
 
@@ -356,9 +358,10 @@ def _read_file(path: str) -> bytes:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("this is not a regular file")
     _check_file_size(status.st_size)
+    if not status.st_size:
+        raise ValueError("the file is empty")  # or one of the kernel, as in /proc, which may have no end
     with open(path, "rb") as file:
-        # Python allocates as many bytes as it is asked to read. Files of /proc report a size of 0.
-        return file.read((status.st_size or MAX_FILE_BYTES) + 1)
+        return file.read(status.st_size + 1)
 
 
 def _check_file_size(num_bytes: int) -> None:
@@ -376,6 +379,8 @@ def _reason(error: Exception) -> str:
 
 def _upright_steps(image: Image.Image | None) -> tuple[bool, bool, bool]:
     """The steps that make the image upright, as in _STEPS_BY_ORIENTATION."""
+    if not exif_is_cheap(image):
+        return _NO_STEPS
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION) if image is not None else None
     except Exception:  # broken EXIF data says nothing about the pixels
