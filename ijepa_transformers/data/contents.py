@@ -172,6 +172,7 @@ class ContentDigests:
     def __init__(self, path: Path):
         self.path = path
         self.known = _read_known(path)
+        self._is_saved = True
 
     def digest(self, dataset: datasets.Dataset, rows: Sequence[int]) -> tuple[str, bool]:
         """A hash of the contents of these images in this order, and whether files have changed since it was last
@@ -183,14 +184,20 @@ class ContentDigests:
             before = self.known.get(key, ["", ""])
             content = before[1] if status is not None and before[0] == status else contents_digest(dataset, block)
             has_changed |= before[1] not in ("", content)
-            if status is not None:
-                self.known[key] = [status, content]
+            if status is not None and before != [status, content]:
+                self.known[key], self._is_saved = [status, content], False
             digest.update(content.encode())
         return digest.hexdigest(), has_changed
 
     def save(self) -> None:
-        """Writes the file."""
-        write_text(self.path, json.dumps(self.known))
+        """Writes the file, unless it has all hashes already.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        if not self._is_saved:
+            write_text(self.path, json.dumps(self.known))
+            self._is_saved = True
 
 
 def _names_digest(dataset: datasets.Dataset, rows: Sequence[int]) -> str:

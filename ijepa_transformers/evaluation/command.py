@@ -36,8 +36,8 @@ from .features import (
     Run,
     Split,
     SplitFeatures,
-    fingerprint,
     frozen_features,
+    note_contents,
     open_entry,
     open_spec,
     sample_indices,
@@ -74,6 +74,7 @@ def build_run(arguments: ProbingArguments) -> Run:
     for split in (train, validation):
         accelerator.print(f"split {split.name!r}, {describe_classes(split.dataset)}", flush=True)
     run = Run(arguments, accelerator, entries, train, validation, trials, _look(arguments, train, list(specs)))
+    note_contents(run)
     _note_left_out(run)
     _note_unknown_classes(run)
     return run
@@ -125,7 +126,7 @@ def _open_labelled(arguments: ProbingArguments, name: str) -> Split:
             f"The {name!r} split of {arguments.data!r} has {len(indices)} labelled images; at least 2 are needed."
         )
     indices = sample_indices(indices, arguments.max_images or len(indices), arguments.seed)
-    return Split(name, dataset, indices, labels[indices], fingerprint(dataset))
+    return Split(name, dataset, indices, labels[indices])
 
 
 def _check_classes(train: Split, validation: Split) -> None:

@@ -4,11 +4,12 @@
 Shape legend: B images of a batch, N images of a split, n some of these images, D features.
 """
 
+import functools
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import TypeAlias, cast
 
 import datasets
 import numpy as np
-import pyarrow.compute
 import torch
 import transformers
 from accelerate import Accelerator
@@ -28,10 +28,12 @@ from transformers import BaseImageProcessor
 
 from .. import __version__
 from ..data.bit_depth import DepthSample, setting_of, settle
+from ..data.contents import ContentDigests
 from ..data.datasets import PretrainingImages, ProcessedImages, prepare_image
 from ..data.decoding import BadImageError
 from ..data.order import epoch_order
 from ..data.sources import image_name
+from ..distributed import on_main_process
 from ..encoders import (
     EncoderSpec,
     architecture,
@@ -65,13 +67,16 @@ class Entry:
 
 @dataclass
 class Split:
-    """The labelled images of a split that are used: `indices` (N,) in the data set and `labels` (N,), int64."""
+    """The labelled images of a split that are used: `indices` (N,) in the data set and `labels` (N,), int64.
+
+    `contents` is a hash of the bytes of these images. `note_contents` takes it.
+    """
 
     name: str
     dataset: datasets.Dataset
     indices: torch.Tensor
     labels: torch.Tensor
-    fingerprint: str
+    contents: str = ""
 
 
 @dataclass
@@ -95,6 +100,10 @@ class Run:
     def cache_dir(self) -> Path:
         return Path(self.arguments.cache_dir) if self.arguments.cache_dir else self.output_dir / "cache"
 
+    @cached_property
+    def contents(self) -> ContentDigests:
+        return ContentDigests(self.cache_dir / "contents.json")
+
     def add_note(self, sentence: str) -> None:
         """Adds a sentence to the notes below the table, unless it is there."""
         if sentence not in self.notes:
@@ -107,19 +116,16 @@ def sample_indices(indices: torch.Tensor, count: int, seed: int) -> torch.Tensor
     return indices[order[:count].sort().values]
 
 
-def fingerprint(dataset: datasets.Dataset) -> str:
-    """A hash that changes if images or labels change: of the fingerprint of `datasets`, and of size and time of all
-    image files."""
-    digest = hashlib.sha256(dataset._fingerprint.encode())
-    table = dataset.select_columns(["image"]).with_format("arrow")
-    for start in range(0, len(table), 1000):
-        column = table[start : start + 1000]["image"]
-        has_file = pyarrow.compute.is_null(pyarrow.compute.struct_field(column, "bytes")).to_pylist()
-        paths = pyarrow.compute.struct_field(column, "path").to_pylist()
-        for path in (path for path, is_file in zip(paths, has_file, strict=True) if is_file and path):
-            status = os.stat(path) if os.path.exists(path) else None
-            digest.update(f"{path} {status and (status.st_size, status.st_mtime_ns)}".encode())
-    return digest.hexdigest()
+def note_contents(run: Run) -> None:
+    """Takes the hashes of the contents of both splits. Notes if images have changed since an earlier run."""
+    for split in (run.train, run.validation):
+        ask = functools.partial(run.contents.digest, split.dataset, split.indices.tolist())
+        split.contents, has_changed = on_main_process(run.accelerator, ask)
+        if has_changed:
+            run.add_note(
+                f"Images of the {split.name!r} split have changed since an earlier run, so their features were"
+                " computed again."
+            )
 
 
 # Features
@@ -381,6 +387,8 @@ def frozen_features(run: Run, opened: OpenedEncoder, split: Split) -> SplitFeatu
     missing = {kind: positions for kind, positions in wanted.items() if not is_found[kind]}
     computed = _compute_features(run, opened, split, missing) if missing else {}
     if run.accelerator.is_main_process:
+        with suppress(OSError):  # without it, images are read once more in the next run
+            run.contents.save()
         for kind, features in computed.items():
             _write_cache(paths[kind], keys[kind], features)
     values = {kind: features for kind, features in cached.items() if features is not None} | computed
@@ -419,7 +427,7 @@ def _cache_key(run: Run, opened: OpenedEncoder, split: Split, indices: torch.Ten
     key = {
         "weights": opened.digest,
         "all_but_weights": opened.all_but_weights,
-        "data": split.fingerprint,
+        "data": split.contents,
         "split": split.name,
         "indices": hashlib.sha256(indices.numpy().tobytes()).hexdigest(),
         "kind": kind,
@@ -439,8 +447,10 @@ def _read_cache(run: Run, path: Path, key: str) -> dict[str, torch.Tensor] | Non
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") == key:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = file.metadata() or {}
+            features = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if metadata.get("key") == key and metadata.get("sha256") == _values_digest(features):
+            return features
     except (SafetensorError, OSError):
         pass
     run.add_note(f"The cache file {path} was damaged, so its features were computed again.")
@@ -449,7 +459,16 @@ def _read_cache(run: Run, path: Path, key: str) -> dict[str, torch.Tensor] | Non
 
 def _write_cache(path: Path, key: str, features: dict[str, torch.Tensor]) -> None:
     with written_aside(path) as unfinished:
-        save_file(features, unfinished, metadata={"key": key})
+        save_file(features, unfinished, metadata={"key": key, "sha256": _values_digest(features)})
+
+
+def _values_digest(features: dict[str, torch.Tensor]) -> str:
+    """A hash of names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(features.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def streams_tokens(run: Run, opened: OpenedEncoder) -> bool:
