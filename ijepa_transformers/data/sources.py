@@ -23,6 +23,7 @@ from .labels import LabelError, describe_columns, is_value, read_labels
 from .metadata import Metadata
 from .notices import tell
 from .splits import AUTO, OR, choose_split, split_meaning
+from .tars import open_tars
 
 
 def load_image_dataset(
@@ -168,6 +169,8 @@ def _open_tables(
     if resolved.kind == "saved":
         saved = datasets.load_from_disk(str(resolved.folder))
         return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    if resolved.kind == ".tar":
+        return open_tars(resolved.files, cache_dir)
     if resolved.kind in SHARD_BUILDERS:
         problem = f"the {resolved.kind} files of {source!r} cannot be read"
         builder, data_files = SHARD_BUILDERS[resolved.kind], resolved.data_files

@@ -1,0 +1,215 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Opens local tar files of images (WebDataset): all of their members are listed and checked before any is read.
+
+A sample is an image with the members that are called like it but for the extension: `a/7.jpg`, `a/7.cls`. The images
+may have different extensions, and dots in their names. `.cls` holds the label, `.json` other columns.
+"""
+
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import pyarrow as pa
+
+from .decoding import MAX_FILE_BYTES
+from .kinds import image_extensions
+
+
+IMAGES = "image"  # the column, if the images have several extensions
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
+_MAX_TEXT_BYTES = 2**20  # of a .cls or .json
+_MAX_ROWS_AT_A_TIME = 100
+_WRITTEN_BYTES = 2**28  # about so many bytes of images are in memory while they are converted
+_BLOCK = 512
+
+
+class Member(NamedTuple):
+    """An ordinary file in a tar."""
+
+    tar: str
+    name: str
+    start: int
+    size: int
+
+    @property
+    def stem(self) -> str:
+        """The path without its last extension."""
+        return os.path.splitext(self.name)[0]
+
+    @property
+    def sample(self) -> str:
+        """The path up to the first dot of the file's name, as WebDataset has it."""
+        folder, name = os.path.split(self.name)
+        return os.path.join(folder, name.partition(".")[0])
+
+    @property
+    def extensions(self) -> str:
+        """All behind `sample`, in lower case, without the dot."""
+        return self.name[len(self.sample) + 1 :].lower()
+
+
+def open_tars(files: Mapping[str, Sequence[Path]], cache_dir: str | os.PathLike | None) -> dict[str, datasets.Dataset]:
+    """The splits of tar files: a column of images, and perhaps others.
+
+    Raises:
+        ValueError: if a file is compressed, cut off, damaged or empty, holds no images, or a member is too large.
+    """
+    return {split: _open_split(paths, cache_dir) for split, paths in files.items()}
+
+
+def require_uncompressed(name: str, start: bytes) -> None:
+    """Raises ValueError if a tar file, which begins with these bytes, is compressed."""
+    for magic, kind in _COMPRESSIONS.items():
+        if start.startswith(magic):
+            raise ValueError(f"{name!r} is compressed ({kind}): unpack it first, because it cannot be read in parts")
+
+
+def list_members(path: Path) -> list[Member]:
+    """The ordinary files of a tar.
+
+    Raises:
+        ValueError: if it is compressed, cut off, damaged or empty.
+    """
+    name = str(path.absolute())
+    with open(path, "rb") as file:
+        require_uncompressed(name, file.read(8))
+        file.seek(0)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                members = [Member(name, info.name, info.offset_data, info.size) for info in tar if info.isreg()]
+                end = tar.offset
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise ValueError(f"{name!r} is cut off or damaged: {error}") from error
+        file.seek(end)
+        _check_end(name, file.read(2**20), members)
+    return members
+
+
+def _check_end(name: str, rest: bytes, members: list[Member]) -> None:
+    """A tar ends in two empty blocks; `tarfile` does not miss them."""
+    last = f"its last whole member is {members[-1].name!r}" if members else "it has no whole member"
+    if len(rest) < _BLOCK:
+        raise ValueError(f"{name!r} is cut off: it has no end mark, and {last}")
+    if any(rest[:_BLOCK]):
+        raise ValueError(f"{name!r} is damaged behind {members[-1].name!r}" if members else f"{name!r} is no tar file")
+    if any(rest):
+        raise ValueError(f"{name!r} goes on behind its end mark, and {last}; are these several tar files in one?")
+    if not members:
+        raise ValueError(f"{name!r} is empty: it holds no files")
+
+
+def image_columns(images: Sequence[Member]) -> dict[str, list[Member]]:
+    """The columns of images: one for each kind of extensions if samples have several images; else one.
+
+    In `7.left.jpg` and `7.right.jpg`, several for each number, the columns are "left.jpg" and "right.jpg". But
+    `photo.v1.jpg`, `photo.v2.jpg` have dots in their names: each is a sample of its own.
+    """
+    kinds: dict[str, list[Member]] = {}
+    for member in images:
+        kinds.setdefault(member.extensions, []).append(member)
+    several_in_a_sample = max(Counter(member.sample for member in images).values(), default=0) > 1
+    are_columns = all(1 < len(members) == len({m.sample for m in members}) for members in kinds.values())
+    if several_in_a_sample and are_columns:
+        return kinds
+    return {next(iter(kinds)) if len(kinds) == 1 else IMAGES: list(images)}
+
+
+def _open_split(paths: Sequence[Path], cache_dir: str | os.PathLike | None) -> datasets.Dataset:
+    members = [member for path in paths for member in list_members(path)]
+    extensions = image_extensions()
+    images = [member for member in members if member.name.lower().endswith(extensions)]
+    if not images:
+        found = ", ".join(sorted({member.name.rpartition(".")[2] for member in members})[:10])
+        raise ValueError(f"{str(paths[0])!r} holds no images; the extensions of its files are {found}")
+    too_large = [member for member in images if member.size > MAX_FILE_BYTES]
+    if too_large:
+        name, size = too_large[0].name, too_large[0].size
+        raise ValueError(f"{name!r} in {too_large[0].tar!r} has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
+    return _convert(image_columns(images), members, cache_dir)
+
+
+def _convert(
+    columns: Mapping[str, Sequence[Member]], members: Sequence[Member], cache_dir: str | os.PathLike | None
+) -> datasets.Dataset:
+    """The samples as an Arrow file of `datasets`, made once for the same members of unchanged files."""
+    samples = _samples(columns)
+    others = _other_columns(members, [next(filter(None, sample)) for sample in samples])
+    times = tuple((tar, os.stat(tar).st_mtime_ns) for tar in dict.fromkeys(member.tar for member in members))
+    largest = max(member.size for found in columns.values() for member in found)
+    features = datasets.Features(dict.fromkeys(columns, datasets.Image(decode=False)))
+    dataset = datasets.Dataset.from_generator(
+        _read_samples,
+        features=datasets.Features({**features, **datasets.Features.from_arrow_schema(others.schema)}),
+        cache_dir=None if cache_dir is None else str(cache_dir),
+        gen_kwargs={"columns": tuple(columns), "samples": tuple(samples), "others": others, "times": times},
+        writer_batch_size=max(1, min(_MAX_ROWS_AT_A_TIME, _WRITTEN_BYTES // max(largest, 1))),
+    )
+    assert isinstance(dataset, datasets.Dataset)
+    return dataset
+
+
+def _samples(columns: Mapping[str, Sequence[Member]]) -> list[tuple[Member | None, ...]]:
+    """The images of each sample, one for each column."""
+    if len(columns) == 1:
+        return [(member,) for members in columns.values() for member in members]
+    by_sample: dict[tuple[str, str], list[Member | None]] = {}
+    for place, members in enumerate(columns.values()):
+        for member in members:
+            by_sample.setdefault((member.tar, member.sample), [None] * len(columns))[place] = member
+    return list(map(tuple, by_sample.values()))
+
+
+def _read_samples(
+    columns: Sequence[str], samples: Sequence[tuple], others: pa.Table, times: tuple
+) -> Iterator[dict[str, Any]]:
+    del times  # of the files; `datasets` converts again if they change
+    for sample, values in zip(samples, others.to_pylist() or [{}] * len(samples), strict=True):
+        yield {**values, **dict(zip(columns, map(_stored, sample), strict=True))}
+
+
+def _stored(member: Member | None) -> dict[str, Any] | None:
+    return member and {"bytes": _content(member), "path": member.name}
+
+
+def _content(member: Member) -> bytes:
+    with open(member.tar, "rb") as file:
+        file.seek(member.start)
+        return file.read(member.size)
+
+
+def _other_columns(members: Sequence[Member], images: Sequence[Member]) -> pa.Table:
+    """The labels of .cls and the values of .json beside each image."""
+    places = {(image.tar, name): row for row, image in enumerate(images) for name in (image.sample, image.stem)}
+    columns: dict[str, list[Any]] = {}
+    for member in members:
+        row = places.get((member.tar, member.stem))
+        extension = member.name.rpartition(".")[2].lower()
+        if row is None or extension not in ("cls", "json") or member.size > _MAX_TEXT_BYTES:
+            continue
+        for name, value in _values(member, extension).items():
+            columns.setdefault(name, [None] * len(images))[row] = value
+    arrays = {name: array for name, values in columns.items() if (array := _array(values)) is not None}
+    return pa.table(arrays)
+
+
+def _values(member: Member, extension: str) -> dict[str, Any]:
+    text = _content(member).decode("utf-8", "replace").strip()
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    if extension == "cls":
+        return {"cls": value}
+    return value if isinstance(value, dict) else {}
+
+
+def _array(values: list[Any]) -> pa.Array | None:
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, TypeError, OverflowError):  # values of several types are no column
+        return None

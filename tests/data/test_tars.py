@@ -1,0 +1,116 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""Which images a tar has, whatever they are called, and which tars are refused."""
+
+import bz2
+import gzip
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+
+from ijepa_transformers.data.decoding import decode_image
+from ijepa_transformers.data.labels import labels_of
+from ijepa_transformers.data.sources import load_image_dataset
+from tests.data.images import encoded, names, photo_pixels
+
+
+PICTURE = encoded(photo_pixels(8, 8))
+
+
+def tar_of(*members, end=1024):
+    """A tar of (name, content), or of names of the same picture."""
+    file = io.BytesIO()
+    for member in members:
+        name, content = member if isinstance(member, tuple) else (member, PICTURE)
+        header = tarfile.TarInfo(name)
+        header.size = len(content)
+        file.write(header.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512))
+    return file.getvalue() + bytes(end)
+
+
+NUMBERED = [f"{number:03}.png" for number in range(4)]
+
+
+@pytest.fixture
+def opened(tmp_path):
+    def open_tar(content, **options):
+        (tmp_path / "x.tar").write_bytes(content)
+        return load_image_dataset(tmp_path / "x.tar", **options)
+
+    return open_tar
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        ["0.jpg", "1.png", "2.jpg", "3.png"],
+        ["0.jpg", "1.JPG", "2.jpeg"],
+        [*(f"{number}.jpg" for number in range(12)), "12.png"],
+        [f"photo.v{number}.final.png" for number in range(5)],
+        ["a/1.png", "b/1.png", "c.d/e.f.png"],
+        ["1.png", "notes.txt", "2.png"],
+    ],
+)
+def test_every_image_is_there_whatever_its_name(opened, members):
+    dataset = opened(tar_of(*members))
+    assert names(dataset) == [name.rpartition("/")[2] for name in members if name != "notes.txt"]
+    assert decode_image(dataset[0]["image"]).shape == (8, 8, 3)
+
+
+def test_several_images_of_a_sample_are_columns(opened):
+    content = tar_of(*(f"{number}.{side}.png" for number in range(3) for side in ("left", "right")))
+    assert names(opened(content, image_column="right.png")) == [f"{number}.right.png" for number in range(3)]
+    with pytest.raises(ValueError, match=r"several image columns \['left.png', 'right.png'\]"):
+        opened(content)
+
+
+def test_labels_lie_beside_the_images(opened):
+    numbers = [(f"{number}.cls", str(number % 2).encode()) for number in range(4)]
+    dataset = opened(tar_of(*(part for name in numbers for part in (name[0][0] + ".png", name))))
+    assert labels_of(dataset).tolist() == [0, 1, 0, 1]
+    described = [("a.v1.json", json.dumps({"label": "cat"}).encode()), ("a.v2.json", b'{"label": "dog", "x": 1}')]
+    dataset = opened(tar_of("a.v1.png", described[0], "a.v2.jpg", described[1]))
+    assert dataset.features["label"].names == ["cat", "dog"] and labels_of(dataset).tolist() == [0, 1]
+
+
+def cut(place):
+    return tar_of(*NUMBERED)[:place]
+
+
+SIZE = 512 + -(-len(PICTURE) // 512) * 512  # of a member
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tar_of(*NUMBERED, end=0), "x.tar' is cut off: it has no end mark, and its last whole member is '003.png'"),
+        (cut(2 * SIZE), "x.tar' is cut off: it has no end mark, and its last whole member is '001.png'"),
+        (cut(2 * SIZE + 200), "x.tar' is cut off"),
+        (cut(2 * SIZE + 600), "x.tar' is cut off or damaged: unexpected end of data"),
+        (cut(2 * SIZE) + b"x" * 512 + cut(SIZE) + bytes(1024), "x.tar' is damaged behind '001.png'"),
+        (tar_of(*NUMBERED) + tar_of("9.png"), "x.tar' goes on behind its end mark"),
+        (tar_of(), "x.tar' is empty"),
+        (b"", "x.tar' is cut off"),
+        (b"no tar at all" * 99, "x.tar' is cut off or damaged"),
+        (tar_of("a.txt", "b.npz"), "holds no images; the extensions of its files are npz, txt"),
+        (gzip.compress(tar_of(*NUMBERED)), r"x.tar' is compressed \(gzip\): unpack it first"),
+        (bz2.compress(tar_of(*NUMBERED)), r"x.tar' is compressed \(bzip2\)"),
+    ],
+)
+def test_a_tar_that_is_not_whole_is_refused(opened, content, message):
+    with pytest.raises(ValueError, match=message):
+        opened(content)
+
+
+def test_a_member_that_is_too_large_is_refused_before_it_is_read(opened, monkeypatch):
+    monkeypatch.setattr("ijepa_transformers.data.tars.MAX_FILE_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"'big.png' in .*x.tar' has 1,001 bytes, more than 1,000"):
+        opened(tar_of("1.png", ("big.png", bytes(1001))))
+
+
+def test_a_changed_tar_is_converted_again(opened):
+    first, second = (encoded(np.full((8, 8, 3), value, np.uint8)) for value in (10, 20))
+    for content, value in ((first, 10), (second, 20)):
+        assert decode_image(opened(tar_of(("1.png", content)))[0]["image"])[0, 0, 0] == value
