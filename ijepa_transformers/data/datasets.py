@@ -366,22 +366,33 @@ class FineTuningCollator:
         image_mean, image_std: as in `normalize_pixel_values`.
         mixers: such as torchvision's MixUp and CutMix.
         seed: of the mixing.
+        num_classes: if the labels of a sample are a list of classes.
     """
 
     image_mean: Sequence[float]
     image_std: Sequence[float]
     mixers: Sequence[Mixer] = ()
     seed: int = 0
+    num_classes: int | None = None
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """`pixel_values` float (B, C, H, W) and `labels` int (B,), or float (B, classes) if mixed."""
+        """`pixel_values` float (B, C, H, W) and `labels` int (B,), or float (B, classes) if mixed or lists."""
         pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
-        labels = torch.tensor([sample["labels"] for sample in samples])
+        labels = self._labels([sample["labels"] for sample in samples])
         if "epoch" in samples[0]:
             pixel_values = normalize_pixel_values(pixel_values, self.image_mean, self.image_std)
             if self.mixers:
                 pixel_values, labels = self._mix(pixel_values, labels, samples)
         return {"pixel_values": pixel_values, "labels": labels}
+
+    def _labels(self, labels: list[Any]) -> torch.Tensor:
+        """Class ids (B,), or 0 and 1 (B, classes) where the labels are lists of ids."""
+        if self.num_classes is None:
+            return torch.tensor(labels)
+        rows = torch.zeros(len(labels), self.num_classes)
+        for row, ids in zip(rows, labels, strict=True):
+            row[ids] = 1
+        return rows
 
     def _mix(
         self, pixel_values: torch.Tensor, labels: torch.Tensor, samples: list[dict[str, Any]]

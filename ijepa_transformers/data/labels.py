@@ -269,7 +269,7 @@ def labels_of(dataset: datasets.Dataset) -> np.ndarray:
         ValueError: if an image has several labels.
     """
     if has_several(dataset):
-        raise ValueError("an image has several labels here, and one is needed")
+        raise ValueError("an image has a list of labels here, and this needs one label per image")
     return np.array([_UNLABELLED if label is None else label for label in dataset["label"][:]], dtype=np.int64)
 
 
@@ -282,12 +282,23 @@ def several_labels_of(dataset: datasets.Dataset) -> np.ndarray:
     return rows
 
 
+def label_array(dataset: datasets.Dataset) -> np.ndarray:
+    """`several_labels_of` if images have lists of classes, else `labels_of`."""
+    return several_labels_of(dataset) if has_several(dataset) else labels_of(dataset)
+
+
 def class_counts(dataset: datasets.Dataset) -> np.ndarray:
     """Images of each class (classes,)."""
     if has_several(dataset):
         return np.nansum(several_labels_of(dataset), axis=0).astype(np.int64)
     labels = labels_of(dataset)
     return np.bincount(labels[labels >= 0], minlength=len(class_names(dataset)))
+
+
+def num_unlabelled(dataset: datasets.Dataset) -> int:
+    """How many images have no label."""
+    labels = label_array(dataset)
+    return int(np.isnan(labels[:, 0]).sum() if labels.ndim == 2 else (labels < 0).sum())
 
 
 def describe_classes(dataset: datasets.Dataset) -> str:

@@ -344,6 +344,31 @@ def accuracy_metric(top_k: int = 5) -> "evaluate.Metric":
     return Accuracy()
 
 
+def several_labels_scores(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Measures for images with several classes each.
+
+    Args:
+        scores: (N, classes), above 0 where a class is predicted.
+        labels: (N, classes), 0 or 1.
+
+    Returns:
+        `mean_average_precision`: the mean over all classes that occur; `micro_f1`: F1 over all images and classes.
+        Scores that are not finite count as the lowest.
+    """
+    from sklearn.metrics import average_precision_score, f1_score  # takes a second
+
+    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels) > 0.5
+    scores = np.where(np.isfinite(scores), scores, -np.finfo(np.float64).max)
+    there = labels.any(axis=0)
+    if not there.any():
+        return {"mean_average_precision": float("nan"), "micro_f1": float("nan")}
+    precision = average_precision_score(labels[:, there], scores[:, there], average="macro")
+    return {
+        "mean_average_precision": float(precision),
+        "micro_f1": float(f1_score(labels, scores > 0, average="micro", zero_division=0)),
+    }
+
+
 def format_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows as a markdown table whose columns are also aligned in a terminal.
 

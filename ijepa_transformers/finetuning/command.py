@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 import yaml
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
@@ -18,7 +17,15 @@ from ..arguments import require
 from ..data.bit_depth import look_at_dataset, setting_of, settle
 from ..data.datasets import FineTuningCollator, FineTuningImages, LabelledImages
 from ..data.decoding import BadImageError
-from ..data.labels import class_counts, class_names, describe_classes, labels_of
+from ..data.labels import (
+    class_counts,
+    class_names,
+    describe_classes,
+    has_several,
+    label_array,
+    labels_of,
+    num_unlabelled,
+)
 from ..data.selection import select_labelled, select_listed
 from ..data.sources import open_split, split_to_judge_on
 from ..distributed import check_launch, end_process_group
@@ -50,20 +57,24 @@ def _open_labelled(arguments: DataArguments, split: str) -> datasets.Dataset:
         ValueError: if it cannot be opened, is empty, or has an image without a label.
     """
     dataset = open_split(arguments, split, labels="required")
-    unlabelled = int((labels_of(dataset) < 0).sum())
+    unlabelled = num_unlabelled(dataset)
     require(not unlabelled, f"{unlabelled} of {len(dataset)} images of the {split!r} split have no label.")
     return dataset
 
 
 def _require_two_classes(dataset: datasets.Dataset, arguments: DataArguments) -> None:
     """Raises ValueError if all training images have the same label."""
-    counts = class_counts(dataset)
-    present = [name for name, count in zip(class_names(dataset), counts, strict=True) if count]
+    present = _present_classes(dataset)
     require(
         len(present) > 1,
-        f"The {arguments.train_split!r} split of {arguments.data!r} has only one class, {present[0]!r}; a classifier"
+        f"The {arguments.train_split!r} split of {arguments.data!r} has only one class, {present[:1]}; a classifier"
         " needs two.",
     )
+
+
+def _present_classes(dataset: datasets.Dataset) -> list[str]:
+    """The names of the classes that have an image."""
+    return [name for name, count in zip(class_names(dataset), class_counts(dataset), strict=True) if count]
 
 
 def _open_training_split(arguments: DataArguments) -> datasets.Dataset:
@@ -73,6 +84,11 @@ def _open_training_split(arguments: DataArguments) -> datasets.Dataset:
         return dataset.select(select_listed(dataset, arguments.train_list))
     if arguments.images_per_class is None and arguments.label_fraction is None:
         return dataset
+    require(
+        not has_several(dataset),
+        "images_per_class and label_fraction choose images by their class, and here an image has a list of classes:"
+        " name the images with train_list.",
+    )
     selection = select_labelled(
         labels_of(dataset),
         images_per_class=arguments.images_per_class,
@@ -84,12 +100,12 @@ def _open_training_split(arguments: DataArguments) -> datasets.Dataset:
 
 def _check_classes(training: datasets.Dataset, validation: datasets.Dataset) -> None:
     """Raises ValueError if a validation class has no training image, or if the splits number classes differently."""
-    names = validation.features["label"].names
-    known = {training.features["label"].names[label] for label in np.unique(labels_of(training))}
-    unknown = sorted({names[label] for label in np.unique(labels_of(validation))} - known)
+    known, needed = _present_classes(training), _present_classes(validation)
+    unknown = [name for name in needed if name not in known]
     require(not unknown, f"No training image has the validation classes {', '.join(map(repr, unknown[:5]))}.")
     require(
-        names == training.features["label"].names, "The two splits number their classes differently; use one data set."
+        class_names(validation) == class_names(training),
+        "The two splits number their classes differently; use one data set.",
     )
 
 
@@ -126,7 +142,7 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
     checkpoint = find_checkpoint(arguments)
     training_data = _open_training_split(arguments.data)
     names = class_names(training_data)
-    state = state_of(arguments, names, labels_of(training_data))
+    state = state_of(arguments, names, label_array(training_data))
     if checkpoint is not None:
         state = check_same_run(checkpoint, state)
     _check_length(arguments.training, len(training_data), checkpoint)
@@ -138,7 +154,7 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
         _check_classes(training_data, validation_data)
     _require_two_classes(training_data, arguments.data)
     set_seed(arguments.training.seed)  # for the weights that are new: those of the head, or all
-    model, head = build_model(arguments.model, names)
+    model, head = build_model(arguments.model, names, has_several(training_data))
     processor = load_processor(arguments.model.model)
     if isinstance(model, IJepaPreTrainedModel) and arguments.training.ddp_find_unused_parameters is None:
         arguments.training.ddp_find_unused_parameters = False  # all trained weights are used; a search takes time
@@ -194,11 +210,14 @@ def _build_data(
         interpolation=data.interpolation,
         seed=seed,
     )
-    mixers = _build_mixers(arguments.regularization, len(training_data.features["label"].names))
+    num_classes = len(class_names(training_data))
+    mixers = _build_mixers(arguments.regularization, num_classes)
     return {
         "train_dataset": training_images,
         "eval_dataset": None if validation_data is None else LabelledImages(validation_data, processor, num_channels),
-        "data_collator": FineTuningCollator(mean, std, mixers, seed),
+        "data_collator": FineTuningCollator(
+            mean, std, mixers, seed, num_classes if has_several(training_data) else None
+        ),
     }
 
 

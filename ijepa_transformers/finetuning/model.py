@@ -66,7 +66,7 @@ def processed_size(processor: BaseImageProcessor, num_channels: int) -> tuple[in
 
 
 # Model
-def _build_config(arguments: ModelArguments, class_names: Sequence[str]) -> PreTrainedConfig:
+def _build_config(arguments: ModelArguments, class_names: Sequence[str], has_several: bool) -> PreTrainedConfig:
     """The configuration of the classifier. For pretrained weights it still has their image size.
 
     Raises:
@@ -75,7 +75,7 @@ def _build_config(arguments: ModelArguments, class_names: Sequence[str]) -> PreT
     config = load_config(arguments.model)
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: number for number, name in enumerate(class_names)}
-    config.problem_type = "single_label_classification"
+    config.problem_type = "multi_label_classification" if has_several else "single_label_classification"
     if arguments.drop_path_rate is not None:
         require(hasattr(config, "drop_path_rate"), f"{config.model_type} models have no drop_path_rate.")
         config.drop_path_rate = arguments.drop_path_rate
@@ -84,13 +84,18 @@ def _build_config(arguments: ModelArguments, class_names: Sequence[str]) -> PreT
     return config
 
 
-def build_model(arguments: ModelArguments, class_names: Sequence[str]) -> tuple[PreTrainedModel, str]:
+def build_model(
+    arguments: ModelArguments, class_names: Sequence[str], has_several: bool
+) -> tuple[PreTrainedModel, str]:
     """The classifier to train, with float32 weights, and one sentence on its head.
+
+    Args:
+        has_several: whether an image has a list of classes.
 
     Raises:
         ValueError: if it cannot be opened, or if its image size cannot be changed.
     """
-    config = _build_config(arguments, class_names)
+    config = _build_config(arguments, class_names, has_several)
     with _quiet_loading():
         model, head = _initial_model(arguments, config)
     if arguments.image_size is not None and not arguments.from_scratch:

@@ -28,7 +28,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..arguments import require
 from ..data.datasets import FineTuningImages, LabelledImages
 from ..data.order import EpochSampler
-from ..evaluation.probes import accuracy_metric
+from ..evaluation.probes import accuracy_metric, several_labels_scores
 from ..files import disk_errors, replace_files
 from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license, write_card
 from ..optimization import layer_decay_groups, parameter_places
@@ -63,6 +63,32 @@ def classification_loss(
     num_items = labels.numel() if num_items_in_batch is None else num_items_in_batch
     # Mixed labels hold `classes` numbers per image.
     return total * (labels.shape[1] if labels.ndim == 2 else 1) / num_items
+
+
+def several_labels_loss(
+    outputs: ImageClassifierOutput,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Binary cross-entropy in float32, the mean over all images and classes of an optimizer step.
+
+    Args:
+        outputs: with `logits` (B, classes).
+        labels: (B, classes) in 0..1.
+        num_items_in_batch, label_smoothing: as in `classification_loss`. Smoothed labels go towards one half.
+    """
+    smoothing = label_smoothing if torch.is_grad_enabled() else 0.0
+    logits = cast(torch.Tensor, outputs.logits).float()
+    labels = labels.float() * (1 - smoothing) + smoothing / 2
+    total = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
+def _several_labels_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Mean average precision and micro-F1 of logits (images, classes), and the number of images."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return {**several_labels_scores(logits, prediction.label_ids), "images": len(prediction.label_ids)}
 
 
 def _classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -109,11 +135,16 @@ class ClassificationTrainer(Trainer):
         self.head = ""  # where the rows of the head come from, in one sentence
         self.results: dict[str, float] = {}  # of the last evaluation
         smoothing = arguments.regularization.label_smoothing
+        several = options["model"].config.problem_type == "multi_label_classification"
+        if several and arguments.training.metric_for_best_model == "accuracy":  # the default
+            arguments.training.metric_for_best_model = "mean_average_precision"
         super().__init__(
             args=arguments.training,
             callbacks=[_SetEpoch(self.train_sampler)],
-            compute_loss_func=partial(classification_loss, label_smoothing=smoothing),
-            compute_metrics=_classification_metrics,
+            compute_loss_func=partial(
+                several_labels_loss if several else classification_loss, label_smoothing=smoothing
+            ),
+            compute_metrics=_several_labels_metrics if several else _classification_metrics,
             **options,
         )
         self.model_accepts_loss_kwargs = False  # the loss takes the number of items; the model does not
@@ -254,7 +285,7 @@ model.config.id2label[logits.argmax().item()]"""
 _CARD = """\
 # {name}
 
-An image classifier for {num_classes} classes ({classes}), {origin} by ijepa-transformers.
+An image classifier for {num_classes} classes{each} ({classes}), {origin} by ijepa-transformers.
 
 ```python
 {usage}
@@ -292,6 +323,7 @@ def write_readme(trainer: ClassificationTrainer) -> None:
         name=in_markdown(name),
         usage=(_USAGE_OF_GREY if is_grey else _USAGE).format(name=in_quotes(name)),
         num_classes=len(names),
+        each=", several per image," if trainer.model.config.problem_type == "multi_label_classification" else "",
         classes=", ".join(map(in_markdown, names[:10])) + (", ..." if len(names) > 10 else ""),
         origin="trained from scratch" if arguments.model.from_scratch else origin,
         data=in_markdown(arguments.data.data),

@@ -83,7 +83,7 @@ def test_several_labels_per_image(opened, columns, class_names, rows):
     dataset = opened(**columns)
     assert has_several(dataset) and dataset.features["label"].feature.names == class_names
     assert several_labels_of(dataset).tolist() == rows
-    with pytest.raises(ValueError, match="an image has several labels"):
+    with pytest.raises(ValueError, match="an image has a list of labels"):
         labels_of(dataset)
 
 
