@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .configuration_ijepa import IJEPA_SIZES, IJepaConfig
     from .evaluation.command import probe
     from .evaluation.extraction import extract_features
+    from .evaluation.statistics import image_statistics
     from .finetuning.command import finetune
     from .modeling_ijepa import (
         IJepaBackbone,
@@ -44,6 +45,7 @@ __all__ = [
     "TargetEncoderCallback",
     "extract_features",
     "finetune",
+    "image_statistics",
     "pretrain",
     "probe",
 ]
@@ -56,6 +58,7 @@ _HOMES = {
     "IJepaConfig": "configuration_ijepa",
     "extract_features": "evaluation.extraction",
     "finetune": "finetuning.command",
+    "image_statistics": "evaluation.statistics",
     "pretrain": "pretraining.command",
     "probe": "evaluation.command",
 }

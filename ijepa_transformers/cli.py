@@ -46,6 +46,11 @@ COMMANDS = {
         "evaluation.extraction_arguments:parse_extraction_arguments",
         "evaluation.extraction",
     ),
+    "stats": Command(
+        "measure mean and standard deviation of each channel of images",
+        "evaluation.statistics_arguments:parse_statistics_arguments",
+        "evaluation.statistics",
+    ),
     "visualize": Command(
         "make a page of pictures that shows what a model learned",
         "visualization.arguments:parse_visualization_arguments",

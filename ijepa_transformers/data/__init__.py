@@ -9,13 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from .datasets import prepare_image
     from .decoding import BadImageError, decode_image, jpeg_decoder
     from .sources import load_image_dataset
     from .transforms import build_image_processor
 
-__all__ = ["BadImageError", "build_image_processor", "decode_image", "jpeg_decoder", "load_image_dataset"]
+__all__ = [
+    "BadImageError",
+    "build_image_processor",
+    "decode_image",
+    "jpeg_decoder",
+    "load_image_dataset",
+    "prepare_image",
+]
 
-_HOMES = {"build_image_processor": "transforms", "load_image_dataset": "sources"}
+_HOMES = {"build_image_processor": "transforms", "load_image_dataset": "sources", "prepare_image": "datasets"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .kinds import METADATA_NAMES, SHARD_BUILDERS, advice, count_kinds, image_extensions, is_archive
+from .kinds import ARRAY_EXTENSIONS, METADATA_NAMES, SHARD_BUILDERS, advice, count_kinds, image_extensions, is_archive
 from .splits import meanings_in
 
 
@@ -80,7 +80,7 @@ def _resolve_folder(folder: Path) -> ResolvedSource:
 
 
 def _looks_like_a_path(source: str) -> bool:
-    extensions = (*image_extensions(), *SHARD_BUILDERS)
+    extensions = (*image_extensions(), *ARRAY_EXTENSIONS, *SHARD_BUILDERS)
     return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source or source.endswith(extensions)
 
 
@@ -120,6 +120,9 @@ def _files_of_one_kind(source: str, files: Iterable[Path]) -> _Found:
         kind = "metadata" if file.name in METADATA_NAMES else "image" if extension in extensions else extension
         by_kind.setdefault(kind if kind in ("metadata", "image", *SHARD_BUILDERS) else "other", []).append(file)
     metadata, others = by_kind.pop("metadata", []), by_kind.pop("other", [])
+    if not by_kind and (arrays := [file for file in others if file.suffix.lower() in ARRAY_EXTENSIONS]):
+        by_kind["image"] = arrays
+        others = [file for file in others if file.suffix.lower() not in ARRAY_EXTENSIONS]
     if not by_kind and (tables := [file for file in metadata if file.suffix == ".parquet"]):
         by_kind[".parquet"] = tables  # shards that are called so
     if not by_kind:
@@ -139,7 +142,8 @@ def _nothing_to_read(source: str, others: list[Path]) -> str:
     kinds = count_kinds(others)
     listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(10))
     there = f"; it holds {listed}.{advice(kinds)}" if kinds else ""
-    return f"{source!r} holds no images ({', '.join(image_extensions())}) and no .parquet, .tar or .arrow{there}"
+    extensions = ", ".join((*image_extensions(), *ARRAY_EXTENSIONS))
+    return f"{source!r} holds no images ({extensions}) and no .parquet, .tar or .arrow{there}"
 
 
 def _shards_by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:

@@ -11,6 +11,7 @@ _PLAIN_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
+ARRAY_EXTENSIONS = (".npy", ".npz")  # images where no others are; beside photographs they may be anything
 _HEIF_EXTENSIONS = (".heic", ".heif", ".hif")
 SHARD_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -23,12 +24,13 @@ _ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tbz"
 _NO_EXTENSION = "without an extension"
 _ADVICE = {
     'are read after pip install "ijepa-transformers[heif]"': _HEIF_EXTENSIONS,
+    "are read as images only where no other images are": ARRAY_EXTENSIONS,
     "must be unpacked first": _ARCHIVES,
     "must be renamed: their extension says what they are": (_NO_EXTENSION,),
     "must be converted, for example to 16-bit PNG or TIFF": (
         *(".dcm", ".dicom", ".nii", ".mha", ".mhd", ".nrrd", ".exr", ".hdr", ".psd", ".svg", ".pdf", ".eps", ".jxl"),
         *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".raw", ".czi", ".lif", ".nd2", ".svs"),
-        *(".npy", ".npz", ".h5", ".hdf5", ".mat", ".pkl", ".pt", ".ico", ".tga", ".j2k", ".jpx", ".jpc"),
+        *(".h5", ".hdf5", ".mat", ".pkl", ".pt", ".ico", ".tga", ".j2k", ".jpx", ".jpc"),
     ),
     "are films: store their frames as images": (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"),
 }

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..arguments import DatasetArguments, require
-from .decoding import FILE_URI, StoredImage, encoded_bytes, open_image, value_name
+from .decoding import FILE_URI, BadImageError, OpenedImage, StoredImage, value_name
 from .finding import ResolvedSource, resolve
 from .folders import FolderLayout, layout_of
 from .kinds import SHARD_BUILDERS, left_out_sentence
@@ -300,8 +300,8 @@ def _holds_images(dataset: datasets.Dataset | datasets.IterableDataset, column: 
         value: Any = row[column]
         try:
             stored = value if isinstance(value, dict) else {"bytes": value, "path": None}
-            open_image(encoded_bytes(cast(StoredImage, stored)))
+            OpenedImage(cast(StoredImage, stored))
             return True
-        except Exception:  # PIL raises errors of many classes; this value is not an image
+        except BadImageError:
             continue
     return False
