@@ -16,6 +16,7 @@ from typing import NoReturn
 from . import __version__
 from .arguments import RECIPES, CommandParser, find_recipe, list_recipes, near
 from .process import prepare_process
+from .terminal import lasting_output
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ options:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command; ends with status 2 and one sentence if the command or an argument is wrong."""
+    with lasting_output():
+        _choose(argv)
+
+
+def _choose(argv: Sequence[str] | None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if name in ("--help", "-h", "help"):

@@ -5,22 +5,51 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+
+# What safetensors, torch.save and pyarrow say of a disk.
+_DISK_SIGNS = ("os error", "No space left", "File too large", "PytorchStreamWriter", "unexpected pos")
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """Gives a temporary path to write to. It is renamed to `path` when the block ends without an error.
 
-    So a file at `path` is always complete. Folders above it are created.
+    So a file at `path` is always complete. Folders above it are created. If the block fails, the temporary file is
+    removed.
+
+    Raises:
+        OSError: with the name of the file, if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".tmp-{path.name}")
-    yield unfinished
-    sync_to_disk(unfinished)
-    os.replace(unfinished, path)
+    try:
+        with disk_errors_of(path):
+            yield unfinished
+            sync_to_disk(unfinished)
+            os.replace(unfinished, path)
+    except Exception:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+@contextmanager
+def disk_errors_of(path: Path) -> Iterator[None]:
+    """Gives errors of the disk the name of a file. Some libraries raise their own classes for a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    except Exception as error:
+        if not any(sign in str(error) for sign in _DISK_SIGNS):
+            raise
+        raise OSError(f"{path}: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,6 +81,27 @@ def sync_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_output_directory(path: Path, name: str = "output_dir") -> None:
+    """Checks that a directory can be made or written to, before hours of computing.
+
+    Args:
+        name: of the argument, for the message.
+
+    Raises:
+        ValueError: if the path, or one above it, is no directory or may not be written to.
+    """
+    for place in (path, *path.absolute().parents):
+        if os.path.lexists(place):
+            break
+    reason = None
+    if not place.is_dir():
+        reason = "is no directory"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        reason = "may not be written to"
+    if reason:
+        raise ValueError(f"{name} {str(path)!r} cannot be used: {place} {reason}.")
 
 
 def replace_files(source: Path, destination: Path) -> None:

@@ -4,12 +4,13 @@
 import argparse
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
+
+from ..failures import REFUSED, failures_told
 
 
 @contextmanager
@@ -43,10 +44,7 @@ def _remove(path: Path) -> None:
 
 
 def run(command: Callable[..., None], arguments: argparse.Namespace, program: str) -> None:
-    """Runs a command with its parsed arguments. A ValueError becomes one sentence and exit code 2."""
+    """Runs a command with its parsed arguments. An error becomes one sentence and exit code 2."""
     disable_progress_bar()  # the one that Transformers shows while it loads or saves a model
-    try:
+    with failures_told(program, REFUSED):
         command(**vars(arguments))
-    except ValueError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        sys.exit(2)  # argparse exits with this code for wrong arguments

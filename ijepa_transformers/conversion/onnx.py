@@ -16,7 +16,6 @@ import argparse
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..encoders import load_classifier, load_config, load_encoder
+from ..failures import FAILED, REFUSED, end, failures_told
 from .arguments import ONNX, parse_onnx_arguments
 
 
@@ -181,12 +181,12 @@ def execute(arguments: argparse.Namespace, argv: Sequence[str] = ()) -> None:
     disable_progress_bar()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
     output = Path(arguments.output)
-    try:
+    with failures_told(ONNX, REFUSED):
         model = _load_model(arguments.model)
-        differences = export(model, output, arguments.free_resolution, arguments.opset)
-    except (ValueError, ExportError) as error:
-        print(f"{ONNX}: error: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, ExportError) else 2)
+        try:
+            differences = export(model, output, arguments.free_resolution, arguments.opset)
+        except ExportError as error:
+            end(ONNX, error, str(error), FAILED)
     for name, (difference, magnitude) in differences.items():
         print(f"{name}: largest difference to PyTorch {difference:.2g}, of values up to {magnitude:.3g}")
     print(f"wrote {output}")

@@ -27,6 +27,8 @@ from ..data.labels import describe_classes, labels_of
 from ..data.sources import available_split, open_split
 from ..distributed import check_launch, end_process_group
 from ..encoders import EncoderSpec, load_config, load_processor
+from ..failures import FAILED, REFUSED, failures_told
+from ..files import check_output_directory
 from .arguments import PLAIN_PROBES, PROGRAM, ProbingArguments, parse_probing_arguments, probing_arguments
 from .collapse import layer_spread
 from .features import (
@@ -60,6 +62,7 @@ def build_run(arguments: ProbingArguments) -> Run:
     """
     if arguments.has_heads:
         require_optimizers(arguments.optimizers)
+    check_output_directory(Path(arguments.output_dir))
     # The other processes wait while the main process fits probes alone, which takes hours on a large data set.
     waits = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))
     accelerator = Accelerator(kwargs_handlers=[waits])
@@ -271,14 +274,10 @@ def evaluate(run: Run, command: str) -> tuple[Rows, str]:
 def execute(arguments: ProbingArguments, argv: Sequence[str]) -> None:
     """Runs the command with its parsed arguments; `argv` is what they were parsed from. Exits as a command does."""
     disable_progress_bar()  # Transformers shows one while it loads weights
-    status = 2  # as argparse exits for wrong arguments
-    try:
+    with failures_told(PROGRAM, REFUSED):
         run = build_run(arguments)
-        status = 1
+    with failures_told(PROGRAM, FAILED):
         evaluate(run, f"{PROGRAM} {shlex.join(map(str, argv))}")
-    except ValueError as error:  # also a BadImageError
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        sys.exit(status)
     run.accelerator.wait_for_everyone()
     end_process_group(run.accelerator)
 

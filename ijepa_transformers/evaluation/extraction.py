@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +38,12 @@ from ..data.bit_depth import look_at_dataset, settle
 from ..data.datasets import ProcessedImages
 from ..data.labels import class_names, has_several, several_labels_of
 from ..data.sources import open_split
+from ..data.workers import prepare_worker
 from ..distributed import check_launch, end_process_group
 from ..encoders import load_encoder, load_processor, weights_digest
 from ..execution import configure
-from ..files import write_text, written_aside
+from ..failures import FAILED, REFUSED, failures_told
+from ..files import check_output_directory, write_text, written_aside
 from .extraction_arguments import PROGRAM, FeatureExtractionArguments, extraction_arguments, parse_extraction_arguments
 
 
@@ -206,6 +207,7 @@ def build_run(arguments: FeatureExtractionArguments) -> Run:
     """
     accelerator = Accelerator()
     check_launch(accelerator.num_processes)
+    check_output_directory(Path(arguments.output_dir))
     dataset = open_split(arguments, arguments.split)
     processor = load_processor(arguments.model)
     model = load_encoder(arguments.model, arguments.encoder, _DTYPES[arguments.dtype])
@@ -279,6 +281,7 @@ def _batches(run: Run, shards: list[Shard]) -> Iterator[LoadedBatch]:
         run.images,
         batch_sampler=[list(rows) for shard in shards for rows in shard.batches(run.arguments.batch_size)],
         num_workers=run.arguments.num_workers,
+        worker_init_fn=prepare_worker,
         collate_fn=_collate,
         pin_memory=run.accelerator.device.type == "cuda",
     )
@@ -359,13 +362,11 @@ def finish(run: Run) -> None:
 def execute(arguments: FeatureExtractionArguments, argv: Sequence[str] = ()) -> None:
     """Runs the command with its parsed arguments. Exits as a command does."""
     disable_progress_bar()  # Transformers shows one while it loads weights
-    try:
+    with failures_told(PROGRAM, REFUSED):
         run = build_run(arguments)
-    except ValueError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        sys.exit(2)  # as argparse exits for wrong arguments
-    extract(run, start(run))
-    finish(run)
+    with failures_told(PROGRAM, FAILED):
+        extract(run, start(run))
+        finish(run)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

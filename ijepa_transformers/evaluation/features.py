@@ -33,6 +33,7 @@ from ..data.datasets import PretrainingImages, ProcessedImages, prepare_image
 from ..data.decoding import BadImageError
 from ..data.order import epoch_order
 from ..data.sources import image_name
+from ..data.workers import prepare_worker
 from ..distributed import on_main_process
 from ..encoders import (
     EncoderSpec,
@@ -297,6 +298,7 @@ def stream(
         batch_sampler=batches,
         collate_fn=list,
         num_workers=run.arguments.num_workers,
+        worker_init_fn=prepare_worker,
         pin_memory=accelerator.device.type == "cuda",
     )
     for (size, _), batch, samples in zip(parts, batches, loader, strict=True):

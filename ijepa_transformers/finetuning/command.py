@@ -1,7 +1,6 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """`ijepa finetune`: fine-tunes an encoder as an image classifier. docs/finetune.md explains the choices."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from ..api import Result, process_as_before
 from ..arguments import require
 from ..data.bit_depth import look_at_dataset, setting_of, settle
 from ..data.datasets import FineTuningCollator, FineTuningImages, LabelledImages
-from ..data.decoding import BadImageError
 from ..data.labels import (
     class_counts,
     class_names,
@@ -31,7 +29,8 @@ from ..data.sources import open_split, split_to_judge_on
 from ..distributed import check_launch, end_process_group
 from ..encoders import load_processor
 from ..execution import configure, describe
-from ..files import write_text
+from ..failures import FAILED, REFUSED, failures_told
+from ..files import check_output_directory, write_text
 from ..modeling_ijepa import IJepaPreTrainedModel
 from .arguments import (
     PROGRAM,
@@ -47,6 +46,7 @@ from .training_arguments import Arguments, FineTuningArguments
 
 
 _RECIPE = "recipe.yaml"
+_WORKERS = "dataloader_num_workers"
 
 
 # Data
@@ -139,6 +139,7 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
     """
     check_launch(arguments.training.world_size, "pass --use_cpu")
     _check_gpus(arguments.training.n_gpu)
+    check_output_directory(Path(str(arguments.training.output_dir)))
     checkpoint = find_checkpoint(arguments)
     training_data = _open_training_split(arguments.data)
     names = class_names(training_data)
@@ -281,17 +282,11 @@ def run(trainer: ClassificationTrainer) -> dict[str, float]:
 def execute(arguments: Arguments, argv: Sequence[str] = ()) -> None:
     """Carries out the command of the parsed arguments. Exits as a command."""
     disable_progress_bar()  # of Transformers' loading and saving
-    try:
+    with failures_told(PROGRAM, REFUSED, _WORKERS):
         trainer = build_trainer(arguments)
-    except (ValueError, OSError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        sys.exit(2)  # the status argparse gives to wrong arguments
-    try:
+    with failures_told(PROGRAM, FAILED, _WORKERS):
         start(trainer)
         run(trainer)
-    except BadImageError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        sys.exit(1)
     accelerator = trainer.accelerator
     del trainer
     end_process_group(accelerator)

@@ -12,7 +12,7 @@ import torch
 from accelerate import FullyShardedDataParallelPlugin
 from huggingface_hub import ModelCardData
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -28,6 +28,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..arguments import require
 from ..data.datasets import FineTuningImages, LabelledImages
 from ..data.order import EpochSampler
+from ..data.workers import prepare_worker
 from ..evaluation.probes import accuracy_metric, several_labels_scores
 from ..files import disk_errors, replace_files
 from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license, write_card
@@ -151,6 +152,11 @@ class ClassificationTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
         return self.train_sampler
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = prepare_worker  # no random state of a worker is used, so none is seeded
+        return loader
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()

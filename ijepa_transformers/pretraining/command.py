@@ -7,12 +7,11 @@ import os
 import shlex
 import sys
 import threading
-import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -21,6 +20,8 @@ from ..api import Result, process_as_before
 from ..checkpoints import CheckpointError
 from ..data.decoding import BadImageError
 from ..distributed import any_process, end_process_group, on_main_process
+from ..failures import FAILED, REFUSED, cause_of, end, end_workers
+from ..failures import explain as explain_common
 from ..files import write_text
 from .arguments import PROGRAM, PretrainingArguments, parse_pretraining_arguments, pretraining_arguments
 from .batch_size import memory_estimate
@@ -29,15 +30,13 @@ from .checkpointing import DirectoryLock
 from .evaluate import final_rows, random_encoder
 from .judging import verdict_of
 from .loop import DivergenceError, divergence, train
-from .preemption import Preempted, StopRequest, end_workers
+from .preemption import Preempted, StopRequest
 from .records import begin_records
 from .sanity import warnings_for
 from .saving import export, push_to_hub, resume
 
 
-# Exit codes. 0: finished.
-FAILED = 1
-REFUSED = 2  # the arguments cannot work, and nothing was written; argparse exits with this code too
+# Exit code, beside those of `failures`
 PREEMPTED = 75  # stopped by a signal and saved, --resume continues; EX_TEMPFAIL of sysexits.h
 
 
@@ -171,37 +170,21 @@ def close(run: Run, others: Collection[BaseProcess] = ()) -> None:
 
 def explain(error: Exception) -> str | None:
     """One sentence for the user. None if the error may be a fault of this program."""
-    text = str(error)
-    if text.startswith("Caught "):  # in a data loading process; its traceback stands before the message
-        text = text.rstrip().splitlines()[-1].partition(": ")[2]
+    text, sentence = cause_of(error), explain_common(error)
     if isinstance(error, (BadImageError, DivergenceError, CheckpointError)):
         return text
-    if isinstance(error, OSError):
-        return f"{text}. What was saved before is complete. When the cause is removed, --resume continues from it."
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return (
-            f"out of memory ({text.splitlines()[0] if text else 'no details'}). Lower per_device_batch_size"
-            " (accumulation makes up for it) or set gradient_checkpointing; --print_memory_estimate shows the need."
+            f"{sentence} Lower per_device_batch_size (accumulation makes up for it) or set gradient_checkpointing;"
+            " --print_memory_estimate shows the need."
         )
-    if "DataLoader worker" in text:
-        return f"{text} Often the machine is out of memory: lower num_workers, then --resume."
     if isinstance(error, torch.distributed.DistError) or "gloo" in text:
         return (
             f"another process of this run has ended ({text.splitlines()[0]}); --resume continues from what was saved."
         )
-    return None
-
-
-def _exit(sentence: str | None, error: Exception, code: int) -> NoReturn:
-    """Ends the process with one sentence, or with the traceback of an unexpected error."""
-    if sentence is None:
-        traceback.print_exception(error)
-    else:
-        print(f"{PROGRAM}: error: {sentence}", file=sys.stderr)
-    sys.stderr.flush()
-    if torch.distributed.is_initialized():
-        os._exit(code)  # a normal exit would wait for the other processes, and they may wait for this one
-    sys.exit(code)
+    if sentence is None or isinstance(error, ValueError):
+        return None
+    return f"{sentence.rstrip('.')}. What was saved before is complete; --resume continues from it."
 
 
 def _print_memory_estimate(arguments: PretrainingArguments) -> None:
@@ -229,16 +212,16 @@ def execute(arguments: PretrainingArguments, argv: Sequence[str]) -> None:
         try:
             return _print_memory_estimate(arguments)
         except (ValueError, OSError) as error:
-            _exit(str(error), error, REFUSED)
+            end(PROGRAM, error, str(error), REFUSED)
     print(_unused_gpus(argv), end="", file=sys.stderr)
     try:
         run(arguments)
     except Preempted:
         sys.exit(PREEMPTED)
     except SettingsError as error:
-        _exit(str(error), error, REFUSED)
+        end(PROGRAM, error, str(error), REFUSED)
     except Exception as error:
-        _exit(explain(error), error, FAILED)
+        end(PROGRAM, error, explain(error), FAILED)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import datasets
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 from transformers import BitImageProcessorPil
 
 from ..arguments import DatasetArguments
@@ -57,11 +57,12 @@ class Probe:
     ):
         self.arguments, self.processor, self.accelerator, self.stop = arguments, processor, accelerator, stop
         splits = arguments.train_split, cast(str, arguments.validation_split)  # without the latter, no probe is built
-        self.loaders = [self._loader(split, config) for split in splits]
+        self.images = [self._images(split, config) for split in splits]
+        self.loader = self._loader()
         self.num_neighbors = min(arguments.knn_neighbors, self._num_train_images())
         self.knn_name = f"{self.num_neighbors}-NN"
 
-    def _loader(self, split: str, config: IJepaConfig) -> DataLoader:
+    def _images(self, split: str, config: IJepaConfig) -> Subset:
         """At most `max_probe_images` labelled images of the split, the same in every run."""
         dataset = self._open(split)
         labelled = torch.from_numpy(labels_of(dataset) >= 0).nonzero().flatten()  # -1 means unlabelled
@@ -77,10 +78,25 @@ class Probe:
             self.arguments.eval_resize_ratio,
             setting_of(self.processor),
         )
+        return Subset(images, chosen.tolist())
+
+    def _loader(self) -> DataLoader:
+        """Batches of the training images, then of the validation images.
+
+        One set of processes serves both splits and all evaluations of a run. Without fork, starting one takes seconds.
+        """
+        ends = len(self.images[0]), len(self.images[0]) + len(self.images[1])
+        size = self.arguments.images_per_pass
+        batches = [
+            range(start, min(start + size, end))
+            for first, end in zip((0, ends[0]), ends, strict=True)
+            for start in range(first, end, size)
+        ]
         return DataLoader(
-            Subset(images, chosen.tolist()),
-            batch_size=self.arguments.images_per_pass,
+            ConcatDataset(self.images),
+            batch_sampler=[list(batch) for batch in batches],
             num_workers=self.arguments.num_workers,
+            persistent_workers=self.arguments.num_workers > 0,
             worker_init_fn=ignore_stop_signals,
             generator=torch.Generator(),  # without it the loader would advance the generator that training uses
         )
@@ -91,12 +107,12 @@ class Probe:
         return open_split(DatasetArguments(other) if other else self.arguments, split, labels="required")
 
     def _num_train_images(self) -> int:
-        return len(cast(Subset, self.loaders[0].dataset))
+        return len(self.images[0])
 
     @property
     def num_test_images(self) -> int:
         """Labelled images that the accuracies are measured on."""
-        return len(cast(Subset, self.loaders[1].dataset))
+        return len(self.images[1])
 
     def features_of(self, encoder: Encoder) -> Features:
         """Standardised features and labels of the training split, then of the validation split.
@@ -113,11 +129,10 @@ class Probe:
                 return encoder_features(encoder, pixel_values, ("last",))["last"]
 
         encoder.eval()
-        (train, train_labels), (test, test_labels) = (
-            extract_features(embed, loader, self.accelerator.device) for loader in self.loaders
-        )
-        train, test = standardize(train, test)
-        return train, cast(torch.Tensor, train_labels), test, cast(torch.Tensor, test_labels)  # all images have labels
+        features, labels = extract_features(embed, self.loader, self.accelerator.device)
+        labels, count = cast(torch.Tensor, labels), len(self.images[0])  # all images have labels
+        train, test = standardize(features[:count], features[count:])
+        return train, labels[:count], test, labels[count:]
 
     def knn(self, encoder: Encoder) -> float:
         return knn_accuracy(*self.features_of(encoder), k=self.num_neighbors)

@@ -6,13 +6,12 @@ Ctrl-C. Launchers pass both on. If one process stopped alone, the others would w
 flag here, and the training loop asks all processes together whether to stop (`ijepa_transformers/distributed.py`).
 """
 
-import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Collection
-from multiprocessing.process import BaseProcess
 from types import FrameType
+
+from ..data.workers import prepare_worker
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -77,20 +76,6 @@ class StopRequest:
 def ignore_stop_signals(worker_index: int) -> None:
     """The `worker_init_fn` of every DataLoader. A signal often goes to the whole process group, and a run that still
     finishes its step needs its workers. `end_workers` ends them."""
+    prepare_worker(worker_index)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def end_workers(others: Collection[BaseProcess] = ()) -> None:
-    """Kills the data loading processes that are left. One that waits for a slow disk would keep its parent waiting.
-
-    Args:
-        others: children of this process that stay, because the run did not start them.
-    """
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report a failed worker
-    children = [child for child in multiprocessing.active_children() if child not in others]
-    for child in children:
-        child.kill()
-    for child in children:
-        child.join()
-    signal.signal(signal.SIGCHLD, before)

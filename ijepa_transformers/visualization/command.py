@@ -13,8 +13,8 @@ import transformers
 from transformers.utils.logging import disable_progress_bar
 
 from .. import __version__
-from ..encoders import one_line
-from ..files import write_text
+from ..failures import FAILED, REFUSED, failures_told
+from ..files import check_output_directory, write_text
 from .arguments import PROGRAM, VisualizationArguments, parse_visualization_arguments
 from .judging import verdicts
 from .page import build_page, write_pictures
@@ -55,17 +55,17 @@ def execute(arguments: VisualizationArguments, argv: Sequence[str]) -> None:
     """Carries out the command of the parsed arguments; `argv` is what they were parsed from. Exits as a command."""
     disable_progress_bar()  # of Transformers' loading
     datasets.disable_progress_bars()
-    try:
+    with failures_told(PROGRAM, REFUSED):
+        output = Path(arguments.output)
+        check_output_directory(output.parent, "The folder of output")
         study = build_study(arguments)
         sections = [section(study) for section in SECTIONS]
-    except (ValueError, OSError) as error:
-        print(f"{PROGRAM}: error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)  # the status argparse gives to wrong arguments
-    page = build_page(f"What {arguments.own_name} has learned", _describe(study, argv), sections)
-    if arguments.pictures_dir:
-        write_pictures(arguments.pictures_dir, sections)
-    write_text(Path(arguments.output), page)
-    print(f"{arguments.output}: {len(page) / 1e6:.1f} MB")
+    with failures_told(PROGRAM, FAILED):
+        page = build_page(f"What {arguments.own_name} has learned", _describe(study, argv), sections)
+        if arguments.pictures_dir:
+            write_pictures(arguments.pictures_dir, sections)
+        write_text(output, page)
+        print(f"{arguments.output}: {len(page) / 1e6:.1f} MB")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

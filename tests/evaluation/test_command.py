@@ -527,7 +527,7 @@ def test_a_killed_run_leaves_no_half_written_cache_file(place, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluation_features, "save_file", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit):
             probe(place, no_baselines=True)
     assert not list((place / "out" / "cache").glob("[!.]*.safetensors"))
     assert probe(place, no_baselines=True)["notes"] == []
@@ -696,7 +696,7 @@ def test_rows_that_are_measured_stay_when_a_later_encoder_fails(place, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluation_command, "_evaluate_entry", evaluate_entry)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit):
             probe(place)
     results = read(place / "out")
     assert [row["name"] for row in results["rows"]] == ["raw pixels", "random encoder"]
