@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..api import Result, process_as_before
 from ..arguments import require
 from ..data.bit_depth import DepthSample, look_at_dataset, settle
-from ..data.labels import describe_classes, labels_of
+from ..data.labels import class_names, describe_classes, label_array
 from ..data.sources import available_split, open_split
 from ..distributed import check_launch, end_process_group
 from ..encoders import EncoderSpec, load_config, load_processor
@@ -46,7 +46,15 @@ from .features import (
     try_encoder,
 )
 from .heads import require_optimizers
-from .probes import class_indices, few_shot_accuracy, knn_scores_by_k, logistic_regression_scores, standardize
+from .probes import (
+    class_indices,
+    few_shot_accuracy,
+    knn_scores_by_k,
+    logistic_regression_scores,
+    several_labels_scores,
+    standardize,
+)
+from .several_labels import knn_shares, logistic_scores
 from .sweep import measure, sweep
 from .tables import Rows, report, summaries, update_model_cards, write_results
 
@@ -74,6 +82,11 @@ def build_run(arguments: ProbingArguments) -> Run:
         train = _open_labelled(arguments, arguments.train_split)
         validation = _open_labelled(arguments, available_split(arguments, arguments.validation_split))
     _check_classes(train, validation)
+    require(
+        not (train.has_several and arguments.has_heads),
+        "The probes linear and attentive take one label per image, and here an image has a list of classes: leave them"
+        " out (--probes knn logistic), or fine-tune with --tune head.",
+    )
     for split in (train, validation):
         accelerator.print(f"split {split.name!r}, {describe_classes(split.dataset)}", flush=True)
     run = Run(arguments, accelerator, entries, train, validation, trials, _look(arguments, train, list(specs)))
@@ -122,8 +135,8 @@ def _open_labelled(arguments: ProbingArguments, name: str) -> Split:
         ValueError: if there are fewer than two.
     """
     dataset = open_split(arguments, name, labels="required")
-    labels = torch.from_numpy(labels_of(dataset))
-    indices = (labels >= 0).nonzero().flatten()  # -1 means unlabelled
+    labels = torch.from_numpy(label_array(dataset))  # (N,), or (N, classes) where images have several
+    indices = (labels.reshape(len(labels), -1)[:, 0] >= 0).nonzero().flatten()  # -1 or NaN means unlabelled
     if len(indices) < 2:
         raise ValueError(
             f"The {name!r} split of {arguments.data!r} has {len(indices)} labelled images; at least 2 are needed."
@@ -135,7 +148,7 @@ def _open_labelled(arguments: ProbingArguments, name: str) -> Split:
 def _check_classes(train: Split, validation: Split) -> None:
     """Raises ValueError if the training split has one class, or if the splits number their classes differently."""
     require(len(train.labels.unique()) > 1, f"The {train.name!r} split has a single class; a probe needs at least 2.")
-    names, others = (split.dataset.features["label"].names for split in (train, validation))
+    names, others = (class_names(split.dataset) for split in (train, validation))
     require(
         names == others,
         f"The splits {train.name!r} and {validation.name!r} number their classes differently; use one data set.",
@@ -145,9 +158,13 @@ def _check_classes(train: Split, validation: Split) -> None:
 def _note_left_out(run: Run) -> None:
     """Notes the settings for which the training split is too small."""
     count, arguments = len(run.train.labels), run.arguments
-    smallest = _smallest_class(run)
     for k in (k for k in arguments.k if "knn" in arguments.probes and k > count):
         run.add_note(f"{k}-NN is left out: there are {count:,} training images.")
+    if run.train.has_several:
+        if "few_shot" in arguments.probes:
+            run.add_note("few_shot is left out: it draws images by their class, and here an image has several.")
+        return
+    smallest = _smallest_class(run)
     for shots in (shots for shots in arguments.shots if "few_shot" in arguments.probes and shots > smallest):
         run.add_note(f"{shots}-shot is left out: the smallest class has {smallest:,} training images.")
 
@@ -160,6 +177,8 @@ def _smallest_class(run: Run) -> int:
 def _note_unknown_classes(run: Run) -> None:
     """Notes how many validation images no probe can get right. A sample of many classes may have such images."""
     labels = run.validation.labels
+    if run.train.has_several:
+        return
     unknown = labels[class_indices(run.train.labels, labels) < 0]
     if len(unknown):
         run.add_note(
@@ -213,6 +232,8 @@ def _plain_probes(run: Run, train: torch.Tensor, validation: torch.Tensor) -> di
     """The results of the probes without a training loop on features (N, D), by column of the table."""
     arguments = run.arguments
     results: dict[str, dict[str, Any]] = {}
+    if run.train.has_several:
+        return _several_labels_probes(run, train, validation)
     train_labels, validation_labels = run.train.labels, run.validation.labels
     ks = [k for k in arguments.k if "knn" in arguments.probes and k <= len(train)]
     for k, scores in (_knn_votes(run, train, validation, ks) if ks else {}).items():
@@ -226,6 +247,17 @@ def _plain_probes(run: Run, train: torch.Tensor, validation: torch.Tensor) -> di
     if "logistic" in arguments.probes:
         results["logistic"] = measure(run, logistic_regression_scores(train, train_labels, validation))
     return results
+
+
+def _several_labels_probes(run: Run, train: torch.Tensor, validation: torch.Tensor) -> dict[str, dict[str, Any]]:
+    """As `_plain_probes`, where an image has several classes."""
+    arguments, labels, truth = run.arguments, run.train.labels, run.validation.labels.numpy()
+    train, validation = standardize(train, validation)
+    ks = [k for k in arguments.k if "knn" in arguments.probes and k <= len(train)]
+    scores = {f"{k}-NN, mAP": knn_shares(train, labels, validation, k) for k in ks}
+    if "logistic" in arguments.probes:
+        scores["logistic, mAP"] = logistic_scores(train, labels, validation)
+    return {name: several_labels_scores(values.numpy(), truth) for name, values in scores.items()}
 
 
 def _knn_votes(run: Run, train: torch.Tensor, validation: torch.Tensor, ks: Sequence[int]) -> dict[int, torch.Tensor]:

@@ -70,6 +70,7 @@ class Entry:
 class Split:
     """The labelled images of a split that are used: `indices` (N,) in the data set and `labels` (N,), int64.
 
+    Where an image has several classes, `labels` are 0 or 1, (N, classes), float32.
     `contents` is a hash of the bytes of these images. `note_contents` takes it.
     """
 
@@ -78,6 +79,11 @@ class Split:
     indices: torch.Tensor
     labels: torch.Tensor
     contents: str = ""
+
+    @property
+    def has_several(self) -> bool:
+        """Whether an image has a list of classes."""
+        return self.labels.dim() == 2
 
 
 @dataclass

@@ -22,10 +22,11 @@ from ..files import write_text
 from ..model_card import in_markdown, update_evaluation
 from ..verdict import COLLAPSED, PIXELS, RANDOM, Score, Verdict, judge, judge_without_labels
 from .collapse import COLUMN_LEGEND, LayerSpread, collapse_summary
-from .features import Run
+from .features import Run, Split
 from .probes import Accuracies, format_table
 
 
+_PRECISION = "mean_average_precision"  # the measure where an image has several classes
 Result: TypeAlias = dict[str, Any]  # all measures of one encoder, in values that JSON keeps
 Rows: TypeAlias = dict[str, list[Result]]
 
@@ -51,12 +52,17 @@ def _summarize(results: list[Result]) -> dict[str, float | Accuracies]:
     for column in dict.fromkeys(name for result in results for name in result["probes"]):
         values = [result["probes"][column] for result in results if column in result["probes"]]
         if len(results) > 1:
-            cells[column] = Accuracies.of(value["accuracy"] for value in values)
+            cells[column] = Accuracies.of(map(_measure, values))
         elif "draws" in values[0]:
             cells[column] = Accuracies.of(values[0]["draws"])
         else:
-            cells[column] = values[0]["accuracy"]
+            cells[column] = _measure(values[0])
     return cells
+
+
+def _measure(value: dict[str, Any]) -> float:
+    """The number that stands in the table."""
+    return value.get("accuracy", value.get(_PRECISION))
 
 
 def _accuracy_table(rows: Rows) -> str:
@@ -156,17 +162,32 @@ _ACCURACY_LEGEND = (
 )
 
 
+_PRECISION_LEGEND = (
+    "Mean average precision (mAP) of frozen features over all classes, because an image may have several. Compare with"
+    " the random encoder. There is no verdict: it is made for accuracies."
+)
+
+
+def _num_classes(split: Split) -> str:
+    if split.has_several:
+        return f"{split.labels.shape[1]} classes, several per image"
+    return f"{len(split.labels.unique())} classes"
+
+
+def _verdicts_of(run: Run, rows: Rows) -> dict[str, Verdict]:
+    return {} if run.validation.has_several else verdicts(rows, len(run.validation.indices))
+
+
 def report(run: Run, rows: Rows) -> str:
     """The tables, notes and summaries as markdown."""
     split = run.validation
     parts = [
         f"Measured on {len(split.indices):,} images of the {split.name!r} split of {run.arguments.data!r}; probes"
-        f" learn from {len(run.train.indices):,} images of {run.train.name!r}, {len(run.train.labels.unique())}"
-        " classes.",
+        f" learn from {len(run.train.indices):,} images of {run.train.name!r}, {_num_classes(run.train)}.",
     ]
     if any(result["probes"] for results in rows.values() for result in results):
-        parts += [_accuracy_table(rows), _ACCURACY_LEGEND]
-    found = verdicts(rows, len(split.indices))
+        parts += [_accuracy_table(rows), _PRECISION_LEGEND if split.has_several else _ACCURACY_LEGEND]
+    found = _verdicts_of(run, rows)
     parts += ["### Verdict", "\n".join(f"- {verdict}" for verdict in found.values())] if found else []
     chosen = [
         f"- {name}: {value['chosen']}"
@@ -202,7 +223,7 @@ def _provenance(command: str) -> dict[str, Any]:
 def write_results(run: Run, rows: Rows, command: str, unmeasured: Sequence[str] = ()) -> None:
     """Writes results.json and results.md; `unmeasured` are the names of the entries that are not measured yet."""
     origin = _provenance(command)
-    found = verdicts(rows, len(run.validation.indices))
+    found = _verdicts_of(run, rows)
     results = {
         **origin,
         "arguments": dataclasses.asdict(run.arguments),
@@ -280,9 +301,9 @@ def _card_results(run: Run, rows: Rows) -> list[EvalResult]:
             dataset_name=name,
             dataset_config=arguments.data_config,
             dataset_split=run.validation.name,
-            metric_type="accuracy",
+            metric_type=_PRECISION if _PRECISION in value else "accuracy",
             metric_name=f"{column}, {row}",
-            metric_value=round(value["accuracy"], 4),
+            metric_value=round(_measure(value), 4),
         )
         for row, results in rows.items()
         for column, value in results[0]["probes"].items()

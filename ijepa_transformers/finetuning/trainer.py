@@ -139,12 +139,11 @@ class ClassificationTrainer(Trainer):
         several = options["model"].config.problem_type == "multi_label_classification"
         if several and arguments.training.metric_for_best_model == "accuracy":  # the default
             arguments.training.metric_for_best_model = "mean_average_precision"
+        loss = several_labels_loss if several else classification_loss
         super().__init__(
             args=arguments.training,
             callbacks=[_SetEpoch(self.train_sampler)],
-            compute_loss_func=partial(
-                several_labels_loss if several else classification_loss, label_smoothing=smoothing
-            ),
+            compute_loss_func=partial(loss, label_smoothing=smoothing),
             compute_metrics=_several_labels_metrics if several else _classification_metrics,
             **options,
         )

@@ -12,9 +12,10 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ijepa_transformers.evaluation import command as evaluation_command
 from ijepa_transformers.evaluation.probes import several_labels_scores
 from ijepa_transformers.finetuning.trainer import several_labels_loss
-from tests.runs import fine_tune, fine_tuning_argv, pretrain, reset_accelerate
+from tests.runs import fine_tune, pretrain, reset_accelerate
 
 
 CLASSES = ["left", "right", "top"]  # which part of the picture is bright
@@ -66,23 +67,38 @@ def test_a_classifier_learns_several_labels_per_image(pretrained, table, tmp_pat
 
 
 def test_shares_of_a_class_are_refused_where_images_have_lists(pretrained, table, tmp_path, fresh_accelerate, capsys):
-    from ijepa_transformers.finetuning import command
-
+    changes = TRAINING | {"data": table, "label_fraction": 0.5}
     with pytest.raises(SystemExit) as stopped:
-        command.main(
-            fine_tuning_argv(pretrained, tmp_path / "out", **TRAINING | {"data": table, "label_fraction": 0.5})
-        )
+        fine_tune(pretrained, tmp_path / "out", **changes)
     assert stopped.value.code == 2 and "name the images with train_list" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_it_is_probed_by_mean_average_precision(pretrained, table, tmp_path, fresh_accelerate):
+    probing = {"data": table, "models": str(pretrained), "output_dir": tmp_path / "probes", "num_workers": 0, "k": 5}
+    evaluation_command.main([word for name, value in probing.items() for word in (f"--{name}", str(value))])
+    results = json.loads((tmp_path / "probes/results.json").read_text())
+    (row,) = (row for row in results["rows"] if row["name"] == str(pretrained))
+    assert set(row["summary"]) == {"5-NN, mAP", "logistic, mAP"}
+    assert all(0 < value <= 1 for value in row["summary"].values()) and row["verdict"] is None
+    assert any("few_shot is left out" in note for note in results["notes"])
+    assert "several per image" in (tmp_path / "probes/results.md").read_text()
+
+
+def test_probes_with_heads_are_refused_by_name(pretrained, table, tmp_path, fresh_accelerate, capsys):
+    probing = {"data": table, "models": str(pretrained), "output_dir": tmp_path / "probes", "probes": "linear"}
+    with pytest.raises(SystemExit):
+        evaluation_command.main([word for name, value in probing.items() for word in (f"--{name}", str(value))])
+    assert "linear and attentive take one label per image" in capsys.readouterr().err
+    assert not (tmp_path / "probes").exists()
 
 
 def test_the_loss_is_that_of_transformers():
     logits, labels = torch.randn(5, 3), torch.randint(0, 2, (5, 3)).float()
     ours = several_labels_loss(ImageClassifierOutput(logits=logits), labels)
     torch.testing.assert_close(ours, torch.nn.BCEWithLogitsLoss()(logits, labels))
-    halves = [
-        several_labels_loss(ImageClassifierOutput(logits=logits[p]), labels[p], 15) for p in (slice(2), slice(2, 5))
-    ]
+    parts = [(logits[:2], labels[:2]), (logits[2:], labels[2:])]
+    halves = [several_labels_loss(ImageClassifierOutput(logits=part), truth, 15) for part, truth in parts]
     torch.testing.assert_close(sum(halves), ours)
 
 
