@@ -6,8 +6,9 @@
 
 Each image has a row, in the order of the data set. An image that cannot be read has a row too: its features are NaN,
 the column `error` has the reason, and `bad_images.jsonl` lists the image. A shard is a pure function of the arguments
-and its number, and is complete if its file exists. So the same command continues a killed run, with any number of
-processes, and the files at the end are the same. `manifest.json` is written last: if it exists, all features do.
+and its number, and is complete if its file and its images are those of its record (shard_records.py). So the same
+command continues a killed run, with any number of processes, and the files at the end are the same. `manifest.json` is
+written last: if it exists, all features do.
 
 Shape legend: B images of a batch, N tokens, D features.
 """
@@ -26,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
@@ -35,19 +37,29 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..api import Result, process_as_before
 from ..data.bit_depth import look_at_dataset, settle
+from ..data.contents import status_digest
 from ..data.datasets import ProcessedImages
 from ..data.labels import class_names, has_several, several_labels_of
 from ..data.sources import open_split
 from ..data.workers import prepare_worker
-from ..distributed import check_launch, end_process_group
+from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import load_encoder, load_processor, weights_digest
 from ..execution import configure
 from ..failures import FAILED, REFUSED, failures_told
-from ..files import check_output_directory, write_text, written_aside
+from ..files import check_output_directory, write_rows, write_text, written_aside
 from .extraction_arguments import PROGRAM, FeatureExtractionArguments, extraction_arguments, parse_extraction_arguments
+from .shard_records import (
+    MANIFEST,
+    ShardRecord,
+    problem_of,
+    read_records,
+    remove_records,
+    reopen,
+    write_record,
+)
 
 
-_SETTINGS, _MANIFEST, _BAD_IMAGES = "settings.json", "manifest.json", "bad_images.jsonl"
+_SETTINGS, _BAD_IMAGES = "settings.json", "bad_images.jsonl"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -252,7 +264,13 @@ def _check_settings(output_dir: Path, settings: dict[str, Any]) -> None:
         if output_dir.exists() and any(not entry.name.startswith(".") for entry in output_dir.iterdir()):
             raise ValueError(f"{str(output_dir)!r} holds other files; choose an empty or a new --output_dir.")
         return
-    before = json.loads(path.read_text())
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{str(path)!r} is damaged ({error}); choose another --output_dir or remove this one."
+        ) from None
+    before = before if isinstance(before, dict) else {}
     changed = {key: value for key, value in settings.items() if before.get(key) != value}
     if changed:
         differences = "; ".join(f"{key} was {before.get(key)!r}, is {value!r}" for key, value in changed.items())
@@ -265,14 +283,30 @@ def start(run: Run) -> list[Shard]:
         run.output_dir.mkdir(parents=True, exist_ok=True)
         write_text(run.output_dir / _SETTINGS, json.dumps(run.settings, indent=2))
     run.accelerator.wait_for_everyone()
-    missing = [shard for shard in run.shards if not run.path(shard).exists()]
-    run.accelerator.wait_for_everyone()  # no process writes before all have looked, so all find the same shards
+    problems = _problems(run)  # no process writes before all have looked, so all find the same shards
+    missing = [shard for shard in run.shards if shard.number in problems]
+    if missing and run.accelerator.is_main_process:
+        records, lost = read_records(run.output_dir), {run.path(shard).name for shard in missing}
+        reopen(run.output_dir, {name: record for name, record in records.items() if name not in lost})
+    run.accelerator.wait_for_everyone()
+    for shard in missing:
+        if problems[shard.number]:
+            run.accelerator.print(f"{run.path(shard).name} is computed again: {problems[shard.number]}.")
     done = len(run.shards) - len(missing)
     run.accelerator.print(
         f"{run.settings['num_images']:,} images in {len(run.shards):,} shards, {done:,} of them done; processes:"
         f" {run.accelerator.num_processes}; {run.accelerator.device.type}, {run.arguments.dtype}, {run.execution}"
     )
     return missing[run.accelerator.process_index :: run.accelerator.num_processes]
+
+
+def _problems(run: Run) -> dict[int, str]:
+    """By the number of each shard that must be computed, what is wrong with it. Every process looks at a share."""
+    records, dataset, found = read_records(run.output_dir), run.images.dataset, []
+    for shard in run.shards[run.accelerator.process_index :: run.accelerator.num_processes]:
+        path = run.path(shard)
+        found.append((shard.number, problem_of(path, records.get(path.name), dataset, shard.rows)))
+    return {number: problem for number, problem in gather_object(found) if problem is not None}
 
 
 def _batches(run: Run, shards: list[Shard]) -> Iterator[LoadedBatch]:
@@ -295,9 +329,15 @@ def extract(run: Run, shards: list[Shard]) -> None:
         unit="img",
         disable=None if run.accelerator.is_main_process else True,
     )
+    dataset = run.images.dataset
+    before = [status_digest(dataset, shard.rows) for shard in shards]  # loading processes read ahead
     stream = _batches(run, shards)
     for done, shard in enumerate(shards, start=1):
-        _write_shard(run.path(shard), *_compute_shard(run, shard, stream, progress))
+        path = run.path(shard)
+        _write_shard(path, *_compute_shard(run, shard, stream, progress))
+        record = ShardRecord.of(path, dataset, shard.rows)
+        if record.files_status == before[done - 1]:  # otherwise `finish` finds no record
+            write_record(run.output_dir, path.name, record)
         if progress.disable:  # in a log file, a line for each shard
             run.accelerator.print(f"{done:,} of {len(shards):,} shards", flush=True)
     progress.close()
@@ -344,19 +384,34 @@ def _columns_of(run: Run, shard: Shard, errors: list[str | None]) -> Columns:
 
 
 def finish(run: Run) -> None:
-    """Waits for all processes, then writes the list of bad images and the manifest."""
+    """Waits for all processes, then writes the list of bad images and the manifest.
+
+    Raises:
+        ValueError: if images changed while their features were computed. Then there is no manifest.
+    """
     run.accelerator.wait_for_everyone()
-    if run.accelerator.is_main_process:
-        bad_images = [entry for shard in run.shards for entry in _read_bad_images(run.path(shard))]
-        write_text(run.output_dir / _BAD_IMAGES, "".join(json.dumps(entry) + "\n" for entry in bad_images))
-        files = [{"file": run.path(shard).name, "rows": len(shard.rows)} for shard in run.shards]
-        sources: dict[str, Any] = {"model": run.arguments.model, "data": run.arguments.data}
-        if "label" in run.images.dataset.column_names:  # the column `label` counts through these names
-            sources["class_names"] = class_names(run.images.dataset)
-        manifest = {**sources, "shapes": run.shapes, "num_bad_images": len(bad_images), "files": files, **run.settings}
-        write_text(run.output_dir / _MANIFEST, json.dumps(manifest, indent=2))
-        print(f"{len(bad_images):,} images could not be read; the features are complete in {run.output_dir}")
+    on_main_process(run.accelerator, lambda: _write_manifest(run))
     end_process_group(run.accelerator)
+
+
+def _write_manifest(run: Run) -> None:
+    records = read_records(run.output_dir)
+    unsure = [run.path(shard).name for shard in run.shards if run.path(shard).name not in records]
+    if unsure:
+        raise ValueError(f"Images of {unsure[0]} changed while they were read. Run the same command again.")
+    bad_images = [entry for shard in run.shards for entry in _read_bad_images(run.path(shard))]
+    write_rows(run.output_dir / _BAD_IMAGES, bad_images)
+    files: list[dict[str, Any]] = []
+    for shard in run.shards:
+        name = run.path(shard).name
+        files.append({"file": name, "rows": len(shard.rows), **dataclasses.asdict(records[name])})
+    sources: dict[str, Any] = {"model": run.arguments.model, "data": run.arguments.data}
+    if "label" in run.images.dataset.column_names:  # the column `label` counts through these names
+        sources["class_names"] = class_names(run.images.dataset)
+    manifest = {**sources, "shapes": run.shapes, "num_bad_images": len(bad_images), "files": files, **run.settings}
+    write_text(run.output_dir / MANIFEST, json.dumps(manifest, indent=2))
+    remove_records(run.output_dir)
+    print(f"{len(bad_images):,} images could not be read; the features are complete in {run.output_dir}")
 
 
 def execute(arguments: FeatureExtractionArguments, argv: Sequence[str] = ()) -> None:
@@ -393,4 +448,4 @@ def extract_features(**keywords: Any) -> Result:
         run = build_run(arguments)
         extract(run, start(run))
         finish(run)
-    return Result(run.output_dir, json.loads((run.output_dir / _MANIFEST).read_text()))
+    return Result(run.output_dir, json.loads((run.output_dir / MANIFEST).read_text()))

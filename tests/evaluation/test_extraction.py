@@ -98,7 +98,7 @@ def read(directory):
 
 
 def contents(directory):
-    return {file.name: file.read_bytes() for file in directory.iterdir()}
+    return {file.name: file.read_bytes() for file in directory.iterdir() if file.is_file()}
 
 
 def expected_features(encoder, folder):
@@ -256,6 +256,82 @@ def test_a_finished_run_computes_nothing_again(place, monkeypatch):
     before = contents(extract(place))
     monkeypatch.setattr(extraction, "_write_shard", None)
     assert contents(extract(place)) == before
+
+
+def cut_by(path):
+    os.truncate(path, path.stat().st_size - 9)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def swap(path):
+    other, content = path.with_name(path.name.replace("000001", "000000")), path.read_bytes()
+    path.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
+@pytest.mark.parametrize("harm", [cut_by, flip, swap], ids=["cut", "flipped", "swapped"])
+def test_a_damaged_shard_is_computed_again_and_it_is_said(place, capsys, harm, file_format):
+    whole = contents(extract(place, format=file_format))
+    harm(place / "features" / f"features-000001.{file_format}")
+    capsys.readouterr()
+    assert contents(extract(place, format=file_format)) == whole
+    assert f"features-000001.{file_format} is computed again: the file has changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_finished", [True, False], ids=["finished", "killed"])
+def test_images_that_were_replaced_are_computed_again_whatever_their_size_and_time(
+    place, monkeypatch, capsys, is_finished
+):
+    if is_finished:
+        extract(place)
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(extraction, "finish", lambda run: None)
+            extract(place)
+    path = place / "images/cat/05.png"  # in the second of three shards
+    status = path.stat()
+    Image.new("RGB", (40, 40), "red").save(path)
+    path.write_bytes(path.read_bytes().ljust(status.st_size, b"\0"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.utime(place / "images/dog/10.png")  # the same content, so nothing to do
+    capsys.readouterr()
+    rows = read(extract(place))
+    said = capsys.readouterr().out
+    assert "3 shards, 2 of them done" in said and "features-000001.parquet is computed again: its images" in said
+    fresh = read(extract(place, output_dir=place / "fresh"))
+    assert all(np.array_equal(rows[name], fresh[name]) for name in fresh)
+
+
+def test_images_that_change_while_they_are_read_are_not_taken_for_complete(place, monkeypatch, capsys):
+    original = extraction._compute_shard
+
+    def compute(run, shard, *others):
+        if shard.number == 1:
+            Image.new("RGB", (40, 40), "red").save(place / "images/cat/05.png")
+        return original(run, shard, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "_compute_shard", compute)
+        with pytest.raises(SystemExit) as stopped:
+            extract(place)
+    assert stopped.value.code == 1 and "Images of features-000001.parquet changed" in capsys.readouterr().err
+    assert not (place / "features/manifest.json").exists()
+    extract(place)
+    assert (place / "features/manifest.json").exists() and not (place / "features/.shards").exists()
+
+
+def test_a_damaged_manifest_or_settings_file_is_no_traceback(place, capsys):
+    whole = contents(extract(place))
+    (place / "features/manifest.json").write_text("{")
+    assert contents(extract(place)) == whole
+    (place / "features/settings.json").write_text("{")
+    assert_refused(place, capsys, "settings.json' is damaged")
 
 
 def forked_extraction(place, count=1, **changes):
