@@ -47,7 +47,7 @@ def classifier(request, tmp_path_factory):
 )
 def test_rows_of_the_head_follow_their_class_names(classifier, classes, rows, sentence):
     saved = load_file(classifier / "model.safetensors")
-    model, head = build_model(ModelArguments(model=str(classifier)), classes)
+    model, head = build_model(ModelArguments(model=str(classifier)), classes, has_several=False)
     assert sentence in head
     assert list(model.config.id2label.values()) == classes
     weight, bias = model.classifier.weight.data, model.classifier.bias.data
@@ -64,5 +64,5 @@ def test_rows_of_the_head_follow_their_class_names(classifier, classes, rows, se
 
 
 def test_a_head_without_saved_rows_is_new(gray_pretrained):
-    _, head = build_model(ModelArguments(model=str(gray_pretrained)), CLASSES)
+    _, head = build_model(ModelArguments(model=str(gray_pretrained)), CLASSES, has_several=False)
     assert head == "the head is new"
