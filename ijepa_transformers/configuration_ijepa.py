@@ -131,6 +131,7 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "ijepa"
+    transformers_weights = None  # `IJepaForPretraining.from_pretrained` names the index of its files with it
 
     hidden_size: int = 768
     num_hidden_layers: int = 12

@@ -105,11 +105,15 @@ def check_output_directory(path: Path, name: str = "output_dir") -> None:
 
 
 def replace_files(source: Path, destination: Path) -> None:
-    """Moves every file of `source` into `destination`, each in one atomic step, and removes `source`."""
+    """Moves every file of `source` into `destination`, each in one atomic step, and removes `source`.
+
+    All of them are on the disk first, so that the steps follow one another at once.
+    """
+    for file in files_below(source):
+        sync_to_disk(file)
     for file in files_below(source):
         target = destination / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        sync_to_disk(file)
         os.replace(file, target)
     sync_to_disk(destination)
     shutil.rmtree(source)

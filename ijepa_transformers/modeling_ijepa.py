@@ -10,13 +10,19 @@ Patches are numbered row by row: patch = row * columns + column. Parameter names
 `transformers.IJepaModel`, so that a saved directory opens in the stock classes too.
 """
 
+import copy
+import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import create_repo, save_torch_state_dict
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -25,7 +31,7 @@ from transformers.backbone_utils import BackboneMixin, filter_output_hidden_stat
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput, cached_file, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -53,6 +59,13 @@ STOCK_ARGUMENTS = {
 TARGET_EPSILON = 1e-4
 SMALL_STD = 0.02  # of a new classifier
 PARAMETERS_PER_LAYER = 16  # weights and biases of attention, feed-forward and their norms
+# A pretraining directory keeps the target encoder alone in `model.safetensors`, where every class looks for it. The
+# other two networks are in a second file. The index says which file has which weight of all three.
+OTHER_NETWORKS = "pretraining.safetensors"
+PRETRAINING_INDEX = f"{OTHER_NETWORKS}.index.json"
+ENCODER_CLASSES = {"IJepaModel", "IJepaBackbone", "IJepaForImageClassification"}
+TRAINER_CHECKPOINT = r"checkpoint-\d+"  # Transformers' Trainer opens `model.safetensors` itself, so it must be whole
+DOWNLOAD_SETTINGS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 # Written to `config.json` when a directory carries this code (`register_for_auto_class`, then `save_pretrained`).
 # Transformers itself would write only the saved class, without the configuration.
 AUTO_MAP = {
@@ -81,6 +94,43 @@ def own_config(config: PreTrainedConfig) -> IJepaConfig:
     own = IJepaConfig.from_dict(settings)
     own.name_or_path = config.name_or_path
     return own
+
+
+def weight_files(directory: Path, variant: str | None = None, stem: str = "model|pretraining") -> list[Path]:
+    """The safetensors files of weights in a directory, whole or in shards, of one variant such as "fp16"."""
+    dotted = re.escape(f".{variant}") if variant else ""
+    names = re.compile(rf"({stem}){dotted}(-\d{{5}}-of-\d{{5}})?\.safetensors")
+    return sorted(path for path in directory.glob("*.safetensors") if names.fullmatch(path.name))
+
+
+def pretraining_index(variant: str | None = None) -> str:
+    """The name of the index of all three networks."""
+    return PRETRAINING_INDEX.replace(".", f".{variant}.", 1) if variant else PRETRAINING_INDEX
+
+
+def write_pretraining_index(directory: Path, variant: str | None = None) -> None:
+    """Writes which file has which weight, when all files of a pretraining directory are there."""
+    weight_map: dict[str, str] = {}
+    total_size = 0
+    for path in weight_files(directory, variant):
+        with safe_open(path, "pt") as file:
+            weight_map |= dict.fromkeys(file.keys(), path.name)
+        total_size += path.stat().st_size
+    index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / pretraining_index(variant)).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def with_suffix(file_name: str, variant: str | None) -> str:
+    """The pattern of the names of shards."""
+    stem = file_name.removesuffix(".safetensors") + (f".{variant}" if variant else "")
+    return f"{stem}{{suffix}}.safetensors"
+
+
+def remove_weights(directory: Path, variant: str | None = None, stem: str = "model|pretraining") -> None:
+    """Removes the weights of an earlier save. Those of another kind of model would be mixed with the new ones."""
+    stale = weight_files(directory, variant, stem)
+    for path in (*stale, directory / pretraining_index(variant)):
+        path.unlink(missing_ok=True)
 
 
 def sincos_position_embeddings(width: int, grid_size: tuple[int, int]) -> torch.Tensor:
@@ -495,6 +545,7 @@ class IJepaPreTrainedModel(PreTrainedModel):
         output_loading_info = kwargs.pop("output_loading_info", False)
         if isinstance(kwargs.get("config"), PreTrainedConfig):
             kwargs["config"] = own_config(kwargs["config"])
+        cls._choose_weights(pretrained_model_name_or_path, kwargs)
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path,
             *args,
@@ -503,10 +554,15 @@ class IJepaPreTrainedModel(PreTrainedModel):
             **kwargs,
         )
         model, loading_info = loaded
+        vars(model.config).pop("transformers_weights", None)
         loading_info["missing_keys"] = set(loading_info["missing_keys"]) | model._unreported_keys
         mismatched = {key for key, *_ in loading_info["mismatched_keys"]}  # only with ignore_mismatched_sizes
         model._finish_loading(pretrained_model_name_or_path, loading_info["missing_keys"] | mismatched)
         return (model, loading_info) if output_loading_info else model
+
+    @classmethod
+    def _choose_weights(cls, name: str | PathLike | None, settings: dict[str, Any]) -> None:
+        """Adds to the settings of `from_pretrained` which weights are read, if not those in `model.safetensors`."""
 
     def _finish_loading(self, name: str | PathLike | None, missing_keys: set[str]) -> None:
         lacking = sorted(key for key in missing_keys - self._unreported_keys if not key.startswith("classifier."))
@@ -541,7 +597,12 @@ class IJepaPreTrainedModel(PreTrainedModel):
                 module.image_size = self.config.image_height_and_width
 
     def save_pretrained(
-        self, save_directory: str | PathLike, *args: Any, save_original_format: bool = False, **kwargs: Any
+        self,
+        save_directory: str | PathLike,
+        is_main_process: bool = True,
+        *args: Any,
+        save_original_format: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Saves as Transformers does. Weights that were loaded under early Hub names are saved under today's names.
 
@@ -549,8 +610,10 @@ class IJepaPreTrainedModel(PreTrainedModel):
         every Auto class of `AUTO_MAP`, whichever class was saved.
         """
         self._set_auto_map()
+        if is_main_process:
+            remove_weights(Path(save_directory), kwargs.get("variant"), stem="pretraining")
         kwargs["save_original_format"] = save_original_format
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     def _set_auto_map(self) -> None:
         if self.is_remote_code():
@@ -671,8 +734,8 @@ class IJepaForPretraining(IJepaPreTrainedModel):
 
     @torch.no_grad()
     def _copy_encoder(self, source: IJepaModel, destination: IJepaModel) -> None:
-        for copy, original in zip(destination.state_dict().values(), source.state_dict().values(), strict=True):
-            copy.copy_(original)
+        for own, original in zip(destination.state_dict().values(), source.state_dict().values(), strict=True):
+            own.copy_(original)
 
     def _freeze_target_encoder(self) -> None:
         self.ijepa.requires_grad_(False)
@@ -683,6 +746,25 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         super().train(mode)
         self.ijepa.eval()  # targets are computed without dropout and stochastic depth
         return self
+
+    @classmethod
+    def _choose_weights(cls, name: str | PathLike | None, settings: dict[str, Any]) -> None:
+        """All files of a directory with an index, unless an encoder was saved over it."""
+        if name is None or settings.get("state_dict") is not None:
+            return
+        hub = {key: settings[key] for key in DOWNLOAD_SETTINGS if key in settings}
+        index = pretraining_index(settings.get("variant"))
+        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        if cached_file(name, index, **quiet, **hub) is None:
+            return
+        architectures = set(cls.config_class.get_config_dict(name, **hub)[0].get("architectures") or ())
+        if architectures and architectures <= ENCODER_CLASSES:
+            return
+        if isinstance(settings.get("config"), PreTrainedConfig):
+            settings["config"] = copy.deepcopy(settings["config"])
+            settings["config"].transformers_weights = index
+        else:
+            settings["transformers_weights"] = index  # Transformers puts it into the configuration that it loads
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         """Transformers' report does not list the weights that an encoder-only checkpoint cannot have."""
@@ -696,12 +778,62 @@ class IJepaForPretraining(IJepaPreTrainedModel):
     def _finish_loading(self, name: str | PathLike | None, missing_keys: set[str]) -> None:
         super()._finish_loading(name, missing_keys)
         if self._unreported_keys:
+            if type(self).__name__ in (self.config.architectures or ()):
+                raise ValueError(
+                    f"{name} is a pretraining model, but lacks {PRETRAINING_INDEX}, so its context encoder and"
+                    " predictor cannot be loaded."
+                )
             self._copy_encoder(source=self.ijepa, destination=self.context_encoder)
             logger.warning(
                 f"{name} holds one encoder only: the target and the context encoder both start from it, and the"
                 " predictor starts from fresh weights."
             )
         self._freeze_target_encoder()  # loading has made all parameters trainable
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Saves as Transformers does, in two files: `model.safetensors` has the target encoder alone, so that stock
+        classes read it without a word about the other networks. `pretraining.safetensors` has these.
+
+        A directory named `checkpoint-N` gets one file with all, because the Trainer of Transformers reads that itself.
+        """
+        directory = Path(save_directory)
+        is_checkpoint = re.fullmatch(TRAINER_CHECKPOINT, directory.name) or kwargs.get("distributed_checkpoint")
+        if is_checkpoint or getattr(self, "_hf_peft_config_loaded", False) or directory.is_file():
+            super().save_pretrained(directory, is_main_process, state_dict, push_to_hub, **kwargs)
+            return
+        before = self._get_files_timestamps(directory) if directory.is_dir() else {}
+        hub = {key: kwargs.pop(key) for key in ("repo_id", "private", "commit_message", "create_pr") if key in kwargs}
+        variant = kwargs.get("variant")
+        if is_main_process:
+            remove_weights(directory, variant)
+        weights = self.state_dict() if state_dict is None else state_dict
+        encoder = {key: value for key, value in weights.items() if key.startswith("ijepa.")}
+        others = {key: value for key, value in weights.items() if key not in encoder}
+        super().save_pretrained(directory, is_main_process, encoder, **kwargs)  # empties `encoder`
+        if is_main_process:
+            save_torch_state_dict(
+                others,
+                directory,
+                filename_pattern=with_suffix(OTHER_NETWORKS, variant),
+                max_shard_size=kwargs.get("max_shard_size", "50GB"),
+                metadata={"format": "pt"},
+            )
+            write_pretraining_index(directory, variant)
+            if push_to_hub:
+                self._upload(directory, before, kwargs.get("token"), hub)
+
+    def _upload(self, directory: Path, before: dict[str, float], token: Any, hub: dict[str, Any]) -> None:
+        """Uploads the files of a directory that have changed."""
+        private, name = hub.pop("private", None), hub.pop("repo_id", directory.name)
+        repository = create_repo(name, private=private, token=token, exist_ok=True)
+        self._upload_modified_files(str(directory), repository.repo_id, before, token=token, **hub)
 
     @torch.no_grad()
     def update_target_encoder(self, momentum: float, gathering: Callable | None = None) -> None:

@@ -29,11 +29,10 @@ os.environ["ACCELERATE_USE_CPU"] = "true"
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from safetensors.torch import load_file
 
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining.checkpointing import damage
-from tests.runs import TINY
+from tests.runs import TINY, saved_weights
 
 
 RUN = {**TINY, "per_device_batch_size": 4, "logging_steps": 1, "save_steps": 2, "drop_path_rate": 0.1}
@@ -131,14 +130,13 @@ def inspect(directory: Path, report: Report) -> None:
     for checkpoint in checkpoints.glob("step-*"):
         if problem := damage(checkpoint):
             report.losses.append(f"kill {report.kills}: {checkpoint.name}: {problem}")
-    if (directory / "model.safetensors").exists():
-        load_file(directory / "model.safetensors")
+    saved_weights(directory)
 
 
 def differences(ours: Path, others: Path, steps: int) -> list[str]:
     """What a killed run has otherwise than one left in peace."""
     found = []
-    weights = [load_file(directory / "model.safetensors") for directory in (ours, others)]
+    weights = [saved_weights(directory) for directory in (ours, others)]
     if any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[1]):
         found.append("other weights")
     last = f"checkpoints/step-{steps:08d}/optimizer.bin"

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from ijepa_transformers import IJepaConfig, IJepaForPretraining
 from ijepa_transformers.data.transforms import build_image_processor
 from ijepa_transformers.finetuning import command as finetuning_command
+from ijepa_transformers.modeling_ijepa import remove_weights, weight_files
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining import loop
 from tests import forked
@@ -61,6 +62,11 @@ def reset_accelerate() -> None:
 # Pretraining in this process
 
 
+def saved_weights(directory) -> dict[str, torch.Tensor]:
+    """All weights of a model's directory, from one file or several."""
+    return {key: value for path in weight_files(Path(directory)) for key, value in load_file(path).items()}
+
+
 def pretraining_argv(output_dir, **changes) -> list[str]:
     """The command-line arguments of a tiny run; a value of None leaves the flag out."""
     result = []
@@ -74,7 +80,7 @@ def pretrain(output_dir, **changes) -> dict[str, torch.Tensor]:
     """The weights that a tiny run leaves."""
     reset_accelerate()
     pretraining_command.main(pretraining_argv(output_dir, **changes))
-    return load_file(Path(output_dir) / "model.safetensors")
+    return saved_weights(output_dir)
 
 
 def rows(output_dir) -> list[dict]:
@@ -222,7 +228,7 @@ def launch_for_real(mode, output_dir, *, check=True, **options):
 
 
 def launched_weights(output_dir) -> dict[str, torch.Tensor]:
-    return load_file(output_dir / "run/model.safetensors")
+    return saved_weights(output_dir / "run")
 
 
 def launched_ranks(output_dir) -> list[dict]:
@@ -236,7 +242,7 @@ def cut_back(source, directory, step=3):
     for checkpoint in (directory / "run/checkpoints").iterdir():
         if int(checkpoint.name.removeprefix("step-")) > step:
             shutil.rmtree(checkpoint)
-    (directory / "run/model.safetensors").unlink()
+    remove_weights(directory / "run")
     return directory
 
 

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from ijepa_transformers import extract_features, finetune, pretrain, probe
 from ijepa_transformers.pretraining.preemption import STOP_SIGNALS
-from tests.runs import TINY, assert_equal_weights
+from tests.runs import TINY, assert_equal_weights, saved_weights
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -50,7 +50,7 @@ def test_pretrain_can_be_called_twice_and_leaves_the_process_as_it_was(tmp_path)
     assert first.metrics == rows[-1] and first.metrics["step"] == TINY["max_steps"]
     assert "I-JEPA target encoder" in first.table and third.table is None
     assert second.metrics["loss"] != third.metrics["loss"] == first.metrics["loss"]
-    assert_equal_weights(*(load_file(result.directory / "model.safetensors") for result in (first, third)))
+    assert_equal_weights(*(saved_weights(result.directory) for result in (first, third)))
     with pytest.raises(AttributeError):
         first.table = ""
 

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from ..configuration_ijepa import IJEPA_SIZES, IJepaConfig
 from ..data.transforms import build_image_processor
 from ..model_card import USAGE, in_markdown, in_quotes, write_card
+from ..modeling_ijepa import OTHER_NETWORKS, write_pretraining_index
 from .arguments import CONVERT, parse_convert_arguments
 from .command_line import run, written_aside
 from .directory import convert_directory
@@ -249,7 +250,11 @@ def _write_model(directory: Path, networks: Networks, encoder: str, config: IJep
         for key, tensor in from_meta(network, networks[network]).items()
     }
     directory.mkdir()
-    _save_tensors(weights, directory / "model.safetensors")
+    target = {key: value for key, value in weights.items() if encoder != "both" or key.startswith("ijepa.")}
+    _save_tensors(target, directory / "model.safetensors")
+    if encoder == "both":
+        _save_tensors({key: weights[key] for key in weights.keys() - target.keys()}, directory / OTHER_NETWORKS)
+        write_pretraining_index(directory)
     config.architectures = ["IJepaForPretraining" if encoder == "both" else "IJepaModel"]
     config.dtype = next(iter(weights.values())).dtype
     config.save_pretrained(directory)

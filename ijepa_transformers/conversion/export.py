@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..configuration_ijepa import IJepaConfig
+from ..modeling_ijepa import PRETRAINING_INDEX
 from .arguments import EXPORT, parse_export_arguments
 from .command_line import run, written_aside
 from .key_mapping import NETWORKS, to_meta
@@ -84,9 +85,11 @@ def _read_weights(directory: Path) -> StateDict:
     Raises:
         ValueError: if weights or configuration are missing or damaged.
     """
-    names, index = ["model.safetensors"], directory / "model.safetensors.index.json"
-    if not (directory / names[0]).is_file() and index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    names = ["model.safetensors"]
+    for index in (directory / PRETRAINING_INDEX, directory / "model.safetensors.index.json"):
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            break
     for name in ("config.json", *names):
         if not (directory / name).is_file():
             raise ValueError(f"{directory} holds no {name}.")

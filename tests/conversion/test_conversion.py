@@ -38,6 +38,7 @@ from tests.conftest import (
     weights_of_reference,
     without_key_bias,
 )
+from tests.runs import saved_weights
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -125,8 +126,11 @@ def test_a_converted_directory_is_what_the_model_itself_would_save(tmp_path, enc
     model_class.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "again")
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("model", "again")]
     assert configs[0] == configs[1]
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("model", "again")]
+    weights = [saved_weights(tmp_path / name) for name in ("model", "again")]
     assert set(weights[0]) == set(weights[1])
+    indices = [(tmp_path / name / "pretraining.safetensors.index.json") for name in ("model", "again")]
+    assert [index.exists() for index in indices] == [encoder == "both"] * 2
+    assert encoder == "target" or indices[0].read_text() == indices[1].read_text()
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
 
@@ -135,8 +139,8 @@ def test_keys_without_module_give_the_same_directory(directory, tmp_path):
     for network in ("encoder", "predictor", "target_encoder"):
         checkpoint[network] = {key.removeprefix("module."): value for key, value in checkpoint[network].items()}
     convert(write(checkpoint, tmp_path / "bare.pth.tar"), tmp_path / "bare", **HEADS)
-    files = [path / "model.safetensors" for path in (directory, tmp_path / "bare")]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    for name in ("model.safetensors", "pretraining.safetensors"):
+        assert (directory / name).read_bytes() == (tmp_path / "bare" / name).read_bytes()
 
 
 def test_the_report_names_every_key(directory, capsys):
@@ -575,6 +579,7 @@ def edit_config(**values):
         (cut_the_weights, "model.safetensors is damaged"),
         (lambda directory: (directory / "config.json").unlink(), "holds no config.json"),
         (lambda directory: (directory / "model.safetensors").unlink(), "holds no model.safetensors"),
+        (lambda directory: (directory / "pretraining.safetensors").unlink(), "holds no pretraining.safetensors"),
         (lambda directory: (directory / "meta_checkpoint.json").unlink(), "has moments, but settings of 0 groups"),
         (edit_config(predictor_num_attention_heads=2), "as many heads as the encoder, here 2 and 3"),
         (edit_config(layer_norm_eps=1e-12), "1e-12"),
@@ -851,7 +856,7 @@ def test_a_huge_checkpoint_with_optimizer_fits_into_memory(tmp_path):
     size = file.stat().st_size
     print(f"\n{size / 1e9:.2f} GB in {seconds:.0f} s, peak resident memory {peak / 1e9:.2f} GB (mapped file included)")
     assert peak < 1.15 * size
-    weights, expected = load_file(model / "model.safetensors"), torch.load(file, weights_only=True, mmap=True)
+    weights, expected = saved_weights(model), torch.load(file, weights_only=True, mmap=True)
     for network in ("encoder", "predictor", "target_encoder"):
         for key, value in from_meta(network, expected[network]).items():
             assert torch.equal(weights[key], value), key

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers.models.ijepa import modeling_ijepa as stock
 
 from ijepa_transformers import IJepaBackbone, IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel
+from ijepa_transformers.modeling_ijepa import PRETRAINING_INDEX, weight_files, write_pretraining_index
 from tests import forked
 
 
@@ -30,8 +31,10 @@ def directory(trained, tmp_path):
 
 
 def edit_weights(directory, edit):
-    weights = load_file(directory / "model.safetensors")
-    save_file(edit(weights), directory / "model.safetensors", metadata={"format": "pt"})
+    for path in weight_files(directory):
+        save_file(edit(load_file(path)), path, metadata={"format": "pt"})
+    if (directory / PRETRAINING_INDEX).exists():
+        write_pretraining_index(directory)
 
 
 def rename_to_early_hub_names(weights):

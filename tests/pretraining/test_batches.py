@@ -6,12 +6,11 @@ import json
 
 import pytest
 from PIL import Image
-from safetensors.torch import load_file
 
 from ijepa_transformers.data.sources import load_image_dataset
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining import loop
-from tests.runs import assert_equal_weights, pretrain, rows, send_in_step, without_speed
+from tests.runs import assert_equal_weights, pretrain, rows, saved_weights, send_in_step, without_speed
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -139,7 +138,7 @@ def test_the_knn_of_a_streamed_run_comes_from_data_of_its_own(tmp_path, shards):
 
 def test_a_streamed_run_is_not_resumed_with_passes_of_another_size_or_without_streaming(tmp_path, shards, capsys):
     pretrain(tmp_path / "run", data=shards, **STREAMED)
-    before = load_file(tmp_path / "run/model.safetensors")
+    before = saved_weights(tmp_path / "run")
     for changes, message in (
         ({"per_device_batch_size": 4, **STREAMED}, "images per process and pass changed from 8 to 4"),
         ({"min_patches": 2}, "streaming was True, is False"),
@@ -147,4 +146,4 @@ def test_a_streamed_run_is_not_resumed_with_passes_of_another_size_or_without_st
         with pytest.raises(SystemExit) as stop:
             pretrain(tmp_path / "run", data=shards, resume="true", **changes)
         assert stop.value.code == 2 and message in capsys.readouterr().err
-    assert_equal_weights(load_file(tmp_path / "run/model.safetensors"), before)
+    assert_equal_weights(saved_weights(tmp_path / "run"), before)

@@ -14,7 +14,6 @@ import torch
 import transformers
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
 
 from ijepa_transformers import IJepaForPretraining, configuration_ijepa, masking
 from ijepa_transformers.encoders import RawPixels
@@ -36,6 +35,7 @@ from tests.runs import (
     pretrain,
     pretraining_argv,
     rows,
+    saved_weights,
     without_speed,
 )
 
@@ -198,7 +198,7 @@ def test_two_processes_equal_one_at_the_same_global_batch(tmp_path):
     result = forked.fork_ranks(2, argv)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "4 per pass x 2 processes x 1 accumulation steps" in result.stdout
-    double = load_file(tmp_path / "double/model.safetensors")
+    double = saved_weights(tmp_path / "double")
     for name in single:
         torch.testing.assert_close(double[name], single[name], atol=2e-6, rtol=0)
 
@@ -328,7 +328,7 @@ def test_init_from_takes_weights_only_and_schedules_start_afresh(tmp_path):
     standing_still = {"learning_rate": 0.0, "start_learning_rate": 0.0, "momentum": 1.0, "warmup_steps": 1}
     changes = {**dict.fromkeys(ARCHITECTURE), **standing_still, "init_from": tmp_path / "first", "max_steps": 1}
     pretrain(tmp_path / "second", **changes)
-    assert_equal_weights(load_file(tmp_path / "second/model.safetensors"), first)
+    assert_equal_weights(saved_weights(tmp_path / "second"), first)
     assert [row["step"] for row in rows(tmp_path / "second")] == [1]
 
 

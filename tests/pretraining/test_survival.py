@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from ijepa_transformers import modeling_ijepa
 from ijepa_transformers.data.datasets import PretrainingImages
@@ -35,6 +34,7 @@ from tests.runs import (
     pretrain,
     pretraining_argv,
     real_launch_command,
+    saved_weights,
     send_in_step,
     start_launch,
     status,
@@ -363,7 +363,7 @@ def test_no_whole_checkpoint_is_removed_because_of_damaged_ones(checkpoints, tmp
     pretrain(run, save_steps=3, keep_checkpoints=2, resume="true", max_steps=6)
     assert [damage(path) for path in sorted((run / "checkpoints").iterdir())] == [None, None]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
-    assert_close_weights(load_file(run / "model.safetensors"), load_file(checkpoints.parent / "model.safetensors"), 0)
+    assert_close_weights(saved_weights(run), saved_weights(checkpoints.parent), 0)
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(tmp_path, monkeypatch):
@@ -430,7 +430,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing_but_the_count(tmp_path
     assert report["step"] == 3 and report["losses"] == ["nan", "nan"] and len(set(report["images"])) == 8
     assert all(name.startswith("digits/") for name in report["images"])
     assert "WARNING at step 3" in capsys.readouterr().out
-    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run/model.safetensors").values())
+    assert all(tensor.isfinite().all() for tensor in saved_weights(tmp_path / "run").values())
 
 
 def test_a_skipped_step_that_is_repeated_after_a_resume_is_reported_once(tmp_path, monkeypatch):
