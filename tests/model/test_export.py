@@ -93,11 +93,6 @@ def test_the_code_needs_only_torch_and_transformers(directories_with_code):
         needed = set(get_imports(file)) - set(sys.stdlib_module_names)
         own = {"huggingface_hub", "safetensors"}  # come with transformers
         assert needed <= {"torch", "transformers"} | own
-            "torch",
-            "transformers",
-            "huggingface_hub",
-            "safetensors",
-        }  # the last is a part of transformers
 
 
 def test_directories_with_code_open_where_this_package_is_not(directories_with_code, trained, classifier, tiny_batch):
