@@ -77,7 +77,10 @@ def read_labels(splits: Splits, split: str, asked: str | None) -> Labels:
         raise ValueError(
             f"{column!r} is not a column of class ids or names; the columns are {describe_columns(features)}"
         )
-    return _of_column(splits, column)
+    # A split may name its classes differently from the others; whoever compares two splits says so.
+    named = _classes_in_schema(features[column])
+    like = {name: table for name, table in splits.items() if _classes_in_schema(table.features.get(column)) == named}
+    return _of_column(like, column)
 
 
 def _find_column(features: datasets.Features) -> str | None:
@@ -121,6 +124,12 @@ def _inner(feature: Any) -> Any:
     if isinstance(feature, datasets.List | datasets.LargeList):
         return feature.feature
     return feature[0] if isinstance(feature, list) and len(feature) == 1 else None
+
+
+def _classes_in_schema(feature: Any) -> list[str] | None:
+    """The names of the classes, if the table itself has them."""
+    feature = _inner(feature) or feature
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
 def _may_hold_labels(feature: Any) -> bool:

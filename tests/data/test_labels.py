@@ -124,3 +124,13 @@ def test_classes_are_described_with_their_numbers_of_images(opened):
     label = datasets.ClassLabel(names=["x", "y"])
     table = datasets.Dataset.from_dict({"label": [1, 1]}, features=datasets.Features({"label": label}))
     assert describe_classes(table) == "2 classes: x (0), y (2); 1 without an image: x"
+
+
+def test_splits_that_name_their_classes_differently_keep_their_own(tmp_path):
+    for split, class_names in (("train", ["cat", "dog"]), ("test", ["dog", "cat"])):
+        features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=class_names)})
+        table = datasets.Dataset.from_dict({"img": [PICTURE] * 2, "label": [0, 1]}, features=features)
+        table.save_to_disk(tmp_path / "saved" / split)
+    (tmp_path / "saved/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    test = load_image_dataset(tmp_path / "saved", split="test")
+    assert test.features["label"].names == ["dog", "cat"] and labels_of(test).tolist() == [0, 1]
