@@ -21,6 +21,16 @@ from transformers import AutoImageProcessor, AutoModel
 processor = AutoImageProcessor.from_pretrained("{name}")
 model = AutoModel.from_pretrained("{name}")
 features = model(**processor(image, return_tensors="pt")).last_hidden_state.mean(1)  # one vector per image
+```
+
+The processor takes the pixels that it is given. The commands of ijepa-transformers turn photos upright by their EXIF
+data and scale 16-bit values, which PIL does not. For such files read the image as they do, or the features differ
+(cosine .99 for a photo on its side, .51 for 16-bit grey):
+
+```python
+from ijepa_transformers.data import decode_image
+
+image = decode_image({"path": "photo.jpg", "bytes": None}, num_channels=model.config.num_channels)
 ```"""
 _BODY = """\
 # {name}
