@@ -133,11 +133,10 @@ class OpenedImage:
     def __init__(self, value: ImageValue, name: str | None = None):
         self.name = name or value_name(value) or "an image without a name"
         with _errors_as_bad_image(self.name):
-            is_pil = isinstance(value, Image.Image)
-            self._encoded = b"" if is_pil else encoded_bytes(value)
+            self._encoded = b"" if isinstance(value, Image.Image) else encoded_bytes(value)
             self._array = open_array(self._encoded)
             self._tiff = read_tiff_header(self._encoded) if is_tiff(self._encoded) else None
-            self._image: Image.Image | None = value if is_pil else self._open()
+            self._image = value if isinstance(value, Image.Image) else self._open()
             self._size = self._read_size()
             if self._array is None:
                 _check_size(*self._size)
@@ -379,10 +378,10 @@ def _reason(error: Exception) -> str:
 
 def _upright_steps(image: Image.Image | None) -> tuple[bool, bool, bool]:
     """The steps that make the image upright, as in _STEPS_BY_ORIENTATION."""
-    if not exif_is_cheap(image):
+    if image is None or not exif_is_cheap(image):
         return _NO_STEPS
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION) if image is not None else None
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # broken EXIF data says nothing about the pixels
         return _NO_STEPS
     return _STEPS_BY_ORIENTATION.get(orientation, _NO_STEPS) if isinstance(orientation, int) else _NO_STEPS

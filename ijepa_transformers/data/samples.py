@@ -226,7 +226,7 @@ def both_bytes(encoded: bytes, image_format: str, upper: str) -> np.ndarray:
 def unpacked(encoded: bytes, image_format: str, unpacking: str) -> np.ndarray:
     """uint8 (H, W, S), with another of PIL's ways to unpack stored pixels than the usual one."""
     image = Image.open(io.BytesIO(encoded), formats=[image_format])
-    image.tile = [_unpacked_tile(tile, unpacking) for tile in image.tile]  # type: ignore[attr-defined]
+    image.tile = [_unpacked_tile(tile, unpacking) for tile in image.tile]  # type: ignore[attr-defined, misc]
     image.load()
     return np.asarray(image)
 

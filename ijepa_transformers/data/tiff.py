@@ -22,7 +22,7 @@ from .samples import Samples, both_bytes
 try:
     import tifffile
 except ImportError:  # an extra; TIFFs that PIL cannot read are then refused with a word about it
-    tifffile = None
+    tifffile = None  # type: ignore[assignment]
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # a broken file is reported once, by its name
 
 INSTALL = "pip install 'ijepa-transformers[multiband]'"
