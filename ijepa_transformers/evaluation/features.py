@@ -475,7 +475,7 @@ def _values_digest(features: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(features.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -46,8 +46,9 @@ class ShardRecord:
         if not isinstance(values, dict):
             return None
         sha256, inputs, status = (values.get(name) for name in ("sha256", "inputs_sha256", "files_status"))
-        is_record = isinstance(sha256, str) and isinstance(inputs, str) and isinstance(status, str | None)
-        return cls(sha256, inputs, status) if is_record else None
+        if isinstance(sha256, str) and isinstance(inputs, str) and isinstance(status, str | None):
+            return cls(sha256, inputs, status)
+        return None
 
 
 def _inputs_digest(dataset: datasets.Dataset, rows: range) -> str:
