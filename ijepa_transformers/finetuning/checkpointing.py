@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from accelerate import PartialState
 from transformers import Trainer
@@ -30,6 +31,7 @@ from ..checkpoints import (
     remove_checkpoint,
     write_manifest,
 )
+from ..data.contents import image_fingerprints
 from ..distributed import on_main_process
 from ..files import disk_errors, files_below, sync_to_disk
 from .arguments import OWN_GROUPS, PROGRAM
@@ -57,19 +59,26 @@ def plain_values(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 # What a checkpoint says about its run
-def state_of(arguments: Arguments, class_names: Sequence[str], labels: np.ndarray) -> dict[str, Any]:
+def state_of(
+    arguments: Arguments, images: datasets.Dataset, class_names: Sequence[str], labels: np.ndarray
+) -> dict[str, Any]:
     """The content of run_state.json: what a resumed run must share with this one.
 
     Args:
+        images: the training images.
         class_names: in the order of the rows of the head.
         labels: of the training images, in their order.
     """
     training = arguments.training
+    processes = training.distributed_state or PartialState()
+    # On the main process only: it asks the file system for the size of every file.
+    fingerprints = on_main_process(processes, partial(image_fingerprints, images, arguments.data.data))
     return {
         "version": __version__,
         "recipe": json.loads(json.dumps(plain_values(arguments.recipe), default=str)),
         "class_names": list(class_names),
         "num_images": len(labels),
+        "images_sha256": hashlib.sha256(fingerprints.numpy().tobytes()).hexdigest(),
         "labels_sha256": hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest(),
         "batch_size": training.train_batch_size * training.world_size * training.gradient_accumulation_steps,
         "history": [],
@@ -84,7 +93,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     try:
         state = json.loads((checkpoint / RUN_STATE).read_text(encoding="utf-8"))
-        expected = {"recipe": dict, "class_names": list, "num_images": int, "labels_sha256": str, "batch_size": int}
+        expected = {"recipe": dict, "class_names": list, "num_images": int, "batch_size": int}
+        expected |= {"images_sha256": str, "labels_sha256": str}
         if all(isinstance(state[name], kind) for name, kind in expected.items()):
             return {"history": [], **state}
     except (OSError, ValueError, KeyError, TypeError):
@@ -112,6 +122,10 @@ def check_same_run(checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
         before["labels_sha256"] == state["labels_sha256"],
         f"{checkpoint} belongs to a run whose {before['num_images']:,} training images had other labels, or another"
         " order.",
+    )
+    require(
+        before["images_sha256"] == state["images_sha256"],
+        f"{checkpoint} belongs to a run with other training images: their names or sizes have changed.",
     )
     step = step_of(checkpoint)
     changes = [

@@ -143,7 +143,7 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
     checkpoint = find_checkpoint(arguments)
     training_data = _open_training_split(arguments.data)
     names = class_names(training_data)
-    state = state_of(arguments, names, label_array(training_data))
+    state = state_of(arguments, training_data, names, label_array(training_data))
     if checkpoint is not None:
         state = check_same_run(checkpoint, state)
     _check_length(arguments.training, len(training_data), checkpoint)

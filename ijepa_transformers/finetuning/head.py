@@ -64,9 +64,10 @@ def _another_head(source: str, config: PreTrainedConfig) -> dict[str, torch.Tens
     They are those that the class itself draws when the saved head does not fit, so a class more is asked for.
     """
     larger = copy.deepcopy(config)
-    larger.num_labels = config.num_labels + 1
+    count = len(_class_names(config))
+    larger.num_labels = count + 1
     model, keys = open_classifier(source, larger)
-    return {key: model.state_dict()[key][: config.num_labels] for key in keys.resized}
+    return {key: model.state_dict()[key][:count] for key in keys.resized}
 
 
 def _set_rows(
@@ -78,8 +79,9 @@ def _set_rows(
         for key, (saved, fresh) in heads.items():
             require(values[key].numel() > 0, "The classes differ from those of the head. ZeRO-3 hides its rows.")
             values[key].copy_(fresh)
-            for row, place in kept.items() if saved is not None else ():
-                values[key][row].copy_(saved[place])
+            if saved is not None:
+                for row, place in kept.items():
+                    values[key][row].copy_(saved[place])
 
 
 def _describe(source: str, names: Sequence[str], names_before: Sequence[str], kept: dict[int, int]) -> str:

@@ -182,7 +182,7 @@ class ClassificationTrainer(Trainer):
         """
         total = total_steps(self.args, len(self.train_dataset))
         if self.checkpoint is None or step_of(self.checkpoint) < total:
-            return self.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint)).metrics
+            return self.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None).metrics
         require(
             not (self.is_fsdp_enabled or self.is_deepspeed_enabled),
             f"{self.checkpoint} has all {total:,} steps of the run. Continue it without FSDP and DeepSpeed, which only"
@@ -214,7 +214,7 @@ class ClassificationTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Loads the state of the optimizer, but keeps the settings of this run, such as the learning rate."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR):
+        if checkpoint is not None and self.optimizer and isinstance(self.lr_scheduler, LambdaLR):
             keep_settings(self.optimizer, self.lr_scheduler, self.group_settings)
 
     def _load_best_model(self) -> None:
