@@ -30,7 +30,7 @@ data and scale 16-bit values, which PIL does not. For such files read the image 
 ```python
 from ijepa_transformers.data import decode_image
 
-image = decode_image({"path": "photo.jpg", "bytes": None}, num_channels=model.config.num_channels)
+image = decode_image({{"path": "photo.jpg", "bytes": None}}, num_channels=model.config.num_channels)
 ```"""
 _BODY = """\
 # {name}
