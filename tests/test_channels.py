@@ -132,6 +132,13 @@ def test_dark_images_stop_a_command_before_it_begins(tmp_path, capsys, command, 
     assert printed.err.count("error:") == 1
 
 
+def test_data_of_other_channels_stop_an_extraction_before_it_begins(tmp_path, gray_pretrained):
+    data = write_folder(tmp_path / "data", lambda pixels: tiff(pixels, photometric=2, extra=[0, 0]), "tif", 5)
+    with pytest.raises(ValueError, match=r"No image of .* can be read, of 16 looked at.*0\.tif: .*it has 5 bands"):
+        extract_features(model=gray_pretrained, data=data, output_dir=tmp_path / "features", num_workers=0)
+    assert not (tmp_path / "features").exists()
+
+
 def test_data_of_other_bits_than_the_models_are_refused_unless_they_are_meant(tmp_path):
     data = write_folder(tmp_path / "data", microscope, "png", 1)
     run = pretrain(

@@ -35,11 +35,15 @@ class DepthSample:
         source: the data set, for messages.
         counts: how often each value is there, (65536,).
         num_images: of 16 bits.
+        num_looked_at: of any kind.
+        errors: of those that cannot be opened as images of the model's channels.
     """
 
     source: str
     counts: np.ndarray = field(default_factory=lambda: np.zeros(FULL_RANGE + 1, np.int64))
     num_images: int = 0
+    num_looked_at: int = 0
+    errors: list[BadImageError] = field(default_factory=list)
 
     @property
     def largest(self) -> int:
@@ -55,13 +59,16 @@ def look(images: Iterable[ImageValue], num_channels: int, source: str) -> DepthS
     """Collects the values of the 16-bit images among some images. Images that cannot be read are left to the run."""
     sample = DepthSample(source)
     for value in images:
+        sample.num_looked_at += 1
         try:
             samples = OpenedImage(value).samples(num_channels)
             if samples is not None and samples.needs_setting:
                 samples.largest()  # raises if there is no known range
                 sample.counts += np.bincount(samples.colours.ravel(), minlength=FULL_RANGE + 1)
                 sample.num_images += 1
-        except (BadImageError, ValueError):
+        except BadImageError as error:
+            sample.errors.append(error)
+        except ValueError:  # values without a known range
             continue
     return sample
 
@@ -125,7 +132,16 @@ def settle(
     asked: int | None,
     tell: Callable[[str], None] = to_stderr,
 ) -> None:
-    """Sets `sixteen_bit_max` of an image processor, which its directory keeps. Raises as `white_of`."""
+    """Sets `sixteen_bit_max` of an image processor, which its directory keeps.
+
+    Raises:
+        ValueError: as `white_of`, or if no image of the sample can be opened.
+    """
+    if sample.errors and len(sample.errors) == sample.num_looked_at:
+        raise ValueError(
+            f"No image of {sample.source!r} can be read, of {sample.num_looked_at} looked at. The first is "
+            f"{sample.errors[0]}"
+        )
     white = white_of(sample, asked, setting_of(processor), tell)
     if white is not None:
         setattr(processor, _SETTING, white)
