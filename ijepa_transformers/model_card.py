@@ -30,7 +30,8 @@ data and scale 16-bit values, which PIL does not. For such files read the image 
 ```python
 from ijepa_transformers.data import decode_image
 
-image = decode_image({{"path": "photo.jpg", "bytes": None}}, num_channels=model.config.num_channels)
+white = getattr(processor, "sixteen_bit_max", None)  # of the 16-bit images that it was trained on
+image = decode_image({{"path": "photo.jpg", "bytes": None}}, model.config.num_channels, sixteen_bit_max=white)
 ```"""
 _BODY = """\
 # {name}
