@@ -1,6 +1,7 @@
 """How commands end: with one sentence, without their child processes, also if the terminal is closed or the disk is
 full."""
 
+import argparse
 import errno
 import io
 import multiprocessing
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from ijepa_transformers import cli
+from ijepa_transformers.conversion import command_line
 from ijepa_transformers.data.workers import prepare_worker
 from ijepa_transformers.failures import end, explain, failures_told
 from ijepa_transformers.files import check_output_directory, write_text, written_aside
@@ -192,6 +194,19 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path, mon
         raise RuntimeError("I/O error (os error 28)")  # as safetensors says it
     assert [file.name for file in tmp_path.iterdir()] == ["results.md"]
     assert (tmp_path / "results.md").read_text() == "old"
+
+
+def test_a_full_disk_in_a_conversion_is_one_sentence_and_leaves_nothing(tmp_path, capsys):
+    def convert(output):
+        with command_line.written_aside(output) as path:
+            path.write_text("half")
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    with pytest.raises(SystemExit) as stopped:
+        command_line.run(convert, argparse.Namespace(output=tmp_path / "model"), "ijepa export")
+    error = capsys.readouterr().err
+    assert stopped.value.code and error.startswith(f"ijepa export: error: {tmp_path / 'model'}: ")
+    assert "Traceback" not in error and list(tmp_path.iterdir()) == []
 
 
 def test_an_output_directory_is_checked_before_the_work(tmp_path):

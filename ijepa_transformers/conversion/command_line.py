@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 from ..failures import REFUSED, failures_told
+from ..files import disk_errors_of
 
 
 @contextmanager
@@ -31,8 +32,9 @@ def written_aside(output: Path) -> Iterator[Path]:
     _remove(unfinished)  # an earlier conversion was killed
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield unfinished
-        os.replace(unfinished, output)
+        with disk_errors_of(output):
+            yield unfinished
+            os.replace(unfinished, output)
     finally:
         _remove(unfinished)
 
