@@ -20,6 +20,7 @@ from .finding import resolve
 from .kinds import SHARD_BUILDERS
 from .sources import find_image_column
 from .splits import choose_split
+from .tars import require_uncompressed
 
 
 _READ_ROWS = 64  # images that are read from a shard at once
@@ -71,6 +72,8 @@ class ImageStream:
         """
         row = first_row
         try:
+            if self.kind == "webdataset":
+                _require_plain_tar(self.names[shard])
             for part, start in self._parts(shard, first_row):
                 # Not iter(part): in the workers of a DataLoader it gives one worker all shards and the others none.
                 batches = part.iter(batch_size=_READ_ROWS)
@@ -127,6 +130,8 @@ def open_stream(
     if builder.name not in SHARD_BUILDERS.values():
         raise ValueError(f"{source!r} cannot be streamed: its files are not .parquet, .tar or .arrow; {_ADVICE}")
     with _as_value_error(f"the {builder.name} files of {source!r} cannot be read"):
+        for names in builder.config.data_files.values() if builder.name == "webdataset" else ():
+            _require_plain_tar(str(names[0]))
         splits = builder.as_streaming_dataset()
     chosen = choose_split(source, splits, split)
     column = find_image_column(splits[chosen], image_column)
@@ -203,6 +208,12 @@ def _row_group_sizes(name: str) -> list[int]:
     except Exception as error:
         raise OSError(f"the footer of {name!r} cannot be read: {type(error).__name__}: {error}") from error
     return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+
+
+def _require_plain_tar(name: str) -> None:
+    """Raises ValueError for a compressed tar, of which `datasets` would unpack whole members into memory."""
+    with fsspec.open(name, "rb") as file:
+        require_uncompressed(name, file.read(8))
 
 
 def _check_tar_end(name: str) -> None:

@@ -62,7 +62,7 @@ def _summarize(results: list[Result]) -> dict[str, float | Accuracies]:
 
 def _measure(value: dict[str, Any]) -> float:
     """The number that stands in the table."""
-    return value.get("accuracy", value.get(_PRECISION))
+    return value["accuracy"] if "accuracy" in value else value[_PRECISION]
 
 
 def _accuracy_table(rows: Rows) -> str:

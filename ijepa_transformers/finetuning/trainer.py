@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import FullyShardedDataParallelPlugin
 from huggingface_hub import ModelCardData
@@ -89,7 +90,7 @@ def several_labels_loss(
 def _several_labels_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Mean average precision and micro-F1 of logits (images, classes), and the number of images."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return {**several_labels_scores(logits, prediction.label_ids), "images": len(prediction.label_ids)}
+    return {**several_labels_scores(logits, np.asarray(prediction.label_ids)), "images": len(prediction.label_ids)}
 
 
 def _classification_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -2,6 +2,7 @@
 """Laws of streaming. All shards are made on the spot; remote ones are in memory or on a server of our own."""
 
 import functools
+import gzip
 import http.server
 import io
 import itertools
@@ -505,6 +506,12 @@ def test_single_images_are_refused_with_advice(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"the parquet files of .* cannot be read"):
         open_stream(tmp_path / "broken.parquet")
+
+
+def test_a_compressed_tar_is_refused_before_it_is_unpacked(tmp_path):
+    (tmp_path / "a.tar").write_bytes(gzip.compress(tar_bytes(0, 3)))
+    with pytest.raises(ValueError, match=r"a.tar' is compressed \(gzip\): unpack it first"):
+        open_stream(tmp_path / "a.tar")
 
 
 def test_a_stream_survives_pickling(shards):
