@@ -720,6 +720,7 @@ class IJepaForPretraining(IJepaPreTrainedModel):
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # noqa: RUF012
+    _can_compile_fullgraph = False  # see `compile`
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
@@ -765,6 +766,18 @@ class IJepaForPretraining(IJepaPreTrainedModel):
             settings["config"].transformers_weights = index
         else:
             settings["transformers_weights"] = index  # Transformers puts it into the configuration that it loads
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Compiles every layer in place, for any number of tokens. Arguments are those of `torch.compile`.
+
+        The lengths of masks change from step to step, and PyTorch cannot compile the whole model for that. Each layer
+        is compiled by itself, because its rate of stochastic depth differs. The names of the weights stay.
+        """
+        layers = [module for module in self.modules() if isinstance(module, IJepaLayer)]
+        limit = torch._dynamo.config.recompile_limit  # above it PyTorch stops compiling
+        torch._dynamo.config.recompile_limit = max(limit, 4 * len(layers))
+        for layer in layers:
+            layer.compile(*args, **{"dynamic": True, **kwargs})
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         """Transformers' report does not list the weights that an encoder-only checkpoint cannot have."""

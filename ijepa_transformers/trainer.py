@@ -14,6 +14,7 @@
 """
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -100,8 +101,7 @@ class TargetEncoderCallback(TrainerCallback):
         self, collator: PretrainingCollator | None = None, start_momentum: float = 0.996, final_momentum: float = 1.0
     ):
         self.collator = collator
-        self.momenta = {"start_momentum": start_momentum, "final_momentum": final_momentum}
-        Schedules(total_steps=1, **self.momenta)  # checks them
+        self.schedules = Schedules(total_steps=1, start_momentum=start_momentum, final_momentum=final_momentum)
         self._training_place = (0, 0)
 
     def on_train_begin(
@@ -124,7 +124,7 @@ class TargetEncoderCallback(TrainerCallback):
     ) -> None:
         """Moves the target encoder, unless the optimizer has skipped its step (fp16)."""
         if not getattr(kwargs.get("optimizer"), "step_was_skipped", False):
-            schedules = Schedules(total_steps=max(state.max_steps, 1), **self.momenta)
+            schedules = replace(self.schedules, total_steps=max(state.max_steps, 1))
             gathering = gathered_on_first_process if is_deepspeed_zero3_enabled() else None
             momentum = schedules.momentum(state.global_step - 1)
             _pretraining_model(kwargs["model"]).update_target_encoder(momentum, gathering)

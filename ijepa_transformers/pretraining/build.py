@@ -22,7 +22,7 @@ from ..encoders import load_pretraining_model
 from ..evaluation.probes import format_table
 from ..execution import choose_attention, describe
 from ..masking import Masking, MultiBlockMasking, build_masking
-from ..modeling_ijepa import IJepaForPretraining, IJepaLayer
+from ..modeling_ijepa import IJepaForPretraining
 from ..optimization import Schedules, build_optimizer, half_life_of_momentum, momentum_of_half_life, parameter_groups
 from ..verdict import Spread, Verdict
 from .arguments import AUTO, PretrainingArguments
@@ -168,16 +168,6 @@ def _build_schedules(arguments: PretrainingArguments, steps_per_epoch: int) -> S
     )
 
 
-def _compile_layers(model: IJepaForPretraining) -> None:
-    """Compiles every layer in place, so that the names of the weights stay."""
-    layers = [module for module in model.modules() if isinstance(module, IJepaLayer)]
-    # Each layer is compiled separately, because its rate of stochastic depth differs. Above a limit PyTorch stops.
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, 4 * len(layers))
-    for layer in layers:
-        layer.compile(dynamic=True)
-
-
 def _prepare_networks(
     arguments: PretrainingArguments, accelerator: Accelerator, model: IJepaForPretraining
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -185,7 +175,7 @@ def _prepare_networks(
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if arguments.compile_layers:
-        _compile_layers(model)
+        model.compile()
     optimizer = build_optimizer(
         parameter_groups(model),
         name=arguments.optimizer,

@@ -466,7 +466,7 @@ def test_arguments_that_do_not_fit_are_one_sentence(argv, sentence, tmp_path, ca
 )
 def test_the_same_numbers_in_another_form_are_the_same_weights(directory, tmp_path, make):
     convert(make(tmp_path / "other.pth.tar"), tmp_path / "other", **HEADS)
-    assert_identical(load_file(tmp_path / "other/model.safetensors"), load_file(directory / "model.safetensors"))
+    assert_identical(saved_weights(tmp_path / "other"), saved_weights(directory))
 
 
 def test_tensors_that_overlap_are_converted_with_their_own_numbers(tmp_path):

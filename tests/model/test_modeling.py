@@ -1,5 +1,6 @@
 """Laws of the model: what each network sees, what takes gradient, what the moving average does, which sizes work."""
 
+import copy
 import logging
 
 import pytest
@@ -15,6 +16,7 @@ from ijepa_transformers import (
     IJepaModel,
     modeling_ijepa,
 )
+from ijepa_transformers.masking import MultiBlockMasking
 from ijepa_transformers.modeling_ijepa import sincos_position_embeddings
 
 
@@ -477,6 +479,26 @@ def test_compiles_in_one_graph(tiny_model, tiny_batch):
     torch.testing.assert_close(compiled(**tiny_batch).loss, expected.loss)
     encoder = torch.compile(tiny_model.ijepa, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(encoder(tiny_batch["pixel_values"])[0], expected.target_hidden_states)
+
+
+@pytest.mark.slow
+def test_pretraining_compiles_for_masks_of_any_length(tiny_model):
+    """With Inductor: its failure with changing lengths is what `compile` avoids."""
+    tiny_model.train()
+    expected, masking = copy.deepcopy(tiny_model), MultiBlockMasking((4, 4), min_patches=1)
+    names = list(tiny_model.state_dict())
+    tiny_model.compile()
+    assert list(tiny_model.state_dict()) == names
+    lengths = set()
+    for step in range(4):
+        contexts, targets = masking.sample(2, 0, step)
+        lengths.add((contexts.shape[-1], targets.shape[-1]))
+        losses = [model(torch.ones(2, 3, 32, 32), contexts, targets).loss for model in (tiny_model, expected)]
+        sum(losses).backward()
+        torch.testing.assert_close(*losses, atol=1e-5, rtol=0)
+    assert len(lengths) > 1
+    for ours, theirs in zip(tiny_model.parameters(), expected.parameters(), strict=True):
+        assert ours.grad is None or torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-3) is None
 
 
 def test_sharding_unit_is_the_layer_of_encoder_and_predictor(tiny_model):

@@ -6,14 +6,14 @@ import json
 import shutil
 
 import pytest
-from safetensors.torch import load_file
 
 from ijepa_transformers import __version__
 from ijepa_transformers.files import read_rows
+from ijepa_transformers.modeling_ijepa import remove_weights
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining.records import is_metrics_row
 from tests.data.images import encoded, photo
-from tests.runs import assert_equal_weights, pretrain, rows, status, without_speed
+from tests.runs import assert_equal_weights, pretrain, rows, saved_weights, status, without_speed
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -56,7 +56,7 @@ def cut(finished, tmp_path):
     """A copy of the pictures and of the run, as it was after step 2."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")
-    (tmp_path / "run/model.safetensors").unlink()
+    remove_weights(tmp_path / "run")
     return tmp_path
 
 
@@ -109,7 +109,7 @@ def test_a_run_with_damaged_records_ends_like_one_that_was_left_alone(cut, finis
 
 
 def pretrained(place):
-    return load_file(place / "run/model.safetensors")
+    return saved_weights(place / "run")
 
 
 def test_after_a_kill_before_the_first_checkpoint_the_records_begin_anew(cut, finished, capsys):
