@@ -803,7 +803,7 @@ class IJepaForPretraining(IJepaPreTrainedModel):
             )
         self._freeze_target_encoder()  # loading has made all parameters trainable
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]  # kwargs hold the rest
         self,
         save_directory: str | PathLike,
         is_main_process: bool = True,
@@ -822,7 +822,9 @@ class IJepaForPretraining(IJepaPreTrainedModel):
             super().save_pretrained(directory, is_main_process, state_dict, push_to_hub, **kwargs)
             return
         before = self._get_files_timestamps(directory) if directory.is_dir() else {}
-        hub = {key: kwargs.pop(key) for key in ("repo_id", "private", "commit_message", "create_pr") if key in kwargs}
+        hub: dict[str, Any] = {
+            key: kwargs.pop(key) for key in ("repo_id", "private", "commit_message", "create_pr") if key in kwargs
+        }
         variant = kwargs.get("variant")
         if is_main_process:
             remove_weights(directory, variant)
