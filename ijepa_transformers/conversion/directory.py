@@ -24,7 +24,10 @@ from .meta_file import check_finite
 
 
 PROCESSOR_FILE = "preprocessor_config.json"
-MODEL_CLASSES = {"IJepaModel": IJepaModel, "IJepaForImageClassification": IJepaForImageClassification}
+MODEL_CLASSES: dict[str, type[IJepaModel | IJepaForImageClassification]] = {
+    "IJepaModel": IJepaModel,
+    "IJepaForImageClassification": IJepaForImageClassification,
+}
 PUBLISHED_EPSILON = 1e-6
 CARD = """\
 # {name}

@@ -27,7 +27,7 @@ class MaskingCollator:
     seed: int
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        lacking = {"step", "slot_block"} - set.intersection(*(set(sample) for sample in samples))
+        lacking = {name for name in ("step", "slot_block") if any(name not in sample for sample in samples)}
         if lacking:
             raise ValueError(
                 f"the samples lack {' and '.join(sorted(lacking))}, from which the masks follow. For samples with"
