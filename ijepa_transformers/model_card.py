@@ -2,6 +2,7 @@
 """The model card, README.md of a pretrained directory: what it is, how to use it, its training and its results."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -60,19 +61,53 @@ Last row of `metrics.jsonl`: {last}
 """
 
 
+# What can be markup anywhere in a line, and what can be at its beginning or end.
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])|^[-+=#]|#(?=#*$)|:(?=//)|(?<=\bwww)\.", re.IGNORECASE)
+_NUMBER_OF_A_LIST = re.compile(r"^(\d+)([.)])")
+
+
+def _printable(text: str) -> str:
+    """Text with escape sequences for the characters that cannot be printed, such as those that turn its direction."""
+    return "".join(c if c.isprintable() or ord(c) > 0xFFFF else f"\\u{ord(c):04x}" for c in text)
+
+
+def in_one_line(text: object) -> str:
+    """Text without line breaks and control characters, because names may contain any character."""
+    return _printable(" ".join(str(text).split()))
+
+
 def in_markdown(text: object) -> str:
     """Text for one line of markdown, with markup and HTML escaped, because names may contain any character."""
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+    escaped = _MARKUP.sub(lambda found: "\\" + found[0], " ".join(str(text).split()))
+    return _printable(_NUMBER_OF_A_LIST.sub(r"\1\\\2", escaped))
+
+
+def in_code(text: str) -> str:
+    """Text as code in one line of markdown. Text that could end the code or the line is written as `in_markdown`."""
+    is_plain = text.strip() == text != "" and text.isprintable() and not re.search("[`<>|]", text)
+    return f"`{text}`" if is_plain else in_markdown(text)
 
 
 def in_quotes(text: object) -> str:
     """Text for use between the double quotes of a Python or JSON string."""
-    return json.dumps(str(text), ensure_ascii=False)[1:-1]
+    return _printable(json.dumps(str(text), ensure_ascii=False)[1:-1]).replace("<", "\\u003c")
+
+
+class _LineDumper(yaml.SafeDumper):
+    """Writes a text of several lines, and one with HTML, as one line in double quotes."""
+
+
+def _one_line(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if "<" in text or len(text.splitlines()) > 1 else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_LineDumper.add_representer(str, _one_line)
 
 
 def fenced_yaml(values: Mapping[str, object]) -> str:
     """A code block of YAML. Its fence is longer than every run of backticks in the values, so no value can end it."""
-    text = yaml.safe_dump(dict(values), sort_keys=False)
+    text = yaml.dump(dict(values), Dumper=_LineDumper, sort_keys=False, width=math.inf).replace("<", "\\x3C")
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}yaml\n{text}{fence}"
 
@@ -131,7 +166,7 @@ def write_model_card(
     body = _BODY.format(
         name=in_markdown(name),
         usage=USAGE.format(name=in_quotes(name)),
-        summary="\n".join(f"- {key}: {value}" for key, value in summary.items()),
+        summary="\n".join(f"- {key}: {in_markdown(value)}" for key, value in summary.items()),
         recipe=fenced_yaml(recipe),
         verdict=f"\n## Verdict\n\n{verdict}\n" if verdict else "",
         results=f"\n## Results\n\n{results}\n" if results else "",
@@ -168,7 +203,7 @@ def update_evaluation(directory: Path, section: str, results: Sequence[EvalResul
     """
     path = directory / "README.md"
     card = path.read_bytes().decode("utf-8") if path.exists() else ""
-    card = _with_section(_with_results(card, directory.absolute().name, results), section)
+    card = _with_section(_with_results(card, in_one_line(directory.absolute().name), results), section)
     with written_aside(path) as unfinished:
         unfinished.write_bytes(card.encode("utf-8"))
 

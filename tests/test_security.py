@@ -3,6 +3,7 @@
 import ast
 import json
 import pickle
+import types
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,15 @@ from accelerate.tracking import get_available_trackers
 
 from ijepa_transformers import IJepaConfig, IJepaForPretraining
 from ijepa_transformers.conversion import convert as conversion_convert
+from ijepa_transformers.conversion import directory as conversion_directory
 from ijepa_transformers.conversion import export as conversion_export
 from ijepa_transformers.conversion import onnx as conversion_onnx
 from ijepa_transformers.data.transforms import build_image_processor
 from ijepa_transformers.evaluation import command as evaluation_command
 from ijepa_transformers.evaluation import extraction
 from ijepa_transformers.finetuning import command as finetuning_command
-from ijepa_transformers.model_card import fenced_yaml, in_markdown, write_model_card
+from ijepa_transformers.finetuning.trainer import write_readme
+from ijepa_transformers.model_card import fenced_yaml, in_code, in_markdown, write_model_card
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.visualization import command as visualization_command
 from ijepa_transformers.visualization.page import Section, build_page
@@ -240,9 +243,72 @@ def test_a_hostile_name_is_text_in_the_model_card(tmp_path):
     assert yaml.safe_load(block.split("`````")[1].removeprefix("yaml")) == recipe
 
 
+HOSTILE = f"x\n\n# Heading\n{SCRIPT} | `a` *b* __c__ [d](http://e) ~~f~~ &lt;\r\n---\u2028```\n\u202ey"
+
+
+def assert_text_only(directory):
+    """HOSTILE is in the card, in lines that are whole, and nothing of it is markup."""
+    _, header, body = (directory / "README.md").read_text().split("---\n", 2)
+    assert not {"# Heading", "---", SCRIPT} & set(body.splitlines()) and "<script>" not in header + body
+    assert "\u2028" not in body and "\u202e" not in body
+    lines = [line for line in body.splitlines() if "Heading" in line and "\\n" not in line]
+    for line in lines:
+        assert r"\`a\` \*b\* \_\_c\_\_ \[d\](http" in line and "x # Heading" in line
+    assert lines
+    return lines
+
+
+def test_a_hostile_folder_is_text_in_the_card_of_pretraining(tmp_path):
+    recipe = {"data": HOSTILE, "init_from": SCRIPT}
+    summary = {"data": f"{HOSTILE} (9 images)", "batch": "2 images"}
+    write_model_card(tmp_path, "run", summary=summary, metrics={}, recipe=recipe)
+    (line,) = assert_text_only(tmp_path)
+    assert line.startswith("- data: x ") and line.endswith("y (9 images)")
+    assert "- batch: 2 images" in (tmp_path / "README.md").read_text().splitlines()
+    block = (tmp_path / "README.md").read_text().split("````")[1]
+    assert yaml.safe_load(block.removeprefix("yaml")) == recipe
+
+
+def test_hostile_classes_splits_and_models_are_text_in_the_card_of_a_classifier(tmp_path):
+    config = types.SimpleNamespace(id2label={0: HOSTILE, 1: "b"}, model_type="ijepa", problem_type=None)
+    source = tmp_path / HOSTILE.replace("/script", "script").replace("http://", "http:||")
+    source.mkdir()
+    data = types.SimpleNamespace(data=HOSTILE, train_split=SCRIPT, validation_split=f"\n{SCRIPT}")
+    trainer = types.SimpleNamespace(
+        arguments=types.SimpleNamespace(
+            model=types.SimpleNamespace(model=str(source), tune="all", from_scratch=False),
+            data=data,
+            recipe={"a": HOSTILE},
+        ),
+        model=types.SimpleNamespace(config=config),
+        run_state={"history": [HOSTILE]},
+        results={"eval_accuracy": 0.5},
+        args=types.SimpleNamespace(hub_model_id=HOSTILE, output_dir=tmp_path),
+        train_dataset=[1, 2],
+    )
+    write_readme(trainer)
+    assert len(assert_text_only(tmp_path)) == 5  # name, class, data, model and history
+
+
+def test_hostile_files_are_text_in_the_cards_of_conversions(tmp_path):
+    config = types.SimpleNamespace(num_attention_heads=2, layer_norm_eps=1e-6)
+    conversion_convert._write_readme(tmp_path, HOSTILE, HOSTILE, "both", config)
+    assert len(assert_text_only(tmp_path)) == 2
+    conversion_directory._write_readme(tmp_path, HOSTILE, tmp_path / HOSTILE.replace("/", ":"), [HOSTILE])
+    assert "<script>" not in (tmp_path / "README.md").read_text()
+    assert "# Heading" not in (tmp_path / "README.md").read_text().splitlines()
+
+
 def test_ordinary_names_stay_as_they_are():
     assert in_markdown("lab/my_model-1.0 (small)") == "lab/my_model-1.0 (small)"
     assert fenced_yaml({"a": 1}) == "```yaml\na: 1\n```"
+    assert in_code("jepa-vit_h.pth.tar") == "`jepa-vit_h.pth.tar`"
+
+
+@pytest.mark.parametrize("name", ["- a", "+ a", "1. a", "2) a", "# a", "a #", "=", "---", "www.a.b", "_a_", "a\tb"])
+def test_a_name_cannot_be_a_list_or_a_heading(name):
+    text = in_markdown(name)
+    assert text.replace("\\", "") == " ".join(name.split()) and (text != name or "\t" in name)
 
 
 def test_a_name_that_is_not_unicode_does_not_stop_the_card(tmp_path):

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from ..configuration_ijepa import IJEPA_SIZES, IJepaConfig
 from ..data.transforms import build_image_processor
-from ..model_card import USAGE, in_markdown, in_quotes, write_card
+from ..model_card import USAGE, in_code, in_markdown, in_quotes, write_card
 from ..modeling_ijepa import OTHER_NETWORKS, write_pretraining_index
 from .arguments import CONVERT, parse_convert_arguments
 from .command_line import run, written_aside
@@ -177,7 +177,7 @@ CARD = """\
 # {name}
 
 Weights of I-JEPA ([arXiv 2301.08243](https://arxiv.org/abs/2301.08243)) trained by Meta AI, converted from
-`{file}` by [ijepa-transformers](https://pypi.org/project/ijepa-transformers/) without changing a number.
+{file} by [ijepa-transformers](https://pypi.org/project/ijepa-transformers/) without changing a number.
 
 **Licence.** The weights are Meta's, under
 [CC BY-NC 4.0](https://creativecommons.org/licenses/by-nc/4.0/): not for commercial use, and the attribution must stay.
@@ -223,7 +223,7 @@ def _write_readme(directory: Path, name: str, file: str, encoder: str, config: I
     )
     body = CARD.format(
         name=in_markdown(name),
-        file=in_markdown(file),
+        file=in_code(file),
         contents=CONTENTS[encoder],
         heads=config.num_attention_heads,
         epsilon=config.layer_norm_eps,

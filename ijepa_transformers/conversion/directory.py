@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..configuration_ijepa import IJepaConfig
 from ..data.transforms import build_image_processor
-from ..model_card import USAGE, in_markdown, in_quotes, inherited_license, write_card
+from ..model_card import USAGE, in_code, in_markdown, in_quotes, inherited_license, write_card
 from ..modeling_ijepa import IJepaForImageClassification, IJepaModel
 from .command_line import written_aside
 from .meta_file import check_finite
@@ -32,7 +32,7 @@ PUBLISHED_EPSILON = 1e-6
 CARD = """\
 # {name}
 
-One I-JEPA encoder ([arXiv 2301.08243](https://arxiv.org/abs/2301.08243)), rewritten from `{source}` by
+One I-JEPA encoder ([arXiv 2301.08243](https://arxiv.org/abs/2301.08243)), rewritten from {source} by
 [ijepa-transformers](https://pypi.org/project/ijepa-transformers/) without changing a weight. Copies converted with the
 script of Transformers hold the *context* encoder; the paper evaluates the *target* encoder.
 
@@ -148,7 +148,7 @@ def _epsilon_faults(config: IJepaConfig, replacement: float | None) -> list[str]
 
 def _write_readme(directory: Path, name: str, source: Path, findings: list[str]) -> None:
     """Writes the source's card with the findings. If the source has no card, writes one without a licence."""
-    found = "\n".join(f"- {finding}" for finding in findings)
+    found = "\n".join(f"- {in_markdown(finding)}" for finding in findings)
     if (source / "README.md").is_file():
         text = (source / "README.md").read_text().rstrip()
         text += f"\n\n## Rewritten by ijepa-transformers\n\n{found or 'Only names changed.'}\n"
@@ -159,5 +159,5 @@ def _write_readme(directory: Path, name: str, source: Path, findings: list[str])
     write_card(
         directory,
         data,
-        CARD.format(name=in_markdown(name), source=in_markdown(source.name), findings=found, usage=usage),
+        CARD.format(name=in_markdown(name), source=in_code(source.name), findings=found, usage=usage),
     )

@@ -19,7 +19,7 @@ from huggingface_hub import EvalResult
 from .. import __version__
 from ..encoders import EncoderSpec
 from ..files import write_text
-from ..model_card import in_markdown, update_evaluation
+from ..model_card import in_code, in_markdown, in_one_line, update_evaluation
 from ..verdict import COLLAPSED, PIXELS, RANDOM, Score, Verdict, judge, judge_without_labels
 from .collapse import COLUMN_LEGEND, LayerSpread, collapse_summary
 from .features import Run, Split
@@ -136,7 +136,7 @@ def _collapse_summaries(rows: Rows) -> list[str]:
     lines = []
     for name, results in rows.items():
         for result in (result for result in results if "collapse" in result):
-            title = name if len(results) == 1 else f"{name}, {result['spec']}"
+            title = name if len(results) == 1 else f"{name}, {in_markdown(result['spec'])}"
             layers = [LayerSpread(**layer) for layer in result["collapse"]]
             random_layers = None if _is_random(result) else _random_layers(rows, result["all_but_weights_sha256"])
             lines.append(f"**{title}** is {collapse_summary(layers, random_layers)}")
@@ -148,7 +148,7 @@ def _collapse_table(rows: Rows) -> str:
     lines = []
     for name, results in rows.items():
         for result in results:
-            title = {"encoder": name if len(results) == 1 else f"{name}, {result['spec']}"}
+            title = {"encoder": name if len(results) == 1 else f"{name}, {in_markdown(result['spec'])}"}
             for index, layer in enumerate(result.get("collapse", [])):
                 place = {"layer": "embedding" if index == 0 else str(index)}
                 lines.append({**title, **place, **LayerSpread(**layer).cells()})
@@ -180,24 +180,26 @@ def _verdicts_of(run: Run, rows: Rows) -> dict[str, Verdict]:
 
 def report(run: Run, rows: Rows) -> str:
     """The tables, notes and summaries as markdown."""
-    split = run.validation
+    rows = {in_markdown(name): results for name, results in rows.items()}
+    split, data = run.validation, in_markdown(repr(run.arguments.data))
+    names = {each.name: in_markdown(repr(each.name)) for each in (run.train, run.validation)}
     parts = [
-        f"Measured on {len(split.indices):,} images of the {split.name!r} split of {run.arguments.data!r}; probes"
-        f" learn from {len(run.train.indices):,} images of {run.train.name!r}, {_num_classes(run.train)}.",
+        f"Measured on {len(split.indices):,} images of the {names[split.name]} split of {data}; probes"
+        f" learn from {len(run.train.indices):,} images of {names[run.train.name]}, {_num_classes(run.train)}.",
     ]
     if any(result["probes"] for results in rows.values() for result in results):
         parts += [_accuracy_table(rows), _PRECISION_LEGEND if split.has_several else _ACCURACY_LEGEND]
     found = _verdicts_of(run, rows)
     parts += ["### Verdict", "\n".join(f"- {verdict}" for verdict in found.values())] if found else []
     chosen = [
-        f"- {name}: {value['chosen']}"
+        f"- {name}: {in_markdown(value['chosen'])}"
         for name, results in rows.items()
         for result in results
         for value in result["probes"].values()
         if "chosen" in value
     ]
     parts += ["Best heads:\n\n" + "\n".join(chosen)] if chosen else []
-    notes = [*run.notes, *_border_notes(rows)]
+    notes = [*map(in_markdown, run.notes), *_border_notes(rows)]
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     summaries = _collapse_summaries(rows)
     if summaries:
@@ -242,8 +244,10 @@ def write_results(run: Run, rows: Rows, command: str, unmeasured: Sequence[str] 
         ],
     }
     write_text(run.output_dir / "results.json", json.dumps(results, indent=2) + "\n")
-    text = f"# Frozen encoders on {in_markdown(run.arguments.data)}\n\n{origin['date']}: `{origin['command']}`\n\n"
-    text += f"**Unfinished**, not measured yet: {', '.join(unmeasured)}.\n\n" if unmeasured else ""
+    text = (
+        f"# Frozen encoders on {in_markdown(run.arguments.data)}\n\n{origin['date']}: {in_code(origin['command'])}\n\n"
+    )
+    text += f"**Unfinished**, not measured yet: {', '.join(map(in_markdown, unmeasured))}.\n\n" if unmeasured else ""
     write_text(run.output_dir / "results.md", f"{text}{report(run, rows)}\n")
 
 
@@ -266,7 +270,7 @@ def update_model_cards(run: Run, rows: Rows, command: str) -> None:
     specs = [EncoderSpec.parse(result["spec"]) for results in rows.values() for result in results]
     for directory in sorted({spec.source for spec in specs if spec.kind == "model" and os.path.isdir(spec.source)}):
         baselines, own = _rows_of_card(rows, directory)
-        text = f"{report(run, {**baselines, **own})}\n\n{origin['date']}: `{origin['command']}`"
+        text = f"{report(run, {**baselines, **own})}\n\n{origin['date']}: {in_code(origin['command'])}"
         update_evaluation(Path(directory), text, _card_results(run, own))
 
 
@@ -293,14 +297,15 @@ def _rows_of_card(rows: Rows, directory: str) -> tuple[Rows, Rows]:
 def _card_results(run: Run, rows: Rows) -> list[EvalResult]:
     """The accuracies for the card's metadata."""
     arguments = run.arguments
-    name = Path(arguments.data).name if Path(arguments.data).exists() else arguments.data
+    path = Path(arguments.data)
+    name = in_one_line(path.absolute().name if path.exists() else arguments.data)
     return [
         EvalResult(
             task_type="image-classification",
             dataset_type=name,
             dataset_name=name,
             dataset_config=arguments.data_config,
-            dataset_split=run.validation.name,
+            dataset_split=in_one_line(run.validation.name),
             metric_type=_PRECISION if _PRECISION in value else "accuracy",
             metric_name=f"{column}, {row}",
             metric_value=round(_measure(value), 4),

@@ -299,7 +299,7 @@ An image classifier for {num_classes} classes{each} ({classes}), {origin} by ije
 
 ## Training
 
-- data: {data}, {num_images:,} images of the split {split!r}
+- data: {data}, {num_images:,} images of the split {split}
 - base model: {model}
 {history}
 Arguments that differ from the defaults (`recipe.yaml`):
@@ -322,8 +322,9 @@ def write_readme(trainer: ClassificationTrainer) -> None:
         license=None if arguments.model.from_scratch else inherited_license(source),
     )
     history = "".join(f"- {in_markdown(change)}\n" for change in trainer.run_state["history"])
-    lines = [f"- {key.removeprefix('eval_')}: {value:.4g}" for key, value in trainer.results.items()]
+    lines = [f"- {in_markdown(key.removeprefix('eval_'))}: {value:.4g}" for key, value in trainer.results.items()]
     name = trainer.args.hub_model_id or Path(trainer.args.output_dir).name
+    validation = arguments.data.validation_split
     is_grey = getattr(trainer.model.config, "num_channels", 3) == 1
     body = _CARD.format(
         name=in_markdown(name),
@@ -334,10 +335,10 @@ def write_readme(trainer: ClassificationTrainer) -> None:
         origin="trained from scratch" if arguments.model.from_scratch else origin,
         data=in_markdown(arguments.data.data),
         num_images=len(trainer.train_dataset),
-        split=arguments.data.train_split,
+        split=in_markdown(repr(arguments.data.train_split)),
         model=in_markdown(source),
         history=history,
         recipe=fenced_yaml(plain_values(arguments.recipe)),
-        results=f"\n## Results on {arguments.data.validation_split!r}\n\n" + "\n".join(lines) + "\n" if lines else "",
+        results=f"\n## Results on {in_markdown(repr(validation))}\n\n" + "\n".join(lines) + "\n" if lines else "",
     )
     write_card(Path(trainer.args.output_dir), data, body)

@@ -659,6 +659,18 @@ def test_an_encoder_is_compared_only_with_a_random_one_of_the_same_architecture(
         assert ("| random encoder " in text) == is_beside and "| target encoder " in text
 
 
+def test_a_hostile_folder_and_name_are_text_in_the_card_and_the_results(place):
+    name = "x\n# Heading\n<script>|"
+    (place / "images").rename(place / name)
+    probe(place, data=place / name, models=[f"<b>|={place / 'model'}"], update_model_card=True)
+    for file in (place / "model" / "README.md", place / "out" / "results.md"):
+        text = file.read_text().split("\n---\n")[-1]  # without the metadata
+        assert not {"# Heading", "<script>|"} & set(text.splitlines()) and r"\\n\<script\>\|" in text
+        assert text.count("<script>") == text.count("<b>") == 0 and "### Verdict" in text
+    card = ModelCard.load(place / "model" / "README.md").data
+    assert {result.dataset_name for result in card.eval_results} == {"x # Heading <script>|"}
+
+
 def test_a_model_card_without_accuracies_has_no_model_index(place):
     probe(place, probes=["collapse"], update_model_card=True)
     text = (place / "model" / "README.md").read_text()
