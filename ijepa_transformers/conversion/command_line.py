@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..failures import REFUSED, failures_told
 from ..files import disk_errors_of
+from ..locks import alone_with
 
 
 @contextmanager
@@ -21,22 +22,29 @@ def written_aside(output: Path) -> Iterator[Path]:
     If `output` is a symbolic link, what it leads to is written, and the link stays.
 
     Raises:
-        ValueError: if `output` exists and is no empty directory, or is a link that leads back to itself.
+        ValueError: if `output` exists and is no empty directory, if another command is writing it, or if it is a link
+            that leads back to itself.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ValueError(f"{output} already exists; choose another --output or remove it first.")
+    _check_free(output)
     output = Path(os.path.realpath(output))
     if output.is_symlink():
         raise ValueError(f"{output} is a link that leads back to itself; choose another --output.")
-    unfinished = output.with_name(f".tmp-{output.name}")
-    _remove(unfinished)  # an earlier conversion was killed
     output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with disk_errors_of(output):
-            yield unfinished
-            os.replace(unfinished, output)
-    finally:
-        _remove(unfinished)
+    with alone_with(output):
+        unfinished = output.with_name(f".tmp-{output.name}")
+        _remove(unfinished)  # an earlier conversion was killed
+        try:
+            with disk_errors_of(output):
+                yield unfinished
+                _check_free(output)
+                os.replace(unfinished, output)
+        finally:
+            _remove(unfinished)
+
+
+def _check_free(output: Path) -> None:
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"{output} already exists; choose another --output or remove it first.")
 
 
 def _remove(path: Path) -> None:

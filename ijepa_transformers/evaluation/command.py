@@ -25,10 +25,11 @@ from ..arguments import require
 from ..data.bit_depth import DepthSample, look_at_dataset, settle
 from ..data.labels import class_names, describe_classes, label_array
 from ..data.sources import available_split, open_split
-from ..distributed import check_launch, end_process_group
+from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import EncoderSpec, load_config, load_processor
 from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory
+from ..locks import OutputLock
 from .arguments import PLAIN_PROBES, PROGRAM, ProbingArguments, parse_probing_arguments, probing_arguments
 from .collapse import layer_spread
 from .features import (
@@ -62,8 +63,8 @@ from .tables import Rows, report, summaries, update_model_cards, write_results
 _RAW_PIXELS, _RANDOM_ENCODER = "raw pixels", "random encoder"
 
 
-def build_run(arguments: ProbingArguments) -> Run:
-    """Opens the data and every encoder.
+def build_run(arguments: ProbingArguments, lock: OutputLock | None = None) -> Run:
+    """Opens the data and every encoder, and locks the output directory.
 
     Raises:
         ValueError: if something cannot be opened, or if the arguments cannot work.
@@ -75,6 +76,8 @@ def build_run(arguments: ProbingArguments) -> Run:
     waits = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))
     accelerator = Accelerator(kwargs_handlers=[waits])
     check_launch(accelerator.num_processes)
+    lock = lock or OutputLock(Path(arguments.output_dir))
+    on_main_process(accelerator, lock.take_if_there)
     entries = _all_entries(arguments)
     specs = dict.fromkeys(entry.spec for entry in entries)
     trials = {spec: try_encoder(arguments, open_spec(arguments, spec, accelerator.device)) for spec in specs}
@@ -90,6 +93,7 @@ def build_run(arguments: ProbingArguments) -> Run:
     for split in (train, validation):
         accelerator.print(f"split {split.name!r}, {describe_classes(split.dataset)}", flush=True)
     run = Run(arguments, accelerator, entries, train, validation, trials, _look(arguments, train, list(specs)))
+    on_main_process(accelerator, lock.claim)
     note_contents(run)
     _note_left_out(run)
     _note_unknown_classes(run)
@@ -306,11 +310,12 @@ def evaluate(run: Run, command: str) -> tuple[Rows, str]:
 def execute(arguments: ProbingArguments, argv: Sequence[str]) -> None:
     """Runs the command with its parsed arguments; `argv` is what they were parsed from. Exits as a command does."""
     disable_progress_bar()  # Transformers shows one while it loads weights
-    with failures_told(PROGRAM, REFUSED):
-        run = build_run(arguments)
-    with failures_told(PROGRAM, FAILED):
-        evaluate(run, f"{PROGRAM} {shlex.join(map(str, argv))}")
-    run.accelerator.wait_for_everyone()
+    with OutputLock(Path(arguments.output_dir)) as lock:
+        with failures_told(PROGRAM, REFUSED):
+            run = build_run(arguments, lock)
+        with failures_told(PROGRAM, FAILED):
+            evaluate(run, f"{PROGRAM} {shlex.join(map(str, argv))}")
+        run.accelerator.wait_for_everyone()
     end_process_group(run.accelerator)
 
 
@@ -334,9 +339,9 @@ def probe(**keywords: Any) -> Result:
         ValueError: with one sentence, where the command would end with an error.
     """
     arguments = probing_arguments(**keywords)
-    with process_as_before():
+    with process_as_before(), OutputLock(Path(arguments.output_dir)) as lock:
         disable_progress_bar()
-        run = build_run(arguments)
+        run = build_run(arguments, lock)
         given = ", ".join(f"{name}={value!r}" for name, value in keywords.items())
         rows, tables = evaluate(run, f"probe({given})")
         run.accelerator.wait_for_everyone()

@@ -47,6 +47,7 @@ from ..encoders import load_encoder, load_processor, weights_digest
 from ..execution import configure
 from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, write_rows, write_text, written_aside
+from ..locks import OutputLock
 from .extraction_arguments import PROGRAM, FeatureExtractionArguments, extraction_arguments, parse_extraction_arguments
 from .shard_records import (
     MANIFEST,
@@ -211,8 +212,8 @@ class Run:
         return self.output_dir / shard.file_name(self.arguments.format)
 
 
-def build_run(arguments: FeatureExtractionArguments) -> Run:
-    """Opens everything and tests the model with a blank image.
+def build_run(arguments: FeatureExtractionArguments, lock: OutputLock | None = None) -> Run:
+    """Opens everything, tests the model with a blank image and locks the output directory.
 
     Raises:
         ValueError: if the arguments cannot work, or if the output directory has other features.
@@ -220,6 +221,8 @@ def build_run(arguments: FeatureExtractionArguments) -> Run:
     accelerator = Accelerator()
     check_launch(accelerator.num_processes)
     check_output_directory(Path(arguments.output_dir))
+    lock = lock or OutputLock(Path(arguments.output_dir))
+    on_main_process(accelerator, lock.take_if_there)
     dataset = open_split(arguments, arguments.split)
     processor = load_processor(arguments.model)
     model = load_encoder(arguments.model, arguments.encoder, _DTYPES[arguments.dtype])
@@ -232,6 +235,7 @@ def build_run(arguments: FeatureExtractionArguments) -> Run:
     execution = configure(model, accelerator.device.type, arguments.dtype)
     blank = images.prepare(np.zeros((256, 256, images.num_channels), dtype=np.uint8))
     shapes = {name: list(value.shape[1:]) for name, value in _embed(model, blank[None], arguments.outputs).items()}
+    on_main_process(accelerator, lock.claim)
     return Run(arguments, accelerator, model, images, shapes, shards, settings, execution)
 
 
@@ -417,11 +421,12 @@ def _write_manifest(run: Run) -> None:
 def execute(arguments: FeatureExtractionArguments, argv: Sequence[str] = ()) -> None:
     """Runs the command with its parsed arguments. Exits as a command does."""
     disable_progress_bar()  # Transformers shows one while it loads weights
-    with failures_told(PROGRAM, REFUSED):
-        run = build_run(arguments)
-    with failures_told(PROGRAM, FAILED):
-        extract(run, start(run))
-        finish(run)
+    with OutputLock(Path(arguments.output_dir)) as lock:
+        with failures_told(PROGRAM, REFUSED):
+            run = build_run(arguments, lock)
+        with failures_told(PROGRAM, FAILED):
+            extract(run, start(run))
+            finish(run)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -443,9 +448,9 @@ def extract_features(**keywords: Any) -> Result:
         ValueError: with one sentence, where the command would end with an error.
     """
     arguments = extraction_arguments(**keywords)
-    with process_as_before():
+    with process_as_before(), OutputLock(Path(arguments.output_dir)) as lock:
         disable_progress_bar()
-        run = build_run(arguments)
+        run = build_run(arguments, lock)
         extract(run, start(run))
         finish(run)
     return Result(run.output_dir, json.loads((run.output_dir / MANIFEST).read_text()))

@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import torch
 import yaml
+from accelerate import PartialState
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
@@ -26,11 +27,12 @@ from ..data.labels import (
 )
 from ..data.selection import select_labelled, select_listed
 from ..data.sources import open_split, split_to_judge_on
-from ..distributed import check_launch, end_process_group
+from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import load_processor
 from ..execution import configure, describe
 from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, write_text
+from ..locks import OutputLock
 from ..modeling_ijepa import IJepaPreTrainedModel
 from .arguments import (
     PROGRAM,
@@ -131,8 +133,8 @@ def _build_mixers(arguments: RegularizationArguments, num_classes: int) -> list[
     return [mixer(num_classes=num_classes, alpha=alpha) for mixer, alpha in alphas.items() if alpha is not None]
 
 
-def build_trainer(arguments: Arguments) -> ClassificationTrainer:
-    """Opens and checks everything. The output directory is made after all checks.
+def build_trainer(arguments: Arguments, lock: OutputLock | None = None) -> ClassificationTrainer:
+    """Opens and checks everything. The output directory is made and locked after all checks.
 
     Raises:
         ValueError: if something cannot be opened, or if the arguments cannot work.
@@ -140,6 +142,8 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
     check_launch(arguments.training.world_size, "pass --use_cpu")
     _check_gpus(arguments.training.n_gpu)
     check_output_directory(Path(str(arguments.training.output_dir)))
+    lock = lock or OutputLock(Path(str(arguments.training.output_dir)))
+    on_main_process(PartialState(), lock.take_if_there)
     checkpoint = find_checkpoint(arguments)
     training_data = _open_training_split(arguments.data)
     names = class_names(training_data)
@@ -169,6 +173,7 @@ def build_trainer(arguments: Arguments) -> ClassificationTrainer:
     options = _build_data(arguments, model, processor, training_data, validation_data)
     trainer = ClassificationTrainer(arguments, checkpoint, state, model=model, processing_class=processor, **options)
     trainer.head = head
+    on_main_process(PartialState(), lock.claim)
     return trainer
 
 
@@ -282,11 +287,12 @@ def run(trainer: ClassificationTrainer) -> dict[str, float]:
 def execute(arguments: Arguments, argv: Sequence[str] = ()) -> None:
     """Carries out the command of the parsed arguments. Exits as a command."""
     disable_progress_bar()  # of Transformers' loading and saving
-    with failures_told(PROGRAM, REFUSED, _WORKERS):
-        trainer = build_trainer(arguments)
-    with failures_told(PROGRAM, FAILED, _WORKERS):
-        start(trainer)
-        run(trainer)
+    with OutputLock(Path(str(arguments.training.output_dir))) as lock:
+        with failures_told(PROGRAM, REFUSED, _WORKERS):
+            trainer = build_trainer(arguments, lock)
+        with failures_told(PROGRAM, FAILED, _WORKERS):
+            start(trainer)
+            run(trainer)
     accelerator = trainer.accelerator
     del trainer
     end_process_group(accelerator)
@@ -313,9 +319,10 @@ def finetune(**keywords: Any) -> Result:
     with process_as_before():
         disable_progress_bar()
         arguments = fine_tuning_arguments(**keywords)
-        trainer = build_trainer(arguments)
-        start(trainer)
-        metrics = {**run(trainer), **trainer.results}
+        with OutputLock(Path(str(arguments.training.output_dir))) as lock:
+            trainer = build_trainer(arguments, lock)
+            start(trainer)
+            metrics = {**run(trainer), **trainer.results}
         accelerator = trainer.accelerator
         del trainer
         end_process_group(accelerator)

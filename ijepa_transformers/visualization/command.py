@@ -15,9 +15,10 @@ from transformers.utils.logging import disable_progress_bar
 from .. import __version__
 from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, write_text
+from ..locks import alone_with
 from .arguments import PROGRAM, VisualizationArguments, parse_visualization_arguments
 from .judging import verdicts
-from .page import build_page, write_pictures
+from .page import Section, build_page, write_pictures
 from .sections import SECTIONS
 from .study import Study, build_study
 
@@ -58,8 +59,15 @@ def execute(arguments: VisualizationArguments, argv: Sequence[str]) -> None:
     with failures_told(PROGRAM, REFUSED):
         output = Path(arguments.output)
         check_output_directory(output.parent, "The folder of output")
+    with failures_told(PROGRAM, REFUSED), alone_with(output):
         study = build_study(arguments)
         sections = [section(study) for section in SECTIONS]
+        _write(study, sections, argv)
+
+
+def _write(study: Study, sections: list[Section], argv: Sequence[str]) -> None:
+    """Writes the page and the pictures. Exits as a command."""
+    arguments, output = study.arguments, Path(study.arguments.output)
     with failures_told(PROGRAM, FAILED):
         page = build_page(f"What {arguments.own_name} has learned", _describe(study, argv), sections)
         if arguments.pictures_dir:
