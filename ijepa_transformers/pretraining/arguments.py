@@ -58,7 +58,9 @@ class DataArguments(DatasetArguments):
     fast_large_photos: bool = argument(
         False, "decode large JPEG photos at a half to an eighth of their size: faster, pixels differ a little"
     )
-    image_mean: list[float] | None = argument(None, "mean of each channel, pixels in 0..1; ImageNet's by default")
+    image_mean: list[float] | None = argument(
+        None, "mean of each channel, pixels in 0..1; that of init_from or ImageNet's by default"
+    )
     image_std: list[float] | None = argument(None, "standard deviation of each channel; ImageNet's by default")
     eval_resize_ratio: float = argument(
         256 / 224, "shorter side of an image over its centre crop in evaluation and in the saved image processor"

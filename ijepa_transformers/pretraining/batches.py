@@ -83,12 +83,13 @@ class IndexedData:
         config: IJepaConfig,
         accelerator: Accelerator,
         checkpoint: Path | None,
+        inherited_white: int | None = None,
     ):
         _check_batch(len(dataset), arguments)
         self.dataset, self.arguments, self.config, self.accelerator = dataset, arguments, config, accelerator
         self.num_images = len(dataset)
         sample = look_at_dataset(dataset, config.num_channels, arguments.data)
-        self.sixteen_bit_max = white_of(sample, arguments.sixteen_bit_max, tell=accelerator.print)
+        self.sixteen_bit_max = white_of(sample, arguments.sixteen_bit_max, inherited_white, accelerator.print)
         self.fingerprints: torch.Tensor | None = None  # (num_images,) on the main process
         on_main_process(accelerator, lambda: self._take_fingerprints(checkpoint))
         self.log = _open_log(self, is_resumed=checkpoint is not None)
@@ -170,6 +171,7 @@ class StreamedData:
         config: IJepaConfig,
         accelerator: Accelerator,
         checkpoint: Path | None,
+        inherited_white: int | None = None,
     ):
         state = read_state(checkpoint) if checkpoint else None
         self.arguments, self.config, self.accelerator = arguments, config, accelerator
@@ -186,7 +188,7 @@ class StreamedData:
         self.start = LanePositions.from_state_dict(state["stream"]) if state else None
         lanes_before = int(self.start.settings["lanes"]) if self.start else None
         sample = look(self._first_images(), config.num_channels, arguments.data)
-        self.sixteen_bit_max = white_of(sample, arguments.sixteen_bit_max, tell=accelerator.print)
+        self.sixteen_bit_max = white_of(sample, arguments.sixteen_bit_max, inherited_white, accelerator.print)
         self.lanes, self.num_workers = choose_lanes(
             self.stream.num_shards, accelerator.num_processes, arguments.num_workers, lanes_before
         )
@@ -289,16 +291,24 @@ def _loader_settings(accelerator: Accelerator, num_workers: int) -> dict[str, An
 
 
 def open_batches(
-    arguments: PretrainingArguments, config: IJepaConfig, accelerator: Accelerator, checkpoint: Path | None
+    arguments: PretrainingArguments,
+    config: IJepaConfig,
+    accelerator: Accelerator,
+    checkpoint: Path | None,
+    inherited_white: int | None = None,
 ) -> IndexedData | StreamedData:
-    """The images of a run, indexed or streamed, with the log of its bad images. `checkpoint` is the one to resume.
+    """The images of a run, indexed or streamed, with the log of its bad images.
+
+    Args:
+        checkpoint: the one to resume.
+        inherited_white: `sixteen_bit_max` of the images that the weights of `init_from` were trained on.
 
     Raises:
         ValueError: as `IndexedData` and `StreamedData`.
         BadImageError: if the run to resume already had too many bad images.
     """
     if arguments.streaming:
-        return StreamedData(arguments, config, accelerator, checkpoint)
+        return StreamedData(arguments, config, accelerator, checkpoint, inherited_white)
     with accelerator.main_process_first():  # the main process fills the cache of `datasets`, the others read it
         dataset = open_split(arguments, arguments.train_split)
-    return IndexedData(dataset, arguments, config, accelerator, checkpoint)
+    return IndexedData(dataset, arguments, config, accelerator, checkpoint, inherited_white)

@@ -11,14 +11,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
-from transformers import BitImageProcessorPil
+from transformers import BaseImageProcessor, BitImageProcessorPil
 
-from ..arguments import without_removed_keys
+from ..arguments import require, without_removed_keys
 from ..configuration_ijepa import IJepaConfig
+from ..data.bit_depth import setting_of
 from ..data.decoding import jpeg_decoder
 from ..data.transforms import build_image_processor
 from ..distributed import Launch, build_accelerator, check_same_launch, on_main_process
-from ..encoders import load_pretraining_model
+from ..encoders import load_pretraining_model, load_processor
 from ..evaluation.probes import format_table
 from ..execution import choose_attention, describe
 from ..masking import Masking, MultiBlockMasking, build_masking
@@ -130,6 +131,22 @@ def _build_config(arguments: PretrainingArguments, checkpoint: Path | None) -> I
     return IJepaConfig.from_pretrained(arguments.init_from, **fields) if arguments.init_from else IJepaConfig(**fields)
 
 
+def _base_processor(arguments: PretrainingArguments, checkpoint: Path | None) -> BaseImageProcessor | None:
+    """The image processor that belongs to the weights of `init_from`; None without `init_from`.
+
+    Raises:
+        ValueError: if there is none, and image_mean or image_std are not given.
+    """
+    if not arguments.init_from:
+        return None
+    try:
+        return load_processor(str(checkpoint or arguments.init_from))
+    except ValueError as error:
+        given = arguments.image_mean and arguments.image_std
+        require(given, f"{error} Give image_mean and image_std, with which the weights of init_from were trained.")
+        return None
+
+
 def _with_masks(arguments: PretrainingArguments) -> tuple[PretrainingArguments, str]:
     """The arguments without `mask_mode` auto, and why; see `with_masks_for`."""
     if arguments.mask_mode != AUTO:
@@ -215,7 +232,8 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     on_main_process(accelerator, lock.take_if_there)
     checkpoint = on_main_process(accelerator, lambda: _find_checkpoint(arguments, launch, accelerator.print))
     config = _build_config(arguments, checkpoint)
-    data = open_batches(arguments, config, accelerator, checkpoint)
+    base = _base_processor(arguments, checkpoint)
+    data = open_batches(arguments, config, accelerator, checkpoint, setting_of(base) if base else None)
     arguments = with_available_split(arguments)
     schedules = _build_schedules(arguments, data.num_images // arguments.batch_size)
     set_seed(arguments.seed)
@@ -225,8 +243,8 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     processor = build_image_processor(
         config.image_height_and_width,
         config.num_channels,
-        arguments.image_mean,
-        arguments.image_std,
+        arguments.image_mean or getattr(base, "image_mean", None),
+        arguments.image_std or getattr(base, "image_std", None),
         arguments.eval_resize_ratio,
         data.sixteen_bit_max,
     )
@@ -292,9 +310,12 @@ def _summarize_schedules(run: Run) -> dict[str, str]:
     }
 
 
-def with_sixteen_bit_max(run: Run) -> PretrainingArguments:
-    """The arguments with the `sixteen_bit_max` that was found, for a recipe that repeats the run."""
-    return replace(run.arguments, sixteen_bit_max=run.data.sixteen_bit_max)
+def with_found_values(run: Run) -> PretrainingArguments:
+    """The arguments with what was found in the images and in `init_from`, for a recipe that repeats the run."""
+    arguments = replace(run.arguments, sixteen_bit_max=run.data.sixteen_bit_max)
+    if not arguments.init_from:
+        return arguments
+    return replace(arguments, image_mean=list(run.processor.image_mean), image_std=list(run.processor.image_std))
 
 
 def _summarize_bits(sixteen_bit_max: int | None) -> str:

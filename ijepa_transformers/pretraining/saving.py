@@ -16,7 +16,7 @@ from ..distributed import on_main_process, whole_weights
 from ..files import disk_errors, replace_files, write_text
 from ..model_card import write_model_card
 from ..visualization.curves import plot_training_curves
-from .build import Run, is_evaluated, summarize, with_sixteen_bit_max
+from .build import Run, is_evaluated, summarize, with_found_values
 from .checkpointing import save_checkpoint
 from .evaluate import evaluate
 from .records import continue_records, write_metrics
@@ -77,7 +77,7 @@ def _write_model(run: Run, weights: dict[str, torch.Tensor]) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     run.networks.save_pretrained(unfinished, state_dict=weights)
     run.processor.save_pretrained(unfinished)
-    arguments = with_sixteen_bit_max(run)
+    arguments = with_found_values(run)
     arguments.save(unfinished / "recipe.yaml")
     if run.metrics:
         plot_training_curves(run.metrics, unfinished / "curves.png", title=run.output_dir.name)

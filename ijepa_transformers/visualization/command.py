@@ -29,6 +29,7 @@ def _describe(study: Study, argv: Sequence[str]) -> dict[str, str]:
     shown = f"the {arguments.encoder} encoder" if networks.pretraining is not None else "the only one it has"
     bad = f", {study.pool.num_bad:,} could not be read" if study.pool.num_bad else ""
     image_height, image_width = config.image_height_and_width
+    shown_as = "" if config.num_channels in (1, 3) else " (pictures show their mean in grey)"
     predictor = "none in this directory"
     if networks.pretraining is not None:
         depth, width = config.predictor_num_hidden_layers, config.predictor_hidden_size
@@ -39,8 +40,9 @@ def _describe(study: Study, argv: Sequence[str]) -> dict[str, str]:
         "Encoder shown": f"{shown}: {config.num_hidden_layers} layers of width {config.hidden_size} with"
         f" {config.num_attention_heads} heads, {_count_parameters(networks.encoder)}",
         "Predictor": predictor,
-        "Images": f"{image_height} x {image_width} pixels, {config.num_channels} channels, {config.grid_size[0]} x"
-        f" {config.grid_size[1]} patches of {study.patch_size[0]} x {study.patch_size[1]} pixels",
+        "Images": f"{image_height} x {image_width} pixels, {config.num_channels} channels{shown_as},"
+        f" {config.grid_size[0]} x {config.grid_size[1]} patches"
+        f" of {study.patch_size[0]} x {study.patch_size[1]} pixels",
         "Data": f"{arguments.data}, split {arguments.split}: {len(study.pool.images):,} images{bad}",
         "Made on": f"{datetime.now(timezone.utc):%d %B %Y, %H:%M} UTC by ijepa-transformers {__version__}, torch"
         f" {torch.__version__}, transformers {transformers.__version__}",

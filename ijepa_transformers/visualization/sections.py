@@ -295,7 +295,7 @@ def _map_section(study: Study) -> Section:
         ("map_untrained", "Map of the same images by an untrained encoder", [UNTRAINED], study.random_features),
     ):
         points = map_points(features.pooled[:number])
-        image = draw_map(points, study.pool.images[:number], labels, study.pool.class_names)
+        image = draw_map(points, study.pool.pictures[:number], labels, study.pool.class_names)
         pictures.append(Picture(name, image, title, *texts))
     return Section("Which images it finds similar", pictures)
 

@@ -92,6 +92,13 @@ class Pool:
     image_mean: Sequence[float]
     image_std: Sequence[float]
 
+    @cached_property
+    def pictures(self) -> torch.Tensor:
+        """The images as pictures, (K, 1 or 3, height, width), uint8: the mean of bands in grey."""
+        if self.images.shape[1] in (1, 3):
+            return self.images
+        return self.images.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
+
     def pixel_values(self, rows: slice) -> torch.Tensor:
         return normalize_pixel_values(self.images[rows], self.image_mean, self.image_std)
 
@@ -250,13 +257,13 @@ class Study:
 
     @property
     def images(self) -> torch.Tensor:
-        """The shown images, (B, channels, height, width)."""
+        """The shown images, (B, 1 or 3, height, width)."""
         return self.whole_patches(self.arguments.num_images)
 
     def whole_patches(self, number: int) -> torch.Tensor:
         """The first images, without the pixels beyond the last whole patch. The model does not see those."""
         (rows, columns), (height, width) = self.grid_size, self.patch_size
-        return self.pool.images[:number, :, : rows * height, : columns * width]
+        return self.pool.pictures[:number, :, : rows * height, : columns * width]
 
     @property
     def patch_size(self) -> tuple[int, int]:

@@ -332,6 +332,27 @@ def test_init_from_takes_weights_only_and_schedules_start_afresh(tmp_path):
     assert [row["step"] for row in rows(tmp_path / "second")] == [1]
 
 
+def test_init_from_brings_the_normalisation_that_its_weights_know(tmp_path, capsys):
+    pretrain(tmp_path / "first", image_mean=0.25, image_std=0.125, max_steps=1, warmup_steps=1)
+    changes = {**dict.fromkeys(ARCHITECTURE), "init_from": tmp_path / "first", "warmup_steps": 1, "save_steps": 1}
+
+    def statistics(name, **more):
+        pretrain(tmp_path / name, **changes, **more)
+        processor = json.loads((tmp_path / name / "preprocessor_config.json").read_text())
+        recipe = yaml.safe_load((tmp_path / name / "recipe.yaml").read_text())
+        assert (processor["image_mean"], processor["image_std"]) == (recipe["image_mean"], recipe["image_std"])
+        return processor["image_mean"], processor["image_std"]
+
+    assert statistics("second", max_steps=2) == ([0.25], [0.125])
+    (tmp_path / "first" / "preprocessor_config.json").write_text("")
+    shutil.rmtree(tmp_path / "second" / "checkpoints" / "step-00000002")
+    assert statistics("second", max_steps=2, resume="true") == ([0.25], [0.125])  # from the checkpoint
+    with pytest.raises(SystemExit):
+        pretrain(tmp_path / "third", **changes)
+    assert "Give image_mean and image_std" in capsys.readouterr().err and not (tmp_path / "third").exists()
+    assert statistics("third", max_steps=1, image_mean=0.5, image_std=0.25) == ([0.5], [0.25])
+
+
 def test_the_licence_of_the_weights_a_run_starts_from_carries_over(tmp_path):
     """A card names a Hub model as its base, but no path: the Hub would refuse the upload."""
     (tmp_path / "base").mkdir()

@@ -97,6 +97,24 @@ def test_a_pretraining_directory_gets_every_section(place):
     assert [path.name for path in (place / "page").iterdir()] == ["report.html"]
 
 
+@pytest.mark.parametrize("channels", [2, 13])
+def test_bands_are_shown_as_their_mean_in_grey(tmp_path, channels):
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    predictor = {"predictor_hidden_size": 8, "predictor_num_hidden_layers": 1}
+    config = IJepaConfig(image_size=32, patch_size=8, num_channels=channels, **size, **predictor)
+    IJepaForPretraining(config).save_pretrained(tmp_path / "run")
+    statistics = {"image_mean": [0.5] * channels, "image_std": [0.25] * channels}
+    build_image_processor(32, channels, **statistics).save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "recipe.yaml").write_text(MASKS)
+    (tmp_path / "images").mkdir()
+    for number in range(7):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, channels), dtype=np.uint8)
+        np.save(tmp_path / "images" / f"{number}.npy", pixels)
+    page = visualize(tmp_path, num_images=2, bank_size=4, map_images=5, pictures_dir=tmp_path / "pictures")
+    assert f"{channels} channels (pictures show their mean in grey)" in page and "left out" not in page
+    assert {"masks_unbiased", "predictions", "pca", "similarity", "attention", "map"} <= files(tmp_path)
+
+
 def write_bright_and_dark(folder):
     """60 images of two classes, which differ in brightness."""
     generator = np.random.default_rng(0)
