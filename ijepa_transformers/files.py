@@ -122,7 +122,8 @@ def replace_files(source: Path, destination: Path) -> None:
 def read_rows(path: Path, is_row: Callable[[dict[str, Any]], bool]) -> tuple[list[dict[str, Any]], int]:
     """The rows of a file of JSON lines, and how many of its lines are not rows.
 
-    A killed process may leave half a line, and a machine that loses power zeros. Blank lines are not counted.
+    A killed process may leave half a line, and a machine that loses power zeros. The next row is then glued to it:
+    such a line counts as damaged, and its last row is kept. Blank lines are not counted.
 
     Args:
         path: the file. If it does not exist, there are no rows.
@@ -133,9 +134,15 @@ def read_rows(path: Path, is_row: Callable[[dict[str, Any]], bool]) -> tuple[lis
     """
     content = path.read_bytes() if path.exists() else b""
     lines = [line for line in content.split(b"\n") if line.strip()]
-    found = [_json_object(line) for line in lines]
-    rows = [row for row in found if row is not None and is_row(row)]
-    return rows, len(lines) - len(rows)
+    rows, num_damaged = [], 0
+    for line in lines:
+        row = _json_object(line)
+        if row is None or not is_row(row):
+            num_damaged += 1
+            row = _json_object(line[line.rfind(b'{"') :])
+        if row is not None and is_row(row):
+            rows.append(row)
+    return rows, num_damaged
 
 
 def _json_object(line: bytes) -> dict[str, Any] | None:

@@ -139,6 +139,13 @@ def test_data_of_other_channels_stop_an_extraction_before_it_begins(tmp_path, gr
     assert not (tmp_path / "features").exists()
 
 
+def test_values_without_a_range_stop_an_extraction_before_it_begins(tmp_path, gray_pretrained):
+    data = write_folder(tmp_path / "data", lambda pixels: tiff(pixels.astype(np.int16) - 300), "tif", 1)
+    with pytest.raises(ValueError, match=r"No image of .* can be read, of 16 .*0\.tif: .*integer pixels from -"):
+        extract_features(model=gray_pretrained, data=data, output_dir=tmp_path / "features", num_workers=0)
+    assert not (tmp_path / "features").exists()
+
+
 def test_data_of_other_bits_than_the_models_are_refused_unless_they_are_meant(tmp_path):
     data = write_folder(tmp_path / "data", microscope, "png", 1)
     run = pretrain(

@@ -36,7 +36,7 @@ class DepthSample:
         counts: how often each value is there, (65536,).
         num_images: of 16 bits.
         num_looked_at: of any kind.
-        errors: of those that cannot be opened as images of the model's channels.
+        errors: of those that cannot be read as images of the model's channels.
     """
 
     source: str
@@ -61,15 +61,16 @@ def look(images: Iterable[ImageValue], num_channels: int, source: str) -> DepthS
     for value in images:
         sample.num_looked_at += 1
         try:
-            samples = OpenedImage(value).samples(num_channels)
+            opened = OpenedImage(value)
+            samples = opened.samples(num_channels)
             if samples is not None and samples.needs_setting:
                 samples.largest()  # raises if there is no known range
                 sample.counts += np.bincount(samples.colours.ravel(), minlength=FULL_RANGE + 1)
                 sample.num_images += 1
         except BadImageError as error:
             sample.errors.append(error)
-        except ValueError:  # values without a known range
-            continue
+        except ValueError as error:  # values without a known range
+            sample.errors.append(BadImageError(opened.name, f"ValueError: {error}"))
     return sample
 
 

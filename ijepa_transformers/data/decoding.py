@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from .arrays import open_array
 from .heif import NotReadableError, is_heif, open_heif
 from .limits import check_cost, exif_is_cheap
-from .samples import Samples, check_upper_bytes, keeps_upper_byte_only, samples_of
+from .samples import MAX_CHANNELS, Samples, check_upper_bytes, keeps_upper_byte_only, samples_of
 from .tiff import is_tiff, read_tiff_header, tiff_samples
 
 
@@ -49,7 +49,6 @@ MAX_IMAGE_PIXELS = 2**27  # 134 million: more than the largest common cameras (1
 MAX_ASPECT_RATIO = 256  # longer over shorter side. Evaluation resizes the shorter side; the longer one grows with it.
 MAX_FILE_BYTES = 2**29  # of the encoded file
 MAX_SAMPLES = 2**29  # of an image of many channels, or of more than 8 bits
-MAX_CHANNELS = 16
 _EXIF_ORIENTATION = 0x0112
 _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
 _NO_STEPS = (False, False, False)

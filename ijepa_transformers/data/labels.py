@@ -68,6 +68,8 @@ def read_labels(splits: Splits, split: str, asked: str | None) -> Labels:
     """
     features = splits[split].features
     names = [name.strip() for name in asked.split(",")] if asked is not None and asked not in features else [asked]
+    if len(set(names)) < len(names):
+        raise ValueError(f"label_column {asked!r} names a column twice")
     if len(names) > 1:
         return _of_columns(splits, [str(name) for name in names])
     column = names[0] if asked is not None else _find_column(features)
@@ -97,7 +99,7 @@ def _find_column(features: datasets.Features) -> str | None:
 def _other_columns(splits: Splits, split: str) -> str:
     """What the columns are, and which of them can be labels."""
     dataset = splits[split]
-    if len(dataset.features) < 2:
+    if not dataset.features:
         return "there is no column beside the images, and no class folders"
     flags = [name for name in dataset.features if _is_zero_or_one(dataset, name)]
     sentence = f"the columns are {describe_columns(dataset.features)}; name one with label_column"
@@ -190,6 +192,10 @@ def _classes_of_numbers(column: str, distinct: Iterable[float]) -> tuple[list[st
     numbers = sorted({int(value) for value in distinct} - {_UNLABELLED})
     if numbers and numbers[0] < _UNLABELLED:
         raise ValueError(f"the class ids in column {column!r} must be -1 or more, got {numbers[0]}")
+    if len(numbers) == 1 and _UNLABELLED in distinct:
+        raise LabelError(
+            f"has only one class, {numbers[0]}: -1 in the column {column!r} means no label. If it is a class, write 0"
+        )
     if numbers != list(range(len(numbers))):
         shown = ", ".join(map(str, numbers[:_MAX_NAMED])) + (", ..." if len(numbers) > _MAX_NAMED else "")
         tell(

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 
+MAX_CHANNELS = 16  # of a model
 FULL_RANGE = 65535
 FAR_BELOW_FULL_RANGE = 2**15  # values that all lie below it leave at least one of 16 bits unused
 _PIXELS_AT_A_TIME = 2**20

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -20,7 +21,7 @@ from .finding import resolve
 from .kinds import SHARD_BUILDERS
 from .sources import find_image_column
 from .splits import choose_split
-from .tars import require_uncompressed
+from .tars import require_one_ending, require_uncompressed
 
 
 _READ_ROWS = 64  # images that are read from a shard at once
@@ -129,6 +130,9 @@ def open_stream(
         builder = datasets.load_dataset_builder(**arguments)
     if builder.name not in SHARD_BUILDERS.values():
         raise ValueError(f"{source!r} cannot be streamed: its files are not .parquet, .tar or .arrow; {_ADVICE}")
+    if builder.name == "webdataset":
+        for names in builder.config.data_files.values():
+            _check_local_tar(Path(names[0]))
     with _as_value_error(f"the {builder.name} files of {source!r} cannot be read"):
         for names in builder.config.data_files.values() if builder.name == "webdataset" else ():
             _require_plain_tar(str(names[0]))
@@ -214,6 +218,12 @@ def _require_plain_tar(name: str) -> None:
     """Raises ValueError for a compressed tar, of which `datasets` would unpack whole members into memory."""
     with fsspec.open(name, "rb") as file:
         require_uncompressed(name, file.read(8))
+
+
+def _check_local_tar(path: Path) -> None:
+    """Raises ValueError if a tar on this machine is not whole, or has images that cannot be streamed."""
+    if path.is_file():
+        require_one_ending(path)
 
 
 def _check_tar_end(name: str) -> None:

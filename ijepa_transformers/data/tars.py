@@ -48,9 +48,27 @@ class Member(NamedTuple):
         return os.path.join(folder, name.partition(".")[0])
 
     @property
+    def is_hidden(self) -> bool:
+        """As `._7.jpg`, which macOS adds for each file."""
+        return os.path.basename(self.name).startswith(".")
+
+    @property
     def extensions(self) -> str:
         """All behind `sample`, in lower case, without the dot."""
         return self.name[len(self.sample) + 1 :].lower()
+
+
+def require_one_ending(path: Path) -> None:
+    """Raises ValueError if `datasets` cannot stream the images of a tar, because their names end differently."""
+    extensions = image_extensions()
+    images = [member for member in list_members(path) if member.name.lower().endswith(extensions)]
+    endings = list(dict.fromkeys(member.name[len(member.sample) + 1 :] for member in images))
+    if len(endings) > 1 and len(image_columns(images)) == 1:
+        shown = ", ".join(map(repr, endings[:5])) + (", ..." if len(endings) > 5 else "")
+        raise ValueError(
+            f"{str(path)!r} cannot be streamed, because names in it differ behind their first dot: {shown}. Leave"
+            " streaming off, or write the images with one ending"
+        )
 
 
 def open_tars(files: Mapping[str, Sequence[Path]], cache_dir: str | os.PathLike | None) -> dict[str, datasets.Dataset]:
@@ -122,7 +140,7 @@ def image_columns(images: Sequence[Member]) -> dict[str, list[Member]]:
 def _open_split(paths: Sequence[Path], cache_dir: str | os.PathLike | None) -> datasets.Dataset:
     members = [member for path in paths for member in list_members(path)]
     extensions = image_extensions()
-    images = [member for member in members if member.name.lower().endswith(extensions)]
+    images = [member for member in members if member.name.lower().endswith(extensions) and not member.is_hidden]
     if not images:
         found = ", ".join(sorted({member.name.rpartition(".")[2] for member in members})[:10])
         raise ValueError(f"{str(paths[0])!r} holds no images; the extensions of its files are {found}")
@@ -173,7 +191,8 @@ def _read_samples(
 
 
 def _stored(member: Member | None) -> dict[str, Any] | None:
-    return member and {"bytes": _content(member), "path": member.name}
+    # A name that is not UTF-8 is no text for Arrow.
+    return member and {"bytes": _content(member), "path": os.fsencode(member.name).decode("utf-8", "backslashreplace")}
 
 
 def _content(member: Member) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .samples import Samples, both_bytes
+from .samples import MAX_CHANNELS, Samples, both_bytes
 
 
 try:
@@ -95,16 +95,22 @@ class TiffHeader:
     def _check_colours(self, num_channels: int) -> None:
         if len(self.pages) > 1:
             raise ValueError(
-                f"it has {len(self.pages)} pages, and one file is one image: split it, or set num_channels "
-                f"{self.num_samples} if the pages are the channels of one image"
+                f"it has {len(self.pages)} pages, and one file is one image: split it"
+                + self._advice("if the pages are the channels of one image")
             )
         if self.surplus:
             raise ValueError(
                 f"it has {self.samples} bands, {self.surplus} of them neither colour nor alpha, but num_channels is "
-                f"{num_channels}: set num_channels {self.samples} to read them all, or store fewer"
+                f"{num_channels}: store fewer" + self._advice("to read them all")
             )
         if self.photometric not in _COLOUR_SAMPLES:
             raise ValueError(f"PhotometricInterpretation {self.photometric} is not read; store grey or RGB")
+
+    def _advice(self, purpose: str) -> str:
+        """How to read all samples as channels, if a model can have so many. 1 and 3 channels are grey and RGB."""
+        if self.num_samples == _COLOUR_SAMPLES[RGB]:
+            return ", or store them as RGB (PhotometricInterpretation 2)"
+        return f", or set num_channels {self.num_samples} {purpose}" if self.num_samples <= MAX_CHANNELS else ""
 
     @property
     def is_for_pil(self) -> bool:

@@ -134,3 +134,18 @@ def test_splits_that_name_their_classes_differently_keep_their_own(tmp_path):
     (tmp_path / "saved/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     test = load_image_dataset(tmp_path / "saved", split="test")
     assert test.features["label"].names == ["dog", "cat"] and labels_of(test).tolist() == [0, 1]
+
+
+def test_a_single_column_of_another_name_is_named(opened):
+    with pytest.raises(ValueError, match=r"the columns are Label \(int64\); name one with label_column"):
+        opened(Label=[0, 1])
+
+
+def test_minus_one_and_one_are_not_two_classes(opened):
+    with pytest.raises(ValueError, match=r"has only one class, 1: -1 in the column 'label' means no label.*write 0"):
+        opened(label=[-1, 1])
+
+
+def test_a_column_that_is_named_twice_is_refused(opened):
+    with pytest.raises(ValueError, match="label_column 'cat,cat' names a column twice"):
+        opened(label_column="cat,cat", cat=[0, 1], dog=[1, 0])

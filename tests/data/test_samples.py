@@ -178,6 +178,15 @@ def test_a_tiff_of_several_pages_is_refused_or_read_as_channels():
     assert "pages differ in size" in reason_of(tiff(*pages[:5], cells(side=48)), 6)
 
 
+def test_the_advice_on_bands_and_pages_can_be_followed():
+    three = [reason_of(tiff(*3 * [cells()])), reason_of(tiff(cells(samples=3), photometric=1, extra=[0, 0]), 1)]
+    for reason in three:
+        assert reason.endswith(", or store them as RGB (PhotometricInterpretation 2)")
+    assert "or set num_channels 16 if the pages are" in reason_of(tiff(*16 * [cells()]))
+    assert "num_channels" not in reason_of(tiff(*17 * [cells()]))
+    assert "or set num_channels 4 to read them all" in reason_of(tiff(cells(samples=4), photometric=RGB))
+
+
 def test_smaller_copies_of_an_image_are_no_pages():
     tifffile = pytest.importorskip("tifffile")
     file, pixels = io.BytesIO(), cells(samples=3)

@@ -12,6 +12,7 @@ import pytest
 
 from ijepa_transformers.data.decoding import decode_image
 from ijepa_transformers.data.labels import labels_of
+from ijepa_transformers.data.shards import open_stream
 from ijepa_transformers.data.sources import load_image_dataset
 from tests.data.images import encoded, names, photo_pixels
 
@@ -57,6 +58,29 @@ def test_every_image_is_there_whatever_its_name(opened, members):
     dataset = opened(tar_of(*members))
     assert names(dataset) == [name.rpartition("/")[2] for name in members if name != "notes.txt"]
     assert decode_image(dataset[0]["image"]).shape == (8, 8, 3)
+
+
+def test_a_name_that_is_not_unicode_is_escaped(opened):
+    assert names(opened(tar_of("caf\udce9.png"))) == ["caf\\xe9.png"]
+
+
+def test_hidden_files_are_no_images(opened):
+    assert names(opened(tar_of("a/1.png", ("a/._1.png", b"of macOS")))) == ["1.png"]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (["0.jpg", "1.png"], "names in it differ behind their first dot: 'jpg', 'png'"),
+        ([*(f"{number}.jpg" for number in range(12)), "12.JPG"], "behind their first dot: 'jpg', 'JPG'"),
+        ([f"photo.v{number}.png" for number in range(3)], "'v0.png', 'v1.png', 'v2.png'. Leave streaming off"),
+        ([], "is empty: it holds no files"),
+    ],
+)
+def test_a_local_tar_that_cannot_be_streamed_is_refused_at_the_start(tmp_path, members, message):
+    (tmp_path / "x.tar").write_bytes(tar_of(*members))
+    with pytest.raises(ValueError, match=message):
+        open_stream(tmp_path / "x.tar")
 
 
 def test_several_images_of_a_sample_are_columns(opened):

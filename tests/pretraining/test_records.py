@@ -85,6 +85,13 @@ def test_a_damaged_line_is_dropped_and_counted_wherever_it_is(tmp_path, line):
         assert read_rows(tmp_path / "metrics.jsonl", is_metrics_row) == (good, 1)
 
 
+def test_a_row_that_is_glued_to_half_of_another_is_kept(tmp_path):
+    rows = [{"step": step, "loss": 1.0, "learning_rate": 1e-3} for step in (1, 2)]
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    (tmp_path / "metrics.jsonl").write_bytes(ROW[:9] + lines[0] + bytes(50) + lines[1])
+    assert read_rows(tmp_path / "metrics.jsonl", is_metrics_row) == (rows, 2)
+
+
 def test_half_a_row_at_the_end_is_dropped_and_a_missing_file_has_no_rows(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(ROW + b"\n" + ROW[:9])
     assert read_rows(tmp_path / "rows.jsonl", lambda row: "step" in row) == ([json.loads(ROW)], 1)
