@@ -1,11 +1,13 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Opens Parquet, tar (WebDataset) and Arrow shards, local or remote, without reading their images."""
 
+import functools
 import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,12 +23,13 @@ from .finding import resolve
 from .kinds import SHARD_BUILDERS
 from .sources import find_image_column
 from .splits import choose_split
-from .tars import require_one_ending, require_uncompressed
+from .tars import Member, problem_of_endings, require_one_ending, require_uncompressed
 
 
 _READ_ROWS = 64  # images that are read from a shard at once
 _FOOTER_THREADS = 16
 _TAR_END = 1024  # bytes
+_LISTED_MEMBERS = 10_000  # of a tar, to explain an error
 _ADVICE = (
     'leave streaming off, or pack the images into Parquet: datasets.load_dataset("imagefolder", data_dir=...), then '
     "to_parquet of `.shard(num_shards, index)` for every index"
@@ -80,6 +83,8 @@ class ImageStream:
                 batches = part.iter(batch_size=_READ_ROWS)
                 values = (value for batch in batches for value in batch[self.column])
                 for value in itertools.islice(values, row - start, None):
+                    if value is None and self.kind == "webdataset":
+                        _require_one_ending(self.names[shard])
                     yield row, value
                     row += 1
             if self.kind == "webdataset":
@@ -130,15 +135,16 @@ def open_stream(
         builder = datasets.load_dataset_builder(**arguments)
     if builder.name not in SHARD_BUILDERS.values():
         raise ValueError(f"{source!r} cannot be streamed: its files are not .parquet, .tar or .arrow; {_ADVICE}")
-    if builder.name == "webdataset":
-        for names in builder.config.data_files.values():
-            _check_local_tar(Path(names[0]))
-    with _as_value_error(f"the {builder.name} files of {source!r} cannot be read"):
-        for names in builder.config.data_files.values() if builder.name == "webdataset" else ():
-            _require_plain_tar(str(names[0]))
-        splits = builder.as_streaming_dataset()
-    chosen = choose_split(source, splits, split)
-    column = find_image_column(splits[chosen], image_column)
+    tars = builder.config.data_files if builder.name == "webdataset" else {}
+    for names in tars.values():
+        _check_local_tar(Path(names[0]))
+    with _endings_told([str(names[0]) for names in tars.values()]):
+        with _as_value_error(f"the {builder.name} files of {source!r} cannot be read"):
+            for names in tars.values():
+                _require_plain_tar(str(names[0]))
+            splits = builder.as_streaming_dataset()
+        chosen = choose_split(source, splits, split)
+        column = find_image_column(splits[chosen], image_column)
     if builder.name == "parquet":
         # The column is known only after opening. It is set here, because a second opening would list all files again.
         builder.config.columns = [column]
@@ -224,6 +230,36 @@ def _check_local_tar(path: Path) -> None:
     """Raises ValueError if a tar on this machine is not whole, or has images that cannot be streamed."""
     if path.is_file():
         require_one_ending(path)
+
+
+@functools.lru_cache(maxsize=16)
+def _problem_of_endings(name: str) -> str | None:
+    """A sentence if the images of a tar differ in what follows the first dot of their names, which is their column."""
+    with fsspec.open(name, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        members = [Member(name, info.name, 0, info.size) for info in itertools.islice(tar, _LISTED_MEMBERS)]
+    return problem_of_endings(name, members)
+
+
+def _require_one_ending(name: str) -> None:
+    problem = _problem_of_endings(name)
+    if problem is not None:
+        raise ValueError(problem)
+
+
+@contextmanager
+def _endings_told(tars: Sequence[str]) -> Iterator[None]:
+    """Explains an error of `datasets` by the names in these tars, if they are its reason."""
+    try:
+        yield
+    except ValueError as error:
+        for name in tars:
+            try:
+                problem = _problem_of_endings(name)
+            except Exception:  # it cannot be read, of which the error speaks
+                problem = None
+            if problem is not None:
+                raise ValueError(problem) from error
+        raise
 
 
 def _check_tar_end(name: str) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,17 +58,25 @@ class Member(NamedTuple):
         return self.name[len(self.sample) + 1 :].lower()
 
 
+def problem_of_endings(name: str, members: Iterable[Member]) -> str | None:
+    """Why `datasets` cannot stream the images of a tar: what follows the first dot of a name is their column there."""
+    extensions = image_extensions()
+    images = [member for member in members if member.name.lower().endswith(extensions) and not member.is_hidden]
+    endings = list(dict.fromkeys(member.name[len(member.sample) + 1 :] for member in images))
+    if len(endings) < 2 or len(image_columns(images)) > 1:
+        return None
+    shown = ", ".join(map(repr, endings[:5])) + (", ..." if len(endings) > 5 else "")
+    return (
+        f"{name!r} cannot be streamed, because names in it differ behind their first dot: {shown}. Leave"
+        " streaming off, or write the images with one ending"
+    )
+
+
 def require_one_ending(path: Path) -> None:
     """Raises ValueError if `datasets` cannot stream the images of a tar, because their names end differently."""
-    extensions = image_extensions()
-    images = [member for member in list_members(path) if member.name.lower().endswith(extensions)]
-    endings = list(dict.fromkeys(member.name[len(member.sample) + 1 :] for member in images))
-    if len(endings) > 1 and len(image_columns(images)) == 1:
-        shown = ", ".join(map(repr, endings[:5])) + (", ..." if len(endings) > 5 else "")
-        raise ValueError(
-            f"{str(path)!r} cannot be streamed, because names in it differ behind their first dot: {shown}. Leave"
-            " streaming off, or write the images with one ending"
-        )
+    problem = problem_of_endings(str(path), list_members(path))
+    if problem is not None:
+        raise ValueError(problem)
 
 
 def open_tars(files: Mapping[str, Sequence[Path]], cache_dir: str | os.PathLike | None) -> dict[str, datasets.Dataset]:

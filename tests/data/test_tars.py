@@ -134,6 +134,29 @@ def test_a_member_that_is_too_large_is_refused_before_it_is_read(opened, monkeyp
         opened(tar_of("1.png", ("big.png", bytes(1001))))
 
 
+def test_a_later_tar_with_other_endings_is_told_where_it_is_read(tmp_path):
+    (tmp_path / "0.tar").write_bytes(tar_of(*NUMBERED))
+    (tmp_path / "1.tar").write_bytes(tar_of("4.png", "5.JPG"))
+    stream = open_stream(tmp_path)
+    assert len(list(stream.rows(0))) == 4
+    with pytest.raises(OSError, match=r"1\.tar.*differ behind their first dot: 'png', 'JPG'"):
+        list(stream.rows(1))
+
+
+def test_a_distant_tar_with_several_endings_is_told_instead_of_the_message_of_datasets(tmp_path):
+    (tmp_path / "x.tar").write_bytes(tar_of("0.png", "1.JPG"))
+    with pytest.raises(ValueError, match="differ behind their first dot: 'png', 'JPG'"):
+        open_stream(f"file://{tmp_path / 'x.tar'}")
+
+
+def test_several_images_in_each_sample_may_be_streamed(tmp_path):
+    pairs = [f"{number:03}.{side}.png" for number in range(4) for side in ("left", "right")]
+    (tmp_path / "x.tar").write_bytes(tar_of(*pairs))
+    assert len(list(open_stream(tmp_path / "x.tar", image_column="left.png").rows(0))) == 4
+    with pytest.raises(ValueError, match="several image columns"):
+        open_stream(tmp_path / "x.tar")
+
+
 def test_a_changed_tar_is_converted_again(opened):
     first, second = (encoded(np.full((8, 8, 3), value, np.uint8)) for value in (10, 20))
     for content, value in ((first, 10), (second, 20)):
