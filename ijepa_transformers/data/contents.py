@@ -10,7 +10,7 @@ import json
 import os
 import stat
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,8 @@ from .decoding import FILE_URI, MAX_FILE_BYTES, path_of_uri
 _BLOCK = 1000  # images whose contents have one hash in the memory of `ContentDigests`
 _THREADS = 8  # reading files, above all remote ones, is mostly waiting
 _READ_BYTES = 2**20
+
+_FEW_BYTES = 2**28  # images of so many bytes are read to notice that they have changed
 
 
 class StoredBytes(NamedTuple):
@@ -50,6 +52,8 @@ def _blocks(dataset: datasets.Dataset, rows: Sequence[int]) -> Iterator[list[Sto
 def image_fingerprints(dataset: datasets.Dataset, source: str) -> torch.Tensor:
     """A number (n,), int32, for each image, made of its name and its size in bytes.
 
+    Its content counts too if all images together are at most 256 MiB, because reading more would delay each start.
+
     Args:
         dataset: of `load_image_dataset`.
         source: where it was opened from. Names are relative to this folder, so a folder that was moved keeps them.
@@ -58,9 +62,11 @@ def image_fingerprints(dataset: datasets.Dataset, source: str) -> torch.Tensor:
     prefixes = (root, FILE_URI + urllib.parse.quote(os.fsencode(root)))
     hashes = bytearray()
     with ThreadPoolExecutor(_THREADS) as threads:
+        sizes = [size for block in _blocks(dataset, rows) for size in threads.map(_size, block)]
+        describe: Callable[[StoredBytes], object] = _content_digest if sum(sizes) <= _FEW_BYTES else _size
         for block in _blocks(dataset, rows):
-            for stored, size in zip(block, threads.map(_size, block), strict=True):
-                fact = f"{_without_prefix(stored.path, prefixes)} {size}".encode()
+            for stored, description in zip(block, threads.map(describe, block), strict=True):
+                fact = f"{_without_prefix(stored.path, prefixes)} {description!r}".encode()
                 hashes += hashlib.blake2b(fact, digest_size=4).digest()
     return torch.frombuffer(hashes, dtype=torch.int32)
 

@@ -125,7 +125,7 @@ def check_same_run(checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
     )
     require(
         before["images_sha256"] == state["images_sha256"],
-        f"{checkpoint} belongs to a run with other training images: their names or sizes have changed.",
+        f"{checkpoint} belongs to a run with other training images: their names, sizes or contents have changed.",
     )
     step = step_of(checkpoint)
     changes = [

@@ -95,7 +95,7 @@ class IndexedData:
         self.log = _open_log(self, is_resumed=checkpoint is not None)
 
     def _take_fingerprints(self, checkpoint: Path | None) -> None:
-        """Raises ValueError if the names or sizes of the images are not those of the run to resume."""
+        """Raises ValueError if the names, sizes or contents of the images are not those of the run to resume."""
         self.fingerprints = image_fingerprints(self.dataset, self.arguments.data)
         if checkpoint is None:
             return
@@ -104,8 +104,8 @@ class IndexedData:
         _check_number(self.num_images, self.arguments, read_state(checkpoint), what and f" (first difference: {what})")
         if what:
             raise ValueError(
-                f"The images are not those of the run to resume: {what}, has another name or size than before. The"
-                " order of images would not continue. Restore them, or start a new run with --init_from."
+                f"The images are not those of the run to resume: {what}, has another name, size or content than"
+                " before. The order of images would not continue. Restore them, or start a new run with --init_from."
             )
 
     def loader(self, masking: Masking, total_steps: int, first_step: int) -> DataLoader:
@@ -145,7 +145,7 @@ class IndexedData:
 
 
 def _first_difference(checkpoint: Path, fingerprints: torch.Tensor) -> int | None:
-    """The first image whose name or size differs from that in the checkpoint. None if there is none."""
+    """The first image whose name, size or content differs from that in the checkpoint. None if there is none."""
     if not (checkpoint / _IMAGES).exists():  # checkpoints of earlier versions have none
         return None
     before = load_file(checkpoint / _IMAGES)["images"]

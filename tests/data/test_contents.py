@@ -39,7 +39,7 @@ def flipped(path):
     return bytes(content)
 
 
-def test_fingerprints_change_with_name_and_size_alone(folder):
+def test_fingerprints_change_with_name_and_size(folder):
     before = fingerprints(folder)
     assert len(set(before)) == 6
     moved = folder.rename(folder.with_name("moved"))
@@ -48,6 +48,17 @@ def test_fingerprints_change_with_name_and_size_alone(folder):
     (moved / "cat/3.png").write_bytes(b"short")
     after = fingerprints(moved)
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, True, False, True, False, True]
+
+
+def test_fingerprints_of_few_bytes_change_with_the_content(folder, monkeypatch):
+    before = fingerprints(folder)
+    path = folder / "cat/0.png"
+    replace(path, flipped(path))
+    assert [old == new for old, new in zip(before, fingerprints(folder), strict=True)].count(False) == 1
+    monkeypatch.setattr("ijepa_transformers.data.contents._FEW_BYTES", 0)
+    of_sizes = fingerprints(folder)
+    replace(path, flipped(path))
+    assert fingerprints(folder) == of_sizes
 
 
 def test_fingerprints_of_images_in_a_table_are_their_sizes():

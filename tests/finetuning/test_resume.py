@@ -196,8 +196,8 @@ def test_a_finished_run_trains_no_further_step(whole, resume, refusal, tmp_path)
         (lambda train: shutil.copytree(train / "cat", train / "ant"), "other classes (new: 'ant')"),
         (lambda train: shutil.copy(train / "cat" / "0.png", train / "cat" / "9.png"), "8 training images, now there"),
         (lambda train: (train / "cat" / "0.png").rename(train / "dog" / "9.png"), "had other labels"),
-        (lambda train: (train / "cat" / "0.png").rename(train / "cat" / "9.png"), "names or sizes have changed"),
-        (lambda train: Image.new("L", (16, 16)).save(train / "cat" / "0.png"), "names or sizes have changed"),
+        (lambda train: (train / "cat" / "0.png").rename(train / "cat" / "9.png"), "sizes or contents have changed"),
+        (lambda train: Image.new("L", (16, 16)).save(train / "cat" / "0.png"), "sizes or contents have changed"),
     ],
 )
 def test_other_classes_or_images_are_refused(whole, photos, refusal, tmp_path, edit, message):

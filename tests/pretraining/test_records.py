@@ -148,7 +148,7 @@ def test_tensorboard_shows_each_step_once_after_a_kill(cut):
 def test_a_renamed_picture_is_refused_by_its_name(cut, capsys):
     (cut / "pictures/0/04.png").rename(cut / "pictures/0/05.png")
     error = refusal(capsys, lambda: resume(cut))
-    assert f"image 2, '{cut}/pictures/0/05.png', has another name or size than before" in error
+    assert f"image 2, '{cut}/pictures/0/05.png', has another name, size or content than before" in error
 
 
 def test_pictures_that_changed_places_are_refused(cut, capsys):
