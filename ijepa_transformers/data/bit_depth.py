@@ -14,12 +14,13 @@ import numpy as np
 from transformers import BaseImageProcessor
 
 from .decoding import BadImageError, ImageValue, OpenedImage
-from .samples import FAR_BELOW_FULL_RANGE, FULL_RANGE, advice
+from .samples import FULL_RANGE, advice
 
 
 SAMPLE_SIZE = 64
 _SETTING = "sixteen_bit_max"  # the flag, the recipe key, and the key in preprocessor_config.json
 _MANY = 0.05  # of the values
+_HOT = 0.001  # of the values of an image may be hot pixels
 
 
 def to_stderr(sentence: str) -> None:
@@ -34,16 +35,21 @@ class DepthSample:
     Args:
         source: the data set, for messages.
         counts: how often each value is there, (65536,).
-        num_images: of 16 bits.
+        brightest: of each 16-bit image the largest value, hot pixels left out.
         num_looked_at: of any kind.
         errors: of those that cannot be read as images of the model's channels.
     """
 
     source: str
     counts: np.ndarray = field(default_factory=lambda: np.zeros(FULL_RANGE + 1, np.int64))
-    num_images: int = 0
+    brightest: list[int] = field(default_factory=list)
     num_looked_at: int = 0
     errors: list[BadImageError] = field(default_factory=list)
+
+    @property
+    def num_images(self) -> int:
+        """How many images have 16 bits."""
+        return len(self.brightest)
 
     @property
     def largest(self) -> int:
@@ -53,6 +59,30 @@ class DepthSample:
     def share_above(self, white: int) -> float:
         """The share of the values that are larger than `white`."""
         return float(self.counts[white + 1 :].sum() / max(1, self.counts.sum()))
+
+    def add(self, colours: np.ndarray) -> None:
+        """Counts the values of a 16-bit image."""
+        counts = np.bincount(colours.ravel(), minlength=FULL_RANGE + 1)
+        self.counts += counts
+        below = int(np.searchsorted(counts.cumsum(), (1 - _HOT) * colours.size))
+        self.brightest.append(below or int(colours.max()))
+
+    def dark(self, white: int) -> list[int]:
+        """The largest values of the images that stay far below white: all of them if all stay below half of it, else
+        those that stay below a quarter. Black images tell nothing, unless all are black.
+        """
+        told = [value for value in self.brightest if value] or self.brightest
+        limit = (white + 1) // (2 if max(told) < (white + 1) // 2 else 4)
+        return [value for value in told if value < limit]
+
+    def is_mostly_dark(self, white: int) -> bool:
+        """Whether at least half of the images that are not black are dark."""
+        return bool(self.dark(white)) and 2 * len(self.dark(white)) >= sum(value > 0 for value in self.brightest)
+
+    def count_dark(self, white: int) -> str:
+        """How many images are dark, for messages: "3 of 4 ", or nothing for all that are not black."""
+        is_some = any(value >= max(self.dark(white)) + 1 for value in self.brightest)
+        return f"{len(self.dark(white)):,} of {self.num_images:,} " if is_some else ""
 
 
 def look(images: Iterable[ImageValue], num_channels: int, source: str) -> DepthSample:
@@ -65,8 +95,7 @@ def look(images: Iterable[ImageValue], num_channels: int, source: str) -> DepthS
             samples = opened.samples(num_channels)
             if samples is not None and samples.needs_setting:
                 samples.largest()  # raises if there is no known range
-                sample.counts += np.bincount(samples.colours.ravel(), minlength=FULL_RANGE + 1)
-                sample.num_images += 1
+                sample.add(samples.colours)
         except BadImageError as error:
             sample.errors.append(error)
         except ValueError as error:  # values without a known range
@@ -92,7 +121,7 @@ def white_of(
     Args:
         asked: what the user set.
         inherited: what the model was trained with.
-        tell: is told if many values are above what was asked for.
+        tell: is told if many values are above what was asked for, or if some images are dark.
 
     Raises:
         ValueError: if nothing was asked for, and the values do not suit the model or, without a model's setting, the
@@ -108,15 +137,28 @@ def white_of(
         return asked if asked is not None else inherited
     if inherited is not None:
         _check_inherited(sample, inherited)
+        _tell_of_dark(sample, inherited, tell)
         return inherited
-    if sample.largest < FAR_BELOW_FULL_RANGE:
-        raise ValueError(f"{sample.source!r}: {advice(sample.largest, f'--{_SETTING}')}.")
+    if sample.is_mostly_dark(FULL_RANGE):
+        some, largest = sample.count_dark(FULL_RANGE), max(sample.dark(FULL_RANGE))
+        raise ValueError(f"{sample.source!r}: {some}{advice(largest, f'--{_SETTING}')}.")
+    _tell_of_dark(sample, FULL_RANGE, tell)
     return FULL_RANGE
 
 
+def _tell_of_dark(sample: DepthSample, white: int, tell: Callable[[str], None]) -> None:
+    dark = sample.dark(white)
+    if dark:
+        tell(
+            f"{len(dark):,} of {sample.num_images:,} 16-bit images of {sample.source!r} use at most {max(dark):,} and "
+            f"are dark, because {_SETTING} is {white}."
+        )
+
+
 def _check_inherited(sample: DepthSample, inherited: int) -> None:
-    if sample.largest < inherited // 2:
-        problem = f"use at most {sample.largest:,}"
+    if sample.is_mostly_dark(inherited):
+        some = sample.count_dark(inherited).strip()
+        problem = f"use at most {max(sample.dark(inherited)):,}" + (f" in {some}" if some else "")
     elif sample.share_above(inherited) > _MANY:
         problem = f"go up to {sample.largest:,}, {100 * sample.share_above(inherited):.2g} % of the values above white"
     else:

@@ -40,6 +40,10 @@ class FineTuningArguments(TrainingArguments):
         require(self.output_dir, "output_dir is missing: name the directory the classifier is written to.")
         require(not self.remove_unused_columns, "remove_unused_columns must stay False.")
         require(
+            self.max_steps > 0 or self.max_steps == -1,
+            f"The run has no step: max_steps is {self.max_steps}; -1 leaves the length to num_train_epochs.",
+        )
+        require(
             self.label_smoothing_factor == 0,
             f"Give label_smoothing {self.label_smoothing_factor} instead of label_smoothing_factor: that one cannot"
             " smooth the labels of mixup.",

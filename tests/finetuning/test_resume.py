@@ -247,6 +247,8 @@ def test_the_state_of_another_version_is_refused(whole, refusal, tmp_path):
             "8 training images are fewer than per_device_train_batch_size 64 x 1 process",
         ),
         ({"max_steps": -1, "num_train_epochs": 0}, "The run has no step: num_train_epochs is 0"),
+        ({"max_steps": 0}, "The run has no step: max_steps is 0"),
+        ({"max_steps": -2}, "The run has no step: max_steps is -2"),
     ],
 )
 def test_a_run_without_a_step_is_refused(refusal, tmp_path, changes, message):
