@@ -24,6 +24,7 @@ import torch
 from huggingface_hub import create_repo, save_torch_state_dict
 from safetensors import safe_open
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -131,6 +132,12 @@ def remove_weights(directory: Path, variant: str | None = None, stem: str = "mod
     stale = weight_files(directory, variant, stem)
     for path in (*stale, directory / pretraining_index(variant)):
         path.unlink(missing_ok=True)
+
+
+def _with_own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy if it is a part of a larger one, as FSDP2 may give it; safetensors refuses parts."""
+    is_part = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+    return tensor.clone() if is_part else tensor
 
 
 def sincos_position_embeddings(width: int, grid_size: tuple[int, int]) -> torch.Tensor:
@@ -830,7 +837,7 @@ class IJepaForPretraining(IJepaPreTrainedModel):
             remove_weights(directory, variant)
         weights = self.state_dict() if state_dict is None else state_dict
         encoder = {key: value for key, value in weights.items() if key.startswith("ijepa.")}
-        others = {key: value for key, value in weights.items() if key not in encoder}
+        others = {key: _with_own_storage(value) for key, value in weights.items() if key not in encoder}
         super().save_pretrained(directory, is_main_process, encoder, **kwargs)  # empties `encoder`
         if is_main_process:
             save_torch_state_dict(
@@ -896,6 +903,8 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         """
         if self._target_moves or torch.compiler.is_compiling() or not (self.training and torch.is_grad_enabled()):
             return
+        if any(isinstance(weight, FakeTensor) for weight in self.context_encoder.parameters()):  # without values
+            return
         self._training_passes += 1
         if self._training_passes == 1:
             self._first_weight = self._last_trained_weight()
@@ -911,7 +920,10 @@ class IJepaForPretraining(IJepaPreTrainedModel):
     def _last_trained_weight(self) -> torch.Tensor:
         """A copy; empty if nothing of the context encoder is trained."""
         trained = [weight for weight in self.context_encoder.parameters() if weight.requires_grad]
-        return trained[-1].detach().clone() if trained else torch.empty(0)
+        if not trained:
+            return torch.empty(0)
+        weight = trained[-1].detach()
+        return (weight.to_local() if hasattr(weight, "to_local") else weight).clone()  # FSDP2: this process's part
 
     def encode_context(
         self, pixel_values: torch.Tensor, context_indices: torch.Tensor, **kwargs: Any

@@ -66,8 +66,8 @@ def sins(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             for module in modules:
-                only_names_the_error = isinstance(node, ast.Import) and module == "pickle" and names_the_error(tree)
-                if module.split(".")[0] in PICKLE_MODULES and not only_names_the_error:
+                is_harmless = isinstance(node, ast.Import) and module == "pickle" and imports_nothing(tree)
+                if module.split(".")[0] in PICKLE_MODULES and not is_harmless:
                     yield node.lineno, f"imports {module}"
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             for argument, default in defaults_of(node):
@@ -79,10 +79,19 @@ def sins(tree):
             yield from ((node.lineno, words) for words in sins_of_call(node, safe_loaders))
 
 
-def names_the_error(tree):
-    """True if `pickle` is used for its error class alone."""
+def imports_nothing(tree):
+    """True if `pickle` is used for its error class, and for readers whose own `find_class` imports nothing."""
     uses = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and dotted(node.value) == "pickle"]
-    return set(uses) == {"UnpicklingError"}
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    readers = [node for node in classes if "pickle.Unpickler" in map(dotted, node.bases)]
+    others = [name for name in uses if name != "UnpicklingError"]
+    return others == ["Unpickler"] * len(readers) and all(map(has_inert_find_class, readers))
+
+
+def has_inert_find_class(reader):
+    methods = [node for node in reader.body if isinstance(node, ast.FunctionDef) and node.name == "find_class"]
+    calls = [dotted(node.func) for method in methods for node in ast.walk(method) if isinstance(node, ast.Call)]
+    return bool(methods) and set(calls) <= {"type"}
 
 
 def defaults_of(function):
@@ -128,6 +137,8 @@ def test_no_source_loads_pickles_runs_shells_or_trusts_remote_code(path):
         "torch.load(path, weights_only=False)",
         "import pickle\npickle.load(file)",
         "from pickle import loads",
+        "import pickle\nclass Reader(pickle.Unpickler): pass",
+        "import pickle\nclass Reader(pickle.Unpickler):\n def find_class(self, *n): return super().find_class(*n)",
         "import joblib",
         "np.load(path, allow_pickle=True)",
         "yaml.load(text)",

@@ -108,7 +108,7 @@ def _check_jpeg(encoded: bytes) -> None:
 
 
 def _check_scans(encoded: bytes, place: int, pixels: int) -> None:
-    limit = min(MAX_JPEG_SCANS, MAX_SCANNED_PIXELS // max(pixels, 1))
+    limit = max(1, min(MAX_JPEG_SCANS, MAX_SCANNED_PIXELS // max(pixels, 1)))  # too many pixels are told elsewhere
     if encoded.count(bytes((0xFF, _SCAN)), place) <= limit:  # counts some too many, and is fast
         return
     scans = 0

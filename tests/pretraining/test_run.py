@@ -392,7 +392,8 @@ def test_unlabelled_images_are_no_neighbours(tmp_path, monkeypatch):
     def partly_labelled(arguments, split, labels, original=pretraining_evaluate.open_split):
         dataset = original(arguments, split, labels).select(range(60))
         labels = [label if index % 2 else -1 for index, label in enumerate(dataset["label"])]
-        return dataset.remove_columns("label").add_column("label", labels)
+        feature = dataset.features["label"]
+        return dataset.remove_columns("label").add_column("label", labels).cast_column("label", feature)
 
     monkeypatch.setattr(pretraining_evaluate, "open_split", partly_labelled)
     arguments = parse_pretraining_arguments(pretraining_argv(tmp_path / "run", validation_split="test"))

@@ -370,7 +370,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(tmp_path, monkeypa
     def fails(checkpoint):
         raise OSError(39, "Directory not empty")
 
-    monkeypatch.setattr(pretraining_checkpointing, "_remove", fails)
+    monkeypatch.setattr(pretraining_checkpointing, "remove_checkpoint", fails)
     pretrain(tmp_path / "run", save_steps=1, keep_checkpoints=1)
     assert status(tmp_path / "run") == "finished"
 
