@@ -8,7 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .kinds import ARRAY_EXTENSIONS, METADATA_NAMES, SHARD_BUILDERS, advice, count_kinds, image_extensions, is_archive
+from .kinds import (
+    ARRAY_EXTENSIONS,
+    METADATA_NAMES,
+    SHARD_BUILDERS,
+    advice,
+    count_kinds,
+    image_extensions,
+    is_archive,
+    may_hold_labels,
+)
 from .splits import meanings_in
 
 
@@ -21,6 +30,7 @@ class ResolvedSource:
         files: the local files by split. Images of a folder are all in "train"; their paths say the split.
         folder: the folder, if the source is one.
         metadata: the files of METADATA_NAMES in a folder of images.
+        tables: files beside the images that may hold labels, but are not read because of their names.
         left_out: how many other files there are, by kind.
     """
 
@@ -28,6 +38,7 @@ class ResolvedSource:
     files: Mapping[str, list[Path]] = field(default_factory=dict)
     folder: Path | None = None
     metadata: tuple[Path, ...] = ()
+    tables: tuple[Path, ...] = ()
     left_out: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -74,7 +85,8 @@ def _resolve_folder(folder: Path) -> ResolvedSource:
         return ResolvedSource("saved", folder=folder)
     found = _files_of_one_kind(str(folder), _visible_files(folder, (os.path.realpath(folder),)))
     if found.kind == "image":
-        return ResolvedSource(found.kind, {"train": found.files}, folder, tuple(found.metadata), found.left_out)
+        files, beside = {"train": found.files}, (tuple(found.metadata), tuple(found.tables))
+        return ResolvedSource(found.kind, files, folder, *beside, found.left_out)
     by_split = _shards_by_split(folder, found.files)
     return ResolvedSource(found.kind, by_split, folder, left_out=found.left_out)
 
@@ -109,6 +121,7 @@ class _Found:
     kind: str
     files: list[Path]
     metadata: list[Path]
+    tables: list[Path]
     left_out: Counter[str]
 
 
@@ -133,7 +146,7 @@ def _files_of_one_kind(source: str, files: Iterable[Path]) -> _Found:
             f"{os.path.join(source, '**', '*.parquet')!r}"
         )
     kind, chosen = by_kind.popitem()
-    return _Found(kind, chosen, metadata, count_kinds(others))
+    return _Found(kind, chosen, metadata, list(filter(may_hold_labels, others)), count_kinds(others))
 
 
 def _nothing_to_read(source: str, others: list[Path]) -> str:

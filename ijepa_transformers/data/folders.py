@@ -5,21 +5,14 @@ Not by the `imagefolder` builder of `datasets`, which takes splits from file nam
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .decoding import encoded_bytes, open_image
+from .masks import refuse_mask_files, refuse_mask_folders
 from .splits import meanings_in, split_meaning
 
 
-_MASK_NAMES = (
-    *("mask", "masks", "annotation", "annotations", "label", "labels", "gt", "groundtruth", "ground_truth", "seg"),
-    *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "trimaps", "trimap", "depth"),
-)
-_PAIRS_LOOKED_AT = 3
 _MOST_SPLITS = 4  # with more folders, names such as "bullet_train" and "test_tube" are those of classes
-_SINGLE_CHANNEL_MODES = ("1", "L", "P", "I", "I;16")
 
 
 @dataclass
@@ -45,7 +38,7 @@ def layout_of(folder: Path, files: list[Path]) -> FolderLayout:
         files: the images, relative to `folder`.
 
     Raises:
-        ValueError: if it is unclear which folders are splits, or if a folder holds masks of the images of another.
+        ValueError: if it is unclear which folders are splits, or if images are masks of others.
     """
     depth = _split_depth(folder, files)
     splits: dict[str, list[Path]] = {}
@@ -57,7 +50,8 @@ def layout_of(folder: Path, files: list[Path]) -> FolderLayout:
     }
     classes = {split: names for split, names in in_folders.items() if len(names) == len(splits[split])}
     for split, names in classes.items():
-        _refuse_masks(folder, splits[split], names)
+        refuse_mask_folders(folder, splits[split], names)
+    refuse_mask_files(folder, files)
     return FolderLayout(splits, classes, sorted({name for names in classes.values() for name in names}))
 
 
@@ -110,47 +104,3 @@ def _refuse_hidden_splits(folder: Path, files: list[Path], depth: int, tops: set
                 f"{str(folder)!r} has split folders further down, such as {found!r}; name the folder above them,"
                 f" such as {os.path.join(folder, *above)!r}"
             )
-
-
-def _refuse_masks(folder: Path, files: Sequence[Path], classes: Sequence[str]) -> None:
-    """Raises ValueError if the images of a class folder are masks of those of another."""
-    by_class: dict[str, dict[str, Path]] = {}
-    for file, name in zip(files, classes, strict=True):
-        by_class.setdefault(name, {})[file.stem] = file
-    if not 2 <= len(by_class) <= 8:
-        return
-    for images, others in ((images, others) for images in by_class for others in by_class if images != others):
-        pairs = _pairs(by_class[images], by_class[others])
-        if pairs and _are_masks(folder, images, others, pairs):
-            raise ValueError(
-                f"{str(folder)!r}: the images in {others!r} look like masks of those in {images!r}, not like a class;"
-                f" name the folder of the images alone, such as {str(folder / pairs[0][0].parent)!r}"
-            )
-
-
-def _pairs(images: dict[str, Path], others: dict[str, Path]) -> list[tuple[Path, Path]]:
-    """An image and the file that is called like it, if most of `others` are called like an image."""
-    stems = {stem: stem if stem in images else stem.rpartition("_")[0] for stem in others}
-    found = [(images[stem], others[other]) for other, stem in stems.items() if stem in images]
-    return found[:_PAIRS_LOOKED_AT] if 2 * len(found) > len(others) else []
-
-
-def _are_masks(folder: Path, images: str, others: str, pairs: list[tuple[Path, Path]]) -> bool:
-    called_so = others.lower() in _MASK_NAMES and others.lower().rstrip("s") not in images.lower()
-    for image, other in pairs:
-        header, other_header = _header(folder / image), _header(folder / other)
-        if header is None or other_header is None or header[0] != other_header[0]:
-            return False
-        one_channel = other_header[1] in _SINGLE_CHANNEL_MODES and header[1] not in _SINGLE_CHANNEL_MODES
-        if not (called_so or one_channel):
-            return False
-    return True
-
-
-def _header(path: Path) -> tuple[tuple[int, int], str] | None:
-    """Width and height, and PIL's mode, of an image; None if it cannot be opened."""
-    try:
-        image = open_image(encoded_bytes({"bytes": None, "path": str(path)}))
-        return image.size, image.mode
-    except Exception:  # PIL raises errors of many classes; bad images are told of elsewhere
-        return None

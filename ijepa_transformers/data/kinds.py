@@ -20,6 +20,8 @@ _COMPANIONS = (
     *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".log"),
     *(".ini", ".cfg", ".toml", ".py", ".ipynb", ".db", ".lock", ".md5", ".sha256", ".aux", ".xmp"),
 )
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".ods")
+_NAMES_OF_LABELS = ("label", "class", "target", "annotation", "train", "metadata")  # in the name of a .txt
 _ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tbz", ".txz")
 _NO_EXTENSION = "without an extension"
 _ADVICE = {
@@ -44,6 +46,12 @@ def reads_heif() -> bool:
 def image_extensions() -> tuple[str, ...]:
     """The extensions of the files that are read as images, in lower case."""
     return (*_PLAIN_EXTENSIONS, *(_HEIF_EXTENSIONS if reads_heif() else ()))
+
+
+def may_hold_labels(path: Path) -> bool:
+    """Whether a file is a table, or a text that is called as if it had labels."""
+    extension, stem = path.suffix.lower(), path.stem.lower()
+    return extension in _TABLES or (extension == ".txt" and any(name in stem for name in _NAMES_OF_LABELS))
 
 
 def is_archive(path: Path) -> bool:

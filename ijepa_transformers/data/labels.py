@@ -63,13 +63,15 @@ def read_labels(splits: Splits, split: str, asked: str | None) -> Labels:
         asked: the column of the labels; several with commas between them, each a class; or None.
 
     Raises:
-        LabelError: if there are no labels, or they are of another kind.
+        LabelError: if there are no labels, no columns at all, or they are of another kind.
         ValueError: if `asked` names no column of labels, or if several columns fit.
     """
     features = splits[split].features
     names = [name.strip() for name in asked.split(",")] if asked is not None and asked not in features else [asked]
     if len(set(names)) < len(names):
         raise ValueError(f"label_column {asked!r} names a column twice")
+    if asked is not None and not features:
+        raise LabelError(f"has no column {asked!r}: there is no column beside the images")
     if len(names) > 1:
         return _of_columns(splits, [str(name) for name in names])
     column = names[0] if asked is not None else _find_column(features)
@@ -178,7 +180,13 @@ def _classes(column: str, feature: Any, values: Mapping[str, Sequence[Any]]) -> 
     if is_value(feature, "bool"):
         return ["False", "True"], {False: 0, True: 1}
     if is_value(feature, "string"):
-        names = sorted(distinct)
+        names = sorted(name for name in distinct if name.strip())
+        num_empty = sum(value is not None and not value.strip() for found in values.values() for value in found)
+        if num_empty and names:
+            images = "image has an empty string" if num_empty == 1 else "images have an empty string"
+            tell(f"{num_empty:,} {images} in the column {column!r}, which means no label.")
+        if not names:
+            raise LabelError(f"has no labels: the column {column!r} is empty")
         return names, {name: number for number, name in enumerate(names)}
     return _classes_of_numbers(column, distinct)
 

@@ -34,6 +34,7 @@ class Metadata:
         self._rows: dict[Path, int] = {}  # by path relative to the folder
         self._origins: list[Path] = []  # the metadata file of each row
         self.without_names: list[Path] = []  # files that have no column of names, and are not used
+        self.empty: list[Path] = []  # files without a row
         tables = []
         for file in files:
             table = _read(file)
@@ -41,6 +42,8 @@ class Metadata:
             if column is None:
                 self.without_names.append(file)
                 continue
+            if not table.num_rows:
+                self.empty.append(file)
             self._add_rows(folder, file, table[column].to_pylist())
             tables.append(table.drop_columns([column]))
         self._table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
@@ -69,9 +72,8 @@ class Metadata:
         missing = [path for path in self._rows if path not in there]
         if missing:
             file = self._origins[self._rows[missing[0]]]
-            raise ValueError(
-                f"{str(file)!r} names {len(missing):,} images that are not there, for example {str(missing[0])!r}"
-            )
+            images = "1 image that is" if len(missing) == 1 else f"{len(missing):,} images that are"
+            raise ValueError(f"{str(file)!r} names {images} not there, for example {str(missing[0])!r}")
 
 
 def _read(file: Path) -> pa.Table:

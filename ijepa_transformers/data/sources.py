@@ -115,10 +115,12 @@ def image_name(dataset: datasets.Dataset, index: int) -> str:
 
 @dataclass
 class _OpenedSource:
-    """All splits of a source, and what is known about why they have no labels."""
+    """All splits of a source, and what is known about why they have no labels. It is surprising if a file beside the
+    images may have them."""
 
     splits: dict[str, datasets.Dataset]
     why_unlabelled: str = ""
+    is_surprising: bool = False
 
 
 def _load(
@@ -142,6 +144,8 @@ def _load(
     except LabelError as error:
         if needs_labels or label_column is not None:
             raise ValueError(f"The {split!r} split of {source!r} {opened.why_unlabelled or error}.") from None
+        if opened.why_unlabelled and opened.is_surprising:
+            tell(f"The {split!r} split of {source!r} {opened.why_unlabelled}.")
         return images
     return datasets.concatenate_datasets([images, labels], axis=1)
 
@@ -223,9 +227,12 @@ def _open_images(resolved: ResolvedSource) -> _OpenedSource:
     layout = layout_of(folder, [file.relative_to(folder) for file in files])
     metadata = Metadata(folder, resolved.metadata)
     metadata.require_images(layout.splits)
+    for file in metadata.empty:
+        tell(f"{str(file)!r} has no row, so it gives no image a label.")
     return _OpenedSource(
         {split: _open_folder_split(folder, split, layout, metadata) for split in layout.splits},
-        _why_unlabelled(layout, metadata),
+        _why_unlabelled(layout, metadata, resolved.tables),
+        bool(metadata.without_names or metadata.empty or resolved.tables),
     )
 
 
@@ -242,9 +249,18 @@ def _open_folder_split(folder: Path, split: str, layout: FolderLayout, metadata:
     return _image_paths(files)
 
 
-def _why_unlabelled(layout: FolderLayout, metadata: Metadata) -> str:
+def _why_unlabelled(layout: FolderLayout, metadata: Metadata, tables: Sequence[Path]) -> str:
     if metadata.without_names:
         return f"has no labels: {str(metadata.without_names[0])!r} has no column file_name"
+    if metadata.empty:
+        return f"has no labels: {str(metadata.empty[0])!r} has no row"
+    if tables:
+        others = f" (nor are {len(tables) - 1:,} more such files)" if len(tables) > 1 else ""
+        return (
+            f"has no labels: {str(tables[0])!r} is not read{others}. Labels are read from a metadata.csv or"
+            " metadata.jsonl beside the images, with a column file_name (the path of each image from there) and a"
+            " column label"
+        )
     if len(layout.class_names) == 1:
         return f"has only one class, the folder {layout.class_names[0]!r}; a classifier needs two"
     return ""

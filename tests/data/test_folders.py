@@ -88,6 +88,34 @@ def test_masks_are_no_class(tmp_path, photos, masks, channels):
         load_image_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("photo", "mask", "channels"),
+    [
+        ("img_{}.png", "img_{}_mask.png", 3),
+        ("cat/{}.jpg", "cat/{}-segmentation.png", 1),
+        ("benign ({}).png", "benign ({})_mask_1.png", 1),
+        ("train/{}.jpg", "train/mask_{}.png", 1),
+        ("{}_sat.jpg", "{}_mask.png", 1),
+        ("{}.jpg", "{}.png", 1),
+    ],
+)
+def test_masks_beside_their_images_are_refused(tmp_path, photo, mask, channels):
+    for number in range(3):
+        save(tmp_path / photo.format(number), photo_pixels())
+        save(tmp_path / mask.format(number), photo_pixels() if channels == 3 else photo_pixels()[..., 0])
+    with pytest.raises(ValueError, match=r"looks like a mask of .* move the masks out of this folder, or rename them"):
+        load_image_dataset(tmp_path)
+
+
+def test_photographs_that_are_called_alike_are_no_masks(tmp_path):
+    for number in range(3):
+        save(tmp_path / f"{number}.jpg", photo_pixels())
+        save(tmp_path / f"{number}.png", photo_pixels())
+        save(tmp_path / f"{number}_mask.png", photo_pixels(31))
+        save(tmp_path / f"{number}_b.png", photo_pixels()[..., 0])
+    assert len(load_image_dataset(tmp_path)) == 12
+
+
 def test_classes_of_equal_file_names_are_no_masks(tmp_path):
     for number in range(4):
         for name in ("mask", "no_mask", "labels"):
@@ -160,7 +188,7 @@ def test_each_split_may_have_its_metadata(tmp_path):
     ("content", "message"),
     [
         (b"name,label\n1.png,cat\n", "metadata.csv' has no column file_name"),
-        (b"file_name,label\n9.png,cat\n", "metadata.csv' names 1 images that are not there, for example '9.png'"),
+        (b"file_name,label\n9.png,cat\n", "metadata.csv' names 1 image that is not there, for example '9.png'"),
         (b"file_name,label\n1.png,cat\n./1.png,dog\n", "names './1.png', which has a row already"),
         (b"file_name,label\n1.png,cat,dog\n", "metadata.csv' cannot be read: CSV parse error"),
         (b"", "metadata.csv' cannot be read"),
@@ -171,3 +199,33 @@ def test_unusable_metadata_is_named(tmp_path, content, message):
     write(tmp_path / "metadata.csv", content)
     with pytest.raises(ValueError, match=message):
         open_split(DatasetArguments(str(tmp_path)), "train", labels="required")
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "train.csv", "metadata.tsv", "Metadata.json", "image_labels.txt"])
+@pytest.mark.parametrize("image", ["1.png", "images/1.png"])
+def test_a_table_that_is_not_read_is_named_with_what_is_read(tmp_path, capsys, name, image):
+    write_all(tmp_path, image)
+    write(tmp_path / name, b"file_name,label\n1.png,cat\n")
+    said = f"has no labels: '{tmp_path / name}' is not read. Labels are read from a metadata.csv or metadata.jsonl"
+    for column in (None, "label", "cat,dog"):
+        with pytest.raises(ValueError, match=f"{said} beside .* column file_name"):
+            open_split(DatasetArguments(str(tmp_path), label_column=column), "train", labels="required")
+    load_image_dataset(tmp_path)
+    assert said in capsys.readouterr().err
+
+
+def test_tables_beside_labelled_images_are_no_matter(tmp_path, capsys):
+    write_all(tmp_path, "cat/1.png", "dog/1.png")
+    write(tmp_path / "labels.csv", b"file_name,label\n1.png,cat\n")
+    assert "label" in load_image_dataset(tmp_path).features and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("image", ["1.png", "cat/1.png"])
+def test_metadata_without_a_row_are_told(tmp_path, capsys, image):
+    write_all(tmp_path, image, "dog/2.png")
+    write(tmp_path / "metadata.csv", b"file_name,label\n")
+    load_image_dataset(tmp_path)
+    assert "metadata.csv' has no row" in capsys.readouterr().err
+    if image == "1.png":
+        with pytest.raises(ValueError, match=r"has no labels: .*metadata.csv' has no row"):
+            open_split(DatasetArguments(str(tmp_path)), "train", labels="required")

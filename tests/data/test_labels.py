@@ -43,6 +43,7 @@ def opened(tmp_path):
         ([True, False, None], ["False", "True"], [1, 0, -1]),
         ([3.0, 5.0, float("nan")], ["3", "5"], [0, 1, -1]),
         (["b", "a", None], ["a", "b"], [1, 0, -1]),
+        (["b", "", "a", " "], ["a", "b"], [1, -1, 0, -1]),
         ([[3], [5], [3]], ["3", "5"], [0, 1, 0]),
         ([[0, 0, 1], [1, 0, 0], [0, 1, 0]], ["0", "1", "2"], [2, 0, 1]),
     ],
@@ -149,3 +150,10 @@ def test_minus_one_and_one_are_not_two_classes(opened):
 def test_a_column_that_is_named_twice_is_refused(opened):
     with pytest.raises(ValueError, match="label_column 'cat,cat' names a column twice"):
         opened(label_column="cat,cat", cat=[0, 1], dog=[1, 0])
+
+
+def test_empty_strings_are_told_and_are_no_labels(opened, capsys):
+    opened(label=["a", "", "b"])
+    assert "1 image has an empty string in the column 'label', which means no label" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="has no labels: the column 'label' is empty"):
+        opened(label=["", ""])
