@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from .decoding import MAX_FILE_BYTES
 from .kinds import image_extensions
+from .notices import tell
 
 
 IMAGES = "image"  # the column, if the images have several extensions
@@ -29,12 +30,13 @@ _BLOCK = 512
 
 
 class Member(NamedTuple):
-    """An ordinary file in a tar."""
+    """An ordinary file in a tar, or a link to one."""
 
     tar: str
     name: str
     start: int
     size: int
+    target: str | None = None  # what it is a link to; start and size are those of this file
 
     @property
     def stem(self) -> str:
@@ -73,10 +75,18 @@ def problem_of_endings(name: str, members: Iterable[Member]) -> str | None:
 
 
 def require_one_ending(path: Path) -> None:
-    """Raises ValueError if `datasets` cannot stream the images of a tar, because their names end differently."""
-    problem = problem_of_endings(str(path), list_members(path))
+    """Raises ValueError if `datasets` cannot stream the images of a tar, because their names end differently or some
+    are links."""
+    members = list_members(path)
+    problem = problem_of_endings(str(path), members)
     if problem is not None:
         raise ValueError(problem)
+    for member in members:
+        if member.target is not None and member.name.lower().endswith(image_extensions()):
+            raise ValueError(
+                f"{str(path)!r} cannot be streamed, because {member.name!r} in it is a link to {member.target!r}."
+                " Leave streaming off, or write the images themselves"
+            )
 
 
 def open_tars(files: Mapping[str, Sequence[Path]], cache_dir: str | os.PathLike | None) -> dict[str, datasets.Dataset]:
@@ -96,7 +106,7 @@ def require_uncompressed(name: str, start: bytes) -> None:
 
 
 def list_members(path: Path) -> list[Member]:
-    """The ordinary files of a tar.
+    """The ordinary files of a tar, and the links to them.
 
     Raises:
         ValueError: if it is compressed, cut off, damaged or empty.
@@ -107,13 +117,61 @@ def list_members(path: Path) -> list[Member]:
         file.seek(0)
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
-                members = [Member(name, info.name, info.offset_data, info.size) for info in tar if info.isreg()]
+                headers = list(_checked(tar))
                 end = tar.offset
         except (tarfile.TarError, OSError, EOFError) as error:
             raise ValueError(f"{name!r} is cut off or damaged: {error}") from error
         file.seek(end)
+        members = _members(name, headers)
         _check_end(name, file.read(2**20), members)
     return members
+
+
+def _checked(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The headers of a tar. `tarfile` goes back where a size is negative, and would not end."""
+    for header in tar:
+        if header.size < 0:
+            raise tarfile.ReadError(f"the size of {header.name!r} is negative")
+        yield header
+
+
+def _members(name: str, headers: Sequence[tarfile.TarInfo]) -> list[Member]:
+    """The ordinary files, and the links to them. A link to a file that is not in the tar is told and left out."""
+    files = {_path(header.name): header for header in headers if header.isreg()}
+    links = {_path(header.name): _target(header) for header in headers if header.issym() or header.islnk()}
+    members, lost = [], []
+    for header in headers:
+        is_link = header.issym() or header.islnk()
+        file = files.get(_end_of(_path(header.name), links)) if is_link else header
+        if file is not None and file.isreg():
+            target = header.linkname if is_link else None
+            members.append(Member(name, header.name, file.offset_data, file.size, target))
+        elif is_link and header.name.lower().endswith(image_extensions()):
+            lost.append(header)
+    if lost:
+        number = "1 link is" if len(lost) == 1 else f"{len(lost):,} links are"
+        shown = f"{lost[0].name!r} to {lost[0].linkname!r}"
+        tell(f"{number} left out of {name!r}, because no such file is in it: {shown}{', ...' if lost[1:] else ''}")
+    return members
+
+
+def _end_of(place: str, links: Mapping[str, str]) -> str:
+    """Where links lead. Any place of a circle of links will do, because no file is there."""
+    seen = set()
+    while place in links and place not in seen:
+        seen.add(place)
+        place = links[place]
+    return place
+
+
+def _path(name: str) -> str:
+    return os.path.normpath(name)
+
+
+def _target(link: tarfile.TarInfo) -> str:
+    """The path in the tar that a link names. A symbolic one counts from its own folder."""
+    folder = os.path.dirname(link.name) if link.issym() else ""
+    return _path(os.path.join(folder, link.linkname))
 
 
 def _check_end(name: str, rest: bytes, members: list[Member]) -> None:

@@ -21,14 +21,23 @@ PICTURE = encoded(photo_pixels(8, 8))
 
 
 def tar_of(*members, end=1024):
-    """A tar of (name, content), or of names of the same picture."""
+    """A tar of (name, content), of names of the same picture, or of headers."""
     file = io.BytesIO()
     for member in members:
+        if isinstance(member, tarfile.TarInfo):
+            file.write(member.tobuf(tarfile.GNU_FORMAT))
+            continue
         name, content = member if isinstance(member, tuple) else (member, PICTURE)
         header = tarfile.TarInfo(name)
         header.size = len(content)
         file.write(header.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512))
     return file.getvalue() + bytes(end)
+
+
+def link(name, target, kind=tarfile.SYMTYPE):
+    header = tarfile.TarInfo(name)
+    header.type, header.linkname = kind, target
+    return header
 
 
 NUMBERED = [f"{number:03}.png" for number in range(4)]
@@ -58,6 +67,22 @@ def test_every_image_is_there_whatever_its_name(opened, members):
     dataset = opened(tar_of(*members))
     assert names(dataset) == [name.rpartition("/")[2] for name in members if name != "notes.txt"]
     assert decode_image(dataset[0]["image"]).shape == (8, 8, 3)
+
+
+def test_links_to_files_of_the_tar_are_read(opened, tmp_path):
+    links = [link("a/1.png", "../0.png"), link("2.png", "./0.png", tarfile.LNKTYPE), link("a/3.png", "1.png")]
+    content = tar_of("0.png", *links, link("4.cls", "0.cls"), ("0.cls", b"3"), "4.png")
+    dataset = opened(content)
+    assert names(dataset) == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    assert all(decode_image(row["image"]).shape == (8, 8, 3) for row in dataset)
+    with pytest.raises(ValueError, match=r"cannot be streamed, because 'a/1.png' in it is a link to '../0.png'"):
+        open_stream(tmp_path / "x.tar")
+
+
+def test_links_that_lead_nowhere_are_told(opened, capsys):
+    circle = [link("2.png", "3.png"), link("3.png", "2.png")]
+    assert names(opened(tar_of("0.png", link("1.png", "/data/1.png"), *circle, link("docs", "/docs")))) == ["0.png"]
+    assert "note: 3 links are left out of" in (said := capsys.readouterr().err) and "'1.png' to '/data/1.png'" in said
 
 
 def test_a_name_that_is_not_unicode_is_escaped(opened):
@@ -103,6 +128,16 @@ def cut(place):
     return tar_of(*NUMBERED)[:place]
 
 
+def with_size(size):
+    """The tar, with another size in the header of its second member, and with the right checksum."""
+    content = bytearray(tar_of(*NUMBERED))
+    header = memoryview(content)[SIZE : SIZE + 512]
+    header[124:136] = size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(content)
+
+
 SIZE = 512 + -(-len(PICTURE) // 512) * 512  # of a member
 
 
@@ -115,6 +150,8 @@ SIZE = 512 + -(-len(PICTURE) // 512) * 512  # of a member
         (cut(2 * SIZE + 600), "x.tar' is cut off or damaged: unexpected end of data"),
         (cut(2 * SIZE) + b"x" * 512 + cut(SIZE) + bytes(1024), "x.tar' is damaged behind '001.png'"),
         (tar_of(*NUMBERED) + tar_of("9.png"), "x.tar' goes on behind its end mark"),
+        (with_size(b"\xff" * 12), "x.tar' is cut off or damaged"),
+        (with_size(b"\xff" * 10 + b"\xfc\x00"), "x.tar' is cut off or damaged"),
         (tar_of(), "x.tar' is empty"),
         (b"", "x.tar' is cut off"),
         (b"no tar at all" * 99, "x.tar' is cut off or damaged"),
