@@ -93,12 +93,21 @@ def _depth(networks: Networks, network: str, blocks: str) -> int:
     """The number of blocks. Keys that no block has do not count; `check_keys` refuses them.
 
     Raises:
-        ValueError: if there are too many to be an I-JEPA. To build such a model would take hours.
+        ValueError: if there are too many to be an I-JEPA, because to build such a model would take hours; or if a
+            number is left out.
     """
-    first = rf"{blocks}\.\d+\.norm1\.weight"
-    depth = sum(re.fullmatch(first, key) is not None for key in networks[network])
+    first_keys: dict[str, str] = {}  # by the number of the block
+    for key in networks[network]:
+        found = re.fullmatch(rf"{blocks}\.(\d+)\.(norm1|attn\.qkv|norm2)\.weight", key)
+        if found:
+            first_keys.setdefault(found.group(1), key)
+    depth = len(first_keys)
     if depth > MAX_DEPTH:
         raise ValueError(f"{network!r} has {depth:,} blocks, more than {MAX_DEPTH:,}.")
+    for number in range(depth):
+        if str(number) not in first_keys:
+            beyond = next(key for place, key in first_keys.items() if place not in map(str, range(depth)))
+            raise ValueError(f"{network!r} has the key {beyond!r}, but no block {number}.")
     return depth
 
 

@@ -2,6 +2,7 @@
 """Reads a checkpoint file of Meta's code without running any code of the file."""
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ def load_checkpoint(file: Path) -> dict[Any, Any]:
     """
     is_mapped = check_archive(file)
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=is_mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of sparse tensors, which are refused with a sentence
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=is_mapped)
     except pickle.UnpicklingError:
         raise ValueError(f"{file} was refused because loading it would run code{_wanted_code(file)}.") from None
     except Exception as error:  # for broken content torch raises anything from AssertionError to struct.error

@@ -73,6 +73,8 @@ def problem_of(value: Any) -> str | None:
         return f"{kind}, not a tensor of floating-point numbers"
     if value.layout != torch.strided:
         return f"a tensor of the layout {value.layout}, not a plain one"
+    if not value.numel():
+        return f"a tensor of shape {tuple(value.shape)}, which holds no numbers"
     if value.is_meta:
         return "a tensor on the device 'meta', which has no numbers"
     if value.dtype not in DTYPES:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # those that torch reads
+_OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # a pickle of the magic number of torch
 _BYTE_ORDERS = (b"little", b"big")
 _ELEMENT_BYTES = {
     **dict.fromkeys(("ComplexDoubleStorage",), 16),
@@ -58,11 +59,23 @@ def check_archive(file: Path) -> bool:
 def _refuse_other_files(file: Path) -> None:
     if not file.is_file():
         raise ValueError(f"There is no file {file}.")
+    with open(file, "rb") as stream:
+        start = stream.read(len(_OLD_FORMAT))
+    starts_as_zip = start.startswith(b"PK")
+    described = f"{file} ({file.stat().st_size:,} bytes)"
+    if start == _OLD_FORMAT:
+        raise ValueError(
+            f"{described} has the format of torch before 1.6, which has no checksums. Save it again in the present"
+            f" one: torch.save(torch.load({str(file)!r}, map_location='cpu', weights_only=True), 'new.pth.tar')."
+        )
     if not zipfile.is_zipfile(file):
-        with open(file, "rb") as stream:
-            starts_as_zip = stream.read(4) == b"PK\x03\x04"
         problem = "is cut short: its end is missing" if starts_as_zip else "is not a checkpoint of torch.save"
-        raise ValueError(f"{file} ({file.stat().st_size:,} bytes) {problem}.")
+        raise ValueError(f"{described} {problem}.")
+    if not starts_as_zip:
+        raise ValueError(
+            f"{described} is damaged: it begins with {start[:8]!r}, and the archive of torch.save comes only behind"
+            " that. Download it again."
+        )
 
 
 def _refuse_other_members(file: Path, members: list[zipfile.ZipInfo]) -> None:

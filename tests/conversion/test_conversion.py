@@ -349,7 +349,50 @@ def with_code(file):
     return write({**read(), "loss": Code(file.with_name("ran"))}, file)
 
 
+def in_the_old_format(file):
+    torch.save(read(), file, _use_new_zipfile_serialization=False)
+    return file
+
+
+def behind_other_bytes(file):
+    file.write_bytes(b"HTTP/1.1 200 OK\n\n" + CHECKPOINT.read_bytes())
+    return file
+
+
+def with_a_block(number, name, network):
+    blocks = "predictor_blocks" if network == "predictor" else "blocks"
+    return edited(lambda checkpoint: checkpoint[network].update({f"module.{blocks}.{number}.{name}": torch.zeros(36)}))
+
+
+def renumber(checkpoint):
+    network = checkpoint["target_encoder"]
+    for key in [key for key in network if ".blocks.1." in key]:
+        network[key.replace(".1.", f".{10**30}.")] = network.pop(key)
+
+
 FAULTS = {
+    "old format": (in_the_old_format, "has the format of torch before 1.6, which has no checksums. Save it again in"),
+    "other bytes before": (
+        behind_other_bytes,
+        "is damaged: it begins with b'HTTP/1.1', and the archive of torch.save",
+    ),
+    "huge number": (
+        with_a_block(10**30, "norm1.weight", "target_encoder"),
+        f"'target_encoder' has the key 'blocks.{10**30}.norm1.weight', but no block 3",
+    ),
+    "huge number of a bias": (
+        with_a_block(10**30, "norm1.bias", "target_encoder"),
+        f"has the surplus key 'blocks.{10**30}.norm1.bias'",
+    ),
+    "huge number in the predictor": (
+        with_a_block("9" * 5000, "norm2.weight", "predictor"),
+        f"'predictor' has the key 'predictor_blocks.{'9' * 5000}.norm2.weight', but no block 2",
+    ),
+    "renumbered": (edited(renumber), f"has the key 'blocks.{10**30}.norm1.weight', but no block 1"),
+    "empty tensor": (
+        with_value(lambda tensor: torch.zeros(0, 16), key="module.blocks.0.mlp.fc1.weight"),
+        "target_encoder.blocks.0.mlp.fc1.weight is a tensor of shape (0, 16), which holds no numbers",
+    ),
     "missing file": (lambda file: file, "There is no file"),
     "not a checkpoint": (not_a_checkpoint, "is not a checkpoint of torch.save"),
     "another zip": (a_zip_of_something_else, "is not a checkpoint of torch.save"),
@@ -429,12 +472,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_checkpoint_is_one_sentence_and_leaves_no_output(fault, tmp_path, capsys):
+def test_a_faulty_checkpoint_is_one_sentence_and_leaves_no_output(fault, tmp_path, capsys, recwarn):
     make, sentence = FAULTS[fault]
     (tmp_path / "out").mkdir()
     argv = ["--checkpoint", make(tmp_path / "faulty.pth.tar"), "--output", tmp_path / "out" / "model"]
     argv += ["--num_attention_heads", 3, "--with_optimizer"]
+    recwarn.clear()
     assert sentence in fails_with_a_sentence(conversion_convert, argv, capsys)
+    assert not recwarn.list  # torch warns of sparse tensors
     assert not list((tmp_path / "out").iterdir()) and not (tmp_path / "ran").exists()
 
 
