@@ -1,6 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Writes files under another name and renames them, so that a file is complete or absent. Reads JSON lines."""
 
+import errno
 import json
 import os
 import shutil
@@ -25,6 +26,8 @@ def written_aside(path: Path) -> Iterator[Path]:
         OSError: with the name of the file, if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        raise IsADirectoryError(errno.EISDIR, "a folder is in the place of this file; move it away", str(path))
     unfinished = path.with_name(f".tmp-{path.name}")
     try:
         with disk_errors_of(path):

@@ -180,6 +180,14 @@ def test_a_worker_that_cannot_send_its_batch_ends(capfd):
 # The disk
 
 
+def test_a_folder_in_the_place_of_a_file_stays_and_is_named(tmp_path):
+    (tmp_path / "results.md").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_text(tmp_path / "results.md", "new")
+    assert explain(caught.value) == f"{tmp_path / 'results.md'}: a folder is in the place of this file; move it away."
+    assert [file.name for file in tmp_path.iterdir()] == ["results.md"]
+
+
 def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,15 +28,13 @@ import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..api import Result, process_as_before
-from ..data.bit_depth import look_at_dataset, settle
+from ..data.bit_depth import look_at_dataset, settle, to_stderr
 from ..data.contents import status_digest
 from ..data.datasets import ProcessedImages
 from ..data.labels import class_names, has_several, several_labels_of
@@ -46,14 +44,16 @@ from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import load_encoder, load_processor, weights_digest
 from ..execution import configure
 from ..failures import FAILED, REFUSED, failures_told
-from ..files import check_output_directory, write_rows, write_text, written_aside
+from ..files import check_output_directory, write_rows, write_text
 from ..locks import OutputLock
 from .extraction_arguments import PROGRAM, FeatureExtractionArguments, extraction_arguments, parse_extraction_arguments
+from .shard_files import Columns, differences, read_bad_images, shard_files, write_shard
 from .shard_records import (
     MANIFEST,
     ShardRecord,
     problem_of,
     read_records,
+    refuse_folders,
     remove_records,
     reopen,
     write_record,
@@ -64,7 +64,6 @@ _SETTINGS, _BAD_IMAGES = "settings.json", "bad_images.jsonl"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-Columns: TypeAlias = dict[str, list]  # by name, an entry per image
 LoadedBatch: TypeAlias = tuple[torch.Tensor | None, list[str | None]]  # what `_collate` returns
 
 
@@ -143,50 +142,6 @@ def _all_shards(num_images: int, shard_size: int) -> list[Shard]:
     return [Shard(number, range(start, min(start + shard_size, num_images))) for number, start in enumerate(starts)]
 
 
-def _write_shard(path: Path, columns: Columns, features: dict[str, torch.Tensor]) -> None:
-    """Writes a shard under another name, and renames it when all of it is on the disk.
-
-    Args:
-        columns: `index`, `name`, `error` (None for good images) and, for labelled data, `label`: a list per column.
-        features: (images, D) or (images, N, D) by output.
-    """
-    with written_aside(path) as unfinished:
-        (_write_parquet if path.suffix == ".parquet" else _write_safetensors)(unfinished, columns, features)
-
-
-def _write_parquet(path: Path, columns: Columns, features: dict[str, torch.Tensor]) -> None:
-    table = pa.table({**columns, "name": pa.array(columns["name"], pa.string())})
-    table = table.set_column(table.column_names.index("error"), "error", pa.array(columns["error"], pa.string()))
-    for name, values in features.items():
-        array = pa.array(values.float().numpy().reshape(-1))
-        for size in reversed(values.shape[1:]):
-            array = pa.FixedSizeListArray.from_arrays(array, size)
-        table = table.append_column(name, array)
-    pa.parquet.write_table(table, path)
-
-
-def _write_safetensors(path: Path, columns: Columns, features: dict[str, torch.Tensor]) -> None:
-    """Numbers become tensors. Names and errors go to the metadata, as JSON under the key `columns`.
-
-    There is only one key, because the library writes several keys in a random order, and then equal shards would be
-    different files.
-    """
-    texts = {name: columns[name] for name in ("name", "error")}
-    numbers = {name: torch.tensor(values) for name, values in columns.items() if name not in texts}
-    save_file({**numbers, **features}, path, metadata={"columns": json.dumps(texts)})
-
-
-def _read_bad_images(path: Path) -> list[dict[str, Any]]:
-    """`index`, `name` and `reason` of the images of a shard that could not be read."""
-    if path.suffix == ".parquet":
-        columns = pa.parquet.read_table(path, columns=["index", "name", "error"]).to_pydict()
-    else:
-        with safe_open(path, framework="pt") as file:
-            columns = {**json.loads(file.metadata()["columns"]), "index": file.get_tensor("index").tolist()}
-    rows = zip(columns["index"], columns["name"], columns["error"], strict=True)
-    return [{"index": index, "name": name, "reason": error} for index, name, error in rows if error is not None]
-
-
 # The run
 @dataclass
 class Run:
@@ -230,7 +185,9 @@ def build_run(arguments: FeatureExtractionArguments, lock: OutputLock | None = N
     shards = _all_shards(len(dataset), arguments.shard_size)
     settle(processor, look_at_dataset(dataset, images.num_channels, arguments.data), arguments.sixteen_bit_max)
     settings = _describe(arguments, model, processor, dataset, shards)
-    _check_settings(Path(arguments.output_dir), settings)
+    output_dir = Path(arguments.output_dir)
+    refuse_folders(output_dir, (_SETTINGS, _BAD_IMAGES, *(shard.file_name(arguments.format) for shard in shards)))
+    _check_settings(output_dir, settings, lambda: _all_names(dataset, shards, arguments.data))
     model = model.to(accelerator.device)
     execution = configure(model, accelerator.device.type, arguments.dtype)
     blank = images.prepare(np.zeros((256, 256, images.num_channels), dtype=np.uint8))
@@ -249,8 +206,8 @@ def _describe(
     """All that the features depend on, in values that JSON keeps. Directories and workers are left out."""
     free = ("model", "data", "output_dir", "num_workers")
     names = hashlib.sha256()
-    for shard in shards:
-        names.update(json.dumps(_image_names(dataset, shard.rows, arguments.data)).encode())
+    for part in _all_names(dataset, shards, arguments.data):
+        names.update(json.dumps(part).encode())
     settings = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in free}
     return {
         **settings,
@@ -261,8 +218,14 @@ def _describe(
     }
 
 
-def _check_settings(output_dir: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError if the directory has features of another run, or other files."""
+def _all_names(dataset: datasets.Dataset, shards: Sequence[Shard], folder: str) -> Iterator[list[str]]:
+    """The names of all images, shard by shard."""
+    return (_image_names(dataset, shard.rows, folder) for shard in shards)
+
+
+def _check_settings(output_dir: Path, settings: dict[str, Any], names: Callable[[], Iterator[list[str]]]) -> None:
+    """Raises ValueError if the directory has features of another run, or other files. `names` gives those of all
+    images."""
     path = output_dir / _SETTINGS
     if not path.exists():
         if output_dir.exists() and any(not entry.name.startswith(".") for entry in output_dir.iterdir()):
@@ -277,8 +240,8 @@ def _check_settings(output_dir: Path, settings: dict[str, Any]) -> None:
     before = before if isinstance(before, dict) else {}
     changed = {key: value for key, value in settings.items() if before.get(key) != value}
     if changed:
-        differences = "; ".join(f"{key} was {before.get(key)!r}, is {value!r}" for key, value in changed.items())
-        raise ValueError(f"{str(output_dir)!r} holds features of another run ({differences}).")
+        told = "; ".join(differences(output_dir, before, changed, names))
+        raise ValueError(f"{str(output_dir)!r} holds features of another run ({told}).")
 
 
 def start(run: Run) -> list[Shard]:
@@ -286,6 +249,7 @@ def start(run: Run) -> list[Shard]:
     if run.accelerator.is_main_process:
         run.output_dir.mkdir(parents=True, exist_ok=True)
         write_text(run.output_dir / _SETTINGS, json.dumps(run.settings, indent=2))
+        _tell_of_surplus(run)
     run.accelerator.wait_for_everyone()
     problems = _problems(run)  # no process writes before all have looked, so all find the same shards
     missing = [shard for shard in run.shards if shard.number in problems]
@@ -302,6 +266,18 @@ def start(run: Run) -> list[Shard]:
         f" {run.accelerator.num_processes}; {run.accelerator.device.type}, {run.arguments.dtype}, {run.execution}"
     )
     return missing[run.accelerator.process_index :: run.accelerator.num_processes]
+
+
+def _tell_of_surplus(run: Run) -> None:
+    """Tells of files that are called like shards and are none of this run: who reads all files would read them."""
+    expected = {run.path(shard).name for shard in run.shards}
+    surplus = [path.name for path in shard_files(run.output_dir) if path.name not in expected]
+    if surplus:
+        more = f" (and {len(surplus) - 1:,} more)" if len(surplus) > 1 else ""
+        to_stderr(
+            f"{surplus[0]}{more} in {run.output_dir} is not of this run, which writes {len(expected):,} files; remove"
+            f" it, or read only the files that {MANIFEST} lists."
+        )
 
 
 def _problems(run: Run) -> dict[int, str]:
@@ -338,7 +314,7 @@ def extract(run: Run, shards: list[Shard]) -> None:
     stream = _batches(run, shards)
     for done, shard in enumerate(shards, start=1):
         path = run.path(shard)
-        _write_shard(path, *_compute_shard(run, shard, stream, progress))
+        write_shard(path, *_compute_shard(run, shard, stream, progress))
         record = ShardRecord.of(path, dataset, shard.rows)
         if record.files_status == before[done - 1]:  # otherwise `finish` finds no record
             write_record(run.output_dir, path.name, record)
@@ -403,7 +379,7 @@ def _write_manifest(run: Run) -> None:
     unsure = [run.path(shard).name for shard in run.shards if run.path(shard).name not in records]
     if unsure:
         raise ValueError(f"Images of {unsure[0]} changed while they were read. Run the same command again.")
-    bad_images = [entry for shard in run.shards for entry in _read_bad_images(run.path(shard))]
+    bad_images = [entry for shard in run.shards for entry in read_bad_images(run.path(shard))]
     write_rows(run.output_dir / _BAD_IMAGES, bad_images)
     files: list[dict[str, Any]] = []
     for shard in run.shards:

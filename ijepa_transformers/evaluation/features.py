@@ -450,7 +450,15 @@ def _cache_path(run: Run, key: str) -> Path:
 
 
 def _read_cache(run: Run, path: Path, key: str) -> dict[str, torch.Tensor] | None:
-    """The features of a cache file, or None if it is missing or damaged."""
+    """The features of a cache file, or None if it is missing or damaged.
+
+    Raises:
+        ValueError: if a folder is in its place.
+    """
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder, and a cache file belongs there: remove it, or choose another cache_dir."
+        )
     if not path.exists():
         return None
     try:

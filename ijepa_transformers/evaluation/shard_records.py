@@ -8,7 +8,7 @@ manifest.json, and the folder is gone.
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,15 @@ class ShardRecord:
 def _inputs_digest(dataset: datasets.Dataset, rows: range) -> str:
     labels = dataset.select(rows)["label"][:] if "label" in dataset.column_names else None
     return hashlib.sha256(f"{contents_digest(dataset, rows)} {json.dumps(labels)}".encode()).hexdigest()
+
+
+def refuse_folders(output_dir: Path, names: Iterable[str]) -> None:
+    """Raises ValueError if a folder is where one of these files, or the manifest, belongs."""
+    for path in (output_dir / name for name in (MANIFEST, *names)):
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a folder, and a file belongs there: move it away, or choose another output_dir."
+            )
 
 
 def problem_of(path: Path, record: ShardRecord | None, dataset: datasets.Dataset, rows: range) -> str | None:

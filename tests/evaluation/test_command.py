@@ -520,6 +520,16 @@ def test_a_damaged_cache_file_is_computed_again_with_a_note(place, count_forward
     assert probe(place, no_baselines=True)["notes"] == [] and not count_forwards
 
 
+def test_a_folder_in_the_place_of_a_cache_file_is_named(place, capsys):
+    probe(place, no_baselines=True)
+    file = min((place / "out" / "cache").glob("*.safetensors"))
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(SystemExit):
+        probe(place, no_baselines=True)
+    assert f"{file} is a folder, and a cache file belongs there: remove it, or choose" in capsys.readouterr().err
+
+
 def test_a_killed_run_leaves_no_half_written_cache_file(place, monkeypatch):
     def killed(features, path, metadata):
         Path(path).write_bytes(b"half")

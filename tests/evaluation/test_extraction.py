@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from ijepa_transformers import IJepaModel, encoders
 from ijepa_transformers.data.transforms import build_image_processor
-from ijepa_transformers.evaluation import extraction
+from ijepa_transformers.evaluation import extraction, shard_files
 from ijepa_transformers.execution import configure
 from tests import forked
 from tests.runs import reset_accelerate
@@ -232,7 +232,7 @@ def test_a_bad_image_keeps_its_row_and_changes_no_other(place, file_format):
 def test_a_run_killed_while_it_writes_a_file_continues_to_the_same_bytes(place, monkeypatch, file_format):
     (place / "images" / "cat" / "02.png").write_bytes(b"")
     whole = contents(extract(place, output_dir=place / "whole", format=file_format))
-    writer = getattr(extraction, f"_write_{file_format}")
+    writer = getattr(shard_files, f"_write_{file_format}")
 
     def write_half(path, *args):
         writer(path, *args)
@@ -241,7 +241,7 @@ def test_a_run_killed_while_it_writes_a_file_continues_to_the_same_bytes(place, 
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(extraction, f"_write_{file_format}", write_half)
+        patch.setattr(shard_files, f"_write_{file_format}", write_half)
         with pytest.raises(SystemExit):
             extract(place, format=file_format)
     left = set(contents(place / "features"))
@@ -254,7 +254,7 @@ def test_a_run_killed_while_it_writes_a_file_continues_to_the_same_bytes(place, 
 
 def test_a_finished_run_computes_nothing_again(place, monkeypatch):
     before = contents(extract(place))
-    monkeypatch.setattr(extraction, "_write_shard", None)
+    monkeypatch.setattr(extraction, "write_shard", None)
     assert contents(extract(place)) == before
 
 
@@ -420,12 +420,38 @@ def test_features_of_two_runs_are_never_mixed(place, model, capsys):
     extract(place)
     assert_refused(place, capsys, "(batch_size was 2, is 3)", batch_size=3)
     Image.new("RGB", (50, 50)).save(place / "images" / "dog" / "new.png")
-    assert_refused(place, capsys, "num_images was 11, is 12")
+    assert_refused(place, capsys, "(it had 11 images then, 12 now; 'dog/new.png' is new)")
     (place / "images" / "dog" / "new.png").unlink()
     model.ijepa.layernorm.bias.data += 1e-3  # the model was trained further
     model.save_pretrained(place / "model")
-    assert_refused(place, capsys, "weights_sha256 was")
+    assert_refused(place, capsys, "the weights of the model differ")
     assert_refused(place, capsys, "holds other files", output_dir=place / "images")
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
+def test_an_image_that_was_renamed_or_removed_is_named(place, capsys, file_format):
+    extract(place, format=file_format)
+    last = place / "images" / "dog" / "10.png"
+    last.rename(place / "last.png")
+    assert_refused(place, capsys, "11 images then, 10 now; 'dog/10.png' was image 10, and is", format=file_format)
+    (place / "last.png").rename(last)
+    (place / "images" / "cat" / "03.png").rename(place / "images" / "cat" / "3.png")
+    said = "run (the first image that differs is image 3: it was 'cat/03.png', is 'cat/04.png')"
+    assert_refused(place, capsys, said, format=file_format)
+
+
+@pytest.mark.parametrize("name", ["features-000001.parquet", "manifest.json", "settings.json", "bad_images.jsonl"])
+def test_a_folder_in_the_place_of_a_file_is_named(place, capsys, name):
+    (extract(place) / name).unlink()
+    (place / "features" / name).mkdir()
+    assert_refused(place, capsys, f"{place / 'features' / name} is a folder, and a file belongs there: move it away")
+
+
+def test_a_file_that_only_looks_like_a_shard_is_told(place, capsys):
+    (extract(place) / "features-000009.parquet").write_bytes(b"")
+    capsys.readouterr()
+    extract(place)
+    assert "features-000009.parquet in" in (said := capsys.readouterr().err) and "is not of this run" in said
 
 
 def test_a_missing_output_of_the_model_is_an_error():
