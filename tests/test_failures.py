@@ -17,6 +17,7 @@ import torch
 
 from ijepa_transformers import cli
 from ijepa_transformers.conversion import command_line
+from ijepa_transformers.data.notices import counted
 from ijepa_transformers.data.workers import prepare_worker
 from ijepa_transformers.failures import end, explain, failures_told
 from ijepa_transformers.files import check_output_directory, write_text, written_aside
@@ -256,3 +257,8 @@ def test_output_is_flushed_at_the_end(monkeypatch):
     with lasting_output():
         print("x", end="")
     assert stream.getvalue() == "x"
+
+
+def test_one_of_a_kind_is_not_called_several():
+    assert [counted(number, "image") for number in (0, 1, 1000)] == ["0 images", "1 image", "1,000 images"]
+    assert counted(2, "process") == "2 processes"

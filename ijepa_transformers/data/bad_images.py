@@ -12,6 +12,7 @@ import torch
 
 from ..files import read_rows, write_rows
 from .decoding import BadImageError, read_image
+from .notices import counted
 from .sources import image_name
 
 
@@ -114,7 +115,7 @@ class BadImageLog:
     def _check(self) -> None:
         if len(self.indices) > self.limit:
             raise BadImageError(
-                f"{len(self.indices)} of {self.num_images} images cannot be read, more than the limit of "
+                f"{len(self.indices)} of {counted(self.num_images, 'image')} cannot be read, more than the limit of "
                 f"{self.limit}; {self.path} lists them"
             )
 

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from .notices import counted
+
 
 _PLAIN_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2"),
@@ -69,8 +71,9 @@ def left_out_sentence(source: str, num_read: int, kinds: Counter[str]) -> str:
     """Says how many files of a source are left out, by kind, and what to do."""
     listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(10))
     more = f" and {len(kinds) - 10} more kinds" if len(kinds) > 10 else ""
-    found = f"{source!r} has {num_read:,} images or shards"
-    return f"{found}; {kinds.total():,} other files are left out: {listed}{more}.{advice(kinds)}"
+    found = f"{source!r} has {counted(num_read, 'image')} or shard{'' if num_read == 1 else 's'}"
+    others = f"{counted(kinds.total(), 'other file')} {'is' if kinds.total() == 1 else 'are'} left out"
+    return f"{found}; {others}: {listed}{more}.{advice(kinds)}"
 
 
 def advice(kinds: Iterable[str]) -> str:

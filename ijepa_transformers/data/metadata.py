@@ -72,8 +72,8 @@ class Metadata:
         missing = [path for path in self._rows if path not in there]
         if missing:
             file = self._origins[self._rows[missing[0]]]
-            images = "1 image that is" if len(missing) == 1 else f"{len(missing):,} images that are"
-            raise ValueError(f"{str(file)!r} names {images} not there, for example {str(missing[0])!r}")
+            number = "1 image that is" if len(missing) == 1 else f"{len(missing):,} images that are"
+            raise ValueError(f"{str(file)!r} names {number} not there, for example {str(missing[0])!r}")
 
 
 def _read(file: Path) -> pa.Table:

@@ -5,6 +5,12 @@ import os
 import sys
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 image", "2,000 images", "2 classes"."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 _told: set[str] = set()
 
 

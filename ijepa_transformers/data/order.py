@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from .notices import counted
+
 
 # The first number in the key of a random stream. Each use has its own, so that no two uses share a stream.
 _ORDER_STREAM, CROP_STREAM, AUGMENTATION_STREAM, MIX_STREAM, SUBSET_STREAM = range(5)
@@ -118,7 +120,9 @@ class PretrainingBatchSampler(torch.utils.data.Sampler):
         self.rank = rank
         self.world_size = world_size
         if num_images < self.global_batch_size:
-            raise ValueError(f"{num_images} images do not fill one global batch of {self.global_batch_size}")
+            raise ValueError(
+                f"{counted(num_images, 'image')} cannot fill one global batch of {self.global_batch_size}"
+            )
 
     @property
     def global_batch_size(self) -> int:

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 
+from .notices import counted
 from .order import SUBSET_STREAM, random_stream
 
 
@@ -47,7 +48,9 @@ def select_labelled(
         members = order[class_ids[order] == label]
         count = images_per_class or max(1, round((label_fraction or 0) * len(members)))
         if count > len(members):
-            raise ValueError(f"Class {label} has {len(members)} images, fewer than images_per_class {count}.")
+            raise ValueError(
+                f"Class {label} has {counted(len(members), 'image')}, fewer than images_per_class {count}."
+            )
         selected += members[:count].tolist()
     return sorted(selected)
 

@@ -24,6 +24,7 @@ from typing_extensions import Unpack
 
 from .datasets import MAX_SUBSTITUTES, CropSettings, RandomCrops
 from .decoding import BadImageError, StoredImage
+from .notices import counted
 from .order import block_order, epoch_order
 from .shards import ImageStream
 
@@ -49,8 +50,8 @@ def choose_lanes(num_shards: int, world_size: int, num_workers: int, lanes: int 
     if lanes is None:
         if num_shards < world_size:
             raise ValueError(
-                f"{num_shards} shards cannot be streamed to {world_size} processes, which need one each: start at "
-                f"most {num_shards} processes, or write the images to more files"
+                f"{counted(num_shards, 'shard')} cannot be streamed to {world_size} processes, which need one each: "
+                f"start at most {counted(num_shards, 'process')}, or write the images to more files"
             )
         workers = min(num_workers, num_shards // world_size)
         return world_size * max(workers, 1), workers

@@ -38,6 +38,7 @@ from ..data.bit_depth import look_at_dataset, settle, to_stderr
 from ..data.contents import status_digest
 from ..data.datasets import ProcessedImages
 from ..data.labels import class_names, has_several, several_labels_of
+from ..data.notices import counted
 from ..data.sources import open_split
 from ..data.workers import prepare_worker
 from ..distributed import check_launch, end_process_group, on_main_process
@@ -262,8 +263,9 @@ def start(run: Run) -> list[Shard]:
             run.accelerator.print(f"{run.path(shard).name} is computed again: {problems[shard.number]}.")
     done = len(run.shards) - len(missing)
     run.accelerator.print(
-        f"{run.settings['num_images']:,} images in {len(run.shards):,} shards, {done:,} of them done; processes:"
-        f" {run.accelerator.num_processes}; {run.accelerator.device.type}, {run.arguments.dtype}, {run.execution}"
+        f"{counted(run.settings['num_images'], 'image')} in {counted(len(run.shards), 'shard')}, {done:,} of them"
+        f" done; processes: {run.accelerator.num_processes}; {run.accelerator.device.type}, {run.arguments.dtype},"
+        f" {run.execution}"
     )
     return missing[run.accelerator.process_index :: run.accelerator.num_processes]
 
@@ -275,8 +277,8 @@ def _tell_of_surplus(run: Run) -> None:
     if surplus:
         more = f" (and {len(surplus) - 1:,} more)" if len(surplus) > 1 else ""
         to_stderr(
-            f"{surplus[0]}{more} in {run.output_dir} is not of this run, which writes {len(expected):,} files; remove"
-            f" it, or read only the files that {MANIFEST} lists."
+            f"{surplus[0]}{more} in {run.output_dir} is not of this run, which writes"
+            f" {counted(len(expected), 'file')}; remove it, or read only the files that {MANIFEST} lists."
         )
 
 
@@ -319,7 +321,7 @@ def extract(run: Run, shards: list[Shard]) -> None:
         if record.files_status == before[done - 1]:  # otherwise `finish` finds no record
             write_record(run.output_dir, path.name, record)
         if progress.disable:  # in a log file, a line for each shard
-            run.accelerator.print(f"{done:,} of {len(shards):,} shards", flush=True)
+            run.accelerator.print(f"{done:,} of {counted(len(shards), 'shard')}", flush=True)
     progress.close()
 
 
@@ -391,7 +393,7 @@ def _write_manifest(run: Run) -> None:
     manifest = {**sources, "shapes": run.shapes, "num_bad_images": len(bad_images), "files": files, **run.settings}
     write_text(run.output_dir / MANIFEST, json.dumps(manifest, indent=2))
     remove_records(run.output_dir)
-    print(f"{len(bad_images):,} images could not be read; the features are complete in {run.output_dir}")
+    print(f"{counted(len(bad_images), 'image')} could not be read; the features are complete in {run.output_dir}")
 
 
 def execute(arguments: FeatureExtractionArguments, argv: Sequence[str] = ()) -> None:

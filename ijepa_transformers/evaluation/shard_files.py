@@ -85,7 +85,7 @@ def differences(
         elif key == "weights_sha256":
             yield "the weights of the model differ"
         elif key == "num_images":
-            yield f"it had {before.get(key)} images then, {value} now"
+            yield f"images: {before.get(key)} then, {value} now"
         else:
             yield f"{key} was {before.get(key)!r}, is {value!r}"
 

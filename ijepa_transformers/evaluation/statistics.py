@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from ..arguments import require
 from ..data.bit_depth import look_at_dataset, to_stderr, white_of
 from ..data.decoding import BadImageError, read_image
+from ..data.notices import counted
 from ..data.order import epoch_order
 from ..data.sources import open_split
 from .statistics_arguments import PROGRAM, StatisticsArguments, parse_statistics_arguments, statistics_arguments
@@ -68,7 +69,9 @@ def measure(arguments: StatisticsArguments) -> dict[str, Any]:
     bad = [result for result in results if isinstance(result, BadImageError)]
     moments = [result for result in results if not isinstance(result, BadImageError)]
     require(moments, f"No image of {arguments.data!r} can be read; the first one is {bad[0] if bad else ''}")
-    to_stderr(f"measured on {len(moments):,} of {total:,} images; {len(bad):,} of those looked at cannot be read")
+    to_stderr(
+        f"measured on {len(moments):,} of {counted(total, 'image')}; {len(bad):,} of those looked at cannot be read"
+    )
     if bad:
         to_stderr(f"the first that cannot be read is {bad[0]}")
     means, squares = np.mean(moments, axis=0)

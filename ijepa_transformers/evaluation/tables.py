@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from huggingface_hub import EvalResult
 
 from .. import __version__
+from ..data.notices import counted
 from ..encoders import EncoderSpec
 from ..files import write_text
 from ..model_card import in_code, in_markdown, in_one_line, update_evaluation
@@ -184,8 +185,9 @@ def report(run: Run, rows: Rows) -> str:
     split, data = run.validation, in_markdown(repr(run.arguments.data))
     names = {each.name: in_markdown(repr(each.name)) for each in (run.train, run.validation)}
     parts = [
-        f"Measured on {len(split.indices):,} images of the {names[split.name]} split of {data}; probes"
-        f" learn from {len(run.train.indices):,} images of {names[run.train.name]}, {_num_classes(run.train)}.",
+        f"Measured on {counted(len(split.indices), 'image')} of the {names[split.name]} split of {data}; probes"
+        f" learn from {counted(len(run.train.indices), 'image')} of {names[run.train.name]},"
+        f" {_num_classes(run.train)}.",
     ]
     if any(result["probes"] for results in rows.values() for result in results):
         parts += [_accuracy_table(rows), _PRECISION_LEGEND if split.has_several else _ACCURACY_LEGEND]

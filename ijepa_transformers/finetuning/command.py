@@ -25,6 +25,7 @@ from ..data.labels import (
     labels_of,
     num_unlabelled,
 )
+from ..data.notices import counted
 from ..data.selection import select_labelled, select_listed
 from ..data.sources import open_split, split_to_judge_on
 from ..distributed import check_launch, end_process_group, on_main_process
@@ -60,7 +61,11 @@ def _open_labelled(arguments: DataArguments, split: str) -> datasets.Dataset:
     """
     dataset = open_split(arguments, split, labels="required")
     unlabelled = num_unlabelled(dataset)
-    require(not unlabelled, f"{unlabelled} of {len(dataset)} images of the {split!r} split have no label.")
+    require(
+        not unlabelled,
+        f"{unlabelled:,} of {counted(len(dataset), 'image')} of the {split!r} split"
+        f" {'has' if unlabelled == 1 else 'have'} no label.",
+    )
     return dataset
 
 
@@ -256,8 +261,8 @@ def start(trainer: ClassificationTrainer) -> None:
     print(f"{arguments.training.device.type}, {describe(model)}")
     evaluation = "no validation_split, so nothing is evaluated"
     if trainer.eval_dataset is not None:
-        evaluation = f"{len(trainer.eval_dataset):,} images to evaluate on"
-    print(f"{len(trainer.train_dataset):,} images to train on; {evaluation}", flush=True)
+        evaluation = f"{counted(len(trainer.eval_dataset), 'image')} to evaluate on"
+    print(f"{counted(len(trainer.train_dataset), 'image')} to train on; {evaluation}", flush=True)
     if trainer.checkpoint is not None:
         changes = "".join(f"; {change}" for change in trainer.run_state["history"])
         print(f"continues {trainer.checkpoint} at step {step_of(trainer.checkpoint):,}{changes}", flush=True)

@@ -28,6 +28,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..arguments import require
 from ..data.datasets import FineTuningImages, LabelledImages
+from ..data.notices import counted
 from ..data.order import EpochSampler
 from ..data.workers import prepare_worker
 from ..evaluation.probes import accuracy_metric, several_labels_scores
@@ -299,7 +300,7 @@ An image classifier for {num_classes} classes{each} ({classes}), {origin} by ije
 
 ## Training
 
-- data: {data}, {num_images:,} images of the split {split}
+- data: {data}, {images} of the split {split}
 - base model: {model}
 {history}
 Arguments that differ from the defaults (`recipe.yaml`):
@@ -334,7 +335,7 @@ def write_readme(trainer: ClassificationTrainer) -> None:
         classes=", ".join(map(in_markdown, names[:10])) + (", ..." if len(names) > 10 else ""),
         origin="trained from scratch" if arguments.model.from_scratch else origin,
         data=in_markdown(arguments.data.data),
-        num_images=len(trainer.train_dataset),
+        images=counted(len(trainer.train_dataset), "image"),
         split=in_markdown(repr(arguments.data.train_split)),
         model=in_markdown(source),
         history=history,

@@ -32,6 +32,7 @@ from ..data.bit_depth import SAMPLE_SIZE, look, look_at_dataset, white_of
 from ..data.contents import image_fingerprints
 from ..data.datasets import PretrainingImages
 from ..data.decoding import ImageValue
+from ..data.notices import counted
 from ..data.order import PretrainingBatchSampler
 from ..data.shards import count_images, open_stream
 from ..data.sources import image_name, open_split
@@ -51,8 +52,8 @@ def _check_batch(num_images: int, arguments: PretrainingArguments) -> None:
     """Raises ValueError if the images do not fill a batch."""
     if num_images < arguments.batch_size:
         raise ValueError(
-            f"{num_images} images do not fill one batch; lower batch_size {arguments.batch_size}, for example to"
-            f" {min(USUAL_BATCH, num_images)}."
+            f"{counted(num_images, 'image')} cannot fill one batch; lower batch_size {arguments.batch_size}, for"
+            f" example to {min(USUAL_BATCH, num_images)}."
         )
 
 
@@ -60,8 +61,8 @@ def _check_number(num_images: int, arguments: PretrainingArguments, state: dict,
     """Raises ValueError if the run to resume had another number of images. `difference` tells more about them."""
     if state["num_images"] != num_images:
         raise ValueError(
-            f"The run to resume had {state['num_images']} images, but {arguments.data!r} has {num_images}{difference}:"
-            " the order of images would not continue."
+            f"The run to resume had {counted(state['num_images'], 'image')}, but {arguments.data!r} has"
+            f" {num_images}{difference}: the order of images would not continue."
         )
 
 

@@ -17,6 +17,7 @@ from ..arguments import require, without_removed_keys
 from ..configuration_ijepa import IJepaConfig
 from ..data.bit_depth import setting_of
 from ..data.decoding import jpeg_decoder
+from ..data.notices import counted
 from ..data.transforms import build_image_processor
 from ..distributed import Launch, build_accelerator, check_same_launch, on_main_process
 from ..encoders import load_pretraining_model, load_processor
@@ -283,7 +284,7 @@ def summarize(run: Run) -> dict[str, str]:
     arguments, config = run.arguments, run.config
     judged = f"; k-NN on split {arguments.validation_split}" if arguments.validation_split else ""
     return {
-        "data": f"{arguments.data} ({run.data.num_images:,} images, split {arguments.train_split}{judged})",
+        "data": f"{arguments.data} ({counted(run.data.num_images, 'image')}, split {arguments.train_split}{judged})",
         **_summarize_schedules(run),
         "batch": f"{arguments.batch_size} images = {arguments.images_per_pass} per pass x"
         f" {run.launch.num_processes} processes x {run.accelerator.gradient_accumulation_steps} accumulation steps",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import yaml
 
 from ..arguments import find_recipe
+from ..data.notices import counted
 from .arguments import PretrainingArguments
 
 
@@ -60,7 +61,8 @@ def warnings_for(plan: Plan) -> list[str]:
 
 
 def _length_warnings(plan: Plan) -> list[str]:
-    images, steps = f"{plan.num_images:,} images", f"{plan.total_steps:,} steps of batch {plan.batch_size:,}"
+    images = counted(plan.num_images, "image")
+    steps = f"{counted(plan.total_steps, 'step')} of batch {plan.batch_size:,}"
     if plan.epochs > MOST_EPOCHS:
         return [f"{images} and {steps} = {_number(plan.epochs)} epochs, which is very many. {_proposal(plan)}"]
     if plan.total_steps <= TOO_FEW_STEPS:

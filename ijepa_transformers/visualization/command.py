@@ -13,6 +13,7 @@ import transformers
 from transformers.utils.logging import disable_progress_bar
 
 from .. import __version__
+from ..data.notices import counted
 from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, write_text
 from ..locks import alone_with
@@ -43,7 +44,7 @@ def _describe(study: Study, argv: Sequence[str]) -> dict[str, str]:
         "Images": f"{image_height} x {image_width} pixels, {config.num_channels} channels{shown_as},"
         f" {config.grid_size[0]} x {config.grid_size[1]} patches"
         f" of {study.patch_size[0]} x {study.patch_size[1]} pixels",
-        "Data": f"{arguments.data}, split {arguments.split}: {len(study.pool.images):,} images{bad}",
+        "Data": f"{arguments.data}, split {arguments.split}: {counted(len(study.pool.images), 'image')}{bad}",
         "Made on": f"{datetime.now(timezone.utc):%d %B %Y, %H:%M} UTC by ijepa-transformers {__version__}, torch"
         f" {torch.__version__}, transformers {transformers.__version__}",
         "Command": f"{PROGRAM} {shlex.join(argv)}",

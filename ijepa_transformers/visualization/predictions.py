@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
+from ..data.notices import counted
 from .curves import COLORS
 from .sheets import (
     check_masks,
@@ -60,7 +61,7 @@ def _similarities(
     """
     others = bank_images != query_images.unsqueeze(1)  # (Q, K)
     if not others.any(dim=1).all():
-        raise ValueError(f"the bank of {len(bank)} images holds no other image than that of a query")
+        raise ValueError(f"the bank of {counted(len(bank), 'image')} holds no other image than that of a query")
     num_patches = bank.shape[1]
     bank = normalize(bank.float(), dim=-1).flatten(0, 1)
     for chosen in torch.arange(len(queries)).split(QUERIES_AT_ONCE):

@@ -18,6 +18,7 @@ from ..configuration_ijepa import IJepaConfig
 from ..data.bit_depth import look_at_dataset, settle
 from ..data.datasets import ProcessedImages
 from ..data.labels import labels_of
+from ..data.notices import counted
 from ..data.sources import open_split
 from ..data.transforms import normalize_pixel_values
 from ..encoders import (
@@ -289,7 +290,7 @@ class Study:
         return self.features if target is self.networks.encoder else self._encode(target)
 
     def _encode(self, encoder: PreTrainedModel) -> Features:
-        print(f"encoding {len(self.pool.images):,} images", flush=True)
+        print(f"encoding {counted(len(self.pool.images), 'image')}", flush=True)
         num_patch_images = max(self.arguments.num_images, self.arguments.bank_size)
         return _encode(encoder, self.pool, num_patch_images, self.arguments.batch_size)
 

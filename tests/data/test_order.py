@@ -58,7 +58,7 @@ def test_ranks_and_micro_steps_cut_the_same_global_batches(accumulation_steps, w
 
 
 def test_impossible_orders_are_refused():
-    with pytest.raises(ValueError, match="53 images do not fill one global batch of 64"):
+    with pytest.raises(ValueError, match="53 images cannot fill one global batch of 64"):
         keys(batch_size=16, accumulation_steps=2, world_size=2)
     with pytest.raises(ValueError, match="rank below world_size, got 4, 1, 2 and rank 2"):
         keys(rank=2, world_size=2)

@@ -420,7 +420,7 @@ def test_features_of_two_runs_are_never_mixed(place, model, capsys):
     extract(place)
     assert_refused(place, capsys, "(batch_size was 2, is 3)", batch_size=3)
     Image.new("RGB", (50, 50)).save(place / "images" / "dog" / "new.png")
-    assert_refused(place, capsys, "(it had 11 images then, 12 now; 'dog/new.png' is new)")
+    assert_refused(place, capsys, "(images: 11 then, 12 now; 'dog/new.png' is new)")
     (place / "images" / "dog" / "new.png").unlink()
     model.ijepa.layernorm.bias.data += 1e-3  # the model was trained further
     model.save_pretrained(place / "model")
@@ -433,7 +433,7 @@ def test_an_image_that_was_renamed_or_removed_is_named(place, capsys, file_forma
     extract(place, format=file_format)
     last = place / "images" / "dog" / "10.png"
     last.rename(place / "last.png")
-    assert_refused(place, capsys, "11 images then, 10 now; 'dog/10.png' was image 10, and is", format=file_format)
+    assert_refused(place, capsys, "images: 11 then, 10 now; 'dog/10.png' was image 10, and is", format=file_format)
     (place / "last.png").rename(last)
     (place / "images" / "cat" / "03.png").rename(place / "images" / "cat" / "3.png")
     said = "run (the first image that differs is image 3: it was 'cat/03.png', is 'cat/04.png')"
