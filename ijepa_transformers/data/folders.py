@@ -49,10 +49,19 @@ def layout_of(folder: Path, files: list[Path]) -> FolderLayout:
         split: [file.parts[first] for file in paths if len(file.parts) > first + 1] for split, paths in splits.items()
     }
     classes = {split: names for split, names in in_folders.items() if len(names) == len(splits[split])}
-    for split, names in classes.items():
-        refuse_mask_folders(folder, splits[split], names)
+    for split in classes:
+        refuse_mask_folders(folder, splits[split], _names_where_they_differ(splits[split], first))
     refuse_mask_files(folder, files)
     return FolderLayout(splits, classes, sorted({name for names in classes.values() for name in names}))
+
+
+def _names_where_they_differ(files: list[Path], place: int) -> list[str]:
+    """The folders of the images from this part of their paths on, below those that hold all images; "" for none."""
+    while True:
+        names = [file.parts[place] if len(file.parts) > place + 1 else "" for file in files]
+        if len(set(names)) > 1 or not names[0]:
+            return names
+        place += 1
 
 
 def _split_depth(folder: Path, files: list[Path]) -> int | None:

@@ -76,6 +76,7 @@ def save(path, pixels):
     [
         ("JPEGImages/{}.jpg", "SegmentationClass/{}.png", 1),
         ("photos/{}.png", "gt/{}.png", 3),
+        ("VOC/VOC2012/JPEGImages/{}.jpg", "VOC/VOC2012/SegmentationClass/{}.png", 1),
         ("train/x/{}.jpg", "train/y/{}_mask.png", 1),
     ],
 )
