@@ -2,17 +2,24 @@
 """Keeps a second command out of a directory or a file that one is writing.
 
 The system ends a lock when its process ends in any way. File systems without locks, and directories on NFS, have none:
-there commands run without it. (Pretraining has a lock file of its own, which names its process and works on NFS.)
+there commands run without it, as they do on Windows. (Pretraining has a lock file of its own, which names its process
+and works on NFS.)
 """
 
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    HAS_LOCKS = False
+else:
+    HAS_LOCKS = True
 
 PATIENCE = 30.0  # seconds to wait for the last process of the previous command to end
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL}
@@ -34,7 +41,7 @@ class OutputLock:
         Raises:
             ValueError: if another process still holds it after PATIENCE seconds.
         """
-        if self._descriptor is None and self.directory.is_dir():
+        if HAS_LOCKS and self._descriptor is None and self.directory.is_dir():
             self._descriptor = _lock(self.directory, os.O_RDONLY, self.directory)
 
     def claim(self) -> None:
@@ -45,7 +52,7 @@ class OutputLock:
             OSError: if it cannot be made.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        if self._descriptor is not None:
+        if self._descriptor is not None or not HAS_LOCKS:
             return
         self.take_if_there()
         if any(self.directory.iterdir()):
@@ -70,7 +77,7 @@ def alone_with(output: Path) -> Iterator[None]:
     Raises:
         ValueError: if another process still holds it after PATIENCE seconds.
     """
-    if not os.access(output.parent, os.W_OK):
+    if not HAS_LOCKS or not os.access(output.parent, os.W_OK):
         yield
         return
     path = output.with_name(f".tmp-{output.name}.lock")
