@@ -68,7 +68,15 @@ def test_a_full_disk_under_the_output_is_no_closed_terminal():
         full.close()
 
 
-@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.fixture
+def heard_hangup():
+    """Under `nohup` these tests would inherit that SIGHUP is ignored, and a run respects that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("fresh_accelerate", "heard_hangup")
 def test_a_run_whose_terminal_is_closed_saves_and_ends_without_its_workers(tmp_path, monkeypatch, closed_terminal):
     monkeypatch.setattr(sys, "stdout", closed_terminal)
     monkeypatch.setattr(sys, "stderr", closed_terminal)
