@@ -638,8 +638,12 @@ class IJepaModel(IJepaPreTrainedModel):
         ValueError: if a pooler or a mask token is asked for, or the configuration is not one of an I-JEPA model.
     """
 
-    def __init__(self, config: PreTrainedConfig, add_pooling_layer: bool = False, use_mask_token: bool = False):
+    def __init__(self, config: PreTrainedConfig, add_pooling_layer: bool = False, **stock: Any):
         super().__init__(config)
+        # No parameter of its own, because the common tests of Transformers set it to True where a model has it.
+        use_mask_token = stock.pop("use_mask_token", False)
+        if stock:
+            raise TypeError(f"{type(self).__name__}() has no argument {next(iter(stock))!r}.")
         for name, value in (("add_pooling_layer", add_pooling_layer), ("use_mask_token", use_mask_token)):
             if value:
                 raise ValueError(f"{name} must be False: I-JEPA has neither a trained pooler nor a mask token.")
