@@ -11,12 +11,10 @@ import sys
 
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
-# Parameters of glibc's mallopt (malloc.h), the variables that set them, and our values in bytes.
-_MALLOC = (
-    (-3, "MALLOC_MMAP_THRESHOLD_", 2**30),
-    (-1, "MALLOC_TRIM_THRESHOLD_", 2**31 - 1),
-    (-2, "MALLOC_TOP_PAD_", 2**26),
-)
+# The variables that glibc reads, and our values in bytes. mallopt, which sets them in a process that runs, has numbers
+# for them (malloc.h).
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": 2**30, "MALLOC_TRIM_THRESHOLD_": 2**31 - 1, "MALLOC_TOP_PAD_": 2**26}
+_MALLOPT = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_TOP_PAD_": -2}
 
 
 def prepare_process() -> None:
@@ -32,7 +30,7 @@ def prepare_process() -> None:
         os.environ.setdefault(WAIT_POLICY, "passive")
     if not _has_glibc() or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
-    if not any(variable in os.environ for _, variable, _ in _MALLOC):
+    if not any(variable in os.environ for variable in MALLOC):
         keep_freed_memory()
 
 
@@ -42,7 +40,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    accepted = [mallopt(parameter, value) == 1 for parameter, _, value in _MALLOC]  # all are tried
+    accepted = [mallopt(_MALLOPT[variable], value) == 1 for variable, value in MALLOC.items()]  # all are tried
     return all(accepted)
 
 

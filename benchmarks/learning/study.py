@@ -47,16 +47,15 @@ from benchmarks.learning.images import load_parts
 from benchmarks.learning.learners import Settings, build_learner, built, embedding_of
 from benchmarks.learning.training import Clock, Training, judge, pixel_features
 from benchmarks.speed.timing import environment
-from ijepa_transformers import IJepaForPretraining
+from ijepa_transformers import IJepaForPretraining, process
 from ijepa_transformers.execution import set_matmul_precision
 
 
 BUDGETS = ("seconds", "steps")
 UNTRAINED = ("pixels", "random")
 COLUMNS = {"20-NN": "knn", "5-shot": "shot5", "linear": "linear", "effective rank": "effective_rank"}
-# glibc gives large blocks back to the system at once, and fetches them again in the next step. With these values it
-# keeps them. All methods have them.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_TOP_PAD_": str(2**26)}
+# Memory is kept as the package's commands keep it. All methods have this.
+MALLOC = {variable: str(value) for variable, value in process.MALLOC.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------ one run

@@ -5,7 +5,6 @@ Cameras write 10, 12 or 14 bits into files of 16, and satellites write reflectan
 such images are nearly black.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ import datasets
 import numpy as np
 from transformers import BaseImageProcessor
 
+from . import notices
 from .decoding import BadImageError, ImageValue, OpenedImage
 from .samples import FULL_RANGE, advice
 
@@ -21,11 +21,6 @@ SAMPLE_SIZE = 64
 _SETTING = "sixteen_bit_max"  # the flag, the recipe key, and the key in preprocessor_config.json
 _MANY = 0.05  # of the values
 _HOT = 0.001  # of the values of an image may be hot pixels
-
-
-def to_stderr(sentence: str) -> None:
-    """Tells the user, without mixing with results on stdout."""
-    print(sentence, file=sys.stderr)
 
 
 @dataclass
@@ -81,8 +76,8 @@ class DepthSample:
 
     def count_dark(self, white: int) -> str:
         """How many images are dark, for messages: "3 of 4 ", or nothing for all that are not black."""
-        is_some = any(value >= max(self.dark(white)) + 1 for value in self.brightest)
-        return f"{len(self.dark(white)):,} of {self.num_images:,} " if is_some else ""
+        dark = self.dark(white)
+        return f"{len(dark):,} of {self.num_images:,} " if max(self.brightest) > max(dark) else ""
 
 
 def look(images: Iterable[ImageValue], num_channels: int, source: str) -> DepthSample:
@@ -114,7 +109,7 @@ def _spread(dataset: datasets.Dataset) -> Iterator[ImageValue]:
 
 
 def white_of(
-    sample: DepthSample, asked: int | None, inherited: int | None = None, tell: Callable[[str], None] = to_stderr
+    sample: DepthSample, asked: int | None, inherited: int | None = None, tell: Callable[[str], None] = notices.tell
 ) -> int | None:
     """The value of white in the 16-bit images of a data set, or None if the sample has no such image.
 
@@ -173,7 +168,7 @@ def settle(
     processor: BaseImageProcessor,
     sample: DepthSample,
     asked: int | None,
-    tell: Callable[[str], None] = to_stderr,
+    tell: Callable[[str], None] = notices.tell,
 ) -> None:
     """Sets `sixteen_bit_max` of an image processor, which its directory keeps.
 

@@ -104,7 +104,7 @@ def _status(path: str | None) -> os.stat_result | None:
 def contents_digest(dataset: datasets.Dataset, rows: Sequence[int]) -> str:
     """A SHA-256 of the bytes of these images, in this order. All of them are read. Names do not count.
 
-    A file that cannot be read counts as its path.
+    All files that cannot be read count as the same content, so that a folder may move.
     """
     digest = hashlib.sha256()
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -120,7 +120,7 @@ def _content_digest(stored: StoredBytes) -> bytes:
     try:
         return _file_digest(path_of_uri(stored.path or ""))
     except (OSError, ValueError):
-        return hashlib.sha256(f"no file {stored.path}".encode()).digest()
+        return hashlib.sha256(b"no file").digest()
 
 
 def _file_digest(path: str) -> bytes:

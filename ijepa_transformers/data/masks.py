@@ -97,5 +97,5 @@ def _pairs_beside(files: Sequence[Path]) -> list[tuple[Path, Path, bool]]:
 
 
 def _stems_of_image(stem: str) -> list[str]:
-    """What the image is called of which a file of this name may be the mask."""
+    """The names that an image may have if a file called `stem` is its mask."""
     return [match.group(1) for pattern in (_ENDING, _BEGINNING) if (match := pattern.fullmatch(stem))]

@@ -175,7 +175,7 @@ def _target(link: tarfile.TarInfo) -> str:
 
 
 def _check_end(name: str, rest: bytes, members: list[Member]) -> None:
-    """A tar ends in two empty blocks; `tarfile` does not miss them."""
+    """A tar ends in two empty blocks. `tarfile` does not notice if they are missing."""
     last = f"its last whole member is {members[-1].name!r}" if members else "it has no whole member"
     if len(rest) < _BLOCK:
         raise ValueError(f"{name!r} is cut off: it has no end mark, and {last}")

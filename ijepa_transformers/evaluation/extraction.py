@@ -34,11 +34,11 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..api import Result, process_as_before
-from ..data.bit_depth import look_at_dataset, settle, to_stderr
+from ..data.bit_depth import look_at_dataset, settle
 from ..data.contents import status_digest
 from ..data.datasets import ProcessedImages
 from ..data.labels import class_names, has_several, several_labels_of
-from ..data.notices import counted
+from ..data.notices import counted, tell
 from ..data.sources import open_split
 from ..data.workers import prepare_worker
 from ..distributed import check_launch, end_process_group, on_main_process
@@ -276,7 +276,7 @@ def _tell_of_surplus(run: Run) -> None:
     surplus = [path.name for path in shard_files(run.output_dir) if path.name not in expected]
     if surplus:
         more = f" (and {len(surplus) - 1:,} more)" if len(surplus) > 1 else ""
-        to_stderr(
+        tell(
             f"{surplus[0]}{more} in {run.output_dir} is not of this run, which writes"
             f" {counted(len(expected), 'file')}; remove it, or read only the files that {MANIFEST} lists."
         )

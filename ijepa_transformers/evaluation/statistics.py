@@ -18,9 +18,9 @@ import yaml
 from torch.utils.data import DataLoader
 
 from ..arguments import require
-from ..data.bit_depth import look_at_dataset, to_stderr, white_of
+from ..data.bit_depth import look_at_dataset, white_of
 from ..data.decoding import BadImageError, read_image
-from ..data.notices import counted
+from ..data.notices import counted, tell
 from ..data.order import epoch_order
 from ..data.sources import open_split
 from .statistics_arguments import PROGRAM, StatisticsArguments, parse_statistics_arguments, statistics_arguments
@@ -69,11 +69,9 @@ def measure(arguments: StatisticsArguments) -> dict[str, Any]:
     bad = [result for result in results if isinstance(result, BadImageError)]
     moments = [result for result in results if not isinstance(result, BadImageError)]
     require(moments, f"No image of {arguments.data!r} can be read; the first one is {bad[0] if bad else ''}")
-    to_stderr(
-        f"measured on {len(moments):,} of {counted(total, 'image')}; {len(bad):,} of those looked at cannot be read"
-    )
+    tell(f"measured on {len(moments):,} of {counted(total, 'image')}; {len(bad):,} of those looked at cannot be read")
     if bad:
-        to_stderr(f"the first that cannot be read is {bad[0]}")
+        tell(f"the first that cannot be read is {bad[0]}")
     means, squares = np.mean(moments, axis=0)
     deviations = np.sqrt(np.maximum(squares - np.square(means), 0))
     return {
@@ -98,7 +96,7 @@ def _without_zeros(deviations: np.ndarray) -> np.ndarray:
     constant = np.flatnonzero(deviations < 1e-6)
     if len(constant):
         channels = ", ".join(map(str, constant + 1))
-        to_stderr(f"channel {channels} has one value everywhere: its standard deviation is given as 1")
+        tell(f"channel {channels} has one value everywhere: its standard deviation is given as 1")
     return np.where(deviations < 1e-6, 1.0, deviations)
 
 
