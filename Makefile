@@ -1,7 +1,7 @@
 # The same verbs that .ci/run calls. PYTHON may name another interpreter.
 PYTHON ?= .venv/bin/python
 
-.PHONY: style quality test benchmark
+.PHONY: style quality test docs benchmark
 
 style:
 	$(PYTHON) -m ruff check --fix .
@@ -14,6 +14,9 @@ quality:
 
 test:
 	$(PYTHON) -m pytest
+
+docs:
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 benchmark:
 	for name in masking pretraining_step feature_extraction input_pipeline end_to_end; do \

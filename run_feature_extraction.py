@@ -4,7 +4,7 @@
 
     python run_feature_extraction.py --model my_model --data my/photos --output_dir features
 
-`ijepa extract` is the same. docs/inference.md explains the files.
+`ijepa extract` is the same. docs/features.md explains the files.
 """
 
 import sys

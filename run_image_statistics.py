@@ -4,7 +4,7 @@
 
     python run_image_statistics.py --data my/tiles --num_channels 13 >> my_recipe.yaml
 
-`ijepa stats` is the same. docs/own_images.md says when it is needed.
+`ijepa stats` is the same. docs/pretrain.md says when it is needed.
 """
 
 import sys

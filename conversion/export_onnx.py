@@ -4,7 +4,7 @@
 
     python conversion/export_onnx.py --model ijepa_vith14 --output encoder.onnx
 
-`ijepa onnx` is the same. docs/inference.md tells more.
+`ijepa onnx` is the same. docs/features.md tells more.
 """
 
 import sys

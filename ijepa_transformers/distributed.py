@@ -178,7 +178,7 @@ def _mode_of(accelerator: Accelerator) -> str:
         )
     if kind.value.startswith("MULTI_"):
         return "ddp"
-    raise ValueError(f"Pretraining under {kind.value} is not supported; see docs/scale.md.")
+    raise ValueError(f"Pretraining under {kind.value} is not supported; see docs/clusters.md.")
 
 
 def _build_models_whole() -> None:

@@ -183,7 +183,7 @@ def load_classifier(source: str, config: PreTrainedConfig) -> PreTrainedModel:
     return open_classifier(source, config)[0]
 
 
-def load_encoder(source: str, encoder: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_encoder(source: str, encoder: str = "target", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The encoder of a directory or Hub repository, in evaluation mode.
 
     A pooler that the checkpoint lacks (such as a ViT saved with a classifier) is removed; Transformers would give it
@@ -191,7 +191,7 @@ def load_encoder(source: str, encoder: str, dtype: torch.dtype) -> PreTrainedMod
 
     Args:
         source: a directory or a name on the Hub.
-        encoder: "target" or "context".
+        encoder: "target" or "context" of a pretraining directory. If there is one encoder only, "target" opens it.
         dtype: of the weights.
 
     Raises:

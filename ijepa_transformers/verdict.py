@@ -33,7 +33,7 @@ NARROW_STD_FLOOR, NARROW_RANK_FLOOR = 0.1, 0.075
 # they vary in 2 to 1000 directions, and .73 if they vary in one direction.
 ORPHANS_CEILING = 0.5
 # The rank counts as risen from this factor on. A random encoder has rank 6.4 of 64 on digits
-# (benchmarks/results/evaluation_cpu_2026-11-22.md). Of the runs in docs/healthy_run.md, the one that learned ended at
+# (benchmarks/results/evaluation_cpu_2026-11-22.md). Of the runs in docs/learning.md, the one that learned ended at
 # 18.5, the one that was too short at 6.2 and the half-collapsed one at 9.0.
 RISEN = 1.5
 
@@ -288,7 +288,7 @@ _STATE_SENTENCES = {
 }
 _RANK_SENTENCES = {
     True: "The rank is clearly higher than that. Runs that learn show this, but it proves nothing.",
-    False: "The rank is not clearly higher than that. The runs in docs/healthy_run.md whose rank did not rise had"
+    False: "The rank is not clearly higher than that. The runs in docs/learning.md whose rank did not rise had"
     " learned little or nothing.",
 }
 _LABELS_WOULD_TELL = "A few hundred labelled images would tell."

@@ -1,4 +1,4 @@
-"""docs/architecture.md, checked on the source text: who imports whom, private names, short doors.
+"""docs/development/architecture.md, checked on the source text: who imports whom, private names, short doors.
 
 Each rule is a function from the sources to its faults. It must find none here, and the one in a small broken tree.
 """
@@ -133,7 +133,7 @@ def imports_of_the_model(imports: Imports) -> Iterator[str]:
 def all_faults(root: Path) -> list[str]:
     sources = read_sources(root)
     imports = find_imports(sources)
-    table = import_table((root / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    table = import_table((root / "docs" / "development" / "architecture.md").read_text(encoding="utf-8"))
     by_table = [*forbidden_imports(imports, table), *unlisted_modules(sources, table)]
     by_name = [*private_reads(sources, imports), *imported_tests(imports), *imports_of_the_model(imports)]
     return [*by_table, *by_name, *long_doors(root)]
@@ -152,7 +152,7 @@ modeling_ijepa             -> configuration_ijepa
 pretraining                -> low, data.order
 """
 SOUND = {
-    "docs/architecture.md": f"# Drawing\n## Who may import whom\n```\n{TABLE}```\n",
+    "docs/development/architecture.md": f"# Drawing\n## Who may import whom\n```\n{TABLE}```\n",
     "run_a.py": "from ijepa_transformers.pretraining.command import main\n",
     "benchmarks/speed.py": "from ijepa_transformers import files\n",
     "tests/__init__.py": "",

@@ -1,4 +1,7 @@
-"""What no input may do: run code, get into a page as code, or carry a token out. docs/security.md says it in words."""
+"""What no input may do: run code, get into a page as code, or carry a token out.
+
+docs/development/threat_model.md says it in words.
+"""
 
 import ast
 import json
@@ -74,7 +77,7 @@ def sins(tree):
                 if argument == "trust_remote_code" and getattr(default, "value", None) is not False:
                     yield node.lineno, "trust_remote_code is not off by default"
         if isinstance(node, ast.AnnAssign) and dotted(node.target) == "trust_remote_code":
-            yield node.lineno, "an argument trust_remote_code: read docs/security.md first"
+            yield node.lineno, "an argument trust_remote_code: read docs/development/threat_model.md first"
         if isinstance(node, ast.Call):
             yield from ((node.lineno, words) for words in sins_of_call(node, safe_loaders))
 

@@ -42,7 +42,7 @@ def verdict(knn=0.5, few_shot=0.5, random=(0.5, 0.5), pixels=(0.5, 0.5), state=N
 
 
 def has_praise(text):
-    text = text.lower().replace("docs/healthy_run.md", "")
+    text = text.lower().replace("docs/learning.md", "")
     return [word for word in PRAISE if word in text]
 
 

@@ -33,7 +33,7 @@ from .arguments import ONNX, parse_onnx_arguments
 
 OUTPUTS = ("logits", "last_hidden_state", "pooler_output")
 # Largest allowed difference to PyTorch in float32, as a share of the largest absolute value of the output. Measured:
-# 1e-6 for ViT-B/16 (docs/inference.md).
+# 1e-6 for ViT-B/16 (docs/features.md).
 TOLERANCE = 1e-4
 
 

@@ -62,7 +62,7 @@ class RandomCrops:
         crop_scale, crop_ratio, horizontal_flip, interpolation: as in `random_resized_crop`; the defaults are those of
             the published recipe.
         fast_large_photos: decode a JPEG two, four or eight times smaller if the crop is still at least as large as the
-            sample. This is faster for photos of some megapixels, but the pixels differ a little (docs/loading.md).
+            sample. This is faster for photos of some megapixels, but the pixels differ a little (docs/speed.md).
         seed: of the crops.
 
     Raises:

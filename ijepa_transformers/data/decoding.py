@@ -44,7 +44,7 @@ ImageValue: TypeAlias = StoredImage | Image.Image | None  # None is a row withou
 # A file's content decides its format, not its name. PIL knows more formats; for some it starts other programs (for EPS
 # Ghostscript).
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
-# Limits that bound the memory for any file (docs/bad_images.md has the figures).
+# Limits that bound the memory for any file (docs/development/decoding.md has the figures).
 MAX_IMAGE_PIXELS = 2**27  # 134 million: more than the largest common cameras (102), less than PIL's own limit (179)
 MAX_ASPECT_RATIO = 256  # longer over shorter side. Evaluation resizes the shorter side; the longer one grows with it.
 MAX_FILE_BYTES = 2**29  # of the encoded file

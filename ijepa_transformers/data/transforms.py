@@ -68,7 +68,7 @@ def reduced_random_resized_crop(
 
     The crop is the same part of the image. If both of its sides are at least two, four or eight times as long as those
     of the result, libjpeg divides the sides of the image by that number while it decodes. The pixels then differ a
-    little (docs/loading.md has figures). Otherwise they are the same.
+    little (docs/speed.md has figures). Otherwise they are the same.
     """
     box = sample_crop(*image.height_and_width, size[1] / size[0], scale, ratio, generator)
     reduction = next((n for n in _REDUCTIONS if box[2] >= n * size[0] and box[3] >= n * size[1]), 1)

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 # Below this number of steps, more steps come first. In the quickstart of 23 November 2026 20-NN was .61 after 500
 # steps, .75 after 1,000, .87 after 2,000 and .90 after 3,000.
 FEW_STEPS, USUAL_STEPS = 2000, 4000
-# Below this rank, a run whose k-NN does not rise has few features (docs/own_images.md, "If it does not learn").
+# Below this rank, a run whose k-NN does not rise has few features (docs/pretrain.md, "If it does not learn").
 LOW_RANK = 10
 # From this number of values in a patch on (16 x 16 in colour), the position embeddings are hardly larger than the
-# embedding of a patch with published initial weights (docs/own_images.md).
+# embedding of a patch with published initial weights (docs/pretrain.md).
 LARGE_PATCH = 768
 AT_THE_START = "At the start of the run, after 1,024 images"
-# docs/own_images.md calls the context encoder clearly better from .03 on. From 74 to 89 passes over the digits, 20-NN
+# docs/pretrain.md calls the context encoder clearly better from .03 on. From 74 to 89 passes over the digits, 20-NN
 # rose by .02 to .04.
 CLEAR_LEAD, CLEAR_RISE = 0.03, 0.02
 LATE = 0.75  # the last quarter of a run shows whether it was still learning
@@ -127,7 +127,7 @@ def _facts(run: "Run", spread: Spread | None) -> Facts:
 def advise(verdict: Verdict, facts: Facts) -> list[str]:
     """What to change, the most promising first; empty if the features are better than pixels and nothing rises.
 
-    The cures are those of docs/own_images.md, "If it does not learn", and docs/healthy_run.md.
+    The cures are those of docs/pretrain.md, "If it does not learn", and docs/learning.md.
     """
     if verdict.state == COLLAPSED:
         half = facts.learning_rate / 2

@@ -10,19 +10,19 @@ from ..data.notices import counted
 from .arguments import PretrainingArguments
 
 
-# The longest recipe (stl10) sees each image 1,000 times. On digits 89 times are better than 74 (docs/own_images.md);
+# The longest recipe (stl10) sees each image 1,000 times. On digits 89 times are better than 74 (docs/pretrain.md);
 # nothing was measured beyond that.
 MOST_EPOCHS = 1000
 # After 500 steps the features of the quickstart were hardly better than random ones: 20-NN .520 and .506
-# (docs/healthy_run.md).
+# (docs/learning.md).
 TOO_FEW_STEPS = 500
 # Below this size of a set it is usual to see every image at least once. The recipe medium_images goes up to it.
 SMALL_SET = 100_000
-# The smallest set tried here has 1,297 images (docs/own_images.md).
+# The smallest set tried here has 1,297 images (docs/pretrain.md).
 FEW_IMAGES = 1000
 MOST_WARMUP = 0.5  # of the run; the recipes have .07 to .13
 
-# Recipe, most images, most pixels of a side, channels, as its header and docs/own_images.md say. The first that fits
+# Recipe, most images, most pixels of a side, channels, as its header and docs/pretrain.md say. The first that fits
 # is proposed.
 RECIPES = (
     ("quickstart", 2_500, 32, 1),  # grey, as digits are

@@ -152,7 +152,7 @@ def test_input_pipeline_benchmark_reports_speed_difference_and_profile(monkeypat
     for name, figures in result["pipelines"].items():
         assert figures["images_per_second"]["median"] > 0 and figures["profile"]
         if name.startswith("ours") and "fast" not in name:
-            assert figures["difference"]["largest"] <= 1, "the promise of docs/loading.md"
+            assert figures["difference"]["largest"] <= 1, "the promise of docs/speed.md"
 
 
 @pytest.mark.slow

@@ -334,7 +334,7 @@ LARGEST = {
 
 
 def main():
-    """Prints the table of docs/bad_images.md: PYTHONPATH=. python tests/data/nasty_images.py"""
+    """Prints the table of docs/development/decoding.md: PYTHONPATH=. python tests/data/nasty_images.py"""
     import multiprocessing
 
     context = multiprocessing.get_context("fork")

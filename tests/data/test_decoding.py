@@ -1,5 +1,5 @@
 """A file is either decoded, upright and with the right channels, or it is a bad image with a name and a reason. Memory
-stays bounded. docs/bad_images.md has the results as a table."""
+stays bounded. docs/development/decoding.md has the results as a table."""
 
 import io
 import json

@@ -138,7 +138,7 @@ def test_the_page_begins_with_the_verdict_and_a_model_that_is_worse_than_random_
     name, verdict = next(iter(facts(page).items()))
     assert name == "Verdict on these images" and "20-NN" in verdict and "on 30 test images" in verdict
     assert verdict.startswith("The target encoder is worse than a random encoder. Do not use its features.")
-    words = re.sub('src="[^"]*"', "", page).replace("Good would be:", "").replace("docs/healthy_run.md", "").lower()
+    words = re.sub('src="[^"]*"', "", page).replace("Good would be:", "").replace("docs/learning.md", "").lower()
     assert not any(word in words for word in ("good", "healthy", " fine"))
 
 

@@ -1,0 +1,49 @@
+"""The site builds, with every warning an error: broken links and anchors, pages that are in no menu."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.markdown_files import REPOSITORY
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads mkdocs.yml without the object that makes anchors."""
+
+
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
+
+
+def pages_of(entry) -> list[str]:
+    """The files of a part of the menu."""
+    if isinstance(entry, str):
+        return [entry]
+    parts = entry.values() if isinstance(entry, dict) else entry
+    return [page for part in parts for page in pages_of(part)]
+
+
+def test_the_menu_has_every_page_once():
+    settings = yaml.load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"), _Loader)
+    docs = REPOSITORY / "docs"
+    assert sorted(pages_of(settings["nav"])) == sorted(
+        file.relative_to(docs).as_posix() for file in docs.rglob("*.md")
+    )
+
+
+@pytest.mark.slow
+def test_the_site_builds(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"],
+        cwd=REPOSITORY,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "IJepaForPretraining" in (tmp_path / "site/api/models/index.html").read_text(encoding="utf-8")
+    on_github = "https://github.com/ijepa-transformers/ijepa-transformers/blob/main/examples/semantic_segmentation.py"
+    assert on_github in (tmp_path / "site/dense/index.html").read_text(encoding="utf-8")
