@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from examples.datasets import (
+    build_animals_and_plants,
     build_clip_art,
     build_fashion_mnist,
     build_photo_crops,
@@ -97,6 +98,32 @@ def write_textures(folder):
     return textures
 
 
+FRONTS = ("ant.png", "ant-2.png", "bear_mirror.png", "bear.png", "cartoon/cat.png", *(f"{x}owl.png" for x in "cdef"))
+
+
+def write_animals(folder):
+    """Photographs of one colour, before a transparent margin, on backgrounds of one colour; colour -> its file."""
+    colours = {}
+    for label, folders in enumerate(build_animals_and_plants.CLASSES.values()):
+        for number, name in enumerate(FRONTS):
+            path = folder / build_animals_and_plants.STAMPS / folders[0] / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            colours[250, label, number] = path
+            front = Image.new("RGBA", (40, 30))
+            front.paste((250, label, number, 255), (10, 5, 30, 25))
+            front.save(path)
+    for number, name in enumerate(name for names in build_animals_and_plants.BACKGROUNDS.values() for name in names):
+        path = folder / "usr/share" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        colours[10, number, 0] = path
+        Image.new("RGB", (60, 50), (10, number, 0)).save(path, "PNG")
+    for package in build_animals_and_plants.PACKAGES:
+        path = folder / "usr/share/doc" / package / "copyright"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"License of {package}: GPL-2+")
+    return colours
+
+
 def save_in(archive, name, pixels):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -111,9 +138,13 @@ def few_files(monkeypatch):
     monkeypatch.setattr(build_clip_art, "CLASSES", {"planets": ["sky", "-sky/stars"], "stars": ["sky/stars"]})
     monkeypatch.setattr(build_surfaces, "CLASSES", {"brick": ["brick", "bricks"], "wood": ["wood"]})
     monkeypatch.setattr(build_solar_cells, "BLOCK", 5)
+    monkeypatch.setattr(build_animals_and_plants, "CLASSES", {"birds": ["birds"], "cars": ["cars"]})
+    monkeypatch.setattr(build_animals_and_plants, "DRAWINGS", {"eowl"})
+    monkeypatch.setattr(build_animals_and_plants, "COUNTS", {"train": 24, "test": 8})
 
 
 BUILDERS = {
+    build_animals_and_plants: write_animals,
     build_fashion_mnist: write_idx_files,
     build_photo_crops: write_photographs,
     build_clip_art: write_clip_art,
@@ -455,3 +486,32 @@ def test_textures_that_are_missing_flat_or_damaged_are_named(tmp_path, few_files
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("textures/tex_new/brick_9.png", b"no image")
     assert "brick_9.png' cannot be read as an image" in error_of(build_surfaces, tmp_path, capsys, *words)
+
+
+# Animals and plants
+
+
+def test_photographs_in_front_and_behind_are_of_one_split_and_drawings_are_left_out(tmp_path, few_files):
+    files = write_animals(tmp_path)
+    used = {}
+    for split, dataset in build(build_animals_and_plants, tmp_path, "out", "--side", "20").items():
+        assert dataset.features["label"].names == ["birds", "cars"]
+        images = images_of(dataset)
+        fronts = [image[image[..., 0] == 250][0] for image in images]
+        assert [front[1] for front in fronts] == dataset["label"][:]
+        assert all((image[..., 0] == 250).sum() >= (0.55 * 20) ** 2 for image in images)  # without its margins
+        behind = [image[image[..., 0] == 10][0] for image in images]
+        used[split] = {files[tuple(int(value) for value in colour)] for colour in (*fronts, *behind)}
+    assert not used["train"] & used["test"]
+    names = {split: {path.name for path in paths if "tuxpaint" in str(path)} for split, paths in used.items()}
+    assert names == {"test": {"ant.png", "ant-2.png"}, "train": {"bear.png", "cowl.png", "dowl.png", "fowl.png"}}
+
+
+def test_the_licences_of_the_photographs_lie_beside_them_and_must_be_there(tmp_path, few_files, capsys):
+    write_animals(tmp_path)
+    build(build_animals_and_plants, tmp_path, "with")
+    text = (tmp_path / "with/COPYRIGHT.txt").read_text()
+    assert all(f"License of {package}: GPL-2+" in text for package in build_animals_and_plants.PACKAGES)
+    (tmp_path / "usr/share/doc/mate-backgrounds/copyright").unlink()
+    words = ["--source", str(tmp_path)]
+    assert "which holds the licence" in error_of(build_animals_and_plants, tmp_path, capsys, *words)
