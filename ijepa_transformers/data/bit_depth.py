@@ -14,6 +14,7 @@ from transformers import BaseImageProcessor
 
 from . import notices
 from .decoding import BadImageError, ImageValue, OpenedImage
+from .notices import counted
 from .samples import FULL_RANGE, advice
 
 
@@ -32,6 +33,7 @@ class DepthSample:
         counts: how often each value is there, (65536,).
         brightest: of each 16-bit image the largest value, hot pixels left out.
         num_looked_at: of any kind.
+        num_animations: of these, how many have several frames.
         errors: of those that cannot be read as images of the model's channels.
     """
 
@@ -39,6 +41,7 @@ class DepthSample:
     counts: np.ndarray = field(default_factory=lambda: np.zeros(FULL_RANGE + 1, np.int64))
     brightest: list[int] = field(default_factory=list)
     num_looked_at: int = 0
+    num_animations: int = 0
     errors: list[BadImageError] = field(default_factory=list)
 
     @property
@@ -87,6 +90,7 @@ def look(images: Iterable[ImageValue], num_channels: int, source: str) -> DepthS
         sample.num_looked_at += 1
         try:
             opened = OpenedImage(value)
+            sample.num_animations += opened.is_animation
             samples = opened.samples(num_channels)
             if samples is not None and samples.needs_setting:
                 samples.largest()  # raises if there is no known range
@@ -116,7 +120,7 @@ def white_of(
     Args:
         asked: what the user set.
         inherited: what the model was trained with.
-        tell: is told if many values are above what was asked for, or if some images are dark.
+        tell: is told if values are above what was asked for, or if some images are dark or have fewer bits.
 
     Raises:
         ValueError: if nothing was asked for, and the values do not suit the model or, without a model's setting, the
@@ -129,6 +133,8 @@ def white_of(
                 f"The 16-bit images of {sample.source!r} go up to {sample.largest:,}: {share:.2g} % of the values are "
                 f"above {_SETTING} {asked} and become white."
             )
+        if asked is not None:
+            _tell_of_fewer_bits(sample, asked, tell)
         return asked if asked is not None else inherited
     if inherited is not None:
         _check_inherited(sample, inherited)
@@ -147,6 +153,20 @@ def _tell_of_dark(sample: DepthSample, white: int, tell: Callable[[str], None]) 
         tell(
             f"{len(dark):,} of {sample.num_images:,} 16-bit images of {sample.source!r} use at most {max(dark):,} and "
             f"are dark, because {_SETTING} is {white}."
+        )
+    else:
+        _tell_of_fewer_bits(sample, white, tell)
+
+
+def _tell_of_fewer_bits(sample: DepthSample, white: int, tell: Callable[[str], None]) -> None:
+    """Tells of images whose largest value is just that of fewer bits, such as 32,767 of 15. Else a value as exact as
+    this is rare."""
+    whites = [value for value in sample.brightest if 255 <= value < white and not value & (value + 1)]
+    if whites:
+        tell(
+            f"{len(whites):,} of {sample.num_images:,} 16-bit images of {sample.source!r} end at exactly "
+            f"{max(whites):,}, as images of {max(whites).bit_length()} bits do. They are dark, because {_SETTING} is "
+            f"{white} for all."
         )
 
 
@@ -179,6 +199,11 @@ def settle(
         raise ValueError(
             f"No image of {sample.source!r} can be read, of {sample.num_looked_at} looked at. The first is "
             f"{sample.errors[0]}"
+        )
+    if sample.num_animations:
+        tell(
+            f"{sample.num_animations} of {counted(sample.num_looked_at, 'image')} looked at in {sample.source!r} have"
+            " several frames; only the first one is read."
         )
     white = white_of(sample, asked, setting_of(processor), tell)
     if white is not None:

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from .arrays import open_array
 from .heif import NotReadableError, is_heif, open_heif
 from .limits import check_cost, exif_is_cheap
-from .samples import MAX_CHANNELS, Samples, check_upper_bytes, keeps_upper_byte_only, samples_of
+from .samples import MAX_CHANNELS, Samples, samples_of
 from .tiff import is_tiff, read_tiff_header, tiff_samples
 
 
@@ -62,6 +62,7 @@ _STEPS_BY_ORIENTATION = {
     7: (True, True, True),
     8: (False, True, True),
 }
+_ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
 _JPEG_FORMATS = ("JPEG", "MPO")  # MPO is PIL's name for a JPEG that holds several images; phones write such files
 FILE_URI = "file://"
 # A broken file is reported once, by its name, in a BadImageError. PIL's own warnings do not name the file.
@@ -170,6 +171,14 @@ class OpenedImage:
         return bool(self._encoded) and self._image is not None and self._image.format in _JPEG_FORMATS
 
     @property
+    def is_animation(self) -> bool:
+        """Whether the image has several frames, of which the first is read."""
+        try:
+            return getattr(self._image, "format", None) in _ANIMATED_FORMATS and bool(self._image.is_animated)  # type: ignore[union-attr]
+        except Exception:  # what is broken behind the first frame does not matter
+            return False
+
+    @property
     def height_and_width(self) -> tuple[int, int]:
         """Of the upright image. Only for JPEG files, whose orientation is known before they are decoded."""
         width, height = self._size
@@ -209,8 +218,6 @@ class OpenedImage:
                 array = _decode_jpeg(self._encoded, self._image, num_channels, reduction)
             if array is None:
                 array = _decode_with_pil(self._image, num_channels, reduction)
-            if keeps_upper_byte_only(self._image, self._encoded):
-                check_upper_bytes(array, sixteen_bit_max)
             return _upright(array, *_upright_steps(self._image))
 
     def samples(self, num_channels: int) -> Samples | None:

@@ -174,6 +174,8 @@ def samples_of(image: Image.Image, encoded: bytes | None) -> Samples | None:
         return _png_samples(image, encoded)
     if encoded is not None and image.format == "PPM" and image.mode == "RGB":
         return _ppm_samples(image, encoded)
+    if image.format == "JPEG2000" and encoded is not None:
+        _check_jpeg_2000(image, encoded)
     if image.mode not in SIXTEEN_BIT_MODES:
         return None
     white = _declared_white(image, encoded)
@@ -187,14 +189,25 @@ def _declared_white(image: Image.Image, encoded: bytes | None) -> int | None:
         args = image.tile[0][3] if getattr(image, "tile", None) else "I;16B"  # type: ignore[attr-defined]
         return FULL_RANGE if isinstance(args, tuple) and args[-1] != FULL_RANGE else None  # PIL has scaled it
     if image.format == "JPEG2000" and encoded is not None:
-        precision = _jpeg_2000_precision(encoded)
-        return (2**precision - 1) << (16 - precision) if precision < 16 else None  # PIL has shifted it
+        bits = _jpeg_2000_bits(encoded)[0]
+        return (2**bits - 1) << (16 - bits) if bits < 16 else None  # PIL has shifted it
     return None
 
 
-def _jpeg_2000_precision(encoded: bytes) -> int:
+def _jpeg_2000_bits(encoded: bytes) -> tuple[int, ...]:
+    """The bits of each component; 8 if the header is damaged, which the decoder will say."""
     start = encoded.find(_JPEG_2000_SIZES)
-    return (encoded[start + 42] & 127) + 1 if 0 <= start < len(encoded) - 42 else 16
+    components = encoded[start + 40 : start + 42] if start >= 0 else b""
+    sizes = encoded[start + 42 : start + 42 + 3 * int.from_bytes(components, "big") : 3]
+    return tuple((size & 127) + 1 for size in sizes) or (8,)
+
+
+def _check_jpeg_2000(image: Image.Image, encoded: bytes) -> None:
+    """Raises ValueError for bits that PIL reads wrongly: it turns white into black, or into grey."""
+    bits = _jpeg_2000_bits(encoded)
+    if set(bits) != {8} and image.mode not in SIXTEEN_BIT_MODES:
+        which = "grey" if len(bits) == 1 else "colours"
+        raise ValueError(f"{which} of {max(bits)} bits in JPEG 2000 are not read; store PNG or TIFF")
 
 
 def _png_samples(image: Image.Image, encoded: bytes) -> Samples:
@@ -248,18 +261,3 @@ def _ppm_samples(image: Image.Image, encoded: bytes) -> Samples | None:
     if len(encoded) - offset < 2 * num_values:
         raise ValueError("the PPM is cut off")
     return Samples(np.frombuffer(encoded, ">u2", num_values, offset).reshape(height, width, 3), "RGB")
-
-
-def keeps_upper_byte_only(image: Image.Image, encoded: bytes | None) -> bool:
-    """Whether PIL gives the upper 8 bits of 16, of colours in JPEG 2000."""
-    is_colour = image.format == "JPEG2000" and image.mode not in SIXTEEN_BIT_MODES
-    return is_colour and encoded is not None and _jpeg_2000_precision(encoded) == 16
-
-
-def check_upper_bytes(array: np.ndarray, sixteen_bit_max: int | None) -> None:
-    """Raises ValueError if the upper 8 bits of 16, uint8 (H, W, S), do not hold the image."""
-    if sixteen_bit_max in (None, FULL_RANGE):
-        if sixteen_bit_max is None:
-            full_range(257 * int(array.max()))
-        return
-    raise ValueError("only the upper 8 bits of 16-bit colours in JPEG 2000 are read; store PNG or TIFF")

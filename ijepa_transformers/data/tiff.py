@@ -28,7 +28,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # a broken file is
 INSTALL = "pip install 'ijepa-transformers[multiband]'"
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK = 0, 1, 2, 3, 5
 _COLOUR_SAMPLES = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, 4: 1, CMYK: 4, 6: 3, 8: 3}
-_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _PREMULTIPLIED, _ALPHA = 1, 2
 _FORMS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of the integers that a tag may hold
 _MAX_VALUES = 1024  # of a tag that is read here
@@ -138,8 +138,8 @@ class TiffHeader:
 
     @property
     def declared_max(self) -> int | None:
-        """The value of white that the header says: None for 16 and 32 bits, which may hold fewer."""
-        return 2**self.bits - 1 if self.bits not in (16, 32) else None
+        """The value of white that the header says: None for 16 bits and more, which may hold fewer."""
+        return 2**self.bits - 1 if self.bits < 16 else None
 
 
 class _Directories:
@@ -231,7 +231,7 @@ def read_tiff_header(encoded: bytes) -> TiffHeader:
         height=one(_HEIGHT, 0),
         bits=one(_BITS, 1),
         samples=one(_SAMPLES, 1),
-        sample_format=one(_FORMAT, _UNSIGNED),
+        sample_format=_UNSIGNED if one(_FORMAT, _UNSIGNED) == _UNDEFINED else one(_FORMAT, _UNSIGNED),
         photometric=one(_PHOTOMETRIC, BLACK_IS_ZERO),
         extra_samples=tags.get(_EXTRA, ()),
         is_separate=one(_PLANAR, 1) == 2,

@@ -1,9 +1,13 @@
 """A data set whose 16-bit images would be dark stops a command, also if only most of them are, or have hot pixels."""
 
+import io
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from ijepa_transformers.data.bit_depth import look, white_of
+from ijepa_transformers.data.bit_depth import look, settle, white_of
 from tests.data.image_files import cells, in_bits, png
 
 
@@ -44,6 +48,24 @@ def test_a_few_dark_images_are_told():
     told = []
     assert white_of(sample_of(TWELVE, FULL, FULL), None, tell=told.append) == 65535
     assert "1 of 3 16-bit images of 'scans' use at most 4,080 and are dark" in told[0]
+
+
+@pytest.mark.parametrize(("asked", "whites", "bits"), [(None, (32767, 65535), 15), (4095, (1023, 4095), 10)])
+def test_images_of_fewer_bits_than_the_others_are_told(asked, whites, bits):
+    told = []
+    sample = sample_of(*(in_bits(cells(), white) for white in whites))
+    assert white_of(sample, asked, tell=told.append) == whites[1]
+    assert f"1 of 2 16-bit images of 'scans' end at exactly {whites[0]:,}, as images of {bits} bits do" in told[0]
+
+
+def test_images_of_several_frames_are_told(capsys):
+    frames = [Image.fromarray(cells(number, 3)) for number in range(3)]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    still = {"bytes": png(cells(samples=3)), "path": None}
+    settle(SimpleNamespace(), look([{"bytes": file.getvalue(), "path": None}, still], 3, "films"), None)
+    said = "1 of 2 images looked at in 'films' have several frames; only the first one is read"
+    assert said in capsys.readouterr().err
 
 
 def test_images_of_different_brightness_are_no_fault():

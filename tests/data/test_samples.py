@@ -2,6 +2,7 @@
 whose reason says why."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from ijepa_transformers.data import tiff as tiff_module
 from ijepa_transformers.data.decoding import BadImageError, decode_image
-from tests.data.image_files import cells, in_bits, npy, npz, png, tiff
+from tests.data.image_files import cells, in_bits, jpeg_2000, npy, npz, png, tiff
 
 
 RGB = 2
@@ -131,6 +132,27 @@ def test_signed_sixteen_bits_are_read_if_none_is_negative():
 
 
 # TIFF: bands and pages
+
+
+def test_integers_of_64_bits_are_taken_as_16_bits():
+    """Their white would be 2**64 - 1, and every image black."""
+    pixels = cells()
+    assert np.array_equal(decoded(grey_tiff(in_bits(pixels, 65535).astype("u8")), 1), pixels)
+
+
+def test_samples_of_an_undefined_kind_are_unsigned():
+    pixels = cells()
+    content = grey_tiff(pixels).replace(struct.pack("<HHIH", 339, 3, 1, 1), struct.pack("<HHIH", 339, 3, 1, 4))
+    assert np.array_equal(decoded(content, 1), pixels)
+
+
+@pytest.mark.parametrize(("samples", "bits"), [(1, 9), (3, 4), (3, 12), (3, 16)])
+def test_bits_that_pil_reads_wrongly_in_jpeg_2000_are_refused(samples, bits):
+    pixels = cells(samples=samples)
+    content = jpeg_2000(pixels if samples == 3 else pixels[..., 0])
+    content = content.replace(b"\7\1\1" * samples, bytes((bits - 1, 1, 1)) * samples)
+    which = "grey" if samples == 1 else "colours"
+    assert f"{which} of {bits} bits in JPEG 2000 are not read" in reason_of(content)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
