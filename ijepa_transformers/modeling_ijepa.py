@@ -466,8 +466,13 @@ class IJepaPredictor(nn.Module):
             targets = self._predict_jointly(context, targets, **kwargs)
         return self.output_projection(self.layernorm(targets)).unflatten(0, pairs)
 
+    @torch.compiler.disable(recursive=False)
     def _predict_jointly(self, context: torch.Tensor, targets: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Each target block goes through the layers with its own copy of the context (the published predictor)."""
+        """Each target block goes through the layers with its own copy of the context (the published predictor).
+
+        `torch.compile` compiles the layers, but not this function: Inductor cannot order the strides of tensors whose
+        length is the sum of two changing lengths.
+        """
         num_blocks = targets.shape[0] // (context.shape[0] * context.shape[1])
         context = context.unsqueeze(2).expand(-1, -1, num_blocks, -1, -1).flatten(0, 2)  # (B * C * M, N_ctx, P)
         *layers, last_layer = self.layers
@@ -731,7 +736,7 @@ class IJepaForPretraining(IJepaPreTrainedModel):
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # noqa: RUF012
-    _can_compile_fullgraph = False  # see `compile`
+    _can_compile_fullgraph = False  # see `IJepaPredictor._predict_jointly`
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)

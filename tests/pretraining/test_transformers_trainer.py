@@ -206,3 +206,16 @@ def test_the_example_trains_evaluates_and_saves_what_opens_here(tmp_path):
     opened = IJepaForPretraining.from_pretrained(tmp_path)
     assert_equal_weights(opened.state_dict(), trainer.model.state_dict())
     assert not torch.equal(opened.ijepa.layernorm.bias, opened.context_encoder.layernorm.bias)
+
+
+@pytest.mark.slow
+def test_torch_compile_of_the_trainer_changes_nothing(tiny_model, tmp_path):
+    ends = []
+    for name, compiled in (("plain", False), ("compiled", True)):
+        reset_accelerate()
+        trainer = build(tiny_model, tmp_path / name, torch_compile=compiled)
+        lengths = {batch["context_indices"].shape[-1] for batch in trainer.get_train_dataloader()}
+        assert len(lengths) > 1
+        trainer.train()
+        ends.append(trainer.model.state_dict())
+    assert_close_weights(*ends, tolerance=1e-5)
