@@ -252,7 +252,8 @@ def build_accelerator(
         log_with=list(trackers) or None,
         project_dir=project_dir,
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),  # position tables never change
+            # Position tables never change. Gradients are averaged where they lie, without a second copy of them.
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             process_group_settings(),
         ],
     )
@@ -295,6 +296,22 @@ def whole_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[str,
     Other processes may get an empty or incomplete dictionary.
     """
     return dict(accelerator.get_state_dict(model) or {})
+
+
+def norm_and_agreement(
+    accelerator: Accelerator, parameters: Iterable[torch.nn.Parameter], condition: bool
+) -> tuple[float, bool]:
+    """`gradient_norm`, and whether `condition` is true on any process. Waits for the device once, for both.
+
+    A collective call. Not for DeepSpeed.
+    """
+    norm = gradient_norm(parameters)
+    if accelerator.num_processes == 1:
+        return float(norm), bool(condition)
+    flag = torch.tensor(float(bool(condition)), device=norm.device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    found, agreed = torch.stack([norm.float(), flag]).tolist()
+    return found, bool(agreed)
 
 
 def any_process(accelerator: Accelerator, condition: bool) -> bool:

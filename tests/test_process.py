@@ -13,12 +13,14 @@ kept = []
 process.keep_freed_memory = lambda: kept.append(True)
 process._has_glibc = lambda: GLIBC
 process.prepare_process()
-print(os.environ.get("OMP_WAIT_POLICY"), bool(kept), "torch" in __import__("sys").modules)
+growing = [os.environ.get(name, "").count("expandable") for name in process.GPU_ALLOCATORS]
+print(os.environ.get("OMP_WAIT_POLICY"), bool(kept), "torch" in __import__("sys").modules, *growing)
 """
 
 
 def shown(glibc=True, **variables):
-    """Waiting policy, whether freed memory is kept, and whether torch was imported."""
+    """Waiting policy, whether freed memory is kept, whether torch was imported, and whether the GPU memory's blocks
+    grow by each of the two variables."""
     code = SHOW.replace("GLIBC", str(glibc))
     environment = {"PYTHONPATH": ":".join(filter(None, sys.path)), **variables}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
@@ -26,7 +28,7 @@ def shown(glibc=True, **variables):
 
 
 def test_threads_sleep_while_they_wait_and_freed_memory_is_kept_without_importing_torch():
-    assert shown() == ["passive", "True", "False"]
+    assert shown()[:3] == ["passive", "True", "False"]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,13 @@ def test_threads_sleep_while_they_wait_and_freed_memory_is_kept_without_importin
 )
 def test_what_the_user_set_stays(variables, expected):
     assert shown(**variables)[:2] == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has it on Linux only")
+def test_blocks_of_gpu_memory_grow_unless_the_user_chose():
+    assert sorted(shown()[3:]) == ["0", "1"]
+    for variable in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        assert shown(**{variable: "backend:native"})[3:] == ["0", "0"]
 
 
 def test_other_c_libraries_keep_their_own_memory():

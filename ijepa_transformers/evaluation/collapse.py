@@ -59,7 +59,10 @@ def effective_rank(features: torch.Tensor) -> float:
     if relative_std(features) <= ROUNDING_LEVEL:
         return 1.0
     centred = features.cpu().double() - features.cpu().double().mean(dim=0)
-    singular_values = torch.linalg.svdvals(centred)
+    if len(centred) < centred.shape[1]:
+        centred = centred.T
+    # The eigenvalues of D x D (or N x N) products are the squares of the singular values, and found much sooner.
+    singular_values = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0).sqrt()
     shares = singular_values / singular_values.sum()
     return torch.special.entr(shares).sum().exp().item()
 

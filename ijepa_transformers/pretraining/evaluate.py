@@ -135,12 +135,16 @@ class Probe:
         return train, labels[:count], test, labels[count:]
 
     def knn(self, encoder: Encoder) -> float:
-        return knn_accuracy(*self.features_of(encoder), k=self.num_neighbors)
+        return self._knn(*self.features_of(encoder))
+
+    def _knn(self, *features: torch.Tensor) -> float:
+        """On the device of training: 50,000 images take minutes on a CPU."""
+        return knn_accuracy(*(tensor.to(self.accelerator.device) for tensor in features), k=self.num_neighbors)
 
     def row(self, name: str, encoder: Encoder, shots: int = 5) -> dict[str, str | float]:
         """One row of the final table. Few-shot accuracy is left out where a class has too few images."""
         train, train_labels, test, test_labels = self.features_of(encoder)
-        accuracy = knn_accuracy(train, train_labels, test, test_labels, k=self.num_neighbors)
+        accuracy = self._knn(train, train_labels, test, test_labels)
         row: dict[str, str | float] = {"features": name, self.knn_name: accuracy}
         if train_labels.unique(return_counts=True)[1].min() >= shots:
             result = few_shot_accuracy(train, train_labels, test, test_labels, shots=shots, num_draws=NUM_DRAWS)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..data.order import forward_seed
 from ..data.transforms import normalize_pixel_values
-from ..distributed import any_process, gradient_norm, update_target_encoder
+from ..distributed import any_process, norm_and_agreement, update_target_encoder
 from ..evaluation.collapse import spread_of
 from .build import Run, is_evaluated
 from .evaluate import evaluate
@@ -125,6 +125,7 @@ class Step:
     pooled_targets: list[torch.Tensor] = field(default_factory=list)
     grad_norm: float = float("nan")
     moved: bool = False
+    stops: bool = False  # a process was asked to stop; all processes know it
 
     def add(self, batch: dict[str, Any], loss: torch.Tensor, target_hidden_states: torch.Tensor) -> None:
         self.batches.append({key: value for key, value in batch.items() if key != "pixel_values"})  # too large to keep
@@ -151,27 +152,29 @@ def optimizer_step(run: Run, batches: Iterator[dict[str, Any]], number: int) -> 
             accelerator.backward(output.loss)
             step.add(batch, output.loss, output.target_hidden_states)
             del output  # otherwise it would stay in memory during the next forward pass
-    step.grad_norm, step.moved = _update_weights(run)
+    _update_weights(run, step)
     return step
 
 
-def _update_weights(run: Run) -> tuple[float, bool]:
-    """Moves the weights if the gradient is finite. Returns the norm of the gradient and whether the weights moved."""
+def _update_weights(run: Run, step: Step) -> None:
+    """Moves the weights if the gradient is finite. Notes the norm of the gradient, and whether the weights moved."""
     accelerator, limit = run.accelerator, run.arguments.max_grad_norm
     if run.launch.uses_deepspeed:  # it has already clipped and stepped, or skipped, at the end of the backward pass
         optimizer = cast("DeepSpeedOptimizerWrapper", run.optimizer)
-        return float(cast(torch.Tensor, accelerator.clip_grad_norm_([], 0.0))), not optimizer.step_was_skipped
+        step.grad_norm = float(cast(torch.Tensor, accelerator.clip_grad_norm_([], 0.0)))
+        step.moved = not optimizer.step_was_skipped
+        step.stops = any_process(accelerator, bool(run.stop))
+        return
     accelerator.unscale_gradients()
     parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
-    norm = float(gradient_norm(parameters))
-    moved = math.isfinite(norm)
-    if moved and limit is not None and norm > limit:
+    step.grad_norm, step.stops = norm_and_agreement(accelerator, parameters, bool(run.stop))
+    step.moved = math.isfinite(step.grad_norm)
+    if step.moved and limit is not None and step.grad_norm > limit:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        torch._foreach_mul_(gradients, limit / (norm + 1e-6))
-    if moved or accelerator.scaler is not None:  # with fp16 the scaler skips the step itself and lowers its scale
+        torch._foreach_mul_(gradients, limit / (step.grad_norm + 1e-6))
+    if step.moved or accelerator.scaler is not None:  # with fp16 the scaler skips the step itself and lowers its scale
         run.optimizer.step()
     run.optimizer.zero_grad()
-    return norm, moved
 
 
 def train(run: Run) -> None:
@@ -205,7 +208,7 @@ def train(run: Run) -> None:
         progress.update()
         _say(run, estimate.after(done))
         diverged = run.skipped_steps > arguments.max_skipped_steps
-        stops = any_process(run.accelerator, bool(run.stop)) or diverged
+        stops = step.stops or diverged
         saves = last or stops or done % arguments.save_steps == 0
         evaluates = is_evaluated(run, done) and not stops
         # There is a row at every checkpoint, so a resumed run needs nothing of the window before it.
