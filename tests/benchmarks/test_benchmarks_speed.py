@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.speed import feature_extraction, input_pipeline, masking, timing
+from benchmarks.speed import feature_extraction, gpu, input_pipeline, masking, timing
 from ijepa_transformers.masking import MultiBlockMasking
 
 
@@ -163,3 +163,34 @@ def test_end_to_end_benchmark_accounts_for_all_time():
     assert 0.5 * report["seconds"] < sum(report["phases"].values()) <= report["seconds"] + 0.1
     assert report["loop"]["calls"]["step"] == 2 * report["steps"]
     assert 0 < report["loop"]["outside_step"]["total_percent"] < 100
+
+
+# ---- one GPU --------------------------------------------------------------------------------------------------------
+
+
+def test_the_gpu_benchmark_goes_on_after_a_part_that_failed_and_repeats_no_part(monkeypatch, tmp_path, capsys):
+    output = tmp_path / "rows.jsonl"
+    commands = {
+        "step": ["-c", "import sys; sys.exit('no memory')"],
+        "loop": ["-c", "print('a word'); print('{\"benchmark\": \"loop\"}')"],
+        "features": ["-c", "import time; print('started', flush=True); time.sleep(60)"],
+    }
+    monkeypatch.setattr(gpu, "command", lambda part, own: commands[part])
+    words = ["--tiny", "--output", str(output), "--minutes", "0", "--grace", "3"]
+    gpu.main(words)
+    step, loop, features = map(json.loads, output.read_text().splitlines())
+    assert step["error"] == ["no memory"] and loop["result"] == {"benchmark": "loop"}
+    assert features["printed"] == ["started"] and "time" in features["error"][0]
+    gpu.main([*words, "--parts", "step", "loop"])
+    assert [json.loads(line)["part"] for line in output.read_text().splitlines()][3:] == ["step"]
+    assert "loop: is there already" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_every_part_in_tiny_sizes(tmp_path):
+    output = tmp_path / "rows.jsonl"
+    gpu.main(["--tiny", "--output", str(output), "--grace", "200"])
+    parts = {line["part"]: line["result"] for line in map(json.loads, output.read_text().splitlines())}
+    assert list(parts) == ["step", "loop", "features"]
+    calls = parts["loop"]["loop"]["calls"]
+    assert calls["checkpoint"] == 2 and calls["evaluation"] == 2
