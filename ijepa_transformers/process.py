@@ -25,8 +25,8 @@ def prepare_process() -> None:
     - Threads sleep while they wait for each other. By default they spin. On a machine that is shared with other
       programs, spinning takes the time that the awaited thread needs: steps were ten times as long.
     - glibc keeps freed memory for the next step. By default it gives large blocks back to the system at once.
-    - On CUDA GPUs, under Linux, blocks of memory can grow. Otherwise masks of changing lengths leave gaps, until memory
-      is short and a step waits for cleaning up.
+    - On CUDA GPUs, under Linux, blocks of memory can grow. Otherwise masks of changing lengths leave gaps, until
+      memory is short and a step waits for cleaning up.
 
     What the user set stays: the variables OMP_WAIT_POLICY, GOMP_SPINCOUNT, MALLOC_* or GLIBC_TUNABLES, and
     PYTORCH_CUDA_ALLOC_CONF or PYTORCH_ALLOC_CONF.
