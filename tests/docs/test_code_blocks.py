@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ijepa_transformers import cli
-from ijepa_transformers.arguments import find_recipe, flags_of
+from ijepa_transformers.arguments import find_recipe, flags_of, list_recipes
 from ijepa_transformers.evaluation.arguments import GROUPS as PROBING
 from ijepa_transformers.evaluation.extraction_arguments import GROUPS as EXTRACTION
 from ijepa_transformers.finetuning.training_arguments import GROUPS as FINE_TUNING
@@ -142,6 +142,11 @@ def test_python_blocks_compile_and_what_they_import_exists(block):
 def test_the_page_of_commands_lists_all_of_them():
     page = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `ijepa (\w+)` \|", page, flags=re.MULTILINE) == [*cli.COMMANDS, "recipes"]
+
+
+def test_pages_name_every_recipe():
+    text = "".join(page.read_text(encoding="utf-8") for page in user_pages())
+    assert [name for name in list_recipes() if f"`{name}`" not in text] == []
 
 
 def test_readme_is_short_and_has_the_two_commands_of_a_fresh_machine():
