@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .kinds import (
     ARRAY_EXTENSIONS,
+    IGNORED_FOLDERS,
     METADATA_NAMES,
     SHARD_BUILDERS,
     advice,
@@ -58,6 +59,8 @@ def resolve(source: str, config_name: str | None = None) -> ResolvedSource:
         ValueError: if the source is a path where nothing is, holds no images, or holds several kinds of files; or if
             `config_name` is given for another source than a data set of the Hub.
     """
+    if not source.strip():
+        raise ValueError(f"the name of the data is empty: {source!r}")
     path = Path(source).expanduser()
     resolved = _resolve_files(source, path)
     if resolved.kind != "hub" and config_name is not None:
@@ -81,7 +84,8 @@ def _resolve_files(source: str, path: Path) -> ResolvedSource:
 
 
 def _resolve_folder(folder: Path) -> ResolvedSource:
-    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+    is_saved = (folder / "state.json").exists() and (folder / "dataset_info.json").exists()
+    if is_saved or (folder / "dataset_dict.json").exists():
         return ResolvedSource("saved", folder=folder)
     found = _files_of_one_kind(str(folder), _visible_files(folder, (os.path.realpath(folder),)))
     if found.kind == "image":
@@ -99,7 +103,7 @@ def _looks_like_a_path(source: str) -> bool:
 def _visible_files(folder: Path, parents: tuple[str, ...]) -> Iterator[Path]:
     """The files at any depth, sorted. Links to folders are followed, but not back to a folder above them."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or entry.name in IGNORED_FOLDERS:
             continue
         if not _is_folder(entry):
             yield folder / entry.name
@@ -150,6 +154,11 @@ def _files_of_one_kind(source: str, files: Iterable[Path]) -> _Found:
 
 
 def _nothing_to_read(source: str, others: list[Path]) -> str:
+    if glob.has_magic(source) and all(map(os.path.isdir, others)):
+        found = f"matches folders only, such as {str(others[0])!r}" if others else "matches no file"
+        raise ValueError(
+            f"{source!r} {found}; name a folder, or files, such as {os.path.join('photos', '**', '*.jpg')!r}"
+        )
     if len(others) == 1 and is_archive(others[0]):
         return f"{source!r} is packed or compressed: unpack {others[0].name!r} first"
     kinds = count_kinds(others)

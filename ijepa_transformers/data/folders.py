@@ -5,10 +5,13 @@ Not by the `imagefolder` builder of `datasets`, which takes splits from file nam
 """
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .masks import refuse_mask_files, refuse_mask_folders
+from .kinds import IGNORED_FOLDERS
+from .masks import header_of, refuse_masks
+from .notices import tell
 from .splits import meanings_in, split_meaning
 
 
@@ -22,11 +25,13 @@ class FolderLayout:
     Args:
         splits: the images by name of the split, relative to the folder. A folder without splits is "train".
         classes: the class of every image, by split. Only splits in which every image lies in a class folder are here.
+        strays: in the other splits, an image that lies beside class folders that hold most of the images.
         class_names: sorted, of all splits.
     """
 
     splits: dict[str, list[Path]]
     classes: dict[str, list[str]] = field(default_factory=dict)
+    strays: dict[str, Path] = field(default_factory=dict)
     class_names: list[str] = field(default_factory=list)
 
 
@@ -45,23 +50,49 @@ def layout_of(folder: Path, files: list[Path]) -> FolderLayout:
     for file in files:
         splits.setdefault("train" if depth is None else file.parts[depth], []).append(file)
     first = 0 if depth is None else depth + 1
-    in_folders = {
-        split: [file.parts[first] for file in paths if len(file.parts) > first + 1] for split, paths in splits.items()
-    }
-    classes = {split: names for split, names in in_folders.items() if len(names) == len(splits[split])}
-    for split in classes:
-        refuse_mask_folders(folder, splits[split], _names_where_they_differ(splits[split], first))
-    refuse_mask_files(folder, files)
-    return FolderLayout(splits, classes, sorted({name for names in classes.values() for name in names}))
+    refuse_masks(str(folder), files, lambda file: header_of(folder / file))
+    layout = FolderLayout(splits)
+    for split, paths in splits.items():
+        names = [file.parts[first] for file in paths if len(file.parts) > first + 1]
+        if len(names) == len(paths):
+            layout.classes[split] = names
+        elif len(set(names)) > 1 and 2 * len(names) > len(paths):
+            layout.strays[split] = next(file for file in paths if len(file.parts) == first + 1)
+    layout.class_names = sorted({name for names in layout.classes.values() for name in names})
+    _tell_of_folders(folder, layout, first)
+    return layout
 
 
-def _names_where_they_differ(files: list[Path], place: int) -> list[str]:
-    """The folders of the images from this part of their paths on, below those that hold all images; "" for none."""
-    while True:
-        names = [file.parts[place] if len(file.parts) > place + 1 else "" for file in files]
-        if len(set(names)) > 1 or not names[0]:
-            return names
-        place += 1
+def splits_in(files: Iterable[Path]) -> list[str]:
+    """Folders with the names of at least two different splits, anywhere in these paths; or none."""
+    found = {meaning: part for file in files for part in file.parts[:-1] if (meaning := split_meaning(part))}
+    return sorted(found.values()) if len(found) > 1 else []
+
+
+def _tell_of_folders(folder: Path, layout: FolderLayout, place: int) -> None:
+    """Tells of class folders without an image, and of folders that are there twice, by a link."""
+    parents = {split: folder.joinpath(*paths[0].parts[:place]) for split, paths in layout.splits.items()}
+    _tell_of_twins(list(parents.values()) if place else [])
+    for split in layout.classes if len(layout.class_names) > 1 else ():
+        inside = sorted(path.name for path in parents[split].iterdir() if os.path.isdir(path))
+        empty = [
+            name
+            for name in inside
+            if name not in layout.class_names and name not in IGNORED_FOLDERS and name[0] != "."
+        ]
+        if empty:
+            more = f" (nor do {len(empty) - 1:,} more)" if len(empty) > 1 else ""
+            tell(f"{str(parents[split] / empty[0])!r} holds no image{more}, so it is no class.")
+        _tell_of_twins([parents[split] / name for name in sorted(set(layout.classes[split]))])
+
+
+def _tell_of_twins(folders: Sequence[Path]) -> None:
+    """Tells of two folders that are one, because one is a link to the other."""
+    seen: dict[str, Path] = {}
+    for folder in folders:
+        first = seen.setdefault(os.path.realpath(folder), folder)
+        if first != folder:
+            tell(f"{str(folder)!r} and {str(first)!r} are the same folder, so their images are there twice.")
 
 
 def _split_depth(folder: Path, files: list[Path]) -> int | None:
@@ -95,7 +126,8 @@ def _require_only_splits(folder: Path, tops: set[str], above: tuple[str, ...]) -
 def _refuse_hidden_splits(folder: Path, files: list[Path], depth: int, tops: set[str]) -> None:
     """Raises ValueError if folders further down look like splits, which would all be trained on."""
     named = sorted(top for top in tops if len(meanings_in(top)) == 1)
-    if len(set().union(*map(meanings_in, named))) > 1 and len(tops) <= _MOST_SPLITS:
+    few_or_all = len(tops) <= _MOST_SPLITS or len(named) == len(tops)  # train.X1 to train.X4 and val.X
+    if len(set().union(*map(meanings_in, named))) > 1 and few_or_all:
         raise ValueError(
             f"{str(folder)!r}: {' and '.join(map(repr, named))} look like splits; call them train, validation and"
             " test, or, if they are classes, move them into a folder 'train'"

@@ -16,6 +16,7 @@ _PLAIN_EXTENSIONS = (
 ARRAY_EXTENSIONS = (".npy", ".npz")  # images where no others are; beside photographs they may be anything
 _HEIF_EXTENSIONS = (".heic", ".heif", ".hif")
 SHARD_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+IGNORED_FOLDERS = ("@eaDir", "__MACOSX", "lost+found")  # file systems and archivers add them
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # Files that lie beside images and are none: texts, tables, labels of other programs.
 _COMPANIONS = (

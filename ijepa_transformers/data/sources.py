@@ -17,13 +17,17 @@ from PIL import Image
 from ..arguments import DatasetArguments, require
 from .decoding import FILE_URI, BadImageError, OpenedImage, StoredImage, value_name
 from .finding import ResolvedSource, resolve
-from .folders import FolderLayout, layout_of
+from .folders import FolderLayout, layout_of, splits_in
 from .kinds import SHARD_BUILDERS, left_out_sentence
 from .labels import LabelError, describe_columns, is_value, read_labels
+from .masks import header_of, refuse_masks
 from .metadata import Metadata
 from .notices import tell
 from .splits import AUTO, OR, choose_split, split_meaning
 from .tars import open_tars
+
+
+_UNLABELLED_TAR = "has no labels: in a tar they are read from a .cls or a .json beside each image, not from folders"
 
 
 def load_image_dataset(
@@ -159,8 +163,10 @@ def _open_source(source: str, config_name: str | None, cache_dir: str | os.PathL
     if resolved.left_out:
         tell(left_out_sentence(source, sum(map(len, resolved.files.values())), resolved.left_out))
     if resolved.kind == "image":
-        return _open_images(resolved)
-    return _OpenedSource(_open_tables(source, resolved, config_name, cache_dir))
+        return _open_images(source, resolved)
+    tables = _open_tables(source, resolved, config_name, cache_dir)
+    is_bare = resolved.kind == ".tar" and all(len(table.column_names) == 1 for table in tables.values())
+    return _OpenedSource(tables, _UNLABELLED_TAR if is_bare else "")
 
 
 def _open_tables(
@@ -171,7 +177,7 @@ def _open_tables(
     if resolved.kind == "url":
         raise ValueError(f"{source!r} is neither a file nor a folder on this machine; a URL needs streaming")
     if resolved.kind == "saved":
-        saved = datasets.load_from_disk(str(resolved.folder))
+        saved = _open_saved(str(resolved.folder))
         return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     if resolved.kind == ".tar":
         return open_tars(resolved.files, cache_dir)
@@ -181,6 +187,15 @@ def _open_tables(
         return _load_with_datasets(problem, path=builder, data_files=data_files, cache_dir=cache_dir)
     problem = f"{source!r} is neither a file nor a folder on this machine, and it cannot be loaded from the Hub"
     return _load_with_datasets(problem, path=source, name=config_name, cache_dir=cache_dir)
+
+
+def _open_saved(folder: str) -> datasets.Dataset | datasets.DatasetDict:
+    try:
+        return datasets.load_from_disk(folder)
+    except Exception as error:  # of many classes
+        raise ValueError(
+            f"{folder!r} has the files of a save_to_disk folder, and cannot be opened: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _load_with_datasets(problem: str, **arguments: Any) -> dict[str, datasets.Dataset]:
@@ -219,10 +234,11 @@ def _features(class_names: Sequence[str] = ()) -> datasets.Features:
 # Folders of images
 
 
-def _open_images(resolved: ResolvedSource) -> _OpenedSource:
+def _open_images(source: str, resolved: ResolvedSource) -> _OpenedSource:
     files = resolved.files["train"]
     folder = resolved.folder
     if folder is None:
+        _look_at_files(source, files)
         return _OpenedSource({"train": _image_paths(files)}, "has no labels: it is a list of files, not a folder")
     layout = layout_of(folder, [file.relative_to(folder) for file in files])
     metadata = Metadata(folder, resolved.metadata)
@@ -234,6 +250,15 @@ def _open_images(resolved: ResolvedSource) -> _OpenedSource:
         _why_unlabelled(layout, metadata, resolved.tables),
         bool(metadata.without_names or metadata.empty or resolved.tables),
     )
+
+
+def _look_at_files(source: str, files: list[Path]) -> None:
+    """Raises ValueError if some of the files are masks of others; tells if their folders are several splits."""
+    above = Path(os.path.commonpath([file.parent.absolute() for file in files]))
+    inside = [file.absolute().relative_to(above) for file in files]
+    refuse_masks(str(above), inside, lambda file: header_of(above / file))
+    if splits := splits_in(inside):
+        tell(f"{source!r} matches files of {' and '.join(map(repr, splits))}; all of them are one split, train.")
 
 
 def _open_folder_split(folder: Path, split: str, layout: FolderLayout, metadata: Metadata) -> datasets.Dataset:
@@ -261,6 +286,9 @@ def _why_unlabelled(layout: FolderLayout, metadata: Metadata, tables: Sequence[P
             " metadata.jsonl beside the images, with a column file_name (the path of each image from there) and a"
             " column label"
         )
+    if layout.strays:
+        stray = str(next(iter(layout.strays.values())))
+        return f"has no labels, because {stray!r} lies beside the class folders; move it into one of them or away"
     if len(layout.class_names) == 1:
         return f"has only one class, the folder {layout.class_names[0]!r}; a classifier needs two"
     return ""

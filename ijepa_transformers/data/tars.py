@@ -17,8 +17,10 @@ import datasets
 import pyarrow as pa
 
 from .decoding import MAX_FILE_BYTES
+from .folders import splits_in
 from .kinds import image_extensions
-from .notices import tell
+from .masks import header_in, refuse_masks
+from .notices import counted, tell
 
 
 IMAGES = "image"  # the column, if the images have several extensions
@@ -81,6 +83,7 @@ def require_one_ending(path: Path) -> None:
     problem = problem_of_endings(str(path), members)
     if problem is not None:
         raise ValueError(problem)
+    _check_names(str(path), [member for member in members if member.name.lower().endswith(image_extensions())])
     for member in members:
         if member.target is not None and member.name.lower().endswith(image_extensions()):
             raise ValueError(
@@ -144,10 +147,16 @@ def _members(name: str, headers: Sequence[tarfile.TarInfo]) -> list[Member]:
         is_link = header.issym() or header.islnk()
         file = files.get(_end_of(_path(header.name), links)) if is_link else header
         if file is not None and file.isreg():
+            if file.issparse():
+                raise ValueError(f"{header.name!r} in {name!r} is stored as a sparse file: pack it without tar -S")
             target = header.linkname if is_link else None
             members.append(Member(name, header.name, file.offset_data, file.size, target))
         elif is_link and header.name.lower().endswith(image_extensions()):
             lost.append(header)
+    twice = [path for path, count in Counter(member.name for member in members).items() if count > 1]
+    if twice:
+        number = "1 name is" if len(twice) == 1 else f"{len(twice):,} names are"
+        tell(f"{number} in {name!r} several times, such as {twice[0]!r}; all of these files are read.")
     if lost:
         number = "1 link is" if len(lost) == 1 else f"{len(lost):,} links are"
         shown = f"{lost[0].name!r} to {lost[0].linkname!r}"
@@ -214,7 +223,21 @@ def _open_split(paths: Sequence[Path], cache_dir: str | os.PathLike | None) -> d
     if too_large:
         name, size = too_large[0].name, too_large[0].size
         raise ValueError(f"{name!r} in {too_large[0].tar!r} has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
-    return _convert(image_columns(images), members, cache_dir)
+    columns = image_columns(images)
+    if len(columns) == 1:
+        _check_names(str(paths[0]), images)
+    return _convert(columns, members, cache_dir)
+
+
+def _check_names(name: str, images: Sequence[Member]) -> None:
+    """Raises ValueError if images are masks of others, or of different splits."""
+    by_path = {Path(image.name): image for image in images}
+    if splits := splits_in(by_path):
+        raise ValueError(
+            f"{name!r} has the folders {' and '.join(map(repr, splits))}, and a tar file is one split: unpack it, or"
+            " make a tar file of each"
+        )
+    refuse_masks(name, list(by_path), lambda path: header_in(_content(by_path[path])), is_folder=False)
 
 
 def _convert(
@@ -271,30 +294,40 @@ def _other_columns(members: Sequence[Member], images: Sequence[Member]) -> pa.Ta
     """The labels of .cls and the values of .json beside each image."""
     places = {(image.tar, name): row for row, image in enumerate(images) for name in (image.sample, image.stem)}
     columns: dict[str, list[Any]] = {}
+    broken = []
     for member in members:
         row = places.get((member.tar, member.stem))
         extension = member.name.rpartition(".")[2].lower()
         if row is None or extension not in ("cls", "json") or member.size > _MAX_TEXT_BYTES:
             continue
-        for name, value in _values(member, extension).items():
+        found = _values(member, extension)
+        if found is None:
+            broken.append(member.name)
+        for name, value in (found or {}).items():
             columns.setdefault(name, [None] * len(images))[row] = value
-    arrays = {name: array for name, values in columns.items() if (array := _array(values)) is not None}
-    return pa.table(arrays)
+    if broken:
+        tell(f"{counted(len(broken), '.json file')} of {members[0].tar!r} cannot be read, such as {broken[0]!r}.")
+    return pa.table({name: array for name, values in columns.items() if (array := _array(name, values)) is not None})
 
 
-def _values(member: Member, extension: str) -> dict[str, Any]:
+def _values(member: Member, extension: str) -> dict[str, Any] | None:
+    """The columns of a .cls or .json; None for a .json that cannot be read."""
     text = _content(member).decode("utf-8", "replace").strip()
     try:
         value = json.loads(text)
     except ValueError:
-        value = text
+        value = None if extension == "json" else text
     if extension == "cls":
         return {"cls": value}
-    return value if isinstance(value, dict) else {}
+    return value if isinstance(value, dict) else None
 
 
-def _array(values: list[Any]) -> pa.Array | None:
+def _array(name: str, values: list[Any]) -> pa.Array | None:
+    """A column; classes of several types are names. None, and this is told, for other values of several types."""
     try:
         return pa.array(values)
-    except (pa.ArrowException, TypeError, OverflowError):  # values of several types are no column
+    except (pa.ArrowException, TypeError, OverflowError):
+        if name == "cls":
+            return pa.array([None if value is None else str(value) for value in values])
+        tell(f"{name!r} in the .json files of the tar has values of several types, or too large ones; it is left out.")
         return None

@@ -53,6 +53,7 @@ def test_classes_below_split_folders_one_level_down_are_found(tmp_path):
         (("train_images/1.png", "test_images/2.png"), "'test_images' and 'train_images' look like splits"),
         (("seg_train/1.png", "seg_test/2.png", "seg_pred/3.png"), "'seg_test' and 'seg_train' look like splits"),
         (("train/1.png", "train2017/2.png"), "two splits of the same meaning"),
+        ((*(f"train.X{n}/c/1.png" for n in range(1, 5)), "val.X/c/1.png"), "'train.X1' and .* and 'val.X' look like"),
     ],
 )
 def test_folders_that_may_be_splits_are_refused(tmp_path, paths, message):
@@ -78,6 +79,10 @@ def save(path, pixels):
         ("photos/{}.png", "gt/{}.png", 3),
         ("VOC/VOC2012/JPEGImages/{}.jpg", "VOC/VOC2012/SegmentationClass/{}.png", 1),
         ("train/x/{}.jpg", "train/y/{}_mask.png", 1),
+        ("leftImg8bit/a/{}_leftImg8bit.png", "gtFine/a/{}_gtFine_labelIds.png", 1),
+        ("701/Seq05_{}.png", "LabeledApproved/Seq05_{}_L.png", 3),
+        ("images/img_{}.jpg", "tumours/lesion_{}.png", 1),
+        ("d/{}/images/x.png", "d/{}/masks/y.png", 3),
     ],
 )
 def test_masks_are_no_class(tmp_path, photos, masks, channels):
@@ -98,6 +103,7 @@ def test_masks_are_no_class(tmp_path, photos, masks, channels):
         ("train/{}.jpg", "train/mask_{}.png", 1),
         ("{}_sat.jpg", "{}_mask.png", 1),
         ("{}.jpg", "{}.png", 1),
+        ("d/{}/image.jpg", "d/{}/mask.png", 3),
     ],
 )
 def test_masks_beside_their_images_are_refused(tmp_path, photo, mask, channels):
@@ -105,6 +111,55 @@ def test_masks_beside_their_images_are_refused(tmp_path, photo, mask, channels):
         save(tmp_path / photo.format(number), photo_pixels())
         save(tmp_path / mask.format(number), photo_pixels() if channels == 3 else photo_pixels()[..., 0])
     with pytest.raises(ValueError, match=r"looks like a mask of .* move the masks out of this folder, or rename them"):
+        load_image_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "mask", "message"),
+    [
+        ("**/*.*g", "SegmentationClass/{}.png", "'SegmentationClass' look like masks of those in 'JPEGImages'"),
+        ("JPEGImages/*", "JPEGImages/{}_mask.png", "'0_mask.png' looks like a mask of '0.jpg'"),
+    ],
+)
+def test_masks_among_files_of_a_glob_are_refused(tmp_path, pattern, mask, message):
+    for number in range(3):
+        save(tmp_path / f"JPEGImages/{number}.jpg", photo_pixels())
+        save(tmp_path / mask.format(number), photo_pixels()[..., 0])
+    with pytest.raises(ValueError, match=message):
+        load_image_dataset(f"{tmp_path}/{pattern}")
+
+
+def test_a_glob_over_several_splits_is_told(tmp_path, capsys):
+    write_all(tmp_path, "train/1.png", "val/2.png")
+    assert len(load_image_dataset(f"{tmp_path}/*/*.png")) == 2
+    assert "matches files of 'train' and 'val'; all of them are one split, train" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"/\*' matches folders only, such as '.*/train'"):
+        load_image_dataset(f"{tmp_path}/*")
+
+
+def test_an_image_beside_class_folders_is_named(tmp_path):
+    write_all(tmp_path, "train/cat/1.png", "train/dog/2.png", "train/3.png")
+    with pytest.raises(ValueError, match=r"has no labels, because 'train/3\.png' lies beside the class folders"):
+        open_split(DatasetArguments(str(tmp_path)), "train", labels="required")
+
+
+def test_class_folders_that_are_empty_or_there_twice_are_told(tmp_path, capsys):
+    write_all(tmp_path, "train/cat/1.png", "train/dog/2.png", "train/@eaDir/cat/1.png")
+    (tmp_path / "train/fish").mkdir()
+    (tmp_path / "train/puma").symlink_to("cat")
+    (tmp_path / "val").symlink_to("train")
+    assert load_image_dataset(tmp_path).features["label"].names == ["cat", "dog", "puma"]
+    told = capsys.readouterr().err
+    assert "train/fish' holds no image, so it is no class" in told and "@eaDir" not in told
+    assert "train/puma' and '" in told and "val' and '" in told and "are the same folder" in told
+
+
+def test_files_that_are_called_as_those_of_a_saved_data_set(tmp_path):
+    write_all(tmp_path, "1.png")
+    (tmp_path / "state.json").write_text("{}")
+    assert len(load_image_dataset(tmp_path)) == 1
+    (tmp_path / "dataset_info.json").write_text("{}")
+    with pytest.raises(ValueError, match="has the files of a save_to_disk folder, and cannot be opened"):
         load_image_dataset(tmp_path)
 
 

@@ -10,10 +10,11 @@ import tarfile
 import numpy as np
 import pytest
 
+from ijepa_transformers.arguments import DatasetArguments
 from ijepa_transformers.data.decoding import decode_image
 from ijepa_transformers.data.labels import labels_of
 from ijepa_transformers.data.shards import open_stream
-from ijepa_transformers.data.sources import load_image_dataset
+from ijepa_transformers.data.sources import load_image_dataset, open_split
 from tests.data.images import encoded, names, photo_pixels
 
 
@@ -40,6 +41,7 @@ def link(name, target, kind=tarfile.SYMTYPE):
     return header
 
 
+GREY = encoded(photo_pixels(8, 8)[..., 0])
 NUMBERED = [f"{number:03}.png" for number in range(4)]
 
 
@@ -198,3 +200,43 @@ def test_a_changed_tar_is_converted_again(opened):
     first, second = (encoded(np.full((8, 8, 3), value, np.uint8)) for value in (10, 20))
     for content, value in ((first, 10), (second, 20)):
         assert decode_image(opened(tar_of(("1.png", content)))[0]["image"])[0, 0, 0] == value
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (["train/1.png", "val/2.png"], "has the folders 'train' and 'val', and a tar file is one split"),
+        (["images/1.png", ("masks/1.png", GREY)], "the images in 'masks' look like masks .* take the masks out"),
+        (["1.png", ("1_mask.png", GREY)], r"'1_mask\.png' looks like a mask of '1\.png'"),
+    ],
+)
+def test_splits_and_masks_in_a_tar_are_refused(opened, tmp_path, contents, message):
+    with pytest.raises(ValueError, match=message):
+        opened(tar_of(*contents))
+    with pytest.raises(ValueError, match=message):
+        open_stream(tmp_path / "x.tar")
+
+
+def test_a_sparse_member_is_refused(opened):
+    header = tarfile.TarInfo("1.png")
+    header.type = tarfile.GNUTYPE_SPARSE
+    with pytest.raises(ValueError, match=r"'1\.png' in '.*' is stored as a sparse file: pack it without tar -S"):
+        opened(tar_of(header))
+
+
+def test_names_that_are_there_twice_are_told(opened, capsys):
+    assert len(opened(tar_of("1.png", "2.png", "1.png"))) == 3
+    assert "1 name is in '" in capsys.readouterr().err
+
+
+def test_classes_of_several_types_are_names_and_broken_json_is_told(opened, capsys):
+    members = [("1.png", PICTURE), ("1.cls", b"3"), ("2.png", PICTURE), ("2.cls", b"cat"), ("2.json", b"{x")]
+    dataset = opened(tar_of(*members))
+    assert dataset.features["label"].names == ["3", "cat"] and labels_of(dataset).tolist() == [0, 1]
+    assert "1 .json file of '" in capsys.readouterr().err
+
+
+def test_where_labels_of_a_tar_are_read_from_is_said(opened, tmp_path):
+    opened(tar_of("cat/1.png", "dog/2.png"))
+    with pytest.raises(ValueError, match=r"in a tar they are read from a \.cls or a \.json .* not from folders"):
+        open_split(DatasetArguments(str(tmp_path / "x.tar")), "train", labels="required")
