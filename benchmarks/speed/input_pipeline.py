@@ -6,7 +6,8 @@
 All pipelines read the same generated photographs from memory, draw crops of 30 to 100 % of the area and collate. Ours
 ends in uint8 batches, because normalisation is done on the device; what it costs on one CPU thread is measured too.
 `torchvision v1` is the usual pipeline, Meta's too: PIL, RandomResizedCrop, ToTensor, Normalize, float batches.
-`torchvision v2` decodes to tensors; `v2, uint8` leaves normalisation to the device, as ours does.
+`torchvision v2` decodes to tensors; `v2, uint8` leaves normalisation to the device, as ours does. `ours, from memory`
+has decoded every image before (`cache_images`).
 
 The pipelines take turns of one batch, so that other load on the machine meets all of them, and time is that of the
 processor. `speedup` is torchvision v1's time over a pipeline's in the same turn: median and quartiles over the turns.
@@ -38,6 +39,7 @@ from benchmarks.speed.timing import environment, quartiles
 from ijepa_transformers.data import datasets as data_datasets
 from ijepa_transformers.data import decoding as data_decoding
 from ijepa_transformers.data.datasets import PretrainingImages
+from ijepa_transformers.data.image_cache import DecodedImages
 from ijepa_transformers.data.transforms import default_image_statistics, normalize_pixel_values, sample_crop
 
 
@@ -107,9 +109,16 @@ def jpeg(image: Image.Image) -> bytes:
 class OurPipeline:
     """`decoder` is "simplejpeg" or "PIL"."""
 
-    def __init__(self, photos: list[bytes], batch_size: int, decoder: str, fast_large_photos: bool = False):
+    def __init__(
+        self,
+        photos: list[bytes],
+        batch_size: int,
+        decoder: str,
+        fast_large_photos: bool = False,
+        cache: DecodedImages | None = None,
+    ):
         rows = [{"image": {"bytes": photo, "path": None}} for photo in photos]
-        self.images = PretrainingImages(rows, IMAGE_SIZE, fast_large_photos=fast_large_photos)
+        self.images = PretrainingImages(rows, IMAGE_SIZE, fast_large_photos=fast_large_photos, cache=cache)
         self.num_photos, self.batch_size, self.decoder = len(photos), batch_size, decoder
 
     def __call__(self, turn: int) -> dict:
@@ -160,6 +169,10 @@ def pipelines_for(photos: list[bytes], batch_size: int) -> dict:
     if data_decoding.simplejpeg is not None:
         pipelines["ours, simplejpeg"] = ours("simplejpeg")
         pipelines["ours, simplejpeg, fast_large_photos"] = ours("simplejpeg", True)
+    cache = DecodedImages(len(photos), sum(open_with_pil(photo).width ** 2 * 3 for photo in photos))
+    pipelines["ours, from memory"] = OurPipeline(photos, batch_size, "PIL", cache=cache)
+    for index, photo in enumerate(photos):
+        cache.get(index, lambda photo=photo: np.asarray(open_with_pil(photo)))
     if torchvision is None:
         return pipelines
     theirs = partial(TorchvisionPipeline, photos, batch_size)

@@ -5,6 +5,7 @@ Shape legend: `pixel_values` of a sample is a uint8 tensor (C, H, W), which is n
 `ProcessedImages` and `LabelledImages` it is the float tensor of the image processor.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -27,6 +28,7 @@ from .decoding import (
     read_image,
     to_array,
 )
+from .image_cache import DecodedImages
 from .order import AUGMENTATION_STREAM, CROP_STREAM, MIX_STREAM, random_stream, seeded_torch
 from .transforms import (
     EVALUATION_RESIZE_RATIO,
@@ -152,7 +154,11 @@ class PretrainingImages(RandomCrops, torch.utils.data.Dataset):
         dataset: of `load_image_dataset`.
         image_size: of the samples.
         seed: of the crops, which are a pure function of (seed, epoch, index).
+        cache: keeps the decoded images. The crops are the same with and without. Not with `fast_large_photos`.
         settings: as in `RandomCrops`.
+
+    Raises:
+        ValueError: for a cache and `fast_large_photos` together.
     """
 
     def __init__(
@@ -161,10 +167,13 @@ class PretrainingImages(RandomCrops, torch.utils.data.Dataset):
         image_size: int | Sequence[int],
         *,
         seed: int = 0,
+        cache: DecodedImages | None = None,
         **settings: Unpack[CropSettings],
     ):
         super().__init__(image_size, seed=seed, **settings)
-        self.dataset = dataset
+        if cache is not None and self.fast_large_photos:
+            raise ValueError("fast_large_photos decodes each photo for its crop, so decoded images cannot be kept.")
+        self.dataset, self.cache = dataset, cache
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -189,15 +198,24 @@ class PretrainingImages(RandomCrops, torch.utils.data.Dataset):
     def _first_readable(self, epoch: int, index: int) -> tuple[torch.Tensor, int]:
         for num_bad in range(min(MAX_SUBSTITUTES, len(self))):
             substitute = (index + num_bad) % len(self)
-            value = self.dataset[substitute]["image"]
             try:
                 # The crop of a substitute has the seed of `index`, so that its own turn shows another crop.
-                return self.read_crop(value, name_in_messages(value, substitute), epoch, index), num_bad
+                return self._crop_of(substitute, epoch, index), num_bad
             except BadImageError as error:
                 last = error
         raise BadImageError(
             f"{num_bad + 1} images in a row from image {index} on cannot be read; the last one is {last}"
         )
+
+    def _crop_of(self, place: int, epoch: int, index: int) -> torch.Tensor:
+        """A crop of the image at `place`, with the random numbers of `index`."""
+        if self.cache is not None:
+            return self.crop(self.cache.get(place, functools.partial(self._decode, place)), epoch, index)
+        value = self.dataset[place]["image"]
+        return self.read_crop(value, name_in_messages(value, place), epoch, index)
+
+    def _decode(self, place: int) -> np.ndarray:
+        return read_image(self.dataset[place]["image"], place, self.num_channels, self.sixteen_bit_max)
 
 
 class EvaluationImages(torch.utils.data.Dataset):

@@ -58,6 +58,11 @@ class DataArguments(DatasetArguments):
     fast_large_photos: bool = argument(
         False, "decode large JPEG photos at a half to an eighth of their size: faster, pixels differ a little"
     )
+    cache_images: str = argument(
+        AUTO,
+        "keep decoded images in memory; auto: if they fit in a quarter of what is free",
+        (AUTO, "ram", "none"),
+    )
     image_mean: list[float] | None = argument(
         None, "mean of each channel, pixels in 0..1; that of init_from or ImageNet's by default"
     )
@@ -88,6 +93,9 @@ class DataArguments(DatasetArguments):
             self.max_bad_images < 1 or self.max_bad_images == int(self.max_bad_images),
             f"max_bad_images must be a share below 1 or a whole number, got {self.max_bad_images}.",
         )
+        for name in ("streaming", "fast_large_photos"):
+            both = self.cache_images == "ram" and getattr(self, name)
+            require(not both, f"cache_images ram cannot be combined with {name}, which never keeps an image.")
         require_numbers(self, "eval_resize_ratio", "num_images", "shuffle_buffer", least=1)
         require_interval(self, "crop_scale", most=1)
         require_interval(self, "crop_ratio")
@@ -370,7 +378,7 @@ FREE_ON_RESUME = {
     *("output_dir", "resume", "num_workers", "logging_steps", "eval_steps", "save_steps", "keep_checkpoints"),
     *("trackers", "push_to_hub", "hub_model_id", "hub_private", "max_bad_images", "gradient_checkpointing"),
     "mixed_precision",  # a checkpoint remembers what it came to, by recipe or by launcher
-    *("compile_layers", "max_skipped_steps", "print_memory_estimate", "validation_data"),
+    *("cache_images", "compile_layers", "max_skipped_steps", "print_memory_estimate", "validation_data"),
     *("attn_implementation", "data", "knn_neighbors", "max_probe_images", "per_device_batch_size", "validation_split"),
 }
 

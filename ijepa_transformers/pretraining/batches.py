@@ -32,6 +32,7 @@ from ..data.bit_depth import SAMPLE_SIZE, look, look_at_dataset, white_of
 from ..data.contents import image_fingerprints
 from ..data.datasets import PretrainingImages
 from ..data.decoding import ImageValue
+from ..data.image_cache import DecodedImages, can_share, decoded_size, free_memory, processes_here
 from ..data.notices import counted
 from ..data.order import PretrainingBatchSampler
 from ..data.shards import count_images, open_stream
@@ -39,7 +40,7 @@ from ..data.sources import image_name, open_split
 from ..data.streaming import LanePositions, StreamingBatches, choose_lanes, merge_positions
 from ..distributed import on_main_process
 from ..masking import Masking, MaskingCollator
-from .arguments import PretrainingArguments
+from .arguments import AUTO, PretrainingArguments
 from .preemption import ignore_stop_signals
 from .state import read_state
 
@@ -112,7 +113,11 @@ class IndexedData:
     def loader(self, masking: Masking, total_steps: int, first_step: int) -> DataLoader:
         arguments, accelerator = self.arguments, self.accelerator
         images = PretrainingImages(
-            self.dataset, self.config.image_height_and_width, seed=arguments.seed, **_crop_settings(self)
+            self.dataset,
+            self.config.image_height_and_width,
+            seed=arguments.seed,
+            cache=self._cache((total_steps - first_step) * arguments.batch_size),
+            **_crop_settings(self),
         )
         sampler = PretrainingBatchSampler(
             self.num_images,
@@ -127,6 +132,30 @@ class IndexedData:
         collator = MaskingCollator(masking, arguments.seed)
         settings = _loader_settings(accelerator, arguments.num_workers)
         return DataLoader(images, batch_sampler=sampler, collate_fn=collator, **settings)
+
+    def _cache(self, num_samples: int) -> DecodedImages | None:
+        """Memory for decoded images, if `cache_images` asks for it, or if it is "auto" and they fit and come again.
+
+        Args:
+            num_samples: images that will be read, over all processes.
+        """
+        mode, share = self.arguments.cache_images, {"ram": 0.5, AUTO: 0.25}
+        if mode == "none" or (mode == AUTO and (self.arguments.fast_large_photos or num_samples <= self.num_images)):
+            return None
+        if not can_share():
+            if mode == "ram":
+                self.accelerator.print(
+                    "cache_images ram needs processes that are forked; images are decoded each time."
+                )
+            return None
+        free = free_memory()
+        room = int(share[mode] * free / processes_here())
+        needed = decoded_size(self.dataset, self.config.num_channels)
+        if mode == AUTO and needed > room:
+            return None
+        sizes = f"{needed / 2**30:.2g} GiB of {free / 2**30:.2g} GiB that are free"
+        self.accelerator.print(f"Decoded images are kept in memory, about {sizes} (cache_images).", flush=True)
+        return DecodedImages(self.num_images, min(room, 2 * needed))
 
     def count(self, batch: dict) -> None:
         """Does nothing, because the step alone decides which images come next."""
