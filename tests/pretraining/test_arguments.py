@@ -182,6 +182,7 @@ OUT_OF_RANGE = {
     "crop_scale": PART,
     "crop_ratio": [*INTERVAL, "1 inf"],
     "interpolation": ["nearest", ""],
+    "cache_images": ["disk", ""],
     "image_mean": ["-0.1 0.5 0.5", "0.5 0.5", "0.5 0.5 123.7", "0.5 nan 0.5"],
     "image_std": ["0 1 1", "-1 1 1", "0.2 0.2", "inf 1 1"],
     "sixteen_bit_max": ["0", "65536", "-1"],
