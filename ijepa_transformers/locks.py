@@ -2,8 +2,8 @@
 """Keeps a second command out of a directory or a file that one is writing.
 
 The system ends a lock when its process ends in any way. File systems without locks, and directories on NFS, have none:
-there commands run without it, as they do on Windows. (Pretraining has a lock file of its own, which names its process
-and works on NFS.)
+there commands run without it, as they do on Windows. (Pretraining also has a lock file, which names its process and
+works on NFS.)
 """
 
 import errno
@@ -62,6 +62,10 @@ class OutputLock:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Gives the lock back, if it is taken."""
         if self._descriptor is not None:
             _unlock(self._descriptor)
         self._descriptor = None

@@ -12,6 +12,8 @@ from ijepa_transformers.evaluation import command as evaluation_command
 from ijepa_transformers.evaluation import extraction
 from ijepa_transformers.finetuning import command as finetuning_command
 from ijepa_transformers.locks import OutputLock, alone_with
+from ijepa_transformers.pretraining import command as pretraining_command
+from ijepa_transformers.pretraining.checkpointing import DirectoryLock
 from ijepa_transformers.visualization import command as visualization_command
 
 
@@ -83,6 +85,10 @@ def refused(capsys, main, *argv):
         (extraction, ("--model", "nowhere")),
         (evaluation_command, ("--models", "nowhere")),
         (finetuning_command, ("--model", "nowhere", "--use_cpu", "--report_to", "none")),
+        (
+            pretraining_command,
+            ("--max_steps", 1, "--batch_size", 8, "--per_device_batch_size", 8, "--mixed_precision", "no"),
+        ),
     ],
 )
 def test_a_second_start_in_one_directory_is_refused(tmp_path, capsys, command, flags):
@@ -91,6 +97,14 @@ def test_a_second_start_in_one_directory_is_refused(tmp_path, capsys, command, f
         first.take_if_there()
         refused(capsys, command.main, "--data", "digits", *flags, "--output_dir", tmp_path)
     assert files(tmp_path) == {"result": b"of the first"}
+
+
+def test_a_command_is_refused_in_the_directory_of_a_pretraining(tmp_path, capsys):
+    with DirectoryLock(tmp_path) as first:
+        first.take()
+        refused(capsys, extraction.main, "--data", "digits", "--model", "nowhere", "--output_dir", tmp_path)
+    with OutputLock(tmp_path) as lock:
+        lock.take_if_there()  # the pretraining has given it back
 
 
 def test_a_second_visualization_is_refused(tmp_path, capsys):

@@ -20,7 +20,7 @@ from ..data.decoding import jpeg_decoder
 from ..data.notices import counted
 from ..data.transforms import build_image_processor
 from ..distributed import Launch, build_accelerator, check_same_launch, on_main_process
-from ..encoders import load_pretraining_model, load_processor
+from ..encoders import load_pretraining_model, load_processor, opening
 from ..evaluation.probes import format_table
 from ..execution import choose_attention, describe
 from ..masking import Masking, MultiBlockMasking, build_masking
@@ -95,17 +95,19 @@ def _find_checkpoint(arguments: PretrainingArguments, launch: Launch, report: Ca
     """The checkpoint to resume from. None for a run that starts at step 0.
 
     Raises:
-        ValueError: if the directory already holds a run and `resume` is not set, if all checkpoints are damaged, or if
-            the checkpoint was written with other settings, under another launch mode, or by a version of this package
-            that it cannot be resumed from.
+        ValueError: if the directory already holds a run and `resume` is not set, if it holds a model without a
+            checkpoint, if all checkpoints are damaged, or if the checkpoint was written with other settings, under
+            another launch mode, or by a version of this package that it cannot be resumed from.
     """
     output_dir = Path(arguments.output_dir)
     if not arguments.resume:
         if (output_dir / "metrics.jsonl").exists() or any(output_dir.glob("checkpoints/step-*")):
             raise ValueError(f"{output_dir} already holds a run: --resume continues it, or choose another output_dir.")
+        _refuse_model(output_dir, "")
         return None
     checkpoint = newest_checkpoint(output_dir / "checkpoints", report)
     if checkpoint is None:
+        _refuse_model(output_dir, ", but no checkpoint to resume from")
         anew = ", and metrics.jsonl begins anew" if (output_dir / "metrics.jsonl").exists() else ""
         report(f"{output_dir} holds no complete checkpoint to resume from: the run starts at step 0{anew}.")
         return None
@@ -124,12 +126,25 @@ def _find_checkpoint(arguments: PretrainingArguments, launch: Launch, report: Ca
     return checkpoint
 
 
+def _refuse_model(output_dir: Path, what_lacks: str) -> None:
+    """Raises ValueError if a run that starts at step 0 would replace a model."""
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    model = next((name for name in names if (output_dir / name).exists()), None)
+    require(
+        model is None,
+        f"{output_dir} holds a model ({model}){what_lacks}. A new run would replace it: choose another output_dir."
+        " --init_from starts from the weights of a model.",
+    )
+
+
 def _build_config(arguments: PretrainingArguments, checkpoint: Path | None) -> IJepaConfig:
     """The configuration of the checkpoint to resume, of `init_from`, or of the recipe."""
-    if checkpoint:
-        return IJepaConfig.from_pretrained(checkpoint)
-    fields = arguments.model_fields()
-    return IJepaConfig.from_pretrained(arguments.init_from, **fields) if arguments.init_from else IJepaConfig(**fields)
+    source = checkpoint or arguments.init_from
+    fields = {} if checkpoint else arguments.model_fields()
+    if not source:
+        return IJepaConfig(**fields)
+    with opening(f"The model {str(source)!r}"):
+        return IJepaConfig.from_pretrained(source, **fields)
 
 
 def _base_processor(arguments: PretrainingArguments, checkpoint: Path | None) -> BaseImageProcessor | None:

@@ -32,6 +32,7 @@ from ..checkpoints import (
 )
 from ..distributed import on_main_process
 from ..files import disk_errors, files_below, sync_to_disk
+from ..locks import OutputLock
 
 
 LOCK_FILE = ".lock"
@@ -45,13 +46,14 @@ class DirectoryLock:
 
     As a context manager it is released when the block ends. The system releases the lock when a process dies,
     so the file that a killed process leaves does no harm. On a network file system the lock holds on all machines if
-    the server supports `flock`.
+    the server supports `flock`. The directory itself is locked too, as the other commands lock theirs.
     """
 
     def __init__(self, directory: Path):
         self.path = directory / LOCK_FILE
         self.is_taken = False
         self._lock = FileLock(self.path)
+        self._directory_lock = OutputLock(directory)
 
     def take_if_there(self) -> None:
         """Takes the lock if the directory exists. Without a directory there is no other run in it."""
@@ -62,10 +64,20 @@ class DirectoryLock:
         """Takes the lock if it is not taken already. The directory must exist.
 
         Raises:
-            ValueError: if another process still holds it after LOCK_PATIENCE seconds.
+            ValueError: if another run or another command still holds it after LOCK_PATIENCE or PATIENCE seconds.
             OSError: if the lock file cannot be written.
         """
         if self.is_taken:
+            return
+        if self.path.exists():  # then the message can name the other run
+            self._take_file()
+        self._directory_lock.take_if_there()
+        self._take_file()
+        self.path.write_text(f"process {os.getpid()} on {os.uname().nodename}")
+        self.is_taken = True
+
+    def _take_file(self) -> None:
+        if self._lock.is_locked:
             return
         try:
             self._lock.acquire(timeout=LOCK_PATIENCE, poll_interval=0.5)
@@ -78,13 +90,12 @@ class DirectoryLock:
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
-        self.path.write_text(f"process {os.getpid()} on {os.uname().nodename}")
-        self.is_taken = True
 
     def __enter__(self) -> "DirectoryLock":
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._directory_lock.release()
         self._lock.release()
         self.is_taken = False
 

@@ -100,7 +100,7 @@ def claim(run: Run) -> None:
     """Makes the directory of the run and locks it.
 
     Raises:
-        ValueError: if another run has it, or had it since this one looked at the directory.
+        ValueError: if another command has it, or had it since this one looked at the directory.
         OSError: if it cannot be made or written.
     """
     on_main_process(run.accelerator, lambda: _claim(run))
@@ -111,9 +111,10 @@ def _claim(run: Run) -> None:
     if run.lock.is_taken:
         return
     run.lock.take()  # there was no directory when this run looked for a checkpoint
-    if any((run.output_dir / name).exists() for name in ("run_status.json", "metrics.jsonl", "checkpoints")):
+    if any(path != run.lock.path for path in run.output_dir.iterdir()):
         raise ValueError(
-            f"Another run has just begun in {run.output_dir}: choose another output_dir, or --resume to continue it."
+            f"Another command has just written to {run.output_dir}: choose another output_dir. If it was a run,"
+            " --resume continues it."
         )
 
 

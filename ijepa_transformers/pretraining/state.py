@@ -8,6 +8,8 @@ from typing import Any
 
 from .. import __version__
 from ..distributed import Launch
+from ..files import read_json_object
+from ..verdict import Spread
 
 
 _FILE = "run_state.json"
@@ -32,14 +34,16 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it lacks something that this version of the package needs.
     """
-    state = json.loads((checkpoint / _FILE).read_text())
+    state = read_json_object(checkpoint / _FILE)
     for name, kind in _KINDS.items():
         if not isinstance(state.get(name), kind):
             raise ValueError(f"{checkpoint / _FILE} has no {name!r}. {_advice(state)}")
-    try:
-        Launch(**state["launch"])
-    except TypeError:
-        raise ValueError(f"{checkpoint / _FILE} has the launch {state['launch']}. {_advice(state)}") from None
+    for name, kind in (("launch", Launch), ("start_spread", Spread)):
+        try:
+            if state.get(name) is not None:
+                kind(**state[name])
+        except TypeError:
+            raise ValueError(f"{checkpoint / _FILE} has the {name} {state[name]}. {_advice(state)}") from None
     return state
 
 

@@ -199,7 +199,7 @@ def test_a_checkpoint_carries_the_version_and_another_one_is_told(cut, capsys):
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("change", ["surplus setting", "no baseline", "other launch"])
+@pytest.mark.parametrize("change", ["surplus setting", "no baseline", "other launch", "other spread"])
 def test_a_state_that_this_version_does_not_understand_is_one_sentence(cut, capsys, change):
     checkpoint = cut / "run/checkpoints/step-00000002"
     settings = state_of(checkpoint)["arguments"]
@@ -207,10 +207,24 @@ def test_a_state_that_this_version_does_not_understand_is_one_sentence(cut, caps
         "surplus setting": {"arguments": {**settings, "wings": 2}},
         "no baseline": {"baseline": None},
         "other launch": {"launch": {"rockets": 3}},
+        "other spread": {"start_spread": {"butter": 3}},
     }[change]
     change_state(checkpoint, version="9.8.7", **changes)
     error = refusal(capsys, lambda: resume(cut))
     assert "written by version 9.8.7 of ijepa-transformers, and this is version" in error and "--init_from" in error
+
+
+def test_a_model_without_a_checkpoint_is_not_replaced(finished, tmp_path, capsys):
+    """Its checkpoints were removed to save space, or it is a classifier."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != ".lock"}
+    assert "no checkpoint to resume from. A new run would replace it" in refusal(capsys, lambda: resume(tmp_path))
+    (tmp_path / "run/metrics.jsonl").rename(tmp_path / "metrics.jsonl")
+    error = refusal(capsys, lambda: pretrain(tmp_path / "run", data=tmp_path / "pictures", **CHANGES))
+    assert "holds a model (model.safetensors)" in error
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "run/metrics.jsonl")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != ".lock"}
 
 
 # Two starts
@@ -227,5 +241,5 @@ def test_the_second_of_two_starts_leaves_the_files_of_the_first_alone(cut, tmp_p
 
     monkeypatch.setattr(pretraining_command, "build_run", build_late)
     error = refusal(capsys, lambda: pretrain(place, data=cut / "pictures", **CHANGES))
-    assert f"Another run has just begun in {place}" in error
+    assert f"Another command has just written to {place}" in error
     assert status(place) == "finished" and rows(place) == rows(cut / "run")

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import datasets
@@ -184,6 +185,15 @@ def test_a_resumed_run_may_cut_its_batch_otherwise(tmp_path):
     again = pretrain(tmp_path / "run", per_device_batch_size=2, resume="true", **changes)
     for name in whole:
         torch.testing.assert_close(again[name], whole[name], atol=1e-7, rtol=0)
+
+
+def test_workers_are_started_once_for_training_and_once_for_all_evaluations(tmp_path, monkeypatch):
+    """Where processes are not forked, starting one takes seconds."""
+    started, original = [], BaseProcess.start
+    monkeypatch.setattr(BaseProcess, "start", lambda process: (started.append(process), original(process)))
+    pretrain(tmp_path / "run", num_workers=1, validation_split="test", eval_steps=2, max_probe_images=20)
+    assert [row["step"] for row in rows(tmp_path / "run") if "knn_accuracy" in row] == [2, 4, 6]
+    assert len(started) == 2
 
 
 def test_number_of_workers_changes_nothing(tmp_path):
