@@ -7,7 +7,8 @@ Shape legend: B images, N tokens, D features (layers of convolutional networks m
 import hashlib
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ _IRRELEVANT_SETTINGS = (
     *("name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"),
     *("id2label", "label2id", "problem_type"),
 )
+_LAYER = re.compile(r"(?:ijepa\.|context_encoder\.|predictor\.)?(?:layers|encoder\.layer)\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -125,16 +127,30 @@ def untrained(
         return model_class._from_config(config, dtype=dtype).eval()
 
 
+@contextmanager
+def opening(what: str) -> Iterator[None]:
+    """Turns whatever Transformers and safetensors raise for missing, foreign and damaged files into a ValueError.
+
+    Broken files give anything from KeyError to ZeroDivisionError. Too little memory stays what it is.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        is_told = isinstance(error, (ImportError, OSError, ValueError))  # these have sentences
+        reason = one_line(error) if is_told else f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"{what} cannot be opened: {reason}") from error
+
+
 def load_config(source: str, **changes: Any) -> PreTrainedConfig:
     """The configuration of a directory or Hub repository, with `changes` to its fields.
 
     Raises:
         ValueError: if it cannot be opened.
     """
-    try:
+    with opening(f"The model {source!r}"):
         return AutoConfig.from_pretrained(source, **changes)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The model {source!r} cannot be opened: {one_line(error)}") from error
 
 
 def is_pretraining_model(config: PreTrainedConfig) -> bool:
@@ -147,8 +163,36 @@ def load_pretraining_model(source: str, **settings: Any) -> IJepaForPretraining:
 
     Low precision is not offered, because a moving average does not move in it. `settings` are those of
     `from_pretrained`.
+
+    Raises:
+        ValueError: if it cannot be opened, lacks weights of an encoder, or holds NaN or infinity.
     """
-    return IJepaForPretraining.from_pretrained(source, dtype=torch.float32, **settings).eval()
+    with opening(f"The model {source!r}"):
+        model, report = IJepaForPretraining.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, **settings
+        )
+        _refuse_surplus_layers(model, report)
+    require_finite(model, source)
+    return model.eval()
+
+
+def require_finite(model: torch.nn.Module, source: str) -> None:
+    """Raises ValueError if weights of the model of `source` are NaN or infinite."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"The model {source!r} cannot be used: its weight {name} holds NaN or infinity.")
+
+
+def _refuse_surplus_layers(model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Raises ValueError if the weights of an I-JEPA have more layers than its configuration."""
+    if model.config.model_type != "ijepa":
+        return  # of other models one may open a part
+    surplus = sorted(key for key in report["unexpected_keys"] if _LAYER.match(key))
+    if surplus:
+        raise ValueError(
+            f"config.json is not that of its weights, which have more layers: {surplus[0]!r} and {len(surplus) - 1:,}"
+            " other weights are left over."
+        )
 
 
 @dataclass(frozen=True)
@@ -165,7 +209,7 @@ def open_classifier(source: str, config: PreTrainedConfig) -> tuple[PreTrainedMo
     Raises:
         ValueError: if it cannot be opened, or lacks weights of the encoder.
     """
-    try:
+    with opening(f"The model {source!r}"):
         model, loading = AutoModelForImageClassification.from_pretrained(
             source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
@@ -173,8 +217,7 @@ def open_classifier(source: str, config: PreTrainedConfig) -> tuple[PreTrainedMo
         lost = sorted(key for key in keys.missing | keys.resized if key.startswith(f"{model.base_model_prefix}."))
         if lost:
             raise ValueError(f"it lacks {len(lost)} weights of the encoder, for example {lost[0]!r}.")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The model {source!r} cannot be opened: {one_line(error)}") from error
+        _refuse_surplus_layers(model, loading)
     return model, keys
 
 
@@ -197,7 +240,7 @@ def load_encoder(source: str, encoder: str = "target", dtype: torch.dtype = torc
     Raises:
         ValueError: if it cannot be opened, lacks weights, or lacks the context encoder that is asked for.
     """
-    try:
+    with opening(f"The model {source!r}"):  # a model may need a package such as timm: ImportError
         if encoder == "context":
             return _load_context_encoder(source, dtype)
         model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
@@ -206,20 +249,21 @@ def load_encoder(source: str, encoder: str = "target", dtype: torch.dtype = torc
             raise ValueError(
                 f"it lacks {len(missing)} weights of {type(model).__name__}, for example {min(missing)!r}"
             )
+        _refuse_surplus_layers(model, report)
         if report["missing_keys"]:
             model.pooler = None
         if hasattr(model.config, "mask_ratio"):
             model.config.mask_ratio = 0.0
         return model.eval()
-    except (ImportError, OSError, ValueError) as error:  # ImportError: a model may need a package such as timm
-        raise ValueError(f"The model {source!r} cannot be opened: {one_line(error)}") from error
 
 
 def _load_context_encoder(source: str, dtype: torch.dtype) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(source)
     if not is_pretraining_model(config):
         raise ValueError(f"it was saved from {config.architectures} and holds no context encoder")
-    return IJepaForPretraining.from_pretrained(source, dtype=dtype).context_encoder.eval()
+    model, report = IJepaForPretraining.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    _refuse_surplus_layers(model, report)
+    return model.context_encoder.eval()
 
 
 def load_processor(source: str) -> BaseImageProcessor:
@@ -228,10 +272,8 @@ def load_processor(source: str) -> BaseImageProcessor:
     Raises:
         ValueError: if there is none. A guessed normalisation would silently give wrong features.
     """
-    try:
+    with opening(f"The image processor of {source!r}"):
         return AutoImageProcessor.from_pretrained(source)
-    except (ImportError, OSError, ValueError) as error:
-        raise ValueError(f"The image processor of {source!r} cannot be opened: {one_line(error)}") from error
 
 
 def one_line(error: Exception) -> str:

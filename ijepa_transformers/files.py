@@ -156,6 +156,22 @@ def _json_object(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: with the name of the file, if it holds anything else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(value).__name__}, not an object of JSON.")
+    return value
+
+
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes a file of JSON lines, one for each row, as `write_text`."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
+from .data.notices import tell
 from .files import write_text, written_aside
 
 
@@ -113,9 +114,18 @@ def fenced_yaml(values: Mapping[str, object]) -> str:
 
 
 def inherited_license(source: str | None) -> str | None:
-    """The licence in the model card of `source`, if it is a directory with a card; otherwise None."""
+    """The licence in the model card of `source`, if it is a directory with a card; otherwise None.
+
+    If the metadata of the card cannot be read, a notice says so.
+    """
     card = Path(source) / "README.md" if source else None
-    return ModelCard.load(card).data.license if card and card.is_file() else None
+    if card is None or not card.is_file():
+        return None
+    try:
+        return ModelCard.load(card).data.license
+    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
+        tell(f"no licence is taken from {card}, because its metadata cannot be read: {' '.join(str(error).split())}")
+        return None
 
 
 def write_card(directory: Path, data: ModelCardData, body: str) -> None:

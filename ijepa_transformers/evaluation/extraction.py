@@ -34,6 +34,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..api import Result, process_as_before
+from ..arguments import require
 from ..data.bit_depth import look_at_dataset, settle
 from ..data.contents import status_digest
 from ..data.datasets import ProcessedImages
@@ -172,7 +173,7 @@ def build_run(arguments: FeatureExtractionArguments, lock: OutputLock | None = N
     """Opens everything, tests the model with a blank image and locks the output directory.
 
     Raises:
-        ValueError: if the arguments cannot work, or if the output directory has other features.
+        ValueError: if the arguments or the model cannot work, or if the output directory has other features.
     """
     accelerator = Accelerator()
     check_launch(accelerator.num_processes)
@@ -192,7 +193,12 @@ def build_run(arguments: FeatureExtractionArguments, lock: OutputLock | None = N
     model = model.to(accelerator.device)
     execution = configure(model, accelerator.device.type, arguments.dtype)
     blank = images.prepare(np.zeros((256, 256, images.num_channels), dtype=np.uint8))
-    shapes = {name: list(value.shape[1:]) for name, value in _embed(model, blank[None], arguments.outputs).items()}
+    features = _embed(model, blank[None], arguments.outputs)
+    require(
+        all(value.isfinite().all() for value in features.values()),
+        f"The model {arguments.model!r} gives NaN or infinity even for a blank image: it has diverged or is damaged.",
+    )
+    shapes = {name: list(value.shape[1:]) for name, value in features.items()}
     on_main_process(accelerator, lock.claim)
     return Run(arguments, accelerator, model, images, shapes, shards, settings, execution)
 
@@ -341,11 +347,15 @@ def _compute_shard(
 
 
 def _embed_readable(run: Run, pixel_values: torch.Tensor | None, errors: list[str | None]) -> dict[str, torch.Tensor]:
-    """The features of a batch, with NaN for images that could not be read."""
+    """The features of a batch, with NaN for images that could not be read. Adds to `errors` those that the features
+    have themselves."""
     if pixel_values is None:
         shapes = {name: (len(errors), *shape) for name, shape in run.shapes.items()}
         return {name: torch.full(shape, torch.nan, dtype=run.model.dtype) for name, shape in shapes.items()}
     features = _embed(run.model, pixel_values, run.arguments.outputs)
+    is_finite = torch.stack([values.flatten(1).isfinite().all(dim=1) for values in features.values()]).all(dim=0)
+    for row in (~is_finite).nonzero().flatten().tolist():
+        errors[row] = errors[row] or "its features hold NaN or infinity"
     is_bad = torch.tensor([error is not None for error in errors])
     for values in features.values():
         values[is_bad] = torch.nan

@@ -47,6 +47,7 @@ from ..encoders import (
 )
 from ..execution import configure
 from ..files import written_aside
+from ..locks import alone_with
 from .arguments import PLAIN_PROBES, ProbingArguments, head_features
 from .heads import concatenate, split_holdout
 
@@ -474,7 +475,8 @@ def _read_cache(run: Run, path: Path, key: str) -> dict[str, torch.Tensor] | Non
 
 
 def _write_cache(path: Path, key: str, features: dict[str, torch.Tensor]) -> None:
-    with written_aside(path) as unfinished:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone_with(path), written_aside(path) as unfinished:  # commands with other outputs may share a cache_dir
         save_file(features, unfinished, metadata={"key": key, "sha256": _values_digest(features)})
 
 

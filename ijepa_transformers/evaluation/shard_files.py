@@ -86,6 +86,10 @@ def differences(
             yield "the weights of the model differ"
         elif key == "num_images":
             yield f"images: {before.get(key)} then, {value} now"
+        elif isinstance(value, dict) and isinstance(before.get(key), dict):  # settings of the image processor
+            was = before[key]
+            for name in sorted(name for name in {*was, *value} if was.get(name) != value.get(name)):
+                yield f"{key}.{name} was {was.get(name)!r}, is {value.get(name)!r}"
         else:
             yield f"{key} was {before.get(key)!r}, is {value!r}"
 

@@ -83,8 +83,9 @@ def problem_of(path: Path, record: ShardRecord | None, dataset: datasets.Dataset
 def read_records(output_dir: Path) -> dict[str, ShardRecord]:
     """The records of all shards by the name of their file, from the manifest and from the folder."""
     manifest = _read_json(output_dir / MANIFEST)
-    listed = manifest.get("files", []) if isinstance(manifest, dict) else []
-    values = {entry["file"]: entry for entry in listed if isinstance(entry, dict) and "file" in entry}
+    listed = manifest.get("files") if isinstance(manifest, dict) else None
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    values = {entry["file"]: entry for entry in entries if isinstance(entry.get("file"), str)}
     values |= {path.stem: _read_json(path) for path in (output_dir / _FOLDER).glob("*.json")}
     records = {name: ShardRecord.from_json(value) for name, value in values.items()}
     return {name: record for name, record in records.items() if record}

@@ -7,7 +7,6 @@ Every image counts the same, whatever its size is, because a crop of each has th
 Shape legend: N images, C channels.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +22,8 @@ from ..data.decoding import BadImageError, read_image
 from ..data.notices import counted, tell
 from ..data.order import epoch_order
 from ..data.sources import open_split
+from ..data.workers import prepare_worker
+from ..failures import REFUSED, failures_told
 from .statistics_arguments import PROGRAM, StatisticsArguments, parse_statistics_arguments, statistics_arguments
 
 
@@ -84,7 +85,9 @@ def measure(arguments: StatisticsArguments) -> dict[str, Any]:
 
 def _results(images: _Moments, num_workers: int) -> Iterator[np.ndarray | BadImageError]:
     """The result of each image, in order."""
-    yield from DataLoader(images, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
+    yield from DataLoader(
+        images, batch_size=None, num_workers=num_workers, collate_fn=_unchanged, worker_init_fn=prepare_worker
+    )
 
 
 def _unchanged(result: Any) -> Any:
@@ -107,11 +110,8 @@ def _rounded(values: np.ndarray) -> list[float]:
 def execute(arguments: StatisticsArguments, argv: Sequence[str] = ()) -> None:
     """Runs the command with its parsed arguments. Exits as a command does."""
     datasets.disable_progress_bars()
-    try:
+    with failures_told(PROGRAM, REFUSED):
         statistics = measure(arguments)
-    except ValueError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        sys.exit(2)  # as argparse exits for wrong arguments
     print(yaml.safe_dump(statistics, sort_keys=False, default_flow_style=None, width=1000), end="")
 
 

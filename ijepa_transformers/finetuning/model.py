@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification, BaseImageProcessor, Pr
 from ..arguments import require
 from ..data.datasets import prepare_image
 from ..data.transforms import build_image_processor, normalize_pixel_values
-from ..encoders import load_config, load_encoder, one_line
+from ..encoders import load_config, load_encoder, one_line, require_finite
 from ..modeling_ijepa import IJepaPreTrainedModel
 from .arguments import ModelArguments
 from .head import load_with_matched_head
@@ -93,11 +93,12 @@ def build_model(
         has_several: whether an image has a list of classes.
 
     Raises:
-        ValueError: if it cannot be opened, or if its image size cannot be changed.
+        ValueError: if it cannot be opened, holds NaN or infinity, or if its image size cannot be changed.
     """
     config = _build_config(arguments, class_names, has_several)
     with _quiet_loading():
         model, head = _initial_model(arguments, config)
+    require_finite(model, arguments.model)
     if arguments.image_size is not None and not arguments.from_scratch:
         if not isinstance(model, IJepaPreTrainedModel):
             raise ValueError(f"image_size is for I-JEPA, not for {type(model).__name__}.")

@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import BitImageProcessorPil, PreTrainedModel
 
-from ..arguments import MaskArguments, require, without_removed_keys
+from ..arguments import MaskArguments, flags_of, require, without_removed_keys
 from ..configuration_ijepa import IJepaConfig
 from ..data.bit_depth import look_at_dataset, settle
 from ..data.datasets import ProcessedImages
@@ -193,18 +193,23 @@ def read_masks(model: str) -> MaskArguments:
     """The settings of the masks in the run's recipe. Without a recipe, the defaults of `ijepa pretrain`.
 
     Raises:
-        ValueError: if the recipe cannot be read, or has a setting that this version no longer supports.
+        ValueError: if the recipe cannot be read, has a setting that this version no longer supports, or wrong masks.
     """
     path = Path(model) / "recipe.yaml"
     try:
-        recipe = (yaml.safe_load(path.read_text()) if path.is_file() else None) or {}
-    except yaml.YAMLError as error:
+        recipe = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} is not a YAML file: {one_line(error)}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{str(path)!r} must hold `key: value` lines.")
-    recipe = without_removed_keys(recipe, repr(str(path)))
-    known = {entry.name for entry in dataclasses.fields(MaskArguments)}
-    return MaskArguments(**{name: value for name, value in recipe.items() if name in known})
+    recipe, flags = without_removed_keys(recipe, repr(str(path))), flags_of([MaskArguments])
+    try:
+        values = {name: flags[name].read(recipe[name]) for name in flags.keys() & recipe.keys()}
+        masks = MaskArguments(**{name: value for name, value in values.items() if value is not None})
+        masks.check_masks()
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} has wrong masks: {error}") from error
+    return masks
 
 
 def fitting_masking(grid_size: tuple[int, int], masks: MaskArguments, mode: str) -> Masking:

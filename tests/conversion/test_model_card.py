@@ -4,7 +4,7 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
-from ijepa_transformers.model_card import _RESULT_SUFFIX, update_evaluation, write_model_card
+from ijepa_transformers.model_card import _RESULT_SUFFIX, inherited_license, update_evaluation, write_model_card
 
 
 def result(value=0.5, name="20-NN"):
@@ -130,3 +130,10 @@ def test_metadata_that_cannot_be_read_is_an_error_and_stays(tmp_path, metadata):
     with pytest.raises(ValueError, match="metadata of the model card of"):
         update_evaluation(tmp_path, "table", [result()])
     assert read(tmp_path) == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("card", ["---\nlicense: [a\n---\n", "---\n- a\n---\n", "---\nlicense: mit\n---\n\udcff"])
+def test_a_licence_that_cannot_be_read_is_told_and_ends_nothing(tmp_path, card, capsys):
+    (tmp_path / "README.md").write_bytes(card.encode("utf-8", "surrogateescape"))
+    assert inherited_license(str(tmp_path)) is None
+    assert f"no licence is taken from {tmp_path / 'README.md'}" in capsys.readouterr().err

@@ -3,6 +3,10 @@
 Shapes: B images, N tokens, D features.
 """
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -15,7 +19,10 @@ from ijepa_transformers.encoders import (
     architecture,
     encoder_features,
     feature_widths,
+    load_classifier,
+    load_config,
     load_encoder,
+    load_pretraining_model,
     load_processor,
     open_encoder,
     random_encoder,
@@ -147,6 +154,55 @@ def test_an_encoder_with_missing_weights_is_an_error(tmp_path):
     model.save_pretrained(tmp_path, state_dict=weights)
     with pytest.raises(ValueError, match="it lacks 2 weights of ViTModel, for example"):
         load_encoder(str(tmp_path), "target", FLOAT)
+
+
+def harm(directory, name, content):
+    """Replaces the file by `content`, or changes the settings in it."""
+    path = Path(directory, name)
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads(path.read_text()), **content}).encode()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("model.safetensors", b"\x80"),
+        ("model.safetensors", b""),
+        ("config.json", b"[]"),
+        ("config.json", b"\xff"),
+        ("config.json", {"hidden_size": "wide"}),
+        ("config.json", {"hidden_size": 64}),
+        ("config.json", {"patch_size": 0}),
+        ("config.json", {"num_hidden_layers": 1}),
+        ("config.json", {"hidden_act": "nothing"}),
+    ],
+)
+def test_a_damaged_model_is_one_sentence_with_its_name(saved, name, content):
+    harm(saved, name, content)
+    opened = (
+        lambda: load_encoder(saved, "target", FLOAT),
+        lambda: load_encoder(saved, "context", FLOAT),
+        lambda: load_pretraining_model(saved),
+        lambda: load_classifier(saved, load_config(saved)),
+    )
+    for open_it in opened:
+        with pytest.raises(ValueError, match=re.escape(f"The model {saved!r} cannot be opened: ")):
+            open_it()
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", {"image_processor_type": 5}, {"size": "x"}])
+def test_a_damaged_image_processor_is_one_sentence(saved, content):
+    harm(saved, "preprocessor_config.json", content)
+    with pytest.raises(ValueError, match=r"image processor of .* cannot be opened: "):
+        load_processor(saved)
+
+
+def test_weights_that_are_no_numbers_are_refused_where_they_would_be_trained(trained, saved):
+    trained.predictor.layernorm.weight.data[0] = torch.nan
+    trained.save_pretrained(saved)
+    with pytest.raises(ValueError, match=r"its weight predictor\.layernorm\.weight holds NaN"):
+        load_pretraining_model(saved)
 
 
 def test_a_masked_autoencoder_sees_the_whole_image_every_time(tmp_path, images):

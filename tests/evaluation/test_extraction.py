@@ -326,6 +326,49 @@ def test_images_that_change_while_they_are_read_are_not_taken_for_complete(place
     assert (place / "features/manifest.json").exists() and not (place / "features/.shards").exists()
 
 
+@pytest.mark.parametrize("files", ["null", "5", '[5, {}, {"file": ["x"]}, {"file": null}]'])
+def test_a_manifest_of_another_form_is_made_again(place, files):
+    whole = contents(extract(place))
+    (place / "features/manifest.json").write_text(f'{{"files": {files}}}')
+    assert contents(extract(place)) == whole
+
+
+def test_another_image_processor_is_told_by_the_settings_that_differ(place, capsys):
+    extract(place)
+    build_image_processor(32, image_mean=[0.25, 0.5, 0.75]).save_pretrained(place / "model")
+    with pytest.raises(SystemExit) as stopped:
+        extract(place)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "is [0.25, 0.5, 0.75])" in error and error.count(" was ") == 1
+    assert "(processor.image_mean was [0.485, 0.456, 0.406]" in error
+
+
+def test_a_model_that_gives_no_numbers_is_refused(place, model, capsys):
+    model.ijepa.layernorm.weight.data[0] = torch.nan
+    model.save_pretrained(place / "model")
+    with pytest.raises(SystemExit) as stopped:
+        extract(place)
+    assert stopped.value.code == 2 and "gives NaN or infinity" in capsys.readouterr().err
+    assert not (place / "features").exists()
+
+
+def test_features_that_are_not_finite_are_told_as_bad_images(place, monkeypatch):
+    original = extraction._embed
+
+    def embed(encoder, pixel_values, outputs):
+        features = original(encoder, pixel_values, outputs)
+        if len(pixel_values) == 2:  # not the blank image
+            features["last_hidden_state"][1, 0, 0] = torch.inf
+        return features
+
+    monkeypatch.setattr(extraction, "_embed", embed)
+    rows = read(extract(place))
+    bad = ["NaN or infinity" in (error or "") for error in rows["error"]]
+    assert bad == [index % 4 in (1, 3) for index in range(NUM_IMAGES)]
+    assert np.isnan(rows["pooler_output"][bad]).all() and np.isfinite(rows["pooler_output"][~np.array(bad)]).all()
+    assert json.loads((place / "features/manifest.json").read_text())["num_bad_images"] == sum(bad)
+
+
 def test_a_damaged_manifest_or_settings_file_is_no_traceback(place, capsys):
     whole = contents(extract(place))
     (place / "features/manifest.json").write_text("{")

@@ -292,6 +292,13 @@ def test_masks_are_those_of_the_recipe_and_the_other_mode_is_made_to_fit(place):
         visualization_study.fitting_masking((1, 8), masks, "meta")
 
 
+@pytest.mark.parametrize("content", ["a: [", "[1]", "min_patches: few", "min_patches: -1", "mask_mode: 5", "\udcff"])
+def test_a_damaged_recipe_is_one_sentence_with_its_name(tmp_path, content):
+    (tmp_path / "recipe.yaml").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "recipe.yaml"))):
+        visualization_study.read_masks(str(tmp_path))
+
+
 @pytest.mark.parametrize("mode", ["random", "inverse_block"])
 def test_a_run_whose_contexts_have_targets_of_their_own_gets_every_section(place, monkeypatch, mode):
     (place / "run" / "recipe.yaml").write_text(f"mask_mode: {mode}\nnum_contexts: 2\nvisible_share: 0.25\n")
