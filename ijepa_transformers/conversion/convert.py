@@ -17,6 +17,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence, Set
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +266,7 @@ def _write_model(directory: Path, networks: Networks, encoder: str, config: IJep
         _save_tensors({key: weights[key] for key in weights.keys() - target.keys()}, directory / OTHER_NETWORKS)
         write_pretraining_index(directory)
     config.architectures = ["IJepaForPretraining" if encoder == "both" else "IJepaModel"]
-    config.dtype = next(iter(weights.values())).dtype
+    config.dtype = reduce(torch.promote_types, (tensor.dtype for tensor in weights.values()))  # no number is rounded
     config.save_pretrained(directory)
     build_image_processor(config.image_height_and_width, config.num_channels).save_pretrained(directory)
 
@@ -273,20 +274,20 @@ def _write_model(directory: Path, networks: Networks, encoder: str, config: IJep
 def _write_facts(directory: Path, checkpoint: Mapping) -> None:
     """Writes what the checkpoint tells about its run and its optimizer. `export` and `load_meta_optimizer` need it."""
     facts = {key: checkpoint[key] for key in FACTS if key in checkpoint}
-    if isinstance(checkpoint.get("opt"), Mapping):
-        groups = checkpoint["opt"].get("param_groups", [])
+    groups = checkpoint["opt"].get("param_groups") if isinstance(checkpoint.get("opt"), Mapping) else None
+    if isinstance(groups, list) and all(isinstance(group, Mapping) for group in groups):
         facts["optimizer_groups"] = [{k: v for k, v in group.items() if k != "params"} for group in groups]
     try:
         text = json.dumps(facts, indent=2, default=_plain_number)
-    except TypeError as error:  # a key that is no string
+    except (TypeError, ValueError, RecursionError) as error:  # a key that is no string, a list that holds itself
         raise ValueError(f"The checkpoint's settings cannot be written as JSON: {error}.") from None
     (directory / FACTS_FILE).write_text(text)
 
 
 def _plain_number(value: object) -> float:
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and value.layout == torch.strided and not value.is_meta:
         return value.item()
-    raise ValueError(f"The checkpoint's settings hold a {type(value).__name__}, which JSON cannot.")
+    raise TypeError(f"they hold a {type(value).__name__}")
 
 
 def convert(

@@ -6,17 +6,17 @@ image processor like that of the published training, and reports what else diffe
 context encoder, and so does the new one. The paper evaluates the target encoder, which only Meta's file holds.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
-from safetensors import SafetensorError
 from transformers.utils import logging
 
 from ..configuration_ijepa import IJepaConfig
 from ..data.transforms import build_image_processor
+from ..encoders import opening
+from ..files import read_json_object
 from ..model_card import USAGE, in_code, in_markdown, in_quotes, inherited_license, write_card
 from ..modeling_ijepa import IJepaForImageClassification, IJepaModel
 from .command_line import written_aside
@@ -90,11 +90,10 @@ def _load_model(directory: Path) -> tuple[IJepaModel | IJepaForImageClassificati
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # Transformers prints a table of the problems that are errors below
     try:
-        model, information = model_class.from_pretrained(
-            directory, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{directory} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        with opening(str(directory)):
+            model, information = model_class.from_pretrained(
+                directory, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+            )
     finally:
         logging.set_verbosity(verbosity)
     for key, found, needed in sorted(information["mismatched_keys"]):
@@ -107,10 +106,11 @@ def _load_model(directory: Path) -> tuple[IJepaModel | IJepaForImageClassificati
 def _architecture(directory: Path) -> str:
     if not (directory / "config.json").is_file():
         raise ValueError(f"{directory} holds no config.json.")
-    settings = json.loads((directory / "config.json").read_text())
+    settings = read_json_object(directory / "config.json")
     if settings.get("model_type") != "ijepa":
         raise ValueError(f"{directory} holds a model of type {settings.get('model_type')!r}, not 'ijepa'.")
-    name = (settings.get("architectures") or ["IJepaModel"])[0]
+    names = settings.get("architectures") or ["IJepaModel"]
+    name = str(names[0] if isinstance(names, list) else names)
     if name not in MODEL_CLASSES:
         raise ValueError(f"{directory} holds an {name}; only {' and '.join(MODEL_CLASSES)} can be rewritten.")
     return name
@@ -120,9 +120,9 @@ def _processor_faults(directory: Path) -> list[str]:
     """How a directory's image processor differs from the published training, one sentence for each difference."""
     if not (directory / PROCESSOR_FILE).is_file():
         return [f"There is no {PROCESSOR_FILE}."]
-    settings, faults = json.loads((directory / PROCESSOR_FILE).read_text()), []
-    mean, std = settings.get("image_mean") or [0.5] * 3, settings.get("image_std") or [0.5] * 3  # ViT's defaults
-    if set(mean) == set(std) == {0.5}:
+    settings, faults = read_json_object(directory / PROCESSOR_FILE), []
+    mean, std = (settings.get(name) or 0.5 for name in ("image_mean", "image_std"))  # 0.5 is ViT's default
+    if all(set(each if isinstance(each, list) else [each]) == {0.5} for each in (mean, std)):
         faults.append(
             f"The image processor normalises with mean {mean} and std {std}; the published weights were trained with"
             " ImageNet's mean and standard deviation."
@@ -150,9 +150,10 @@ def _write_readme(directory: Path, name: str, source: Path, findings: list[str])
     """Writes the source's card with the findings. If the source has no card, writes one without a licence."""
     found = "\n".join(f"- {in_markdown(finding)}" for finding in findings)
     if (source / "README.md").is_file():
-        text = (source / "README.md").read_text().rstrip()
+        as_it_is = {"encoding": "utf-8", "errors": "surrogateescape"}  # also bytes that are no Unicode
+        text = (source / "README.md").read_text(**as_it_is).rstrip()
         text += f"\n\n## Rewritten by ijepa-transformers\n\n{found or 'Only names changed.'}\n"
-        (directory / "README.md").write_text(text)
+        (directory / "README.md").write_text(text, **as_it_is)
         return
     data = ModelCardData(library_name="transformers", pipeline_tag="image-feature-extraction", tags=["ijepa"])
     usage = USAGE.format(name=in_quotes(name))

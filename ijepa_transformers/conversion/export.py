@@ -9,7 +9,6 @@ for bit. A directory of this package's own training has weights only. What is no
 """
 
 import argparse
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..configuration_ijepa import IJepaConfig
+from ..encoders import opening
+from ..files import read_json_object
 from ..modeling_ijepa import PRETRAINING_INDEX
 from .arguments import EXPORT, parse_export_arguments
 from .command_line import run, written_aside
 from .key_mapping import NETWORKS, to_meta
+from .meta_file import check_finite
 from .meta_layout import FACTS, FACTS_FILE, OPTIMIZER_FILE, StateDict, check_keys, expected_shapes
 from .meta_optimizer import meta_optimizer
 
@@ -88,18 +90,31 @@ def _read_weights(directory: Path) -> StateDict:
     names = ["model.safetensors"]
     for index in (directory / PRETRAINING_INDEX, directory / "model.safetensors.index.json"):
         if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = _files_of(index)
             break
     for name in ("config.json", *names):
         if not (directory / name).is_file():
             raise ValueError(f"{directory} holds no {name}.")
     weights: StateDict = {}
     for name in names:
-        try:
-            weights.update(load_file(directory / name))
-        except SafetensorError as error:
-            raise ValueError(f"{directory / name} is damaged: {error}.") from None
+        weights.update(_load_tensors(directory / name))
     return weights
+
+
+def _files_of(index: Path) -> list[str]:
+    """The names of the files with weights. Raises ValueError if the index is damaged."""
+    places = read_json_object(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{index} is damaged: it does not say in which file the weights are.")
+    return sorted(set(places.values()))
+
+
+def _load_tensors(file: Path) -> StateDict:
+    """The tensors of a file, memory-mapped. Raises ValueError if it is damaged."""
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged: {error}.") from None
 
 
 def export(model: str | os.PathLike, output: str | os.PathLike, module_prefix: bool = True) -> None:
@@ -111,13 +126,16 @@ def export(model: str | os.PathLike, output: str | os.PathLike, module_prefix: b
     directory, output = Path(model), Path(output)
     weights = _read_weights(directory)
     facts_file, optimizer_file = directory / FACTS_FILE, directory / OPTIMIZER_FILE
-    facts = json.loads(facts_file.read_text()) if facts_file.is_file() else {}
+    facts = read_json_object(facts_file) if facts_file.is_file() else {}
     groups = facts.pop("optimizer_groups", None)
-    moments = load_file(optimizer_file) if optimizer_file.is_file() else None
+    moments = _load_tensors(optimizer_file) if optimizer_file.is_file() else None
+    check_finite(str(directory), {**weights, **(moments or {})})
     with written_aside(output) as unfinished:
-        config = IJepaConfig.from_pretrained(directory)
+        with opening(f"The configuration of {directory}"):
+            config = IJepaConfig.from_pretrained(directory)
         checkpoint = meta_checkpoint(weights, config, moments, groups, facts, module_prefix)
-        torch.save(checkpoint, unfinished)
+        with open(unfinished, "wb") as file:  # given a name, torch refuses one without an ending
+            torch.save(checkpoint, file)
     unknown = [key for key in ("opt", *FACTS) if checkpoint[key] is None and key not in facts]
     print(f"wrote {output}" + (f"; not known, so None: {', '.join(unknown)}" if unknown else ""))
 

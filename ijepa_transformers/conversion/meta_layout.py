@@ -71,6 +71,8 @@ def problem_of(value: Any) -> str | None:
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
         return f"{kind}, not a tensor of floating-point numbers"
+    if value.is_nested:
+        return "a nested tensor, not a plain one"
     if value.layout != torch.strided:
         return f"a tensor of the layout {value.layout}, not a plain one"
     if not value.numel():

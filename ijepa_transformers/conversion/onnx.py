@@ -16,18 +16,20 @@ import argparse
 import logging
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from ..encoders import load_classifier, load_config, load_encoder
+from ..encoders import load_classifier, load_config, load_encoder, require_finite
 from ..failures import FAILED, REFUSED, end, failures_told
+from ..files import disk_errors_of, files_below, sync_to_disk
+from ..locks import alone_with
 from .arguments import ONNX, parse_onnx_arguments
 
 
@@ -59,14 +61,15 @@ def _load_model(source: str) -> PreTrainedModel:
     """The classifier of a directory, or else its encoder, in float32 and evaluation mode.
 
     Raises:
-        ValueError: if the source cannot be opened or is no I-JEPA model.
+        ValueError: if the source cannot be opened, is no I-JEPA model, or holds NaN or infinity.
     """
     config = load_config(source)
     if config.model_type != "ijepa":
         raise ValueError(f"{source!r} cannot be exported: its model_type is {config.model_type!r}, not 'ijepa'")
-    if any(name.endswith("ForImageClassification") for name in config.architectures or ()):
-        return load_classifier(source, config).eval()
-    return load_encoder(source, "target", torch.float32)
+    is_classifier = any(name.endswith("ForImageClassification") for name in config.architectures or ())
+    model = load_classifier(source, config) if is_classifier else load_encoder(source, "target", torch.float32)
+    require_finite(model, source)
+    return model.eval()
 
 
 def _example_sizes(model: PreTrainedModel, free_resolution: bool) -> list[tuple[int, int]]:
@@ -130,7 +133,8 @@ def _largest_differences(model: PreTrainedModel, path: Path, free_resolution: bo
                 if other.shape != tuple(ours.shape):
                     raise ExportError(f"{name} has shape {other.shape} instead of {tuple(ours.shape)}.")
                 difference = (ours - torch.from_numpy(other)).abs().max().item()
-                found[name] = max(found[name][0], difference), max(found[name][1], ours.abs().max().item())
+                worst, largest = np.maximum(found[name], (difference, ours.abs().max().item()))  # NaN stays NaN
+                found[name] = float(worst), float(largest)
     return found
 
 
@@ -164,15 +168,22 @@ def export(
 
     Raises:
         ExportError: if the file does not compute what the model computes. Then nothing is written.
+        ValueError: if another command is writing to `output`.
     """
-    aside = Path(tempfile.mkdtemp(prefix=".tmp-export-", dir=output.parent))
-    try:
-        _write_onnx(model, aside / output.name, free_resolution, opset)
-        differences = _verify(model, aside / output.name, free_resolution)
-        for file in sorted(aside.iterdir(), reverse=True):  # the weights (.onnx.data) before the file that needs them
-            os.replace(file, output.parent / file.name)
-    finally:
-        shutil.rmtree(aside)
+    with alone_with(output), disk_errors_of(output):
+        aside = output.with_name(f".tmp-{output.name}")
+        shutil.rmtree(aside, ignore_errors=True)  # an earlier command was killed
+        aside.mkdir()
+        try:
+            _write_onnx(model, aside / output.name, free_resolution, opset)
+            differences = _verify(model, aside / output.name, free_resolution)
+            files = files_below(aside)[::-1]  # the weights (.onnx.data) before the file that needs them
+            for file in files:
+                sync_to_disk(file)
+            for file in files:
+                os.replace(file, output.parent / file.name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return differences
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 from transformers.models.ijepa import modeling_ijepa as stock
 
 from ijepa_transformers import IJEPA_SIZES, IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel
@@ -340,6 +341,11 @@ def with_one(value):
     return change
 
 
+def hold_itself(checkpoint):
+    checkpoint["loss"] = [0.0]
+    checkpoint["loss"].append(checkpoint["loss"])
+
+
 def with_blocks(name, network="encoder"):
     names = [f"module.blocks.{number}.{name}" for number in range(100_000)]
     return edited(lambda checkpoint: checkpoint[network].update(dict.fromkeys(names, torch.zeros(36))))
@@ -451,6 +457,12 @@ FAULTS = {
     ),
     "no numbers": (with_value(lambda tensor: tensor.to("meta")), "norm.bias is a tensor on the device 'meta'"),
     "float8": (with_value(lambda tensor: tensor.to(torch.float8_e4m3fn)), "norm.bias is of torch.float8_e4m3fn"),
+    "nested": (
+        with_value(lambda tensor: torch.nested.nested_tensor([tensor])),
+        "target_encoder.norm.bias is a nested tensor",
+    ),
+    "settings that hold themselves": (edited(hold_itself), "settings cannot be written as JSON: Circular reference"),
+    "a setting of many numbers": (edited(lambda c: c.update(loss=torch.zeros(3))), "JSON: they hold a Tensor"),
     "key is a number": (
         edited(lambda c: c["encoder"].update({5: torch.zeros(1)})),
         "has the key 5, which is no string",
@@ -512,6 +524,25 @@ def test_arguments_that_do_not_fit_are_one_sentence(argv, sentence, tmp_path, ca
 def test_the_same_numbers_in_another_form_are_the_same_weights(directory, tmp_path, make):
     convert(make(tmp_path / "other.pth.tar"), tmp_path / "other", **HEADS)
     assert_identical(saved_weights(tmp_path / "other"), saved_weights(directory))
+
+
+def test_weights_of_several_precisions_open_in_the_finest(tmp_path):
+    """Otherwise opening them would round some."""
+    checkpoint = read()
+    for network in ("encoder", "target_encoder"):
+        first = next(iter(checkpoint[network]))
+        checkpoint[network][first] = checkpoint[network][first].bfloat16()
+    convert(write(checkpoint, tmp_path / "file.pth.tar"), tmp_path / "model", **HEADS)
+    weights = AutoModel.from_pretrained(tmp_path / "model").state_dict()
+    assert torch.equal(weights["layernorm.bias"], checkpoint["target_encoder"][NORM])
+
+
+def test_an_optimizer_that_is_left_out_may_have_any_form(directory, tmp_path):
+    for number, groups in enumerate((5, [5], None)):
+        checkpoint = read()
+        checkpoint["opt"]["param_groups"] = groups
+        convert(write(checkpoint, tmp_path / "file.pth.tar"), tmp_path / f"{number}", **HEADS)
+        assert_identical(saved_weights(tmp_path / f"{number}"), saved_weights(directory))
 
 
 def test_tensors_that_overlap_are_converted_with_their_own_numbers(tmp_path):
@@ -580,6 +611,11 @@ def test_there_and_back_is_the_identity(change, tmp_path):
     assert abs((tmp_path / "back.pth.tar").stat().st_size - CHECKPOINT.stat().st_size) < 50_000
 
 
+def test_the_name_of_the_file_needs_no_ending(directory, tmp_path):
+    export(directory, tmp_path / "back")
+    assert_identical(read(tmp_path / "back"), read())
+
+
 def test_a_plain_pretraining_directory_exports_what_it_knows(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path / "model", max_shard_size="50KB")
     assert (tmp_path / "model" / "model.safetensors.index.json").is_file()
@@ -608,6 +644,16 @@ def cut_the_weights(directory):
     (directory / "model.safetensors").write_bytes(content[:-100])
 
 
+def spoil_a_weight(directory):
+    weights = load_file(directory / "model.safetensors")
+    weights[min(weights)].fill_(math.nan)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_file(name, content):
+    return lambda directory: (directory / name).write_bytes(content)
+
+
 def edit_config(**values):
     def edit(directory):
         config = json.loads((directory / "config.json").read_text())
@@ -626,6 +672,12 @@ def edit_config(**values):
         (lambda directory: (directory / "model.safetensors").unlink(), "holds no model.safetensors"),
         (lambda directory: (directory / "pretraining.safetensors").unlink(), "holds no pretraining.safetensors"),
         (lambda directory: (directory / "meta_checkpoint.json").unlink(), "has moments, but settings of 0 groups"),
+        (write_file("meta_checkpoint.json", b"[]"), "meta_checkpoint.json is damaged: it holds a list"),
+        (write_file("optimizer.safetensors", b"x"), "optimizer.safetensors is damaged"),
+        (write_file("pretraining.safetensors.index.json", b"{"), "index.json is damaged: Expecting"),
+        (write_file("pretraining.safetensors.index.json", b"{}"), "does not say in which file the weights are"),
+        (write_file("config.json", b"[]"), "cannot be opened"),
+        (spoil_a_weight, "holds NaN or infinity"),
         (edit_config(predictor_num_attention_heads=2), "as many heads as the encoder, here 2 and 3"),
         (edit_config(layer_norm_eps=1e-12), "1e-12"),
         (edit_config(predictor_attention="shared_context"), "'shared_context' is no longer supported"),
@@ -842,22 +894,20 @@ def lose_weights(directory):
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def spoil_a_weight(directory):
-    weights = load_file(directory / "model.safetensors")
-    weights[min(weights)].fill_(math.nan)
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-
-
 @pytest.mark.parametrize(
     "damage, sentence",
     [
         (lose_weights, "lacks 1 of the weights"),
         (spoil_a_weight, "holds NaN or infinity"),
-        (cut_the_weights, "cannot be loaded"),
+        (cut_the_weights, "cannot be opened"),
         (lambda directory: (directory / "config.json").unlink(), "holds no config.json"),
         (edit_config(model_type="vit"), "a model of type 'vit'"),
         (edit_config(architectures=["IJepaForPretraining"]), "holds an IJepaForPretraining"),
         (edit_config(intermediate_size=72), "layers.0.mlp.fc1.bias"),
+        (edit_config(hidden_size="wide"), "cannot be opened"),
+        (edit_config(architectures=[5]), "holds an 5"),
+        (write_file("config.json", b"[]"), "config.json is damaged: it holds a list"),
+        (write_file("preprocessor_config.json", b"{"), "preprocessor_config.json is damaged"),
     ],
 )
 def test_a_faulty_copy_is_refused_and_leaves_no_output(hub_copy, damage, sentence, tmp_path, capsys):

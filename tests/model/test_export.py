@@ -299,6 +299,17 @@ def test_an_onnx_file_that_differs_is_not_kept(model_directories, monkeypatch, c
     assert sorted(model_directories.iterdir()) == before
 
 
+def test_weights_that_are_no_numbers_are_not_exported(model_directories, trained, capsys):
+    trained.ijepa.layernorm.weight.data[0] = torch.nan
+    trained.save_pretrained(model_directories / "spoilt")
+    with pytest.raises(SystemExit) as stopped:
+        conversion_onnx.main(
+            ["--model", f"{model_directories}/spoilt", "--output", f"{model_directories}/spoilt.onnx"]
+        )
+    assert stopped.value.code == 2 and "layernorm.weight holds NaN or infinity" in capsys.readouterr().err
+    assert not list(model_directories.glob("*spoilt.onnx*"))
+
+
 @pytest.mark.parametrize(
     "changes, sentence",
     [
