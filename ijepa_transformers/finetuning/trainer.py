@@ -191,10 +191,10 @@ class ClassificationTrainer(Trainer):
             " load weights to train them.",
         )
         self.state = TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME))
-        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        best = self._best_checkpoint() if self.args.load_best_model_at_end else None
         if best is not None:
-            require_whole(Path(best))
-        self._load_from_checkpoint(best or str(self.checkpoint))
+            require_whole(best)
+        self._load_from_checkpoint(str(best or self.checkpoint))
         return {"epoch": float(self.state.epoch or 0)}
 
     def export(self) -> None:
@@ -220,8 +220,19 @@ class ClassificationTrainer(Trainer):
             keep_settings(self.optimizer, self.lr_scheduler, self.group_settings)
 
     def _load_best_model(self) -> None:
-        require_whole(Path(self.state.best_model_checkpoint or ""))
+        best = self._best_checkpoint()
+        if best is not None:
+            require_whole(best)
+            self.state.best_model_checkpoint = str(best)
         super()._load_best_model()
+
+    def _best_checkpoint(self) -> Path | None:
+        """The best checkpoint, also if the output directory was moved since it was written. None if there is none."""
+        if self.state.best_model_checkpoint is None:
+            return None
+        best = Path(self.state.best_model_checkpoint)
+        moved = Path(str(self.args.output_dir)) / best.name
+        return best if best.exists() else moved
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Raises ValueError if weights are missing or unknown. `Trainer` would only warn, and not load them."""

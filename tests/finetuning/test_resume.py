@@ -145,6 +145,15 @@ def test_a_damaged_best_checkpoint_is_not_loaded(whole, gray_pretrained, photos,
         trainer._load_best_model()
 
 
+def test_the_best_checkpoint_is_found_where_the_output_was_moved_to(whole, gray_pretrained, photos, tmp_path):
+    output_dir = cut_back(whole, tmp_path / "output", 2)
+    argv = fine_tuning_argv(gray_pretrained, output_dir, data=photos, images_per_class=None)
+    trainer = command.build_trainer(parse_fine_tuning_arguments([*argv, "--resume_from_checkpoint", "last"]))
+    trainer.state.best_model_checkpoint = "where/it/was/checkpoint-2"
+    trainer._load_best_model()
+    assert_same_weights(trainer.model.state_dict(), output_dir / "checkpoint-2")
+
+
 def test_old_checkpoints_are_removed_when_the_new_one_is_whole(gray_pretrained, photos, tmp_path):
     options = {"data": photos, "images_per_class": None, **SAVES, "save_steps": 1, "save_total_limit": 2}
     fine_tune(gray_pretrained, tmp_path / "output", **options)
