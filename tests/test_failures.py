@@ -8,6 +8,7 @@ import multiprocessing
 import multiprocessing.queues
 import os
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -60,12 +61,27 @@ def test_a_reader_of_a_pipe_may_end_before_the_command(monkeypatch):
         cli.main(["recipes"])
 
 
-def test_a_full_disk_under_the_output_is_no_closed_terminal():
+def test_a_full_disk_under_the_output_is_no_closed_terminal(monkeypatch, capsys):
     full = open("/dev/full", "w")  # noqa: SIM115
-    with pytest.raises(OSError, match="No space left"):  # as `command > file`
-        print("x", file=LastingStream(full), flush=True)
-    with suppress(OSError):
-        full.close()
+    with pytest.raises(OSError, match="No space left on device: 'standard output'"):  # as `command > file`
+        print("x", file=LastingStream(full, "standard output"), flush=True)
+    print("y", file=LastingStream(full, None), flush=True)  # nobody could read why
+    full.close()
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["--version"])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "ijepa: error: standard output: No space left on device.\n"
+
+
+def test_closed_standard_streams_do_not_harm_a_command(tmp_path):
+    """`command >&- 2>&-`, as some schedulers start it: files must not get the numbers of these streams."""
+    code = "import os, sys; from ijepa_transformers.terminal import lasting_output\n"
+    code += "with lasting_output():\n    print('x'); print('y', file=sys.stderr, flush=True); sys.stderr.isatty()\n"
+    code += f"    file = open({str(tmp_path / 'result')!r}, 'w'); os.write(1, b'of a library'); file.write('right')"
+    done = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "$1" <&- >&- 2>&-', "sh", code], check=False)
+    assert done.returncode == 0 and (tmp_path / "result").read_text() == "right"
 
 
 @pytest.fixture
