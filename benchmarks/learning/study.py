@@ -20,19 +20,21 @@ A study is a YAML file:
 
 Each run is a process of its own. Its row goes to `results.jsonl` in the output directory as soon as it is there, and
 is not repeated: settings, budget and part tell which row belongs to a run. A run that fails is a row too, and is
-repeated. The table goes to `table.md`. Decoded images are kept in the directory of the variable IJEPA_STUDY_CACHE.
+repeated; then the exit code is 1. The table goes to `table.md`. Decoded images are kept in the directory of the
+variable IJEPA_STUDY_CACHE.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,10 +50,14 @@ from benchmarks.learning.learners import Settings, build_learner, built, embeddi
 from benchmarks.learning.training import Clock, Training, judge, pixel_features
 from benchmarks.speed.timing import environment
 from ijepa_transformers import IJepaForPretraining, process
+from ijepa_transformers.arguments import near, require
 from ijepa_transformers.execution import set_matmul_precision
+from ijepa_transformers.files import read_rows, write_rows, write_text
 
 
 BUDGETS = ("seconds", "steps")
+KEYS = (*BUDGETS, "seeds", "settings", "runs")
+SETTINGS = tuple(entry.name for entry in dataclasses.fields(Settings) if entry.name != "seed")
 UNTRAINED = ("pixels", "random")
 COLUMNS = {"20-NN": "knn", "5-shot": "shot5", "linear": "linear", "effective rank": "effective_rank"}
 # Memory is kept as the package's commands keep it. All methods have this.
@@ -100,6 +106,50 @@ def measure(wanted: dict[str, Any], threads: int) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------- all runs
 
 
+def read_study(path: Path) -> dict[str, Any]:
+    """The content of a study.
+
+    Raises:
+        ValueError: with the wrong key or value, if it is no study.
+        OSError: if the file cannot be read.
+    """
+    try:
+        study = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
+    require(isinstance(study, dict), f"{path} must hold `key: value` lines.")
+    _check_keys(study, KEYS, str(path))
+    settings, runs, seeds = study.get("settings") or {}, study.get("runs"), study.get("seeds", [0])
+    require(isinstance(settings, dict), f"settings of {path} must be a mapping, got {settings!r}.")
+    require(isinstance(runs, dict) and runs, f"{path} must have runs: names of lines, and what each changes.")
+    are_seeds = isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)
+    require(are_seeds, f"seeds of {path} must be a list of whole numbers, got {seeds!r}.")
+    _check_keys(settings, SETTINGS, f"settings of {path}")
+    for name, changes in runs.items():
+        line = f"the line {name!r} of {path}"
+        require(changes is None or isinstance(changes, dict), f"{line} must be a mapping, got {changes!r}.")
+        _check_keys(changes or {}, (*SETTINGS, *BUDGETS), line)
+        both = {**settings, **(changes or {})}
+        require("data" in both, f"{line} has no data.")
+        budgets = [values for values in (changes or {}, study) if values.keys() & set(BUDGETS)][:1]
+        if both.get("method") not in UNTRAINED:
+            _check_budget(budgets[0] if budgets else {}, line)
+    return {**study, "settings": settings}
+
+
+def _check_keys(values: dict, known: Sequence[str], where: str) -> None:
+    for key in values:
+        require(key in known, f"{where} has the unknown key {key!r}.{near(str(key), known)}")
+
+
+def _check_budget(values: dict, line: str) -> None:
+    given = [key for key in BUDGETS if key in values]
+    require(len(given) == 1, f"{line} needs seconds or steps, one of them.")
+    value = values[given[0]]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    require(is_number, f"{given[0]} of {line} must be a number above 0, got {value!r}.")
+
+
 def wanted_runs(study: dict[str, Any], part: str, seeds: Iterable[int], only: list[str] | None) -> list[dict]:
     """The runs of a study, seed by seed, so that a study that is stopped early has every line."""
     lines = {name: changes or {} for name, changes in study["runs"].items() if not only or name in only}
@@ -130,7 +180,10 @@ def all_rows(runs: list[dict], output_dir: Path, jobs: int, threads: int) -> lis
     """The row of each run: the one of results.jsonl, or a new one, which is written there."""
     output_dir.mkdir(parents=True, exist_ok=True)
     results = output_dir / "results.jsonl"
-    known = [json.loads(line) for line in results.read_text("utf-8").splitlines()] if results.exists() else []
+    known, num_damaged = read_rows(results, lambda row: isinstance(row.get("settings"), dict))
+    if num_damaged:  # a process was killed while it wrote
+        print(f"{results}: {num_damaged} damaged lines are dropped.", flush=True)
+        write_rows(results, known)
 
     def row_of(wanted: dict[str, Any]) -> dict[str, Any]:
         if found := next((row for row in known if is_row_of(wanted, row)), None):
@@ -212,13 +265,18 @@ def main(words: list[str] | None = None) -> None:
     if own.run:
         print(json.dumps(run(json.loads(own.run))))
         return
-    study = yaml.safe_load(own.study.read_text(encoding="utf-8"))
-    if unknown := sorted(set(own.only or ()) - study["runs"].keys()):
-        sys.exit(f"study.py: error: {own.study} has no lines {unknown}; it has {sorted(study['runs'])}")
-    runs = wanted_runs(study, own.part, own.seeds or study.get("seeds", [0]), own.only)
-    text = table(all_rows(runs, own.output_dir, own.jobs, own.threads))
-    (own.output_dir / "table.md").write_text(f"{text}\n", encoding="utf-8")
-    print(f"\n{text}")
+    try:
+        study = read_study(own.study)
+        unknown = sorted(set(own.only or ()) - study["runs"].keys())
+        require(not unknown, f"{own.study} has no lines {unknown}; it has {sorted(map(str, study['runs']))}")
+        runs = wanted_runs(study, own.part, own.seeds or study.get("seeds", [0]), own.only)
+        rows = all_rows(runs, own.output_dir, own.jobs, own.threads)
+        write_text(own.output_dir / "table.md", f"{table(rows)}\n")
+    except (ValueError, OSError) as error:
+        sys.exit(f"study.py: error: {error}")
+    print(f"\n{table(rows)}")
+    if failed := [row for row in rows if "error" in row]:
+        sys.exit(f"study.py: error: {len(failed)} of {len(rows)} runs failed; the first is {describe(failed[0])}")
 
 
 if __name__ == "__main__":

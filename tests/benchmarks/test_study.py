@@ -262,7 +262,8 @@ def measured_here(wanted, threads):
 
 
 def test_a_study_writes_rows_and_a_table_and_does_not_repeat_them(small_study, tmp_path, capsys):
-    study.main(small_study)
+    with pytest.raises(SystemExit, match=r"2 of 7 runs failed; the first is broken, seed 0: error .*magic"):
+        study.main(small_study)
     rows = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
     found = [(row["name"], row["settings"]["seed"], row.get("steps_taken")) for row in rows]
     assert sorted(found, key=str) == sorted(
@@ -289,6 +290,45 @@ def test_a_study_writes_rows_and_a_table_and_does_not_repeat_them(small_study, t
 def test_an_unknown_line_is_refused(small_study):
     with pytest.raises(SystemExit, match="no lines"):
         study.main([*small_study, "--only", "nothing"])
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ("runs: [", "is no YAML file"),
+        ("- 1", "must hold `key: value` lines"),
+        ("steps: 2\nrun: {ours: {}}", r"unknown key 'run'. Did you mean runs\?"),
+        (
+            "steps: 2\nruns: {ours: {rat: 1}}\nsettings: {data: digits}",
+            r"'ours' .* unknown key 'rat'. Did you mean rate\?",
+        ),
+        ("steps: 2\nruns: {ours: {}}\nsettings: {date: digits}", "unknown key 'date'"),
+        ("steps: 2\nruns: {ours: 5}\nsettings: {data: digits}", "must be a mapping, got 5"),
+        ("steps: 2\nruns: {}", "must have runs"),
+        ("steps: 2\nruns: {ours: {}}", "has no data"),
+        ("runs: {ours: {}}\nsettings: {data: digits}", "needs seconds or steps"),
+        ("steps: two\nruns: {ours: {}}\nsettings: {data: digits}", "steps of .* must be a number above 0, got 'two'"),
+        ("steps: 2\nseeds: 3\nruns: {ours: {}}\nsettings: {data: digits}", "must be a list of whole numbers, got 3"),
+    ],
+)
+def test_a_mistyped_study_is_one_sentence(tmp_path, content, sentence):
+    (tmp_path / "study.yaml").write_text(content)
+    with pytest.raises(SystemExit, match=sentence):
+        study.main([str(tmp_path / "study.yaml"), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_study_is_one_sentence(tmp_path):
+    with pytest.raises(SystemExit, match="No such file"):
+        study.main([str(tmp_path / "no.yaml"), "--output_dir", str(tmp_path / "out")])
+
+
+def test_half_a_row_of_a_killed_study_is_dropped(small_study, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/results.jsonl").write_text('{"name": "ou')
+    study.main([*small_study, "--only", "raw pixels"])
+    (row,) = (json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines())
+    assert row["name"] == "raw pixels"
 
 
 @pytest.mark.slow
