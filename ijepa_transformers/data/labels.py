@@ -8,6 +8,8 @@ Whole numbers become classes in their order, without the numbers between them th
 classes, called "0", "1" and "255". All splits together decide which numbers occur.
 """
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -74,7 +76,7 @@ def read_labels(splits: Splits, split: str, asked: str | None) -> Labels:
         raise LabelError(f"has no column {asked!r}: there is no column beside the images")
     if len(names) > 1:
         return _of_columns(splits, [str(name) for name in names])
-    column = names[0] if asked is not None else _find_column(features)
+    column = names[0] if asked is not None else label_column_of(features)
     if column is None:
         raise LabelError(f"has no labels: {_other_columns(splits, split)}")
     if column not in features or not _may_hold_labels(features[column]):
@@ -84,10 +86,39 @@ def read_labels(splits: Splits, split: str, asked: str | None) -> Labels:
     # A split may name its classes differently from the others; whoever compares two splits says so.
     named = _classes_in_schema(features[column])
     like = {name: table for name, table in splits.items() if _classes_in_schema(table.features.get(column)) == named}
-    return _of_column(like, column)
+    labels = _of_column(like, column)
+    if not labels.names:
+        raise LabelError(f"has no labels: the column {column!r} is empty")
+    _tell_of_names(labels.names, column)
+    return labels
 
 
-def _find_column(features: datasets.Features) -> str | None:
+def _tell_of_names(names: Sequence[str], column: str) -> None:
+    """Tells of classes that may be one, and of a class that may be several."""
+    alike: dict[str, str] = {}
+    for name in names:
+        other = alike.setdefault(unicodedata.normalize("NFC", name).strip().lower(), name)
+        if other != name:
+            tell(f"The classes {other!r} and {name!r} differ in spaces, capital letters or accents only.")
+            break
+    there = set(names)
+    for name in names:
+        parts = [part.strip() for part in re.split(r"[|;,]", name)]
+        is_list = name.startswith("[") and name.endswith("]")
+        if is_list or (len(parts) > 1 and there.issuperset(parts)):
+            tell(
+                f"The class {name!r} of the column {column!r} looks like several classes. Write lists instead of text"
+                " if an image has several."
+            )
+            break
+
+
+def label_column_of(features: datasets.Features) -> str | None:
+    """The column that holds labels by its name and its type; None if there is none.
+
+    Raises:
+        ValueError: if several columns fit.
+    """
     found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     found = found or [name for name in _NAMES if name in features and _may_hold_labels(features[name])]
     if len(found) > 1:  # CIFAR-100: coarse_label and fine_label
@@ -103,6 +134,13 @@ def _other_columns(splits: Splits, split: str) -> str:
     dataset = splits[split]
     if not dataset.features:
         return "there is no column beside the images, and no class folders"
+    other_type = [name for name in dataset.features if name.lower() in (*_NAMES, *_OTHER_NAMES)]
+    unusable = [name for name in other_type if not _may_hold_labels(dataset.features[name])]
+    if unusable:
+        return (
+            f"the column {unusable[0]!r} is of the type {getattr(dataset.features[unusable[0]], 'dtype', 'nested')};"
+            " classes are whole numbers, names, truth values, or lists of these"
+        )
     flags = [name for name in dataset.features if _is_zero_or_one(dataset, name)]
     sentence = f"the columns are {describe_columns(dataset.features)}; name one with label_column"
     if len(flags) > 1:
@@ -170,8 +208,18 @@ def _of_column(splits: Splits, column: str) -> Labels:
         names, ids = list(feature.names), {number: number for number in range(feature.num_classes)}
     else:
         names, ids = _classes(column, feature, values)
+    _require_known(column, names, ids, {value for found in values.values() for value in found})
     known = {split: [ids.get(value, _UNLABELLED) for value in found] for split, found in values.items()}
     return Labels(names, False, known)
+
+
+def _require_known(column: str, names: Sequence[str], ids: Mapping[Any, int], values: Iterable[Any]) -> None:
+    """Raises LabelError for a number of a `ClassLabel` that has no name."""
+    unknown = [value for value in values if type(value) is int and value != _UNLABELLED and value not in ids]
+    if unknown:
+        raise LabelError(
+            f"has no labels: the column {column!r} holds the class id {min(unknown)}, and names {len(names):,} classes"
+        )
 
 
 def _classes(column: str, feature: Any, values: Mapping[str, Sequence[Any]]) -> tuple[list[str], dict[Any, int]]:
@@ -193,7 +241,8 @@ def _classes(column: str, feature: Any, values: Mapping[str, Sequence[Any]]) -> 
 
 def _classes_of_numbers(column: str, distinct: Iterable[float]) -> tuple[list[str], dict[Any, int]]:
     """As `_classes`, for whole numbers. -1 means unlabelled, as everywhere in `datasets`."""
-    fractions = sorted(value for value in distinct if value != int(value)) if all(map(np.isfinite, distinct)) else None
+    is_finite = all(map(np.isfinite, map(float, distinct)))
+    fractions = sorted(value for value in distinct if _is_no_class(value)) if is_finite else None
     if fractions is None or fractions:
         shown = "infinite numbers" if fractions is None else f"numbers such as {fractions[0]:g}"
         raise LabelError(f"has no labels: the column {column!r} holds {shown}, and classes are whole numbers or names")
@@ -213,12 +262,19 @@ def _classes_of_numbers(column: str, distinct: Iterable[float]) -> tuple[list[st
     return [str(number) for number in numbers], {number: place for place, number in enumerate(numbers)}
 
 
+def _is_no_class(value: float) -> bool:
+    """Whether a number has a fraction, or is a float that no longer tells neighbouring whole numbers apart."""
+    return value != int(value) or (isinstance(value, float) and abs(value) > 2**53)
+
+
 # Several labels per image
 
 
 def _of_lists(column: str, inner: Any, values: Mapping[str, Sequence[Any]]) -> Labels:
     lists = [entry for found in values.values() for entry in found if entry is not None]
     numeric = is_value(inner, "int", "uint", "bool", "float")
+    if numeric:
+        _refuse_unclear(column, lists)
     if numeric and _are_vectors(lists):
         names = [str(place) for place in range(len(lists[0]))]
         places = {split: list(map(_places_of_ones, found)) for split, found in values.items()}
@@ -229,6 +285,7 @@ def _of_lists(column: str, inner: Any, values: Mapping[str, Sequence[Any]]) -> L
         names, ids = _classes(
             column, inner, {split: [v for e in found for v in e or ()] for split, found in values.items()}
         )
+    _require_known(column, names, ids, {value for entry in lists for value in entry})
     known = {
         split: [None if entry is None else sorted({ids[value] for value in entry if value in ids}) for entry in found]
         for split, found in values.items()
@@ -240,6 +297,21 @@ def _are_vectors(lists: Sequence[Sequence[float]]) -> bool:
     """Whether the lists have an entry of 0 or 1 for every class, as [0, 1, 0], and are not lists of class ids."""
     lengths = {len(entry) for entry in lists}
     return len(lengths) == 1 and lengths.pop() > 1 and all(value in (0, 1) for entry in lists for value in entry)
+
+
+def _refuse_unclear(column: str, lists: Sequence[Sequence[float]]) -> None:
+    """Raises LabelError for lists of -1, 0 and 1 that are neither an entry for every class nor class ids."""
+    values = {value for entry in lists for value in entry}
+    lengths = sorted({len(entry) for entry in lists})
+    if values == {-1, 0, 1} and len(lengths) == 1 and lengths[0] > 1:
+        raise LabelError(
+            f"has no labels: the lists in the column {column!r} hold 1, 0 and -1; write 1 and 0 for every class"
+        )
+    if values == {0, 1} and len(lengths) > 1 and any(len(set(entry)) < len(entry) for entry in lists):
+        raise LabelError(
+            f"has no labels: the lists in the column {column!r} hold 0 and 1, but have from {lengths[0]} to"
+            f" {lengths[-1]} entries; write one for every class"
+        )
 
 
 def _places_of_ones(entry: Sequence[float] | None) -> list[int] | None:

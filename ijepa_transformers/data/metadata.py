@@ -33,27 +33,26 @@ class Metadata:
     def __init__(self, folder: Path, files: Sequence[Path]):
         self._rows: dict[Path, int] = {}  # by path relative to the folder
         self._origins: list[Path] = []  # the metadata file of each row
-        self.without_names: list[Path] = []  # files that have no column of names, and are not used
+        self.without_names: dict[Path, list[str]] = {}  # files without a column of names, which are not used: columns
         self.empty: list[Path] = []  # files without a row
         tables = []
         for file in files:
             table = _read(file)
             column = _name_column(table)
             if column is None:
-                self.without_names.append(file)
+                self.without_names[file] = table.column_names
                 continue
             if not table.num_rows:
                 self.empty.append(file)
             self._add_rows(folder, file, table[column].to_pylist())
             tables.append(table.drop_columns([column]))
-        self._table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+        self._table = _joined(folder, tables) if tables else pa.table({})
 
     def _add_rows(self, folder: Path, file: Path, names: Sequence[str | None]) -> None:
         for number, name in enumerate(names, start=1):
             if not isinstance(name, str) or not name:
                 raise ValueError(f"row {number} of {str(file)!r} has no file name")
-            path = file.relative_to(folder).parent / name.replace("\\", "/")
-            path = Path(os.path.normpath(path))
+            path = _relative(folder, file.relative_to(folder).parent / name.replace("\\", "/"))
             if path in self._rows:
                 raise ValueError(f"{str(file)!r} names {name!r}, which has a row already")
             self._rows[path] = len(self._origins)
@@ -76,15 +75,43 @@ class Metadata:
             raise ValueError(f"{str(file)!r} names {number} not there, for example {str(missing[0])!r}")
 
 
+def _relative(folder: Path, path: Path) -> Path:
+    """A path relative to the folder, if it is in it."""
+    path, absolute = Path(os.path.normpath(path)), Path(os.path.abspath(folder))
+    return path.relative_to(absolute) if path.is_relative_to(absolute) else path
+
+
+def _joined(folder: Path, tables: Sequence[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ValueError(f"the metadata files in {str(folder)!r} do not fit together: {error}") from error
+
+
 def _read(file: Path) -> pa.Table:
     try:
-        if file.suffix == ".csv":
-            return pyarrow.csv.read_csv(file)
-        if file.suffix == ".jsonl":
-            return pyarrow.json.read_json(file)
-        return pyarrow.parquet.read_table(file)
+        with open(file, "rb") as start:
+            if start.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+                raise ValueError(f"{str(file)!r} is UTF-16; save it as UTF-8")
+        table = _parsed(file)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(file)!r} cannot be read: {' '.join(str(error).split())}") from error
+    table = table.rename_columns([name.strip() for name in table.column_names])
+    table = table.select([place for place, name in enumerate(table.column_names) if name])
+    twice = [name for name in table.column_names if table.column_names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{str(file)!r} has two columns {twice[0]!r}")
+    binary = [field.name for field in table.schema if file.suffix == ".csv" and pa.types.is_binary(field.type)]
+    if binary:
+        raise ValueError(f"the column {binary[0]!r} of {str(file)!r} is not UTF-8; save the file as UTF-8")
+    return table
+
+
+def _parsed(file: Path) -> pa.Table:
+    if file.suffix == ".csv":
+        options = pyarrow.csv.ConvertOptions(column_types={_FILE_NAME: pa.string()})  # 007 is a name too
+        return pyarrow.csv.read_csv(file, convert_options=options)
+    return pyarrow.json.read_json(file) if file.suffix == ".jsonl" else pyarrow.parquet.read_table(file)
 
 
 def _name_column(table: pa.Table) -> str | None:

@@ -19,7 +19,7 @@ from .decoding import FILE_URI, BadImageError, OpenedImage, StoredImage, value_n
 from .finding import ResolvedSource, resolve
 from .folders import FolderLayout, layout_of, splits_in
 from .kinds import SHARD_BUILDERS, left_out_sentence
-from .labels import LabelError, describe_columns, is_value, read_labels
+from .labels import LabelError, describe_columns, is_value, label_column_of, read_labels
 from .masks import header_of, refuse_masks
 from .metadata import Metadata
 from .notices import tell
@@ -262,21 +262,35 @@ def _look_at_files(source: str, files: list[Path]) -> None:
 
 
 def _open_folder_split(folder: Path, split: str, layout: FolderLayout, metadata: Metadata) -> datasets.Dataset:
-    """A split with the columns of its metadata if it has any; else with the classes that its folders name."""
+    """A split with the columns of its metadata. The classes that its folders name are another column, unless the
+    metadata have labels."""
     paths = layout.splits[split]
     files = [folder / file for file in paths]
     columns = metadata.columns(paths)
-    if columns is not None:
-        free = [name for name in columns.column_names if name != "image"]
-        return datasets.concatenate_datasets([_image_paths(files), columns.select_columns(free)], axis=1)
-    if split in layout.classes and len(layout.class_names) > 1:
-        return _image_paths(files, layout.classes[split], layout.class_names)
-    return _image_paths(files)
+    has_classes = split in layout.classes and len(layout.class_names) > 1
+    if columns is not None and has_classes and _has_labels(columns):
+        tell(f"The labels of {str(folder)!r} are those of its metadata; its folders are not used.")
+        has_classes = False
+    labels = (layout.classes[split], layout.class_names) if has_classes else ()
+    images = _image_paths(files, *labels)
+    if columns is None:
+        return images
+    free = [name for name in columns.column_names if name not in images.column_names]
+    return datasets.concatenate_datasets([images, columns.select_columns(free)], axis=1)
+
+
+def _has_labels(columns: datasets.Dataset) -> bool:
+    try:
+        return label_column_of(columns.features) is not None
+    except ValueError:  # several columns fit
+        return True
 
 
 def _why_unlabelled(layout: FolderLayout, metadata: Metadata, tables: Sequence[Path]) -> str:
     if metadata.without_names:
-        return f"has no labels: {str(metadata.without_names[0])!r} has no column file_name"
+        file, columns = next(iter(metadata.without_names.items()))
+        shown = ", ".join(map(repr, columns[:10]))
+        return f"has no labels: {str(file)!r} has no column file_name; its columns are {shown}"
     if metadata.empty:
         return f"has no labels: {str(metadata.empty[0])!r} has no row"
     if tables:

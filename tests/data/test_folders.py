@@ -232,6 +232,26 @@ def test_metadata_beside_images_has_the_labels(tmp_path, name):
     assert dict(zip(names(dataset), dataset["label"][:], strict=True)) == {"1.png": 0, "2.png": 1, "3.png": -1}
 
 
+def test_captions_leave_the_classes_to_the_folders(tmp_path, capsys):
+    write_all(tmp_path, "cat/1.png", "dog/2.png")
+    content = f"file_name , text\n{tmp_path}/cat/1.png,a\ndog/2.png,b\n"
+    write(tmp_path / "metadata.csv", content.encode())
+    dataset = open_split(DatasetArguments(str(tmp_path)), "train", labels="required")
+    assert dataset.features["label"].names == ["cat", "dog"] and not capsys.readouterr().err
+    write(tmp_path / "metadata.csv", content.replace("text", "label").encode())
+    dataset = open_split(DatasetArguments(str(tmp_path)), "train", labels="required")
+    assert dataset.features["label"].names == ["a", "b"]
+    assert "are those of its metadata; its folders are not used" in capsys.readouterr().err
+
+
+def test_metadata_of_different_types_are_refused(tmp_path):
+    for split, label in (("train", "3"), ("test", "cat")):
+        write_all(tmp_path / split, "1.png")
+        write(tmp_path / split / "metadata.csv", f"file_name,label\n1.png,{label}\n".encode())
+    with pytest.raises(ValueError, match=r"do not fit together: .*label has incompatible types"):
+        load_image_dataset(tmp_path)
+
+
 def test_each_split_may_have_its_metadata(tmp_path):
     for split, number in (("train", 3), ("test", 7)):
         write_all(tmp_path / split, "1.png")
@@ -248,6 +268,11 @@ def test_each_split_may_have_its_metadata(tmp_path):
         (b"file_name,label\n1.png,cat\n./1.png,dog\n", "names './1.png', which has a row already"),
         (b"file_name,label\n1.png,cat,dog\n", "metadata.csv' cannot be read: CSV parse error"),
         (b"", "metadata.csv' cannot be read"),
+        (b"file_name;label\n1.png;cat\n", "has no column file_name; its columns are 'file_name;label'"),
+        ("file_name,label\n1.png,cat\n".encode("utf-16"), "metadata.csv' is UTF-16; save it as UTF-8"),
+        ("file_name,label\n1.png,caf\u00e9\n".encode("latin-1"), "the column 'label' of .* is not UTF-8"),
+        (b"file_name,label,label\n1.png,cat,dog\n", "metadata.csv' has two columns 'label'"),
+        (b"file_name,label\n1,cat\n", "names 1 image that is not there, for example '1'"),
     ],
 )
 def test_unusable_metadata_is_named(tmp_path, content, message):

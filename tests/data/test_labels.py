@@ -3,6 +3,7 @@
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from ijepa_transformers.arguments import DatasetArguments
@@ -157,3 +158,44 @@ def test_empty_strings_are_told_and_are_no_labels(opened, capsys):
     assert "1 image has an empty string in the column 'label', which means no label" in capsys.readouterr().err
     with pytest.raises(ValueError, match="has no labels: the column 'label' is empty"):
         opened(label=["", ""])
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ([[1, -1], [0, 1]], "the lists in the column 'label' hold 1, 0 and -1"),
+        ([[1, 0], [0, 0, 1]], "the lists in the column 'label' hold 0 and 1, but have from 2 to 3 entries"),
+        ([-1, None], "the column 'label' is empty"),
+        ([[], [], None, [-1]], "the column 'label' is empty"),
+        ([1e300, 2.0], r"the column 'label' holds numbers such as 1e\+300"),
+        ([b"cat", b"dog"], "the column 'label' is of the type binary; classes are whole numbers, names"),
+        ([{"id": 1}, {"id": 2}], "the column 'label' is of the type nested"),
+    ],
+)
+def test_labels_that_mean_nothing_sure_are_refused(opened, label, message):
+    with pytest.raises(ValueError, match=f"has no labels: {message}"):
+        opened(label=label)
+
+
+@pytest.mark.parametrize(("ids", "wrong"), [([0, 1, 2], 2), ([0, -2, 1], -2)])
+def test_a_class_id_without_a_name_is_refused(tmp_path, ids, wrong):
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
+    table = datasets.Dataset.from_dict({"img": [PICTURE] * 3, "label": ids}, features=features).data.table
+    label = datasets.ClassLabel(names=["cat", "dog"])
+    metadata = datasets.Features({"img": datasets.Image(), "label": label}).arrow_schema.metadata
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=f"'label' holds the class id {wrong}, and names 2 classes"):
+        open_split(DatasetArguments(str(tmp_path)), "train", labels="required")
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (["cat", "Cat ", "dog"], "The classes 'Cat ' and 'cat' differ in spaces, capital letters or accents only."),
+        (["a", "b", "a|b"], "The class 'a|b' of the column 'label' looks like several classes."),
+        (["[0, 2]", "[1]"], "The class '[0, 2]' of the column 'label' looks like several classes."),
+    ],
+)
+def test_names_that_are_hardly_those_of_a_class_are_told(opened, capsys, label, said):
+    opened(label=label)
+    assert said in capsys.readouterr().err
