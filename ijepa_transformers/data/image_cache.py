@@ -94,9 +94,10 @@ def decoded_size(dataset: datasets.Dataset, num_channels: int) -> int:
     return len(dataset) * sum(sizes) // max(len(sizes), 1)
 
 
-def can_share() -> bool:
-    """Whether data loading processes are forked here, so that they share the memory of this process."""
-    return multiprocessing.get_context().get_start_method() == _FORK
+def can_share(num_workers: int) -> bool:
+    """Whether data loading processes, if there are any, are forked here, so that they share this process's memory."""
+    has_fork = _FORK in multiprocessing.get_all_start_methods()
+    return has_fork and (num_workers == 0 or multiprocessing.get_context().get_start_method() == _FORK)
 
 
 def free_memory(files: Sequence[tuple[str, str]] = _CGROUP_FILES) -> int:

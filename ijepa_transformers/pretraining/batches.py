@@ -142,7 +142,7 @@ class IndexedData:
         mode, share = self.arguments.cache_images, {"ram": 0.5, AUTO: 0.25}
         if mode == "none" or (mode == AUTO and (self.arguments.fast_large_photos or num_samples <= self.num_images)):
             return None
-        if not can_share():
+        if not can_share(self.arguments.num_workers):
             if mode == "ram":
                 self.accelerator.print(
                     "cache_images ram needs processes that are forked; images are decoded each time."
