@@ -16,7 +16,9 @@ from tests.data.images import photos
 from tests.runs import TINY, assert_equal_weights, pretrain
 
 
-pytestmark = pytest.mark.skipif(not image_cache.can_share(num_workers=1), reason="memory is shared with forked processes only")
+pytestmark = pytest.mark.skipif(
+    not image_cache.can_share(num_workers=1), reason="memory is shared with forked processes only"
+)
 
 
 def refuse():
