@@ -6,8 +6,9 @@ Shape legend: B images, N tokens, D features (layers of convolutional networks m
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,6 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from .arguments import require
 from .modeling_ijepa import IJepaForPretraining
 
 
@@ -27,6 +29,7 @@ _IRRELEVANT_SETTINGS = (
     *("name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"),
     *("id2label", "label2id", "problem_type"),
 )
+_LONGEST_REASON = 1000  # characters; Transformers may list every class that it has
 _LAYER = re.compile(r"(?:ijepa\.|context_encoder\.|predictor\.)?(?:layers|encoder\.layer)\.\d+\.")
 
 
@@ -140,6 +143,7 @@ def opening(what: str) -> Iterator[None]:
     except Exception as error:
         is_told = isinstance(error, (ImportError, OSError, ValueError))  # these have sentences
         reason = one_line(error) if is_told else f"{type(error).__name__}: {one_line(error)}"
+        reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
         raise ValueError(f"{what} cannot be opened: {reason}") from error
 
 
@@ -270,10 +274,31 @@ def load_processor(source: str) -> BaseImageProcessor:
     """The image processor of a directory or Hub repository.
 
     Raises:
-        ValueError: if there is none. A guessed normalisation would silently give wrong features.
+        ValueError: if there is none, because a guessed normalisation would silently give wrong features, or if its
+            mean or standard deviation cannot be right.
     """
     with opening(f"The image processor of {source!r}"):
-        return AutoImageProcessor.from_pretrained(source)
+        processor = AutoImageProcessor.from_pretrained(source)
+    if getattr(processor, "do_normalize", True):
+        _check_statistics(processor, source)
+    return processor
+
+
+def _check_statistics(processor: BaseImageProcessor, source: str) -> None:
+    """Checks mean and standard deviation. One number for all channels, which Transformers allows, becomes a list."""
+    for name in ("image_mean", "image_std"):
+        values = getattr(processor, name, None)
+        if values is None:
+            continue
+        if isinstance(values, int | float):
+            values = [values] * getattr(load_config(source), "num_channels", 3)
+            setattr(processor, name, values)
+        above = 0 if name == "image_std" else -math.inf
+        are_right = isinstance(values, Sequence) and all(
+            isinstance(value, int | float) and above < value < math.inf for value in values
+        )
+        kind = "numbers above 0" if name == "image_std" else "numbers"
+        require(are_right, f"{name} of the image processor of {source!r} must be {kind}, got {values!r}.")
 
 
 def one_line(error: Exception) -> str:

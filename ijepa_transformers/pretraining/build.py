@@ -264,6 +264,12 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
         arguments.eval_resize_ratio,
         data.sixteen_bit_max,
     )
+    for name in ("image_mean", "image_std"):
+        values = list(getattr(processor, name))
+        require(
+            len(values) == config.num_channels,
+            f"{name} must be a number for each of the {config.num_channels} channels, got {values}.",
+        )
     probe = Probe(arguments, config, processor, accelerator, stop) if arguments.validation_split else None
     prepared_model, optimizer = _prepare_networks(arguments, accelerator, model)
     first_step = checkpoint_step(checkpoint) if checkpoint else 0

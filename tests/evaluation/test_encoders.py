@@ -4,6 +4,7 @@ Shapes: B images, N tokens, D features.
 """
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -196,6 +197,20 @@ def test_a_damaged_image_processor_is_one_sentence(saved, content):
     harm(saved, "preprocessor_config.json", content)
     with pytest.raises(ValueError, match=r"image processor of .* cannot be opened: "):
         load_processor(saved)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("image_mean", "x"), ("image_mean", [math.nan] * 3), ("image_std", [1, 0, 1]), ("image_std", -1)]
+)
+def test_a_normalisation_that_cannot_be_right_is_refused(saved, name, value):
+    harm(saved, "preprocessor_config.json", {name: value})
+    with pytest.raises(ValueError, match=f"^{name} of the image processor of .* must be numbers"):
+        load_processor(saved)
+
+
+def test_one_mean_for_all_channels_is_that_of_each(saved):
+    harm(saved, "preprocessor_config.json", {"image_mean": 0.25})
+    assert load_processor(saved).image_mean == [0.25] * 3
 
 
 def test_weights_that_are_no_numbers_are_refused_where_they_would_be_trained(trained, saved):
