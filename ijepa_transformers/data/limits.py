@@ -15,6 +15,8 @@ from PIL import Image
 MAX_JPEG_SCANS = 32  # libjpeg itself writes 10 for colours and 18 for CMYK
 MAX_SCANNED_PIXELS = 20 * 2**27  # pixels x scans of a JPEG
 MAX_SEGMENTS = 4096  # of a JPEG before its first scan, or boxes of JPEG 2000, or entries of a list of tags
+MAX_LISTS = 16  # of tags in a TIFF: that of the image, EXIF, GPS
+MAX_EXIF_BYTES = 2**22  # of a JPEG; one segment has at most 65,533
 MAX_SKIPPED_BYTES = 2**16  # between the segments of a JPEG, or in the header of a PNM
 MAX_FRACTIONS = 2**16  # in one tag of a TIFF or of EXIF data
 MAX_NUMBERS = 2**22  # likewise, of another type: one for each strip or tile of the largest image
@@ -49,6 +51,7 @@ _BYTES_OF_TYPE = {
     17: 8,
     18: 8,
 }
+_TAGS_OF_LISTS = (34665, 34853, 40965)  # EXIF, GPS, interoperability
 _TEXTS, _FRACTIONS = (1, 2, 6, 7), (5, 10)
 _PNM_HEADER = re.compile(rb"P([1-6y])((?:(?:\s|#[^\r\n]*[\r\n])+\d{1,10}){2,3})\s")
 
@@ -101,6 +104,8 @@ def _check_jpeg(encoded: bytes) -> None:
             pixels = height * width
         elif marker == _APP1 and encoded.startswith(_EXIF, content):  # may go on in a second segment
             exif += encoded[content + len(_EXIF) : place + 2 + length]
+            if len(exif) > MAX_EXIF_BYTES:  # PIL joins the segments one by one, which takes the square of their number
+                raise ValueError(f"the JPEG has more than {MAX_EXIF_BYTES:,} bytes of EXIF data")
         elif marker == _APP2 and encoded.startswith(_MPF, content):
             check_tags(encoded[content + len(_MPF) : place + 2 + length])
         place += 2 if marker in _BARE else 2 + max(length, 2)
@@ -131,26 +136,63 @@ def check_tags(encoded: bytes) -> None:
 
     PIL reads the content of every tag, even if it is the same bytes, and makes an object of every fraction.
     """
+    if _TIFF_HEADER.match(encoded):
+        _check_list(encoded, _Form(encoded).first_list())
+
+
+def _check_tiff(encoded: bytes) -> None:
+    """`check_tags`, also for the lists of EXIF and GPS tags, which PIL reads from a TIFF."""
     if not _TIFF_HEADER.match(encoded):
         return
-    order, is_big = "<" if encoded[:2] == b"II" else ">", encoded[:4] in (b"II+\0", b"MM\0+")
-    start, count, entry, inside = ("Q", "Q", "HHQQ", 8) if is_big else ("I", "H", "HHII", 4)
+    places = [_Form(encoded).first_list()]
+    for place in places:  # grows
+        if len(places) > MAX_LISTS:
+            raise ValueError(f"the TIFF has more than {MAX_LISTS} lists of EXIF tags")
+        places += _check_list(encoded, place)
+
+
+class _Form:
+    """How the lists of tags of a TIFF are written."""
+
+    def __init__(self, encoded: bytes):
+        self.encoded, self.order = encoded, "<" if encoded[:2] == b"II" else ">"
+        self.is_big = encoded[:4] in (b"II+\0", b"MM\0+")
+        forms = ("Q", "Q", "HHQQ", 8) if self.is_big else ("I", "H", "HHII", 4)
+        self.start, self.count, self.entry, self.inside = forms
+
+    def read(self, form: str, place: int) -> tuple[int, ...]:
+        return struct.unpack_from(self.order + form, self.encoded, place)
+
+    def first_list(self) -> int | None:
+        """Its place; None if the file is cut off."""
+        try:
+            return self.read(self.start, 8 if self.is_big else 4)[0]
+        except struct.error:
+            return None
+
+
+def _check_list(encoded: bytes, place: int | None) -> list[int]:
+    """Checks a list of tags, and returns the places of other lists in it."""
+    form, total, others = _Form(encoded), 0, []
     try:
-        (place,) = struct.unpack_from(order + start, encoded, 8 if is_big else 4)
-        (num_tags,) = struct.unpack_from(order + count, encoded, place)
-        place += struct.calcsize(order + count)
-        total = 0
+        if place is None:
+            return []
+        (num_tags,) = form.read(form.count, place)
+        place += struct.calcsize("=" + form.count)
         for number in range(min(num_tags, MAX_SEGMENTS + 1)):
-            tag, kind, num_values, offset = struct.unpack_from(order + entry, encoded, place)
-            place += struct.calcsize(order + entry)
+            tag, kind, num_values, offset = form.read(form.entry, place)
+            place += struct.calcsize("=" + form.entry)
             size = num_values * _BYTES_OF_TYPE.get(kind, 0)
-            there = 0 if size <= inside else max(0, min(size, len(encoded) - offset))
+            there = 0 if size <= form.inside else max(0, min(size, len(encoded) - offset))
             _check_tag(tag, kind, there // _BYTES_OF_TYPE.get(kind, 1))
             total += there
             if number == MAX_SEGMENTS or total > len(encoded):
                 raise ValueError(f"the {num_tags:,} tags have more content than the file")
+            if tag in _TAGS_OF_LISTS:
+                others.append(offset)
     except (struct.error, OverflowError):
-        return  # cut off, which the decoder will say
+        pass  # cut off, which the decoder will say
+    return others
 
 
 def _check_tag(tag: int, kind: int, num_values: int) -> None:
@@ -254,11 +296,11 @@ def _check_codestream(encoded: bytes) -> None:
 
 _CHECKS: dict[bytes, Callable[[bytes], None]] = {
     b"\xff\xd8": _check_jpeg,
-    **dict.fromkeys((b"II*\0", b"II+\0", b"MM\0*", b"MM\0+"), check_tags),
+    **dict.fromkeys((b"II*\0", b"II+\0", b"MM\0*", b"MM\0+"), _check_tiff),
     b"\x89PNG\r\n\x1a\n": _check_png,
     b"GIF8": _check_gif,
     b"BM": _check_bmp,
-    b"P": _check_pnm,
+    **{b"P" + bytes((kind,)): _check_pnm for kind in b"0123456fy"},  # a zip file begins with P too
     b"\0\0\0\x0cjP  ": _check_boxes,
     b"\xff\x4f\xff\x51": _check_codestream,
 }

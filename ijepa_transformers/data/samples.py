@@ -174,6 +174,8 @@ def samples_of(image: Image.Image, encoded: bytes | None) -> Samples | None:
         return _png_samples(image, encoded)
     if encoded is not None and image.format == "PPM" and image.mode == "RGB":
         return _ppm_samples(image, encoded)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no common range; store 8 or 16 bits")
     if image.format == "JPEG2000" and encoded is not None:
         _check_jpeg_2000(image, encoded)
     if image.mode not in SIXTEEN_BIT_MODES:

@@ -85,11 +85,14 @@ class ImageStream:
                 for value in itertools.islice(values, row - start, None):
                     if value is None and self.kind == "webdataset":
                         _require_one_ending(self.names[shard])
+                        raise ValueError(f"it has a sample without a member that ends in {self.column!r}")
                     yield row, value
                     row += 1
             if self.kind == "webdataset":
                 _check_tar_end(self.names[shard])
         except Exception as error:  # pyarrow, tarfile, json and file systems raise errors of many classes
+            if self.kind == "parquet" and _is_empty(self.names[shard]):
+                return  # pyarrow raises an error for no rows
             reason = f"{type(error).__name__}: {error}"
             raise OSError(f"the shard {self.names[shard]!r} cannot be read from row {row} on: {reason}") from error
 
@@ -218,6 +221,14 @@ def _row_group_sizes(name: str) -> list[int]:
     except Exception as error:
         raise OSError(f"the footer of {name!r} cannot be read: {type(error).__name__}: {error}") from error
     return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+
+
+def _is_empty(name: str) -> bool:
+    """Whether a Parquet file can be read and has no rows."""
+    try:
+        return not sum(_row_group_sizes(name))
+    except OSError:
+        return False
 
 
 def _require_plain_tar(name: str) -> None:

@@ -6,12 +6,14 @@ import itertools
 import os
 import urllib.parse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
 from ..arguments import DatasetArguments, require
@@ -27,6 +29,7 @@ from .splits import AUTO, OR, choose_split, split_meaning
 from .tars import open_tars
 
 
+_FOOTER_THREADS = 16
 _UNLABELLED_TAR = "has no labels: in a tar they are read from a .cls or a .json beside each image, not from folders"
 
 
@@ -182,11 +185,42 @@ def _open_tables(
     if resolved.kind == ".tar":
         return open_tars(resolved.files, cache_dir)
     if resolved.kind in SHARD_BUILDERS:
+        resolved = _without_empty_files(source, resolved)
         problem = f"the {resolved.kind} files of {source!r} cannot be read"
         builder, data_files = SHARD_BUILDERS[resolved.kind], resolved.data_files
         return _load_with_datasets(problem, path=builder, data_files=data_files, cache_dir=cache_dir)
     problem = f"{source!r} is neither a file nor a folder on this machine, and it cannot be loaded from the Hub"
     return _load_with_datasets(problem, path=source, name=config_name, cache_dir=cache_dir)
+
+
+def _without_empty_files(source: str, resolved: ResolvedSource) -> ResolvedSource:
+    """Leaves out Parquet files without rows, of which pyarrow raises an error, and tells of it.
+
+    Raises:
+        ValueError: if a split has no other file.
+    """
+    if resolved.kind != ".parquet":
+        return resolved
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        empty = {
+            split: [file for file, is_empty in zip(files, pool.map(_has_no_rows, files), strict=True) if is_empty]
+            for split, files in resolved.files.items()
+        }
+    for split, files in empty.items():
+        if len(files) == len(resolved.files[split]):
+            raise ValueError(f"the {split!r} split of {source!r} has no rows, only {str(files[0])!r}")
+        if files:
+            more = f" (nor do {len(files) - 1:,} more files)" if len(files) > 1 else ""
+            tell(f"{str(files[0])!r} has no rows{more}.")
+    kept = {split: [file for file in files if file not in empty[split]] for split, files in resolved.files.items()}
+    return replace(resolved, files=kept)
+
+
+def _has_no_rows(file: Path) -> bool:
+    try:
+        return pq.read_metadata(file).num_rows == 0
+    except (OSError, ValueError):  # damaged, which `datasets` says
+        return False
 
 
 def _open_saved(folder: str) -> datasets.Dataset | datasets.DatasetDict:
@@ -340,7 +374,12 @@ def find_image_column(dataset: datasets.Dataset | datasets.IterableDataset, aske
             raise ValueError(f"{asked!r} is not a column of images; the columns are {describe_columns(features)}")
         return asked
     found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    found = found or [name for name in features if _may_hold_images(features[name]) and _holds_images(dataset, name)]
+    if not found:
+        candidates = {name: _problem_of_images(dataset, name) for name in features if _may_hold_images(features[name])}
+        found = [name for name, reason in candidates.items() if reason is None]
+        if len(candidates) == 1 and not found:
+            name, reason = candidates.popitem()
+            raise ValueError(f"no image column: none of the first values of {name!r} is an image ({reason})")
     if len(found) != 1:
         problem = f"several image columns {found}" if found else "no image column"
         raise ValueError(f"{problem}; choose one with image_column. The columns are {describe_columns(features)}")
@@ -352,14 +391,15 @@ def _may_hold_images(feature: Any) -> bool:  # a feature may be a class of `data
     return isinstance(feature, datasets.Image) or is_file or is_value(feature, "binary")
 
 
-def _holds_images(dataset: datasets.Dataset | datasets.IterableDataset, column: str) -> bool:
-    """Whether one of the first ten values starts like an image. Only headers are read."""
+def _problem_of_images(dataset: datasets.Dataset | datasets.IterableDataset, column: str) -> str | None:
+    """Why none of the first ten values is an image; None if one starts like an image. Only headers are read."""
+    reason = "there are none"
     for row in itertools.islice(dataset.select_columns([column]), 10):  # streams have no indices
         value: Any = row[column]
         try:
             stored = value if isinstance(value, dict) else {"bytes": value, "path": None}
             OpenedImage(cast(StoredImage, stored))
-            return True
-        except BadImageError:
-            continue
-    return False
+            return None
+        except BadImageError as error:
+            reason = error.reason
+    return reason

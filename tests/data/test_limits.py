@@ -45,6 +45,13 @@ def long_resolution(count, order="<"):
     )
 
 
+def tiff_with_exif(count, tag):
+    plain = [(256, 4, 1, 4), (257, 4, 1, 4), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 200), (277, 3, 1, 1)]
+    plain += [(278, 4, 1, 4), (279, 4, 1, 16), (tag, 4, 1, 300)]
+    exif = struct.pack("<HHHIII", 1, 37386, 5, count, 320, 0)
+    return tags(plain).ljust(300, b"\0") + exif.ljust(20, b"\0") + bytes(8 * count)
+
+
 def same_bytes_again(count, size):
     """EXIF data whose tags all have the same `size` bytes as their content."""
     return tags([(40000 + number, 7, size, 8) for number in range(count)], bytes(size))
@@ -93,6 +100,12 @@ COSTLY = {
     "EXIF tags with the same content": (
         lambda: behind_start(jpeg(), exif_segments(same_bytes_again(500, 9000))),
         "tags have more content than the file",
+    ),
+    "EXIF in a TIFF": (lambda: tiff_with_exif(70_000, 34665), "the tag 37386 has 70,000 numbers"),
+    "GPS in a TIFF": (lambda: tiff_with_exif(70_000, 34853), "the tag 37386 has 70,000 numbers"),
+    "EXIF over many segments": (
+        lambda: behind_start(jpeg(), exif_segments(b"II*\0" + bytes(2**22))),
+        "more than 4,194,304 bytes of EXIF data",
     ),
     "EXIF over two segments": (
         lambda: behind_start(jpeg(), exif_segments(tags([(282, 5, 70_000, 30)], bytes(560_100)))),

@@ -155,6 +155,12 @@ def test_bits_that_pil_reads_wrongly_in_jpeg_2000_are_refused(samples, bits):
     assert f"{which} of {bits} bits in JPEG 2000 are not read" in reason_of(content)
 
 
+def test_an_archive_of_an_array_may_be_large():
+    pixels = np.random.default_rng(0).integers(0, 256, (160, 160, 5), dtype=np.uint8)
+    content = npz(image=pixels)
+    assert len(content) > 2**16 and np.array_equal(decoded(content, 5), pixels)
+
+
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
 @pytest.mark.parametrize(
     "samples, photometric, extra",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ from ijepa_transformers.data.datasets import (
 from ijepa_transformers.data.decoding import decode_image
 from ijepa_transformers.data.labels import labels_of
 from ijepa_transformers.data.selection import select_labelled, select_listed
+from ijepa_transformers.data.shards import open_stream
 from ijepa_transformers.data.sources import available_split, image_name, load_image_dataset
 from tests.data.images import encoded, names, photo_pixels, write
 
@@ -272,3 +275,21 @@ def test_a_list_selects_by_base_name(tmp_path):
             select_listed(dataset, tmp_path / "list.txt")
     with pytest.raises(ValueError, match=r"absent\.txt' cannot be read"):
         select_listed(dataset, tmp_path / "absent.txt")
+
+
+def test_parquet_files_without_rows_are_left_out_and_told(tmp_path, capsys):
+    table = pa.table({"image": [encoded(photo_pixels())] * 3})
+    pq.write_table(table, tmp_path / "0.parquet")
+    pq.write_table(table[:0], tmp_path / "1.parquet")
+    assert len(load_image_dataset(tmp_path)) == 3
+    assert "1.parquet' has no rows" in capsys.readouterr().err
+    stream = open_stream(tmp_path)
+    assert [len(list(stream.rows(shard))) for shard in range(2)] == [3, 0]
+    with pytest.raises(ValueError, match=r"the 'train' split of .*1\.parquet' has no rows"):
+        load_image_dataset(tmp_path / "1.parquet")
+
+
+def test_why_a_column_holds_no_images_is_said(tmp_path):
+    pq.write_table(pa.table({"image": [b"text"] * 12}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"none of the first values of 'image' is an image .this is not an image"):
+        load_image_dataset(tmp_path)

@@ -180,6 +180,10 @@ def test_a_later_tar_with_other_endings_is_told_where_it_is_read(tmp_path):
     assert len(list(stream.rows(0))) == 4
     with pytest.raises(OSError, match=r"1\.tar.*differ behind their first dot: 'png', 'JPG'"):
         list(stream.rows(1))
+    (tmp_path / "2.tar").write_bytes(tar_of("4.jpg", "5.jpg"))
+    stream = open_stream(tmp_path)
+    with pytest.raises(OSError, match=r"2\.tar.* it has a sample without a member that ends in 'png'"):
+        list(stream.rows(2))
 
 
 def test_a_distant_tar_with_several_endings_is_told_instead_of_the_message_of_datasets(tmp_path):
