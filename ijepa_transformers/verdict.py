@@ -294,8 +294,8 @@ _RANK_SENTENCES = {
 _LABELS_WOULD_TELL = "A few hundred labelled images would tell."
 
 
-def read_sentences(directory: Path) -> str | None:
-    """The verdict that a pretraining run left in its directory, with what to change; None if there is none.
+def read_verdict(directory: Path) -> Verdict | None:
+    """The verdict that a pretraining run left in its directory, without its comparisons; None if there is none.
 
     Raises:
         ValueError: if the file is not one that a run writes.
@@ -305,6 +305,10 @@ def read_sentences(directory: Path) -> str | None:
         return None
     try:
         content = json.loads(path.read_text())
-        return " ".join([*content["sentences"], *content["advice"]])
-    except (ValueError, KeyError, TypeError) as error:
+        sentences, advice = (tuple(str(line) for line in content[key]) for key in ("sentences", "advice"))
+        standings = dict(content.get("standings") or {})
+        if not sentences:
+            raise ValueError("it has no sentences")
+        return Verdict(sentences, content.get("learned"), standings, content.get("state"), advice=advice)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(path)!r} is no verdict of a run: {error}") from error

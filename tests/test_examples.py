@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from examples import semantic_segmentation
+from examples import readme_picture, semantic_segmentation
 from examples.semantic_segmentation import CLASSES, SIDE, Scenes, build_model, mean_iou, train
 from ijepa_transformers import IJepaModel
+from ijepa_transformers.data.transforms import build_image_processor
 
 
 DIGITS_ENCODER = str(Path(__file__).parent / "fixtures" / "digits_encoder")
@@ -53,3 +55,40 @@ def test_the_measure_is_one_for_the_truth_and_low_for_background_alone(scenes, m
 
     assert mean_iou(Oracle(), scenes, lambda pixels: pixels) == 1.0
     assert 0.05 < mean_iou(Background(), scenes, lambda pixels: pixels) < 0.1  # one of 11 classes
+
+
+# The picture of the README
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    generator = np.random.default_rng(0)
+    for number in range(30):
+        path = tmp_path / "data" / ("train" if number < 24 else "test") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "data"
+
+
+def test_the_picture_of_the_readme_has_a_row_for_each_photograph(trained, photographs, tmp_path):
+    trained.save_pretrained(tmp_path / "run")
+    build_image_processor(32).save_pretrained(tmp_path / "run")
+    (tmp_path / "run/recipe.yaml").write_text("mask_mode: random\n")
+    words = ["--model", str(tmp_path / "run"), "--data", str(photographs), "--decoder_steps", "2"]
+    sizes = []
+    for across in ("1", "2"):
+        output = tmp_path / f"{across}.png"
+        readme_picture.main([*words, "--output", str(output), "--rows", "2", "--across", across])
+        sizes.append(Image.open(output).size)
+    (width, height), (wide, low) = sizes
+    assert width > 4 * readme_picture.CELL and height > 2 * readme_picture.CELL
+    assert wide > 2 * (width - readme_picture.GAP) and low < height
+
+
+def test_the_picture_of_the_readme_needs_a_predictor(photographs, tmp_path, tiny_config, capsys):
+    IJepaModel(tiny_config).save_pretrained(tmp_path / "run")
+    build_image_processor(32).save_pretrained(tmp_path / "run")
+    output = tmp_path / "picture.png"
+    with pytest.raises(SystemExit):
+        readme_picture.main(["--model", str(tmp_path / "run"), "--data", str(photographs), "--output", str(output)])
+    assert "holds no predictor" in capsys.readouterr().err and not output.exists()

@@ -27,7 +27,7 @@ from ijepa_transformers.finetuning.trainer import write_readme
 from ijepa_transformers.model_card import fenced_yaml, in_code, in_markdown, write_model_card
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.visualization import command as visualization_command
-from ijepa_transformers.visualization.page import Section, build_page
+from ijepa_transformers.visualization.page import Card, Headline, Section, build_page
 from tests.runs import fine_tune, pretrain
 
 
@@ -238,8 +238,11 @@ def test_a_directory_that_brings_code_is_not_trusted(poisoned):
 
 
 def test_a_hostile_name_is_text_in_the_report():
-    page = build_page(SCRIPT, {f"File {SCRIPT}": f'{SCRIPT}.png" onload="x'}, [Section(SCRIPT, note=SCRIPT)])
-    assert "<script" not in page and page.count("&lt;script&gt;") == 7 and '" onload' not in page
+    verdict, card = Headline(SCRIPT, sentences=[SCRIPT]), Card(SCRIPT, SCRIPT, SCRIPT)
+    hostile = {f"File {SCRIPT}": f'{SCRIPT}.png" onload="x'}
+    page = build_page(SCRIPT, verdict, [card], [Section(SCRIPT, note=SCRIPT)], hostile)
+    assert SCRIPT not in page and page.count("&lt;script&gt;") == 11 and '" onload' not in page
+    assert page.count("<script") == 1  # our own
 
 
 def test_a_hostile_name_is_text_in_the_model_card(tmp_path):

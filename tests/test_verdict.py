@@ -23,7 +23,7 @@ from ijepa_transformers.verdict import (
     compare,
     judge,
     judge_without_labels,
-    read_sentences,
+    read_verdict,
 )
 
 
@@ -139,11 +139,11 @@ def test_without_labels_divergence_and_missing_features_are_said():
 
 def test_the_file_holds_what_was_printed(tmp_path):
     found = dataclasses.replace(verdict(0.4, 0.4), advice=("Half the learning rate.",))
-    assert read_sentences(tmp_path) is None
+    assert read_verdict(tmp_path) is None
     (tmp_path / "verdict.json").write_text(json.dumps(found.as_json()))
-    assert read_sentences(tmp_path) == f"{found} Half the learning rate."
+    assert read_verdict(tmp_path) == dataclasses.replace(found, comparisons=(), num_test_images=None)
     assert found.as_text().splitlines() == [*found.sentences, "What to change:", "- Half the learning rate."]
-    for damaged in ("{", "[]", '{"sentences": []}'):
+    for damaged in ("{", "[]", '{"sentences": []}', '{"sentences": [], "advice": []}'):
         (tmp_path / "verdict.json").write_text(damaged)
         with pytest.raises(ValueError, match="no verdict of a run"):
-            read_sentences(tmp_path)
+            read_verdict(tmp_path)

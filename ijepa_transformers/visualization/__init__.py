@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from .colors import PatchColors, pca_colors
     from .curves import plot_training_curves
     from .maps import draw_map, map_points
     from .predictions import (
@@ -19,13 +20,11 @@ if TYPE_CHECKING:
         score_predictions,
     )
     from .sheets import (
-        PatchColors,
         attention_maps,
         draw_attention,
         draw_masks,
         draw_pca,
         draw_similarity,
-        pca_colors,
         similarity_maps,
     )
 
@@ -49,6 +48,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "colors": {"PatchColors", "pca_colors"},
     "curves": {"plot_training_curves"},
     "maps": {"draw_map", "map_points"},
     "predictions": {

@@ -10,6 +10,10 @@ from ..arguments import DatasetArguments, argument, parse_arguments, require
 
 
 PROGRAM = "ijepa visualize"
+LEAST = {
+    **{"num_images": 2, "bank_size": 2, "map_images": 3, "batch_size": 1, "seed": 0},
+    **{"decoder_images": 2, "decoder_steps": 1},
+}
 
 
 @dataclass
@@ -32,13 +36,20 @@ class VisualizationArguments(DatasetArguments):
     batch_size: int = argument(32, "images per forward pass")
     seed: int = argument(0, "of the choice of images, of the masks and of the random encoder")
     runs: list[str] = argument([], "further runs as NAME=DIR, whose metrics.jsonl are drawn with the model's own")
+    decoder: bool = argument(
+        False,
+        "also trains a small decoder from features to pixels, on images of the split train, and shows the guesses of"
+        " the predictor as pixels; the decoder is kept beside the model",
+    )
+    decoder_images: int = argument(1000, "images that the decoder is trained on")
+    decoder_steps: int = argument(1000, "training steps of the decoder")
     pictures_dir: str | None = argument(None, "directory that also gets every picture as a PNG file")
 
     def __post_init__(self):
         for name in ("model", "data", "output"):
             require(getattr(self, name), f"{name} is missing.")
         require(not Path(self.output).is_dir(), f"output must be a file, but {self.output!r} is a directory.")
-        for name, least in (("num_images", 2), ("bank_size", 2), ("map_images", 3), ("batch_size", 1), ("seed", 0)):
+        for name, least in LEAST.items():
             require(getattr(self, name) >= least, f"{name} must be at least {least}, got {getattr(self, name)}.")
         for run in self.runs:
             name, _, directory = run.partition("=")

@@ -18,14 +18,14 @@ from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, write_text
 from ..locks import alone_with
 from .arguments import PROGRAM, VisualizationArguments, parse_visualization_arguments
-from .judging import verdicts
+from .judging import cards, headline, judge_pool
 from .page import Section, build_page, write_pictures
 from .sections import SECTIONS
 from .study import Study, build_study
 
 
 def _describe(study: Study, argv: Sequence[str]) -> dict[str, str]:
-    """The table at the top of the page."""
+    """The folded table at the end of the page."""
     arguments, networks, config = study.arguments, study.networks, study.networks.config
     shown = f"the {arguments.encoder} encoder" if networks.pretraining is not None else "the only one it has"
     bad = f", {study.pool.num_bad:,} could not be read" if study.pool.num_bad else ""
@@ -36,7 +36,6 @@ def _describe(study: Study, argv: Sequence[str]) -> dict[str, str]:
         depth, width = config.predictor_num_hidden_layers, config.predictor_hidden_size
         predictor = f"{depth} layers of width {width}, {_count_parameters(networks.pretraining.predictor)}"
     return {
-        **verdicts(study),
         "Model": f"{arguments.model} (saved from {networks.saved_from})",
         "Encoder shown": f"{shown}: {config.num_hidden_layers} layers of width {config.hidden_size} with"
         f" {config.num_attention_heads} heads, {_count_parameters(networks.encoder)}",
@@ -72,7 +71,9 @@ def _write(study: Study, sections: list[Section], argv: Sequence[str]) -> None:
     """Writes the page and the pictures. Exits as a command."""
     arguments, output = study.arguments, Path(study.arguments.output)
     with failures_told(PROGRAM, FAILED):
-        page = build_page(f"What {arguments.own_name} has learned", _describe(study, argv), sections)
+        verdict = judge_pool(study)
+        title, top = f"What {arguments.own_name} has learned", headline(study, verdict)
+        page = build_page(title, top, cards(study, verdict), sections, _describe(study, argv))
         if arguments.pictures_dir:
             write_pictures(arguments.pictures_dir, sections)
         write_text(output, page)

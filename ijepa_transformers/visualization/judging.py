@@ -1,22 +1,50 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""The verdicts at the top of the page: that of the run, and one on the images that the page shows."""
+"""The top of the page: the verdict in one sentence, and the figures behind it on cards."""
+
+from collections.abc import Sequence
 
 import torch
 
+from ..data.notices import counted
 from ..encoders import RawPixels
 from ..evaluation.collapse import spread_of
 from ..evaluation.probes import knn_accuracy, standardize
-from ..verdict import PIXELS, RANDOM, Score, Verdict, judge, judge_without_labels, state_of
+from ..verdict import (
+    ABOVE,
+    BELOW,
+    COLLAPSED,
+    PIXELS,
+    RANDOM,
+    Score,
+    Verdict,
+    judge,
+    judge_without_labels,
+    state_of,
+)
+from .page import BAD, GOOD, UNSURE, Bar, Card, Headline
 from .study import Study
 
 
 NEIGHBORS = 20
 
 
-def verdicts(study: Study) -> dict[str, str]:
-    """Name -> text. The first is there only if the model's directory holds the verdict of its run."""
-    of_run = {"Verdict of the run": study.verdict_of_run} if study.verdict_of_run else {}
-    return {**of_run, "Verdict on these images": str(judge_pool(study))}
+def headline(study: Study, on_these_images: Verdict) -> Headline:
+    """The verdict of the run if the model's directory holds one, otherwise that on the images of the page."""
+    of_run = study.verdict_of_run
+    if of_run is None:
+        first, *rest = on_these_images.sentences
+        return Headline(first, tone_of(on_these_images), [*rest])
+    first, *rest = of_run.sentences
+    measured = ["Measured by the run:", *rest, *of_run.advice, f"On the images of this page: {on_these_images}"]
+    return Headline(first, tone_of(of_run), measured)
+
+
+def tone_of(verdict: Verdict) -> str:
+    """Good only if labels show that the encoder is better than a random one and not worse than raw pixels."""
+    if verdict.state == COLLAPSED or verdict.standings.get(RANDOM) == BELOW:
+        return BAD
+    is_above = verdict.standings.get(RANDOM) == ABOVE
+    return GOOD if is_above and verdict.standings.get(PIXELS) != BELOW else UNSURE
 
 
 def judge_pool(study: Study) -> Verdict:
@@ -57,3 +85,69 @@ def _knn(features: torch.Tensor, labels: torch.Tensor) -> dict[str, Score]:
     train, test = standardize(features[:half], features[half:])
     k = min(NEIGHBORS, half)
     return {f"{k}-NN": Score(knn_accuracy(train, labels[:half], test, labels[half:], k=k))}
+
+
+def cards(study: Study, on_these_images: Verdict) -> list[Card]:
+    """Accuracy beside its baselines, rank, data and time."""
+    return [_accuracy_card(on_these_images), _rank_card(study), _data_card(study), _time_card(study)]
+
+
+def _accuracy_card(verdict: Verdict) -> Card:
+    if not verdict.comparisons:
+        return Card("Accuracy", "no labels", "Labels would tell whether the features are useful.")
+    first = verdict.comparisons[0]
+    bars = [("this encoder", first.accuracy, True)]
+    bars += [(each.baseline, each.baseline_accuracy, False) for each in verdict.comparisons]
+    return Card(
+        f"{first.measure} accuracy on {verdict.num_test_images or 0:,} images of this page",
+        f"{first.accuracy:.1%}",
+        bars=_bars(bars),
+    )
+
+
+def _rank_card(study: Study) -> Card:
+    own, random = spread_of(study.features.pooled), spread_of(study.random_features.pooled)
+    value = f"{own.effective_rank:.1f} of {own.highest_rank}"
+    note = f"A random encoder has {random.effective_rank:.1f}. Near 1 the encoder has collapsed."
+    return Card("Effective rank", value, note)
+
+
+def _bars(values: Sequence[tuple[str, float, bool]]) -> list[Bar]:
+    return [Bar(name, 100 * max(0.0, value), f"{value:.2f}", is_main) for name, value, is_main in values]
+
+
+def _data_card(study: Study) -> Card:
+    bad = f", {study.pool.num_bad:,} could not be read" if study.pool.num_bad else ""
+    note = f"{study.arguments.data}, split {study.arguments.split}{bad}"
+    return Card("Data of this page", counted(len(study.pool.images), "image"), note)
+
+
+def _time_card(study: Study) -> Card:
+    rows = study.runs.get(study.arguments.own_name, [])
+    steps = int(rows[-1].get("step", 0)) if rows else 0
+    if not steps:
+        return Card("Training", "not recorded", "The model's directory holds no log of a run.")
+    seconds = training_seconds(rows, study.batch_size)
+    if seconds is None:
+        return Card("Training", f"{steps:,} steps")
+    return Card("Training", _duration(seconds), f"about, for {steps:,} steps of {study.batch_size:,} images")
+
+
+def training_seconds(rows: Sequence[dict], batch_size: int | None) -> float | None:
+    """The time of the steps of a run, from the speeds in its log. None if a speed or the batch size is missing."""
+    seconds, before = 0.0, 0
+    for row in rows:
+        speed, step = row.get("images_per_second"), row.get("step", 0)
+        if not speed or not batch_size or speed <= 0:
+            return None
+        seconds += (step - before) * batch_size / speed
+        before = step
+    return seconds
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

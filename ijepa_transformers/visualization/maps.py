@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .curves import legend_row_by_row, run_color
+from .cells import to_picture
+from .curves import legend_row_by_row
+from .page import CLASS_COLORS, REST, Point, ScatterBody, Thumbnail
 from .predictions import to_image
-from .sheets import to_picture
 
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEW_IMAGES = 50  # below this number t-SNE has too few neighbours, and PCA is drawn
-MAX_CLASSES = 10  # classes with a colour and a mark of their own; nobody can tell more apart
+MAX_CLASSES = len(CLASS_COLORS)  # classes with a colour and a mark of their own; nobody can tell more apart
 MARKS = "osD^vPX*<p"
 REST_COLOR = "#aaaaaa"
 MAP_WIDTH = 7.2  # inches
@@ -60,7 +61,7 @@ def draw_map(
     classes = np.full(len(points), -1) if labels is None else np.asarray(labels)
     shown = _frequent_classes(classes)
     rest = ~np.isin(classes, shown)
-    looks = {label: (run_color(number), MARKS[number]) for number, label in enumerate(shown)}
+    looks = {label: (CLASS_COLORS[number], MARKS[number]) for number, label in enumerate(shown)}
     names = [str(label) if class_names is None else str(class_names[label]) for label in shown]
     columns, lines = _legend_size([*names, "the rest"])
     width, height = np.ptp(points, axis=0)
@@ -80,6 +81,52 @@ def draw_map(
         ]
         _name_classes(figure, entries, columns)
     return to_image(figure)
+
+
+def scatter_of(
+    points: np.ndarray,
+    images: torch.Tensor,
+    labels: Sequence[int] | np.ndarray | None,
+    class_names: Sequence[str] | None,
+    label: str,
+) -> ScatterBody:
+    """The map for the page. The arguments are those of `draw_map`; `label` says what it is."""
+    classes = np.full(len(points), -1) if labels is None else np.asarray(labels)
+    shown = _frequent_classes(classes)
+    group_of: dict[int, int | str] = {kind: number for number, kind in enumerate(shown)}
+    kinds = set(classes.tolist()) - {-1}
+    names = {kind: str(kind) if class_names is None else str(class_names[kind]) for kind in kinds}
+    sides = np.ptp(points, axis=0)
+    across = PAGE_WIDTH - 2 * PAGE_MARGIN
+    scale = across / max(sides.max(), 1e-12)
+    places = (points - points.min(axis=0)) * scale + PAGE_MARGIN + (across - sides * scale) * [0.5, 0]
+    height = max(PAGE_WIDTH / 4, sides[1] * scale + 2 * PAGE_MARGIN)
+    places[:, 1] = height - places[:, 1]  # upwards, as in a plot
+    dots = [
+        Point(round(float(x), 1), round(float(y), 1), group_of.get(kind, REST), names.get(kind, ""))
+        for (x, y), kind in zip(places, classes.tolist(), strict=True)
+    ]
+    thumbnails = []
+    for index in _choose_apart(points, PAGE_THUMBNAILS):
+        picture = _small_picture(images[index])
+        width, tall = (THUMBNAIL_SIDE * side / max(picture.size) for side in picture.size)
+        x, y = (round(float(place), 1) for place in places[index] - [width / 2, tall / 2])
+        group = group_of.get(int(classes[index]), REST)
+        thumbnails.append(Thumbnail(x, y, round(width, 1), round(tall, 1), group, picture))
+    legend: list[tuple[int | str, str]] = [(group_of[kind], names[kind]) for kind in shown]
+    if shown and (~np.isin(classes, shown)).any():
+        legend.append((REST, "the rest"))
+    return ScatterBody(label, round(float(height), 1), dots, thumbnails, legend)
+
+
+PAGE_WIDTH, PAGE_MARGIN, THUMBNAIL_SIDE, PAGE_THUMBNAILS = 100, 4, 6, 13  # in units of the page's map
+
+
+def _small_picture(image: torch.Tensor) -> Image.Image:
+    picture = Image.fromarray(to_picture(image))
+    ratio = THUMBNAIL_PIXELS / max(picture.size)
+    size = [max(1, round(side * ratio)) for side in picture.size]
+    return picture.resize(size, Image.Resampling.BOX if ratio < 1 else Image.Resampling.NEAREST)
 
 
 def _legend_size(names: list[str]) -> tuple[int, int]:
@@ -108,11 +155,8 @@ def _choose_apart(points: np.ndarray, num_across: int) -> list[int]:
 def _draw_thumbnail(axes: "Axes", point: np.ndarray, image: torch.Tensor, color: str) -> None:
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-    picture = Image.fromarray(to_picture(image))
-    ratio = THUMBNAIL_PIXELS / max(picture.size)
-    size = [max(1, round(side * ratio)) for side in picture.size]
-    picture = picture.resize(size, Image.Resampling.BOX if ratio < 1 else Image.Resampling.NEAREST)
-    box = OffsetImage(np.asarray(picture), zoom=72 / 150, interpolation="nearest")  # pixel by pixel at 150 dpi
+    pixels = np.asarray(_small_picture(image))
+    box = OffsetImage(pixels, zoom=72 / 150, interpolation="nearest")  # pixel by pixel at 150 dpi
     place = float(point[0]), float(point[1])
     axes.add_artist(AnnotationBbox(box, place, pad=0.12, bboxprops={"edgecolor": color, "linewidth": 2}))
 

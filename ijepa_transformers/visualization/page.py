@@ -1,30 +1,133 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Builds one self-contained HTML page of pictures. The images are inside; there are no scripts, no network requests.
+"""Builds one self-contained HTML page. Images, style and script are inside; there are no network requests.
 
-Every text is escaped. The page suits phones and desktops: a picture wider than the screen scrolls inside its own box.
+Jinja2 escapes every text. The browser runs no script but the one of this package: the page's policy holds its hash.
 """
 
 import base64
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
+
+from .cells import Sheet
+
+
+# Ten colours that most readers can tell apart on white and on black (Tableau's, with a stronger yellow).
+CLASS_COLORS = (
+    *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"),
+    *("#8c564b", "#e377c2", "#17becf", "#c9c400", "#7f7f7f"),
+)
+REST = "rest"  # the group of images of other classes, or of none
+
+
+@dataclass
+class SheetBody:
+    """Rows of pictures, as a grid that fits the screen."""
+
+    sheet: Sheet
+    kind: str = "sheet"
+
+
+@dataclass
+class Bar:
+    name: str
+    percent: float  # of the whole width
+    text: str
+    is_main: bool = False
+
+
+@dataclass
+class BarsBody:
+    bars: Sequence[Bar]
+    kind: str = "bars"
+
+
+@dataclass
+class TableBody:
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    main_row: int | None = None
+    kind: str = "table"
+
+
+@dataclass
+class Point:
+    """A point of a map that is 100 wide. `group` is the number of a colour, or `REST`."""
+
+    x: float
+    y: float
+    group: int | str
+    name: str = ""
+
+
+@dataclass
+class Thumbnail:
+    x: float
+    y: float
+    width: float
+    height: float
+    group: int | str
+    picture: Image.Image
+
+
+@dataclass
+class ScatterBody:
+    label: str
+    height: float
+    points: Sequence[Point]
+    thumbnails: Sequence[Thumbnail]
+    names: Sequence[tuple[int | str, str]]  # group -> name, for the legend
+
+
+@dataclass
+class TabsBody:
+    """Two maps, of which one is seen at a time."""
+
+    parts: Mapping[str, ScatterBody]
+    kind: str = "tabs"
+
+
+@dataclass
+class BrowserBody:
+    """Images whose patches can be chosen, and the numbers that the script compares."""
+
+    pictures: Sequence[Image.Image]
+    data: Mapping[str, Any]
+    kind: str = "browser"
+
+
+@dataclass
+class PlotBody:
+    """A plot as one picture. In a dark page its brightness is turned around."""
+
+    image: Image.Image
+    kind: str = "plot"
+
+
+Body = SheetBody | BarsBody | TableBody | TabsBody | BrowserBody | PlotBody
 
 
 @dataclass
 class Picture:
-    """A picture and how to read it, in plain words."""
+    """What is seen, and how to read it, in plain words."""
 
-    name: str  # of its file, without ending
-    image: Image.Image
     title: str
-    seen: str  # what you see
+    seen: str  # what you see, in one or two sentences
+    bodies: Sequence[Body] = ()
+    more: str = ""  # how it was made
     good: str = ""  # what a good one would look like, which says nothing about this one
     bad: str = ""  # what a bad one would look like
-    least_width: int = 0  # CSS pixels that its letters need; a narrower screen scrolls
+    is_folded: bool = False
+    files: Mapping[str, Image.Image] = field(default_factory=dict)  # name without ending -> picture for --pictures_dir
 
 
 @dataclass
@@ -34,108 +137,96 @@ class Section:
     title: str
     pictures: Sequence[Picture] = ()
     note: str = ""
+    is_folded: bool = False
 
 
-# With default-src 'none' a browser requests nothing, whatever the page contains.
-PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<dl>
-{facts}
-</dl>
-<nav>{links}</nav>
-{sections}
-</main>
-</body>
-</html>
-"""
-STYLE = """\
-body { margin: 0; background: #fff; color: #1a1a1a; font: 1rem/1.5 system-ui, sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
-h1 { line-height: 1.2; }
-h2 { margin-top: 3rem; padding-top: 1rem; border-top: 2px solid #1a1a1a; }
-dl { display: grid; grid-template-columns: minmax(5rem, max-content) 1fr; gap: 0.25rem 1rem; }
-dt { font-weight: bold; }
-dd { margin: 0; }
-nav { display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem; }
-nav a { color: #0b4f8a; padding: 0.35rem 0; }
-figure { margin: 1.5rem 0 2.5rem; }
-figure > div { overflow-x: auto; width: fit-content; max-width: 100%; border: 1px solid #ccc; }
-figure img { display: block; max-width: 100%; height: auto; }
-figcaption p { margin: 0.5rem 0 0; max-width: 45rem; }
-.hint { display: none; }
-@media (max-width: 34rem) {
-  dl { display: block; }
-  dd { margin-bottom: 0.75rem; }
-  .hint { display: block; color: #555; font-size: 0.9rem; }
-}
-"""
-PHONE_WIDTH = 350  # CSS pixels for a picture on a common phone
+GOOD, UNSURE, BAD = "good", "unsure", "bad"
 
 
-def build_page(title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> str:
+@dataclass
+class Headline:
+    """The verdict at the top: one sentence, its colour, and the sentences behind it."""
+
+    headline: str
+    tone: str = UNSURE
+    sentences: Sequence[str] = ()
+
+
+@dataclass
+class Card:
+    """One figure at the top of the page."""
+
+    title: str
+    value: str
+    note: str = ""
+    bars: Sequence[Bar] = ()
+
+
+def build_page(
+    title: str, verdict: Headline, cards: Sequence[Card], sections: Sequence[Section], facts: Mapping[str, str]
+) -> str:
     """The page as HTML.
 
     Args:
-        facts: name -> value, a table at the top.
+        facts: name -> value, a folded table at the end.
         sections: in order; each has pictures, or a note, or both.
     """
-    links = [f'<a href="#part-{number}">{escape(part.title)}</a>' for number, part in enumerate(sections, start=1)]
-    return PAGE.format(
-        title=escape(title),
-        style=STYLE,
-        facts="\n".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items()),
-        links="\n".join(links),
-        sections="\n".join(_section(number, part) for number, part in enumerate(sections, start=1)),
-    )
-
-
-def _section(number: int, section: Section) -> str:
-    note = f"<p>{escape(section.note)}</p>\n" if section.note else ""
-    pictures = "\n".join(map(_figure, section.pictures))
-    return f'<section id="part-{number}">\n<h2>{escape(section.title)}</h2>\n{note}{pictures}\n</section>'
-
-
-def _figure(picture: Picture) -> str:
-    parts = {"What you see": picture.seen, "Good would be": picture.good, "Bad would be": picture.bad}
-    captions = [f"<p><b>{name}:</b> {escape(text)}</p>" for name, text in parts.items() if text]
-    width, height = picture.image.size
-    is_wide = picture.least_width > PHONE_WIDTH
-    hint = '<p class="hint">Swipe the picture sideways to see all of it.</p>\n' if is_wide else ""
+    script = _own_file("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # With default-src 'none' a browser requests nothing, whatever the page contains.
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return (
-        f"<figure>\n<h3>{escape(picture.title)}</h3>\n"
-        # With tabindex the keyboard can reach the box and scroll it.
-        f'<div tabindex="0"><img src="{_data_address(picture.image)}" width="{width}" height="{height}"'
-        f' style="min-width: {min(width, picture.least_width)}px" alt="{escape(picture.title)}"></div>\n'
-        f"<figcaption>\n{hint}{''.join(captions)}\n</figcaption>\n</figure>"
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=title,
+            verdict=verdict,
+            cards=cards,
+            sections=sections,
+            facts=facts,
+            policy=policy,
+            style=Markup(_own_file("report.css").replace("{classes}", _class_styles())),
+            script=Markup(script),
+            address=data_address,
+        )
     )
 
 
-def _data_address(image: Image.Image) -> str:
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader("ijepa_transformers.visualization")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def _own_file(name: str) -> str:
+    return (files("ijepa_transformers.visualization") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _class_styles() -> str:
+    lines = [
+        f"circle.class-{number} {{ fill: {color}; }} rect.class-{number} {{ stroke: {color}; }}"
+        f" i.class-{number} {{ background: {color}; }}\n"
+        for number, color in enumerate(CLASS_COLORS)
+    ]
+    rest = f"circle.class-{REST} {{ fill: var(--rest); }} rect.class-{REST} {{ stroke: var(--rest); }}"
+    return "".join(lines) + f"{rest} i.class-{REST} {{ background: var(--rest); }}\n"
+
+
+def data_address(image: Image.Image) -> str:
     """The image as a data address. PNG is smaller for drawings, JPEG for photographs; the smaller one is taken."""
-    files = {}
-    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 90})):
+    contents = {}
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
         file = io.BytesIO()
         image.convert("RGB").save(file, kind, **options)
-        files[kind] = base64.b64encode(file.getvalue()).decode()
-    kind = min(files, key=lambda name: len(files[name]))
-    return f"data:image/{kind};base64,{files[kind]}"
+        contents[kind] = base64.b64encode(file.getvalue()).decode()
+    kind = min(contents, key=lambda name: len(contents[name]))
+    return f"data:image/{kind};base64,{contents[kind]}"
 
 
 def write_pictures(directory: str | Path, sections: Sequence[Section]) -> None:
-    """Writes every picture as a PNG file with the picture's name."""
+    """Writes the files of all pictures as PNG."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for picture in (picture for section in sections for picture in section.pictures):
-        picture.image.save(directory / f"{picture.name}.png", optimize=True)
+        for name, image in picture.files.items():
+            image.save(directory / f"{name}.png", optimize=True)

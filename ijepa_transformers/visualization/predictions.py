@@ -10,16 +10,10 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from ..data.notices import counted
+from .cells import Sheet, enlarge, height_and_width_pair, paste, to_picture, visible_patches
+from .colors import position_mean
 from .curves import COLORS
-from .sheets import (
-    check_masks,
-    compose_sheet,
-    enlarge,
-    height_and_width_pair,
-    position_mean,
-    to_picture,
-    visible_patches,
-)
+from .sheets import check_masks
 
 
 if TYPE_CHECKING:
@@ -122,27 +116,32 @@ def draw_predictions(
             with the features nearest to the block's true features, and to the predicted ones.
         titles: a line above each row.
     """
+    parts = images, context_indices, target_indices, nearest_to_truth, nearest_to_prediction
+    return prediction_sheet(*parts, patch_size, titles).draw()
+
+
+def prediction_sheet(
+    images: torch.Tensor,
+    context_indices: torch.Tensor,
+    target_indices: torch.Tensor,
+    nearest_to_truth: torch.Tensor,
+    nearest_to_prediction: torch.Tensor,
+    patch_size: int | tuple[int, int],
+    titles: Sequence[str] = (),
+) -> Sheet:
+    """The sheet of `draw_predictions`."""
     patch = height_and_width_pair(patch_size)
     grid = check_masks(images, context_indices.unsqueeze(1), target_indices.unsqueeze(1), patch)
     cells = []
     for number, image in enumerate(images):
         block = target_indices[number]
         seen, filled = visible_patches(context_indices[number], *grid), visible_patches(block, *grid)
-        pasted = [_paste(image, block, pieces[number], grid) for pieces in (nearest_to_truth, nearest_to_prediction)]
-        cells.append([enlarge(to_picture(image), patch), enlarge(to_picture(image), patch, seen, seen & False)])
+        pasted = [paste(image, block, pieces[number], grid) for pieces in (nearest_to_truth, nearest_to_prediction)]
+        cells.append([enlarge(to_picture(image), patch), enlarge(to_picture(image), patch, seen)])
         cells[-1] += [enlarge(to_picture(each), patch, seen | filled, filled) for each in (image, *pasted)]
     headers = [("image", ""), ("context: all that", "the model saw"), ("true block", "in the context")]
     headers += [("nearest patches", "to the truth"), ("nearest patches", "to the guess")]
-    return compose_sheet(cells, headers, titles)
-
-
-def _paste(image: torch.Tensor, indices: torch.Tensor, pieces: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """The image (channels, H, W) with other patches (T, channels, patch height, patch width) at some places."""
-    image, (height, width) = image.clone(), pieces.shape[-2:]
-    for index, piece in zip(indices.tolist(), pieces, strict=True):
-        row, column = divmod(index, grid[1])
-        image[:, row * height : (row + 1) * height, column * width : (column + 1) * width] = piece
-    return image
+    return Sheet(cells, headers, titles)
 
 
 def draw_scores(scores: PredictionScores) -> Image.Image:

@@ -2,43 +2,36 @@
 """Opens and computes what a visualization report shows: networks, images, features and metrics."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
 import yaml
-from transformers import BitImageProcessorPil, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..arguments import MaskArguments, flags_of, require, without_removed_keys
 from ..configuration_ijepa import IJepaConfig
-from ..data.bit_depth import look_at_dataset, settle
-from ..data.datasets import ProcessedImages
-from ..data.labels import labels_of
 from ..data.notices import counted
-from ..data.sources import open_split
-from ..data.transforms import normalize_pixel_values
 from ..encoders import (
     is_pretraining_model,
     load_config,
     load_encoder,
     load_pretraining_model,
-    load_processor,
     one_line,
     random_encoder,
 )
 from ..files import read_rows
 from ..masking import Masking, build_masking
 from ..modeling_ijepa import IJepaForPretraining
-from ..verdict import read_sentences
+from ..verdict import Verdict, read_verdict
 from .arguments import VisualizationArguments
 from .curves import BASELINE_KEY, PANELS
+from .pool import Pool, load_pool
 
 
-METRICS = "metrics.jsonl"
+METRICS, RECIPE = "metrics.jsonl", "recipe.yaml"
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
@@ -82,84 +75,6 @@ def _move(model: Model, device: torch.device) -> Model:
     return model
 
 
-@dataclass
-class Pool:
-    """The images that were read, in the form that the networks see."""
-
-    images: torch.Tensor  # (K, channels, height, width), uint8
-    labels: np.ndarray | None  # (K,), -1 where an image has none
-    class_names: list[str] | None
-    num_bad: int
-    image_mean: Sequence[float]
-    image_std: Sequence[float]
-
-    @cached_property
-    def pictures(self) -> torch.Tensor:
-        """The images as pictures, (K, 1 or 3, height, width), uint8: the mean of bands in grey."""
-        if self.images.shape[1] in (1, 3):
-            return self.images
-        return self.images.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
-
-    def pixel_values(self, rows: slice) -> torch.Tensor:
-        return normalize_pixel_values(self.images[rows], self.image_mean, self.image_std)
-
-
-def _load_pool(arguments: VisualizationArguments, networks: Networks) -> Pool:
-    """Reads images in a random order. Those that cannot be read are skipped and counted.
-
-    Raises:
-        ValueError: fewer than two images can be read, or the image processor does not fit the model.
-    """
-    config = networks.config
-    dataset = open_split(arguments, arguments.split)
-    processor = cast(
-        BitImageProcessorPil, load_processor(arguments.model)
-    )  # its class may vary, its statistics do not
-    settle(processor, look_at_dataset(dataset, config.num_channels, arguments.data), arguments.sixteen_bit_max)
-    has_statistics = getattr(processor, "do_normalize", True)
-    mean = processor.image_mean if has_statistics else [0.0] * config.num_channels
-    std = processor.image_std if has_statistics else [1.0] * config.num_channels
-    rows, pixels, num_bad = _read_images(ProcessedImages(dataset, processor, config.num_channels), arguments)
-    images = torch.stack([_to_uint8(pixel_values, mean, std) for pixel_values in pixels])
-    size = tuple(images.shape[-2:])
-    require(
-        size == config.image_height_and_width,
-        f"The image processor gives {size} pixels, but the model takes {config.image_height_and_width}.",
-    )
-    labels, class_names = None, None
-    if "label" in dataset.column_names:
-        labels, class_names = labels_of(dataset.select(rows)), dataset.features["label"].names
-        labels = labels if (labels >= 0).any() else None  # the page explains colours only if an image has a label
-    return Pool(images, labels, class_names, num_bad, mean, std)
-
-
-def _read_images(
-    images: ProcessedImages, arguments: VisualizationArguments
-) -> tuple[list[int], list[torch.Tensor], int]:
-    """The rows and the pixels of up to `pool_size` readable images, and the number of unreadable ones before them."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(arguments.seed)).tolist()
-    rows: list[int] = []
-    pixels: list[torch.Tensor] = []
-    num_bad = 0
-    for row in order:
-        image = images[row]
-        if isinstance(image, str):
-            num_bad += 1
-            continue
-        rows.append(row)
-        pixels.append(image)
-        if len(rows) == arguments.pool_size:
-            break
-    require(len(rows) >= 2, f"{arguments.data!r} has {len(rows)} readable images, but pictures need at least 2.")
-    return rows, pixels, num_bad
-
-
-def _to_uint8(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Undoes the normalisation, (channels, height, width)."""
-    means, stds = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
-    return (255 * (pixel_values * stds + means)).round().clamp(0, 255).to(torch.uint8)
-
-
 def _read_runs(arguments: VisualizationArguments) -> dict[str, list[dict]]:
     """The metrics of the model's own run, if there are any, and of the other runs.
 
@@ -195,21 +110,25 @@ def read_masks(model: str) -> MaskArguments:
     Raises:
         ValueError: if the recipe cannot be read, has a setting that this version no longer supports, or wrong masks.
     """
-    path = Path(model) / "recipe.yaml"
+    recipe, flags = _read_recipe(model), flags_of([MaskArguments])
+    try:
+        values = {name: flags[name].read(recipe[name]) for name in flags.keys() & recipe.keys()}
+        masks = MaskArguments(**{name: value for name, value in values.items() if value is not None})
+        masks.check_masks()
+    except ValueError as error:
+        raise ValueError(f"{str(Path(model) / RECIPE)!r} has wrong masks: {error}") from error
+    return masks
+
+
+def _read_recipe(model: str) -> dict[str, Any]:
+    path = Path(model) / RECIPE
     try:
         recipe = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} is not a YAML file: {one_line(error)}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{str(path)!r} must hold `key: value` lines.")
-    recipe, flags = without_removed_keys(recipe, repr(str(path))), flags_of([MaskArguments])
-    try:
-        values = {name: flags[name].read(recipe[name]) for name in flags.keys() & recipe.keys()}
-        masks = MaskArguments(**{name: value for name, value in values.items() if value is not None})
-        masks.check_masks()
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} has wrong masks: {error}") from error
-    return masks
+    return without_removed_keys(recipe, repr(str(path)))
 
 
 def fitting_masking(grid_size: tuple[int, int], masks: MaskArguments, mode: str) -> Masking:
@@ -240,7 +159,7 @@ class Features:
 
 
 @torch.no_grad()
-def _encode(encoder: PreTrainedModel, pool: Pool, num_patch_images: int, batch_size: int) -> Features:
+def encode(encoder: PreTrainedModel, pool: Pool, num_patch_images: int, batch_size: int) -> Features:
     patches, pooled = [], []
     for start in range(0, len(pool.images), batch_size):
         pixel_values = pool.pixel_values(slice(start, start + batch_size)).to(encoder.device)
@@ -259,17 +178,23 @@ class Study:
     pool: Pool
     runs: dict[str, list[dict]]
     masks: MaskArguments
-    verdict_of_run: str | None = None  # None: the model's directory holds none
+    verdict_of_run: Verdict | None = None  # None: the model's directory holds none
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images per step of the model's run; None if its recipe does not say."""
+        value = _read_recipe(self.arguments.model).get("batch_size")
+        return value if isinstance(value, int) else None
 
     @property
     def images(self) -> torch.Tensor:
         """The shown images, (B, 1 or 3, height, width)."""
         return self.whole_patches(self.arguments.num_images)
 
-    def whole_patches(self, number: int) -> torch.Tensor:
+    def whole_patches(self, number: int | None, pool: Pool | None = None) -> torch.Tensor:
         """The first images, without the pixels beyond the last whole patch. The model does not see those."""
         (rows, columns), (height, width) = self.grid_size, self.patch_size
-        return self.pool.pictures[:number, :, : rows * height, : columns * width]
+        return (pool or self.pool).pictures[:number, :, : rows * height, : columns * width]
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -296,8 +221,12 @@ class Study:
 
     def _encode(self, encoder: PreTrainedModel) -> Features:
         print(f"encoding {counted(len(self.pool.images), 'image')}", flush=True)
-        num_patch_images = max(self.arguments.num_images, self.arguments.bank_size)
-        return _encode(encoder, self.pool, num_patch_images, self.arguments.batch_size)
+        return encode(encoder, self.pool, self.num_patch_images, self.arguments.batch_size)
+
+    @property
+    def num_patch_images(self) -> int:
+        """Of how many images the features of the patches are kept, if there are so many."""
+        return max(self.arguments.num_images, self.arguments.bank_size)
 
 
 def build_study(arguments: VisualizationArguments) -> Study:
@@ -306,7 +235,11 @@ def build_study(arguments: VisualizationArguments) -> Study:
     Raises:
         ValueError, OSError: if the arguments cannot work.
     """
-    runs, verdict = _read_runs(arguments), read_sentences(Path(arguments.model))
+    runs, verdict = _read_runs(arguments), read_verdict(Path(arguments.model))
     networks = _load_networks(arguments, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    pool = _load_pool(arguments, networks)
+    require(
+        networks.pretraining is not None or not arguments.decoder,
+        f"--decoder shows the guesses of a predictor, but {arguments.model!r} holds one encoder.",
+    )
+    pool = load_pool(arguments, networks.config)
     return Study(arguments, networks, pool, runs, read_masks(arguments.model), verdict)

@@ -16,22 +16,24 @@ from ijepa_transformers import arguments as ijepa_transformers_arguments
 from ijepa_transformers.data import datasets as data_datasets
 from ijepa_transformers.data import sources
 from ijepa_transformers.data.transforms import build_image_processor
+from ijepa_transformers.visualization import beliefs, cells, guesses, sections
 from ijepa_transformers.visualization import command as visualization_command
 from ijepa_transformers.visualization import curves as visualization_curves
-from ijepa_transformers.visualization import sections, sheets
 from ijepa_transformers.visualization import study as visualization_study
+from ijepa_transformers.visualization.judging import training_seconds
 from ijepa_transformers.visualization.predictions import score_predictions
 from tests.runs import blind_to_brightness
 
 
 TITLES = [
-    "How the training went",
-    "What the model is asked: guess the hidden parts",
-    "What the predictor guesses",
-    "What the patches mean to it",
-    "Which patches it finds similar",
-    "Where it looks",
+    "What it believes about hidden parts",
     "Which images it finds similar",
+    "What the parts of an image mean to it",
+    "Click a patch: what is similar?",
+    "Where it looks",
+    "What it is asked: guess the hidden parts",
+    "How the training went",
+    "Model, data and command",
 ]
 PICTURES = {
     *("curves", "masks_unbiased", "masks_meta", "predictions", "prediction_scores", "pca", "similarity", "attention"),
@@ -79,7 +81,7 @@ def visualize(place, **changes) -> str:
 
 
 def titles(page: str) -> list[str]:
-    return re.findall("<h2>(.*?)</h2>", page)
+    return re.findall("<h2>(.*?)</h2>", page.split('id="part-1"')[1])
 
 
 def files(place) -> set[str]:
@@ -89,11 +91,11 @@ def files(place) -> set[str]:
 def test_a_pretraining_directory_gets_every_section(place):
     page = visualize(place, pictures_dir=place / "pictures")
     assert titles(page) == TITLES
-    assert page.count("<img") == len(PICTURES) and files(place) == PICTURES
-    assert "left out" not in page and "9 images, 1 could not be read" in page
+    assert page.count("<img") > len(PICTURES) and files(place) == PICTURES
+    assert "left out" not in page and "9 images, 1 could not be read" in page and "&lt;script&gt;" in page
     assert "the target encoder: 3 layers of width 32" in page and "2 layers of width 16" in page
     assert "ijepa visualize --model" in page
-    assert not re.search(r"https?:|<script", page)
+    assert not re.search(r"https?:", page) and page.count("<script") == 2
     assert [path.name for path in (place / "page").iterdir()] == ["report.html"]
 
 
@@ -126,20 +128,29 @@ def write_bright_and_dark(folder):
     return folder
 
 
-def facts(page: str) -> dict[str, str]:
-    """The table at the top of the page."""
-    return dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+def verdict(page: str) -> tuple[str, str, list[str]]:
+    """Tone, headline and sentences of the verdict."""
+    box = page.split('<div class="verdict ')[1].split("</div>")[0]
+    headline, *sentences = re.findall("<p[^>]*>(.*?)</p>", box)
+    return box.split('"')[0], headline, sentences
 
 
 def test_the_page_begins_with_the_verdict_and_a_model_that_is_worse_than_random_gets_no_praise(place, trained):
     data = write_bright_and_dark(place / "bright_and_dark")
     save(blind_to_brightness(trained), place / "run")
     page = visualize(place, data=data, map_images=60)
-    name, verdict = next(iter(facts(page).items()))
-    assert name == "Verdict on these images" and "20-NN" in verdict and "on 30 test images" in verdict
-    assert verdict.startswith("The target encoder is worse than a random encoder. Do not use its features.")
-    words = re.sub('src="[^"]*"', "", page).replace("Good would be:", "").replace("docs/learning.md", "").lower()
+    tone, headline, sentences = verdict(page)
+    assert "20-NN" in sentences[0] and "on 30 test images" in sentences[-1]
+    assert (tone, headline) == ("bad", "The target encoder is worse than a random encoder. Do not use its features.")
+    words = re.sub('(src|href)="[^"]*"|<style>.*</style>|<script.*</script>', "", page, flags=re.DOTALL)
+    words = words.replace("Good would be:", "").replace("docs/learning.md", "").lower()
     assert not any(word in words for word in ("good", "healthy", " fine"))
+
+
+def test_the_time_of_a_run_is_computed_from_the_speeds_in_its_log():
+    rows = [{"step": 10, "images_per_second": 20.0}, {"step": 30, "images_per_second": 40.0}]
+    assert training_seconds(rows, 8) == 10 * 8 / 20 + 20 * 8 / 40
+    assert training_seconds(rows, None) is None and training_seconds([*rows, {"step": 40}], 8) is None
 
 
 def test_without_labels_the_page_shows_rank_and_spread_and_says_that_they_prove_nothing(place):
@@ -147,15 +158,17 @@ def test_without_labels_the_page_shows_rank_and_spread_and_says_that_they_prove_
     data.mkdir()
     for file in (place / "images").rglob("?.png"):
         file.rename(data / file.name)
-    verdict = facts(visualize(place, data=data))["Verdict on these images"]
-    assert "nobody can say whether its features are useful" in verdict and "With random weights:" in verdict
+    tone, headline, sentences = verdict(visualize(place, data=data))
+    assert tone == "unsure" and "nobody can say whether its features are useful" in headline
+    assert any("With random weights:" in sentence for sentence in sentences)
 
 
 def test_the_verdict_of_the_run_comes_first_and_a_damaged_one_is_refused(place, capsys):
     path = place / "run" / "verdict.json"
     path.write_text(json.dumps({"sentences": ["It is <b>level</b>."], "advice": ["More steps."]}))
-    name, verdict = next(iter(facts(visualize(place)).items()))
-    assert (name, verdict) == ("Verdict of the run", "It is &lt;b&gt;level&lt;/b&gt;. More steps.")
+    _, headline, sentences = verdict(visualize(place))
+    assert headline == "It is &lt;b&gt;level&lt;/b&gt;." and sentences[1] == "More steps."
+    assert sentences[-1].startswith("On the images of this page: ")
     path.write_text("[]")
     with pytest.raises(SystemExit) as stop:
         visualize(place)
@@ -183,7 +196,7 @@ def test_other_shapes_channels_and_a_classifier_work(place, tiny_config, size):
 
 
 def test_the_same_command_draws_the_same_pictures_and_the_seed_chooses_others(place, monkeypatch):
-    monkeypatch.setattr(visualization_command, "SECTIONS", sections.SECTIONS[1:])  # curves draw no images
+    monkeypatch.setattr(visualization_command, "SECTIONS", sections.SECTIONS[:-1])  # curves draw no images
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
         visualize(place, pictures_dir=place / name, seed=seed, map_images=6)  # of 9: not the same six
     for name in PICTURES - {"curves"}:
@@ -214,33 +227,33 @@ def test_the_encoder_that_is_asked_for_is_shown_and_the_bank_stays_the_target_s(
     torch.testing.assert_close(study.features.pooled, context.mean(dim=1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(study.target_features.patches, target[:6], rtol=1e-4, atol=1e-5)
     bank = torch.nn.functional.layer_norm(target, target.shape[-1:])[:6]
-    guesses = sections._guess(study, study.networks.pretraining)
-    torch.testing.assert_close(guesses.bank, bank, rtol=1e-4, atol=1e-4)
-    images, places = torch.arange(3)[:, None, None], guesses.blocks
-    torch.testing.assert_close(guesses.truths, bank[images, places], rtol=1e-4, atol=1e-4)
+    guessed = guesses.guess(study, study.networks.pretraining)
+    torch.testing.assert_close(guessed.bank, bank, rtol=1e-4, atol=1e-4)
+    images, places = torch.arange(3)[:, None, None], guessed.blocks
+    torch.testing.assert_close(guessed.truths, bank[images, places], rtol=1e-4, atol=1e-4)
     assert "the context encoder: 3 layers" in visualize(place, encoder="context")
 
 
 def test_guesses_belong_to_their_image_block_and_place(place):
     study = study_of(place)
-    guesses = sections._guess(study, study.networks.pretraining)
-    one = guesses.block(2, 1)
-    assert torch.equal(one.predictions[0, 0], guesses.predictions[2, 1])
-    assert torch.equal(one.blocks[0, 0], guesses.blocks[2, 1]) and one.query_images.unique().tolist() == [2]
+    every = guesses.guess(study, study.networks.pretraining)
+    one = every.block(2, 1)
+    assert torch.equal(one.predictions[0, 0], every.predictions[2, 1])
+    assert torch.equal(one.blocks[0, 0], every.blocks[2, 1]) and one.query_images.unique().tolist() == [2]
     expected = score_predictions(
-        guesses.predictions[2, 1],
-        guesses.truths[2, 1],
-        torch.full_like(guesses.blocks[2, 1], 2),
-        guesses.blocks[2, 1],
-        guesses.bank,
+        every.predictions[2, 1],
+        every.truths[2, 1],
+        torch.full_like(every.blocks[2, 1], 2),
+        every.blocks[2, 1],
+        every.bank,
         torch.arange(6),
     )
     assert one.scores() == expected
-    assert torch.equal(guesses.query_images, torch.arange(3).repeat_interleave(guesses.blocks[0].numel()))
-    exact = sections.dataclasses.replace(guesses, predictions=guesses.truths)
+    assert torch.equal(every.query_images, torch.arange(3).repeat_interleave(every.blocks[0].numel()))
+    exact = dataclasses.replace(every, predictions=every.truths)
     torch.testing.assert_close(exact.nearest(exact.predictions), exact.nearest(exact.truths), rtol=0, atol=0)
-    guesses.bank[5, 3] = 2 * one.truths[0, 0, 1]  # what is pasted are the pixels of the patch that was found
-    pixels = sheets.cut_patches(study.pool.images, (8, 8))  # (K, N, channels, 8, 8)
+    every.bank[5, 3] = 2 * one.truths[0, 0, 1]  # what is pasted are the pixels of the patch that was found
+    pixels = cells.cut_patches(study.pool.images, (8, 8))  # (K, N, channels, 8, 8)
     torch.testing.assert_close(one.nearest(one.truths)[1], pixels[5, 3], rtol=0, atol=0)
     assert not any(torch.equal(piece, patch) for piece in one.nearest(one.truths) for patch in pixels[2])
 
@@ -302,14 +315,78 @@ def test_a_damaged_recipe_is_one_sentence_with_its_name(tmp_path, content):
 @pytest.mark.parametrize("mode", ["random", "inverse_block"])
 def test_a_run_whose_contexts_have_targets_of_their_own_gets_every_section(place, monkeypatch, mode):
     (place / "run" / "recipe.yaml").write_text(f"mask_mode: {mode}\nnum_contexts: 2\nvisible_share: 0.25\n")
-    guessed, guess = [], sections._guess
-    monkeypatch.setattr(sections, "_guess", lambda *args: (guessed.append(guess(*args)), guessed[-1])[1])
+    guessed, guess = [], sections.guess
+    monkeypatch.setattr(sections, "guess", lambda *args: (guessed.append(guess(*args)), guessed[-1])[1])
     page = visualize(place, pictures_dir=place / "pictures")
     assert titles(page) == TITLES and files(place) == PICTURES - {"masks_meta"}
     assert page.count("cannot be drawn here") == 1  # meta does not fit the grid of 4 x 4
-    assert page.index(f"{mode}&#x27;, as in this run") < page.index("which this run did not use")
+    assert page.index(f"{mode}&#39;, as in this run") < page.index("which this run did not use")
     both = torch.cat([guessed[0].contexts, guessed[0].blocks[:, 0]], dim=1)  # of the first context
     assert torch.equal(both.sort(dim=1).values, torch.arange(16).expand(3, -1))
+
+
+def write_training_images(place):
+    """A data set with splits: 30 images to train on and 6 to show."""
+    generator = np.random.default_rng(0)
+    for number in range(36):
+        path = place / "split" / ("train" if number < 30 else "test") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    return {"data": place / "split", "split": "test", "decoder_steps": 2, "batch_size": 4}
+
+
+def test_a_decoder_is_trained_kept_beside_the_model_and_used_again(place, capsys):
+    words = write_training_images(place)
+    page = visualize(place, decoder="true", pictures_dir=place / "pictures", **words)
+    path = place / "run" / beliefs.FILE_NAME
+    before = path.read_bytes()
+    assert files(place) == {*PICTURES, "beliefs"} and "PSNR (dB)" in page and "<summary><h3>Put together" in page
+    assert "shows the average of all that would fit" in page and "over the hidden blocks of 6 images" in page
+    assert "training two decoders" in capsys.readouterr().out
+    page = visualize(place, decoder="true", **words)
+    assert "training" not in capsys.readouterr().out and f"The decoder is the one in {path}" in page
+    assert path.read_bytes() == before
+    visualize(place, decoder="true", **{**words, "decoder_steps": 3})
+    assert "belongs to another number of steps. A decoder is trained again." in capsys.readouterr().out
+    path.write_bytes(b"damaged")
+    assert "The one in" in visualize(place, decoder="true", **words)
+    assert path.read_bytes() == before  # the same again
+
+
+def test_a_decoder_of_other_weights_is_trained_again(place, trained, capsys):
+    words = write_training_images(place)
+    visualize(place, decoder="true", **words)
+    with torch.no_grad():
+        trained.ijepa.layernorm.bias.add_(0.1)
+    save(trained, place / "run")
+    capsys.readouterr()
+    visualize(place, decoder="true", **words)
+    assert "it belongs to another model. A decoder is trained again." in capsys.readouterr().out
+
+
+def test_pictures_and_figures_in_pixels_are_of_images_that_the_decoder_was_not_trained_on(place, monkeypatch):
+    words = write_training_images(place)
+    trained_on, read = [], beliefs.read_pool
+    monkeypatch.setattr(beliefs, "read_pool", lambda *args: (trained_on.append(read(*args)), trained_on[-1])[1])
+    study = study_of(place, decoder="true", **{**words, "split": "train", "bank_size": 30})
+    found = beliefs.decode_beliefs(study, study.networks.pretraining)
+    shown = {study.pool.rows[image] for image in found.guesses.images.tolist()}
+    assert shown and len(shown) + len(trained_on[0].rows) == 30 and not shown & set(trained_on[0].rows)
+    assert found.guesses.images.tolist()[:2] == [0, 1]  # the shown images come first
+    truth = found.truth[0].view(4, 4, 3, 8, 8).permute(2, 0, 3, 1, 4).reshape(3, 32, 32)
+    torch.testing.assert_close((255 * truth).round().to(torch.uint8), study.pool.images[0])
+    hidden = torch.zeros(16, dtype=torch.bool)
+    hidden[found.guesses.blocks[0].flatten()] = True
+    for decoded in found.decoded.values():
+        torch.testing.assert_close(decoded[0][~hidden], found.truth[0][~hidden])
+        assert not torch.equal(decoded[0][hidden], found.truth[0][hidden])
+
+
+def test_a_decoder_without_images_to_train_on_is_one_sentence(place, capsys):
+    with pytest.raises(SystemExit) as end:
+        visualize(place, decoder="true", data=write_training_images(place)["data"] / "test", split="test")
+    assert end.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+    assert not (place / "page").exists() and not (place / "run" / beliefs.FILE_NAME).exists()
 
 
 @pytest.mark.parametrize(
@@ -319,6 +396,7 @@ def test_a_run_whose_contexts_have_targets_of_their_own_gets_every_section(place
         ({"num_images": 1}, "num_images must be at least 2, got 1"),
         ({"bank_size": 1}, "bank_size must be at least 2, got 1"),
         ({"map_images": 2}, "map_images must be at least 3, got 2"),
+        ({"decoder_steps": 0}, "decoder_steps must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"runs": ["name"]}, "runs must be NAME=DIR, got 'name'"),
         ({"runs": ["run=x"]}, "every run needs a name of its own, got run, run"),
@@ -346,6 +424,7 @@ def test_models_and_files_that_do_not_fit_are_one_sentence(place, tiny_config, c
     for changes, message in (
         ({"model": place / "vit"}, "is a 'vit' model, no I-JEPA"),
         ({"model": place / "encoder", "encoder": "context"}, "holds no context encoder"),
+        ({"model": place / "encoder", "decoder": "true"}, "--decoder shows the guesses of a predictor, but"),
         ({"model": place / "encoder"}, "gives (40, 40) pixels, but the model takes (32, 32)"),
         ({"runs": [f"x={broken}"]}, "cannot be read"),
         ({"output": place / "images"}, "is a directory"),

@@ -10,12 +10,15 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ijepa_transformers.visualization import cells
 from ijepa_transformers.visualization import curves as visualization_curves
 from ijepa_transformers.visualization import maps as visualization_maps
 from ijepa_transformers.visualization import predictions as visualization_predictions
-from ijepa_transformers.visualization import sheets
+from ijepa_transformers.visualization.cells import cut_patches, hatching
+from ijepa_transformers.visualization.colors import foreground_of, pca_colors, position_mean, position_share
 from ijepa_transformers.visualization.curves import plot_training_curves
-from ijepa_transformers.visualization.maps import draw_map, map_points
+from ijepa_transformers.visualization.maps import draw_map, map_points, scatter_of
+from ijepa_transformers.visualization.page import CLASS_COLORS, REST
 from ijepa_transformers.visualization.predictions import (
     draw_predictions,
     draw_scores,
@@ -24,16 +27,12 @@ from ijepa_transformers.visualization.predictions import (
 )
 from ijepa_transformers.visualization.sheets import (
     attention_maps,
-    cut_patches,
     draw_attention,
     draw_masks,
     draw_pca,
     draw_similarity,
     most_detailed_blocks,
     most_detailed_patches,
-    pca_colors,
-    position_mean,
-    position_share,
     similarity_maps,
 )
 
@@ -134,7 +133,7 @@ def masks() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def cell(sheet: Image.Image, row: int, column: int) -> np.ndarray:
     """The picture at a place of the sheet, (H, W, 3)."""
-    gap, top = sheets.GAP, 2 * sheets.GAP + 2 * (128 // 8)
+    gap, top = cells.GAP, 2 * cells.GAP + 2 * (128 // 8)
     left, upper = gap + column * (128 + gap), top + gap + row * (128 + gap)
     return np.asarray(sheet)[upper : upper + 128, left : left + 128]
 
@@ -148,6 +147,10 @@ def test_each_mask_shows_its_patches_in_their_place_and_no_others(tmp_path):
         for column, indices in enumerate((*contexts[row], *targets[row]), start=1):
             middles = cell(sheet, row, column)[16::32, 16::32, 0]  # (4, 4)
             assert np.flatnonzero(middles == 255).tolist() == indices.tolist()
+            hidden = cell(sheet, row, column) != 255
+            hatched = np.repeat(hatching(128, 128)[..., None], 3, axis=2)
+            outlines = (cell(sheet, row, column) == cells.OUTLINE).all(axis=2, keepdims=True)
+            np.testing.assert_array_equal(cell(sheet, row, column)[hidden & ~outlines], hatched[hidden & ~outlines])
 
 
 def test_targets_of_each_context_are_drawn_one_after_the_other():
@@ -170,7 +173,7 @@ def test_small_images_are_enlarged_and_patches_may_be_oblong():
         ),
         (4, 4),
     )
-    assert sheet.height > sheets.CELL_PIXELS
+    assert sheet.height > cells.CELL_PIXELS
     draw_masks(images, torch.tensor([[[0, 1]]]), torch.tensor([[[3]]]), (4, 6))
 
 
@@ -252,7 +255,7 @@ def test_colours_are_the_directions_of_most_variance_spread_by_percentiles():
 
 
 def test_features_without_variance_are_grey_not_magnified_rounding():
-    colors, share = pca_colors(torch.full((2, 16, 8), 0.1))
+    colors, share, _ = pca_colors(torch.full((2, 16, 8), 0.1))
     assert (colors == 0.5).all() and share == pytest.approx(0, abs=1e-3)
     flat = torch.zeros(2, 16, 8)
     flat[..., 0] = torch.randn(2, 16)
@@ -265,6 +268,38 @@ def test_the_share_of_the_place_is_one_for_places_and_small_for_noise():
     assert position_share(torch.randn(200, 16, 8)) < 0.05
     assert position_share(torch.ones(2, 16, 8)) == 0
     torch.testing.assert_close(places - position_mean(places), torch.zeros(6, 16, 8))
+
+
+def test_the_foreground_has_a_basis_of_its_own_and_the_rest_shows_the_image_in_grey():
+    batch = features()
+    chosen = torch.zeros(4, 16, dtype=torch.bool)
+    chosen[:, 5:7] = True
+    colors = pca_colors(torch.where(chosen[..., None], batch, 1e3 * batch), chosen)
+    alone = pca_colors(batch[chosen].view(4, 2, -1))
+    torch.testing.assert_close(colors.colors[chosen], alone.colors.flatten(0, 1))
+    assert colors.share == pytest.approx(alone.share)
+    drawn = cell(draw_pca(pictures(), {("", "x"): colors}, 32), 1, 1)
+    torch.testing.assert_close(torch.tensor(drawn[48, 48]) / 255, colors.colors[1, 5], rtol=0, atol=1 / 255)
+    np.testing.assert_array_equal(drawn[:32, :32], cells.faded(cell(draw_pca(pictures(), {}, 32), 1, 0))[:32, :32])
+    with pytest.raises(ValueError, match="at least one patch"):
+        pca_colors(batch, torch.zeros(4, 16, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_foreground_is_the_side_that_is_rarer_at_the_border(sign):
+    inside = torch.zeros(5, 6, 6, dtype=torch.bool)
+    inside[:, 2:4, 1:5] = True
+    inside[2, 4:] = True  # an object may reach the border
+    noise = 0.1 * torch.randn(5, 36, 8, generator=torch.Generator().manual_seed(0))
+    batch = noise + sign * inside.flatten(1)[..., None] * torch.arange(1.0, 9)
+    assert torch.equal(foreground_of(batch, (6, 6)), inside.flatten(1))
+
+
+def test_colours_on_a_finer_grid_lie_in_their_patch():
+    fine = pca_colors(features(patches=64))  # 8 x 8 for images of 4 x 4 patches
+    drawn = cell(draw_pca(pictures(), {("", "x"): fine}, 32), 3, 1)
+    middles = torch.tensor(drawn[8::16, 8::16]).flatten(0, 1)
+    torch.testing.assert_close(middles / 255, fine.colors[3], rtol=0, atol=1 / 255)
 
 
 def test_each_patch_has_its_colour_in_its_place():
@@ -311,17 +346,19 @@ def test_attention_of_another_shape_or_sum_is_an_error():
 def is_outlined(picture: np.ndarray) -> list[int]:
     """Patches of 32 pixels with a line around them."""
     corners = picture[::32, ::32].reshape(-1, 3)
-    return np.flatnonzero((corners == sheets.OUTLINE).all(axis=1)).tolist()
+    return np.flatnonzero((corners == cells.OUTLINE).all(axis=1)).tolist()
 
 
 def test_bright_patches_are_those_attended_to_and_the_chosen_patch_is_marked():
-    sheet = draw_attention(pictures(), attentions(), torch.tensor([0, 5, 9, 14]), 32)
-    letter, gap = 128 // 8, sheets.GAP
+    grey = torch.full_like(pictures(), 100)
+    sheet = draw_attention(grey, attentions(), torch.tensor([0, 5, 9, 14]), 32)
+    letter, gap = 128 // 8, cells.GAP
     step, upper = 128 + 2 * gap + letter, 2 * gap + letter
     maps = [np.asarray(sheet)[upper + step * row :][:128, gap + 136 : gap + 264] for row in range(5)]
     assert [is_outlined(each) for each in maps] == [[5], [5], [], [5], [5]]  # the third is about all patches
     brightness = maps[3][16::32, 16::32].astype(int).sum(axis=2).flatten()
-    assert brightness.argmax() == 6 and len(set(brightness)) == 2
+    assert brightness.argmax() == 6 and len(set(np.delete(brightness, [2, 5, 6, 7, 10]))) == 1  # 6 and its neighbours
+    assert brightness.min() > 0  # the image shows through
 
 
 def test_a_chosen_patch_is_like_itself_and_marked_in_its_own_image_only():
@@ -408,7 +445,7 @@ def test_what_was_found_is_pasted_into_the_block_and_nowhere_else():
         assert np.flatnonzero(middles == 255).tolist() == contexts[row].tolist()
         seen = cell(sheet, row, 1)[16::32, 16::32, 0].flatten()
         assert np.flatnonzero(seen == 255).tolist() == contexts[row].tolist()
-        outlined = np.flatnonzero((guessed[::32, ::32] == sheets.OUTLINE).all(axis=2)).tolist()
+        outlined = np.flatnonzero((guessed[::32, ::32] == cells.OUTLINE).all(axis=2)).tolist()
         assert set(outlined) <= set(blocks[row].tolist()) and outlined
 
 
@@ -454,7 +491,7 @@ def test_the_map_does_not_depend_on_the_names_of_classes(figures):
         drawn = {
             text.get_text(): line.get_color() for text, line in zip(legend.texts, legend.legend_handles, strict=True)
         }
-        assert drawn == dict(zip(names, visualization_curves.COLORS, strict=False))
+        assert drawn == dict(zip(names, CLASS_COLORS, strict=False))
     for label, drawn in enumerate(first.collections[1:]):
         np.testing.assert_array_equal(drawn.get_offsets(), points[label::3])
 
@@ -470,6 +507,22 @@ def test_more_classes_than_colours_leave_the_rest_grey(figures):
     assert len(figures[0].axes[0].collections[0].get_offsets()) == 10
     draw_map(points, images)
     assert not figures[1].legends
+
+
+def test_the_map_of_the_page_has_ten_colours_and_lies_inside_its_frame():
+    points, images = map_arguments()
+    labels = [0, 1, 2, -1, -1] * 2 + list(range(3, 13)) * 5
+    body = scatter_of(points, images, labels, [f"class {number}" for number in range(13)], "a map")
+    assert len(set(CLASS_COLORS)) == 10
+    assert body.names == [*((number, f"class {number + 3}") for number in range(10)), (REST, "the rest")]
+    assert [point.group for point in body.points] == [REST] * 10 + list(range(10)) * 5
+    assert [point.name for point in body.points][2:5] == ["class 2", "", ""]
+    assert all(0 < point.x < 100 and 0 < point.y < body.height for point in body.points)
+    xs, ys = np.array([(point.x, point.y) for point in body.points]).T
+    assert np.corrcoef(xs, points[:, 0])[0, 1] > 0.999 and np.corrcoef(ys, points[:, 1])[0, 1] < -0.999
+    assert not scatter_of(points, images, None, None, "").names
+    same_place = scatter_of(np.zeros((60, 2)), images, labels, None, "")  # collapsed
+    assert len({(point.x, point.y) for point in same_place.points}) == 1
 
 
 def test_long_class_names_are_cut_and_do_not_squeeze_the_map(figures):

@@ -1,0 +1,78 @@
+"use strict";
+// Click a patch: every patch of every image stays as bright as it is similar to it (cosine of the features).
+(() => {
+  const holder = document.getElementById("patches");
+  if (!holder) return;
+  const data = JSON.parse(holder.textContent);
+  const browser = document.getElementById("browser");
+  const tiles = [...browser.querySelectorAll(".tile")];
+  const placeless = document.getElementById("placeless");
+  const numPatches = data.rows * data.columns;
+  const bytes = (text) => new Int8Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
+  const kinds = [bytes(data.features), bytes(data.placeless)];
+  let chosen = { image: data.image, patch: data.patch };
+
+  const vectorAt = (features, image, patch) => {
+    const start = (image * numPatches + patch) * data.size;
+    return features.subarray(start, start + data.size);
+  };
+  const dot = (one, other) => one.reduce((sum, value, place) => sum + value * other[place], 0);
+
+  const outline = (context, patch, width, height, color) => {
+    const column = patch % data.columns, row = Math.floor(patch / data.columns);
+    context.strokeStyle = color;
+    context.lineWidth = 3;
+    context.strokeRect(column * width + 1.5, row * height + 1.5, width - 3, height - 3);
+  };
+
+  const draw = () => {
+    const features = kinds[placeless.checked ? 1 : 0];
+    const query = vectorAt(features, chosen.image, chosen.patch);
+    const length = Math.sqrt(dot(query, query)) || 1;
+    tiles.forEach((tile, image) => {
+      const canvas = tile.querySelector("canvas");
+      const picture = tile.querySelector("img");
+      canvas.width = 2 * picture.width;
+      canvas.height = 2 * picture.height;
+      const width = canvas.width / data.columns, height = canvas.height / data.rows;
+      const context = canvas.getContext("2d");
+      let best = -2, bestPatch = 0;
+      for (let patch = 0; patch < numPatches; patch++) {
+        const other = vectorAt(features, image, patch);
+        const cosine = dot(query, other) / (length * (Math.sqrt(dot(other, other)) || 1));
+        const isQuery = image === chosen.image && patch === chosen.patch;
+        if (cosine > best && !isQuery) [best, bestPatch] = [cosine, patch];
+        context.fillStyle = `rgba(8, 8, 20, ${0.88 * (1 - Math.max(0, cosine))})`;
+        const left = Math.round((patch % data.columns) * width), top = Math.round(Math.floor(patch / data.columns) * height);
+        context.fillRect(left, top, Math.ceil(width), Math.ceil(height));
+      }
+      outline(context, bestPatch, width, height, "#ffb000");
+      if (image === chosen.image) outline(context, chosen.patch, width, height, "#ff2a8d");
+    });
+  };
+
+  const choose = (image, event) => {
+    const box = tiles[image].getBoundingClientRect();
+    const place = (offset, side, count) => Math.min(count - 1, Math.max(0, Math.floor((offset / side) * count)));
+    const column = place(event.clientX - box.left, box.width, data.columns);
+    const row = place(event.clientY - box.top, box.height, data.rows);
+    chosen = { image, patch: row * data.columns + column };
+    draw();
+  };
+  tiles.forEach((tile, image) => {
+    tile.addEventListener("pointerdown", (event) => choose(image, event));
+    tile.addEventListener("pointermove", (event) => { if (event.buttons) choose(image, event); });
+  });
+  const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+  browser.addEventListener("keydown", (event) => {
+    const step = steps[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const row = Math.floor(chosen.patch / data.columns) + step[0], column = (chosen.patch % data.columns) + step[1];
+    if (row < 0 || column < 0 || row >= data.rows || column >= data.columns) return;
+    chosen.patch = row * data.columns + column;
+    draw();
+  });
+  placeless.addEventListener("change", draw);
+  draw();
+})();
