@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         IJepaPreTrainedModel,
     )
     from .pretraining.command import pretrain
+    from .retrieval.command import search
     from .trainer import PretrainingCollator, TargetEncoderCallback
 
 
@@ -48,6 +49,7 @@ __all__ = [
     "image_statistics",
     "pretrain",
     "probe",
+    "search",
 ]
 
 # The modules of the names above that are not in modeling_ijepa.
@@ -61,6 +63,7 @@ _HOMES = {
     "image_statistics": "evaluation.statistics",
     "pretrain": "pretraining.command",
     "probe": "evaluation.command",
+    "search": "retrieval.command",
 }
 
 

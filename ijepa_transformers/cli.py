@@ -47,6 +47,11 @@ COMMANDS = {
         "evaluation.extraction_arguments:parse_extraction_arguments",
         "evaluation.extraction",
     ),
+    "search": Command(
+        "find similar photos, near duplicates and outliers",
+        "retrieval.arguments:parse_search_arguments",
+        "retrieval.command",
+    ),
     "stats": Command(
         "measure mean and standard deviation of each channel of images",
         "evaluation.statistics_arguments:parse_statistics_arguments",

@@ -71,7 +71,7 @@ LoadedBatch: TypeAlias = tuple[torch.Tensor | None, list[str | None]]  # what `_
 
 # The model
 @torch.no_grad()
-def _embed(model: PreTrainedModel, pixel_values: torch.Tensor, outputs: list[str]) -> dict[str, torch.Tensor]:
+def embed(model: PreTrainedModel, pixel_values: torch.Tensor, outputs: list[str]) -> dict[str, torch.Tensor]:
     """`pooler_output` (B, D) and `last_hidden_state` (B, N, D) of images (B, channels, height, width), on the CPU.
 
     Raises:
@@ -110,7 +110,7 @@ def _collate(samples: list[torch.Tensor | str]) -> LoadedBatch:
     return torch.stack([blank if isinstance(sample, str) else sample for sample in samples]), errors
 
 
-def _image_names(dataset: datasets.Dataset, rows: range, folder: str) -> list[str]:
+def image_names(dataset: datasets.Dataset, rows: range, folder: str) -> list[str]:
     """File names of these rows, relative to `folder` if they are in it. A row without a file name has a number.
 
     Only the column of paths is read, and no image.
@@ -169,8 +169,32 @@ class Run:
         return self.output_dir / shard.file_name(self.arguments.format)
 
 
-def build_run(arguments: FeatureExtractionArguments, lock: OutputLock | None = None) -> Run:
+def open_model(
+    arguments: FeatureExtractionArguments, dataset: datasets.Dataset
+) -> tuple[PreTrainedModel, ProcessedImages]:
+    """The encoder, and the images of a data set as it takes them.
+
+    Raises:
+        ValueError: if the encoder or its image processor cannot be opened, or if 16-bit images need a setting.
+    """
+    processor = load_processor(arguments.model)
+    model = load_encoder(arguments.model, arguments.encoder, _DTYPES[arguments.dtype])
+    images = ProcessedImages(dataset, processor, getattr(model.config, "num_channels", 3))
+    settle(processor, look_at_dataset(dataset, images.num_channels, arguments.data), arguments.sixteen_bit_max)
+    return model, images
+
+
+def build_run(
+    arguments: FeatureExtractionArguments,
+    lock: OutputLock | None = None,
+    opened: tuple[PreTrainedModel, ProcessedImages] | None = None,
+) -> Run:
     """Opens everything, tests the model with a blank image and locks the output directory.
+
+    Args:
+        arguments: of the command.
+        lock: of the output directory.
+        opened: what `open_model` returned, perhaps with fewer images.
 
     Raises:
         ValueError: if the arguments or the model cannot work, or if the output directory has other features.
@@ -180,12 +204,9 @@ def build_run(arguments: FeatureExtractionArguments, lock: OutputLock | None = N
     check_output_directory(Path(arguments.output_dir))
     lock = lock or OutputLock(Path(arguments.output_dir))
     on_main_process(accelerator, lock.take_if_there)
-    dataset = open_split(arguments, arguments.split)
-    processor = load_processor(arguments.model)
-    model = load_encoder(arguments.model, arguments.encoder, _DTYPES[arguments.dtype])
-    images = ProcessedImages(dataset, processor, getattr(model.config, "num_channels", 3))
+    model, images = opened or open_model(arguments, open_split(arguments, arguments.split))
+    dataset, processor = images.dataset, images.processor
     shards = _all_shards(len(dataset), arguments.shard_size)
-    settle(processor, look_at_dataset(dataset, images.num_channels, arguments.data), arguments.sixteen_bit_max)
     settings = _describe(arguments, model, processor, dataset, shards)
     output_dir = Path(arguments.output_dir)
     refuse_folders(output_dir, (_SETTINGS, _BAD_IMAGES, *(shard.file_name(arguments.format) for shard in shards)))
@@ -193,7 +214,7 @@ def build_run(arguments: FeatureExtractionArguments, lock: OutputLock | None = N
     model = model.to(accelerator.device)
     execution = configure(model, accelerator.device.type, arguments.dtype)
     blank = images.prepare(np.zeros((256, 256, images.num_channels), dtype=np.uint8))
-    features = _embed(model, blank[None], arguments.outputs)
+    features = embed(model, blank[None], arguments.outputs)
     require(
         all(value.isfinite().all() for value in features.values()),
         f"The model {arguments.model!r} gives NaN or infinity even for a blank image: it has diverged or is damaged.",
@@ -227,7 +248,7 @@ def _describe(
 
 def _all_names(dataset: datasets.Dataset, shards: Sequence[Shard], folder: str) -> Iterator[list[str]]:
     """The names of all images, shard by shard."""
-    return (_image_names(dataset, shard.rows, folder) for shard in shards)
+    return (image_names(dataset, shard.rows, folder) for shard in shards)
 
 
 def _check_settings(output_dir: Path, settings: dict[str, Any], names: Callable[[], Iterator[list[str]]]) -> None:
@@ -352,7 +373,7 @@ def _embed_readable(run: Run, pixel_values: torch.Tensor | None, errors: list[st
     if pixel_values is None:
         shapes = {name: (len(errors), *shape) for name, shape in run.shapes.items()}
         return {name: torch.full(shape, torch.nan, dtype=run.model.dtype) for name, shape in shapes.items()}
-    features = _embed(run.model, pixel_values, run.arguments.outputs)
+    features = embed(run.model, pixel_values, run.arguments.outputs)
     is_finite = torch.stack([values.flatten(1).isfinite().all(dim=1) for values in features.values()]).all(dim=0)
     for row in (~is_finite).nonzero().flatten().tolist():
         errors[row] = errors[row] or "its features hold NaN or infinity"
@@ -371,7 +392,7 @@ def _columns_of(run: Run, shard: Shard, errors: list[str | None]) -> Columns:
         # A tensor has no rows of unequal length: several labels are 0 or 1 for each class there.
         as_rows = has_several(part) and run.arguments.format == "safetensors"
         labels["label"] = several_labels_of(part).tolist() if as_rows else part["label"][:]
-    names = _image_names(dataset, shard.rows, run.arguments.data)
+    names = image_names(dataset, shard.rows, run.arguments.data)
     return {"index": list(shard.rows), "name": names, **labels, "error": errors}
 
 

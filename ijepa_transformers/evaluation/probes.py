@@ -70,9 +70,17 @@ def standardize(train: torch.Tensor, test: torch.Tensor) -> tuple[torch.Tensor, 
     A feature that is constant over `train`, up to rounding, becomes 0 in both sets. Division by its standard deviation
     would scale rounding noise up to size 1.
     """
-    mean, std = train.float().mean(dim=0), train.float().std(dim=0, correction=0)
-    scale = torch.where(std > ROUNDING_LEVEL * mean.abs(), 1 / std, 0)
+    mean, scale = standardization(train)
     return (train.float() - mean) * scale, (test.float() - mean) * scale
+
+
+def standardization(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean (D,) of features (N, D), and the factor (D,) that gives each a standard deviation of 1.
+
+    The factor of a feature that is constant up to rounding is 0.
+    """
+    mean, std = features.float().mean(dim=0), features.float().std(dim=0, correction=0)
+    return mean, torch.where(std > ROUNDING_LEVEL * mean.abs(), 1 / std, 0)
 
 
 # Probes
@@ -130,9 +138,9 @@ def knn_scores_by_k(
     votes: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
     for chunk in test_features.split(chunk_size):
         similarities = F.normalize(chunk.float(), dim=1) @ train.T  # (chunk, N)
-        nearest, indices = _nearest(similarities, max(ks))
+        values, indices = nearest(similarities, max(ks))
         for k in votes:
-            scores = _votes(nearest[:, :k], indices[:, :k], train_classes, len(classes), temperature)
+            scores = _votes(values[:, :k], indices[:, :k], train_classes, len(classes), temperature)
             votes[k].append(scores.cpu())
     return {k: torch.cat(parts) for k, parts in votes.items()}
 
@@ -145,7 +153,7 @@ def class_indices(train_labels: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     return torch.where(classes[places] == labels, places, -1)
 
 
-def _nearest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Values and indices (chunk, k) of the k most similar images, the most similar first.
 
     Of equally similar images the lower index comes first, which `topk` does not guarantee. So the first columns are

@@ -505,4 +505,4 @@ def test_a_missing_output_of_the_model_is_an_error():
             return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=pixel_values.flatten(2))
 
     with pytest.raises(ValueError, match="WithoutPooler has no output 'pooler_output'"):
-        extraction._embed(WithoutPooler(), torch.zeros(1, 3, 8, 8), ["pooler_output"])
+        extraction.embed(WithoutPooler(), torch.zeros(1, 3, 8, 8), ["pooler_output"])

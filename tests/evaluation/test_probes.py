@@ -126,8 +126,8 @@ def test_neighbours_of_several_k_are_searched_once_and_vote_as_those_of_each_k(
     train, test = (train.sign(), test.sign()) if rounded else (train, test)
     ks = [20, 1, len(train), 3, 7]
     expected = {k: evaluation_probes.knn_scores_by_k(train, train_labels, test, [k], temperature)[k] for k in ks}
-    calls, original = [], evaluation_probes._nearest
-    monkeypatch.setattr(evaluation_probes, "_nearest", lambda values, k: calls.append(k) or original(values, k))
+    calls, original = [], evaluation_probes.nearest
+    monkeypatch.setattr(evaluation_probes, "nearest", lambda values, k: calls.append(k) or original(values, k))
     votes = evaluation_probes.knn_scores_by_k(train, train_labels, test, ks, temperature, chunk_size=len(test))
     assert list(votes) == ks and calls == [len(train)]
     for k in ks:

@@ -1,0 +1,231 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""What the command and the local page ask: photos like a query, near duplicates, outliers, and small pictures."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from transformers import PreTrainedModel
+
+from ..arguments import require
+from ..data.bit_depth import setting_of
+from ..data.datasets import ProcessedImages
+from ..data.decoding import BadImageError, ImageValue, OpenedImage, decode_image
+from ..data.notices import counted
+from ..data.sources import open_split
+from ..evaluation.extraction import embed
+from ..execution import configure
+from .arguments import FEW, SearchArguments
+from .index import Encoder, PhotoIndex, open_index, open_photos
+from .similarity import Comparison, SimilaritySearch
+
+
+@dataclass(frozen=True)
+class Match:
+    """A photo: its row in the data, its name, and a similarity."""
+
+    row: int
+    name: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Photos that are near duplicates of one another, and the similarity of the most similar two."""
+
+    names: list[str]
+    rows: list[int]
+    similarity: float
+
+
+@dataclass
+class Query:
+    """A query image: its path and its pixels as the model takes them, (channels, height, width)."""
+
+    path: str
+    pixel_values: torch.Tensor
+
+
+class PhotoFinder:
+    """Searches an index. `open_finder` builds it.
+
+    Photos that cannot be read are left out; `unreadable` has their names and the reasons.
+    """
+
+    def __init__(self, data: str, model: PreTrainedModel, images: ProcessedImages, index: PhotoIndex):
+        self.data, self.model, self.images, self.index = data, model, images, index
+        self.rows = [row for row, error in enumerate(index.errors) if error is None]
+        self.unreadable = [
+            (name, error) for name, error in zip(index.names, index.errors, strict=True) if error is not None
+        ]
+        require(self.rows, f"No photo of {data!r} can be read.")
+        self._search = SimilaritySearch(torch.from_numpy(index.features[self.rows]))
+        self._place = {row: place for place, row in enumerate(self.rows)}  # in the search
+        self._row_by_name = {name: row for row, name in enumerate(index.names)}
+        self._comparisons: dict[float, Comparison] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def path(self, row: int) -> str | None:
+        """The path of a photo. None if it is in a table."""
+        value = self.images.dataset[row]["image"]
+        return value["path"] if value["bytes"] is None else None
+
+    def like_query(self, query: Query, k: int | None) -> list[Match]:
+        """The `k` photos most like a query. A query that is a file of the folder is not listed itself.
+
+        Raises:
+            ValueError: if there are fewer photos than `k`.
+        """
+        row = self._row_of_file(query.path)
+        if row in self._place:
+            return self.like_photo(row, k)
+        features = embed(self.model, query.pixel_values[None], ["pooler_output"])["pooler_output"].float()
+        return self._matches(features, self._count(k, len(self)))
+
+    def like_photo(self, row: int, k: int | None) -> list[Match]:
+        """The `k` other photos that are most like a photo of the folder.
+
+        Raises:
+            ValueError: if there are fewer other photos than `k`.
+        """
+        features = torch.from_numpy(self.index.features[row : row + 1])
+        return self._matches(features, self._count(k, len(self) - 1, "other "), self._place[row])
+
+    def _count(self, k: int | None, available: int, kind: str = "") -> int:
+        require(k is None or k <= available, f"k is {k}, but there are {counted(available, f'{kind}photo')}.")
+        return min(FEW, available) if k is None else k
+
+    def _matches(self, features: torch.Tensor, k: int, without: int | None = None) -> list[Match]:
+        if k == 0:
+            return []
+        found = self._search.query(features, k, without)
+        return [
+            self._match(place, value)
+            for place, value in zip(found.rows[0].tolist(), found.similarities[0].tolist(), strict=True)
+        ]
+
+    def _match(self, place: int, similarity: float) -> Match:
+        row = self.rows[place]
+        return Match(row, self.index.names[row], similarity)
+
+    def _row_of_file(self, path: str) -> int | None:
+        """The row of a file, if it is one of the folder."""
+        folder = os.path.expanduser(self.data)
+        for place, root in (
+            (os.path.abspath(path), os.path.abspath(folder)),
+            (os.path.realpath(path), os.path.realpath(folder)),
+        ):
+            name = place.removeprefix(os.path.join(root, ""))
+            if name != place and name in self._row_by_name:
+                return self._row_by_name[name]
+        return None
+
+    def usual_threshold(self) -> float:
+        """The least similarity of near duplicates, if the user names none."""
+        return self._search.usual_threshold()
+
+    def duplicates(self, threshold: float) -> list[Duplicates]:
+        """Groups of photos whose cosine similarity is at least `threshold`, the most similar first.
+
+        Raises:
+            ValueError: if there are too many pairs.
+        """
+        groups = []
+        for group in self._comparison(threshold).groups:
+            rows = [self.rows[place] for place in group.rows]
+            groups.append(Duplicates([self.index.names[row] for row in rows], rows, group.similarity))
+        return groups
+
+    def outliers(self, k: int | None) -> list[Match]:
+        """The `k` photos that are least like their nearest neighbours, the least first, each with its mean cosine
+        similarity to them.
+
+        Raises:
+            ValueError: if there are fewer photos than `k`.
+        """
+        count = self._count(k, len(self))
+        comparison = next(iter(self._comparisons.values()), None) or self._comparison(1)
+        return [self._match(place, float(comparison.closeness[place])) for place in comparison.outliers(count)]
+
+    def _comparison(self, threshold: float) -> Comparison:
+        if threshold not in self._comparisons:
+            self._comparisons = {threshold: self._search.compare_all(threshold)}
+        return self._comparisons[threshold]
+
+    def read_query(self, path: str) -> Query:
+        """Reads a query as all images are read.
+
+        Raises:
+            ValueError: if it cannot be read.
+        """
+        return read_query(self.images, path)
+
+    def picture(self, row: int, size: int) -> Image.Image:
+        """A photo, at most `size` pixels wide and high."""
+        return picture_of(self.images, self.images.dataset[row]["image"], size)
+
+    def query_picture(self, path: str, size: int) -> Image.Image:
+        """A query, at most `size` pixels wide and high."""
+        return picture_of(self.images, {"path": path, "bytes": None}, size)
+
+
+def open_finder(arguments: SearchArguments) -> tuple[PhotoFinder, list[Query]]:
+    """Opens the photos and the model, reads the queries, and completes the features.
+
+    Raises:
+        ValueError: if one of them cannot be opened, or if a query cannot be read. This is found before any feature is
+            computed.
+    """
+    accelerator = Accelerator()
+    require(
+        accelerator.num_processes == 1,
+        "ijepa search is one process: compute the features with accelerate launch and ijepa extract, and name their"
+        " directory as index.",
+    )
+    encoder = open_photos(arguments, open_split(arguments, arguments.split))
+    queries = [read_query(encoder.images, path) for path in arguments.query]
+    return _complete(arguments, encoder, accelerator.device), queries
+
+
+def _complete(arguments: SearchArguments, encoder: Encoder, device: torch.device) -> PhotoFinder:
+    index = open_index(arguments, encoder)
+    configure(encoder.model, device.type, arguments.dtype)
+    return PhotoFinder(arguments.data, encoder.model.to(device).eval(), encoder.images, index)
+
+
+def read_query(images: ProcessedImages, path: str) -> Query:
+    """Reads a query as all images are read.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    path = os.path.expanduser(path)
+    try:
+        array = decode_image({"path": path, "bytes": None}, images.num_channels, None, setting_of(images.processor))
+    except BadImageError as error:
+        raise ValueError(f"The query {path!r} cannot be read: {error.reason}") from None
+    return Query(path, images.prepare(array))
+
+
+def picture_of(images: ProcessedImages, value: ImageValue, size: int) -> Image.Image:
+    """An image for people, upright, at most `size` pixels wide and high. Images of other channels than 1 or 3 are the
+    mean of their channels.
+
+    Raises:
+        BadImageError: if it cannot be read.
+    """
+    opened, reduction = OpenedImage(value), 1
+    if opened.reducible:
+        shorter = min(opened.height_and_width)
+        reduction = next((factor for factor in (8, 4, 2) if shorter >= 2 * factor * size), 1)
+    array = opened.decode(images.num_channels, reduction, setting_of(images.processor))
+    if array.shape[2] not in (1, 3):
+        array = array.mean(2, keepdims=True).round().astype(np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
+    image.thumbnail((size, size))
+    return image

@@ -1,0 +1,122 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""One self-contained HTML page of what was found. The pictures are inside; no scripts, no network requests.
+
+Every text is escaped.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from PIL import Image
+
+from ..data.notices import counted
+from .finder import PhotoFinder
+from .similarity import NEIGHBOURS
+
+
+_PICTURE_SIZE = 240  # pixels
+_MANY_GROUPS, _MANY_PHOTOS = 100, 24  # on the page
+# With default-src 'none' a browser requests nothing, whatever the page contains.
+_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+:root {{ --back: #fff; --text: #1a1a1a; --weak: #5a5a5a; --line: #d0d0d0; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --back: #16181c; --text: #ececec; --weak: #a8a8a8; --line: #3a3d44; }}
+}}
+body {{ margin: 0; background: var(--back); color: var(--text); font: 1rem/1.5 system-ui, sans-serif; }}
+main {{ max-width: 70rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }}
+h1 {{ line-height: 1.2; }}
+h2 {{ margin-top: 2.5rem; padding-top: 0.75rem; border-top: 1px solid var(--line); }}
+p {{ color: var(--weak); max-width: 45rem; }}
+.photos {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; }}
+.photos + .photos {{ margin-top: 1.5rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }}
+figure {{ margin: 0; }}
+figure img {{ display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: contain; }}
+figcaption {{ font-size: 0.85rem; line-height: 1.35; }}
+figcaption b {{ display: block; font-size: 1rem; }}
+.query {{ max-width: 15rem; margin-bottom: 1.5rem; }}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+<p>{facts}</p>
+{sections}
+</main>
+</body>
+</html>
+"""
+
+
+def build_page(finder: PhotoFinder, results: dict[str, Any], command: str) -> str:
+    """The page as HTML.
+
+    Args:
+        finder: has the pictures.
+        results: what was found, as `ijepa search --json true` prints it.
+        command: what the page was made with.
+    """
+    sections = [_query_section(finder, part) for part in results.get("queries", ())]
+    if "duplicates" in results:
+        sections.append(_duplicates_section(finder, results["duplicates"], results["threshold"]))
+    if "outliers" in results:
+        note = f"The number is the mean cosine similarity to the {NEIGHBOURS} nearest photos. The lowest comes first."
+        sections.append(_section("Outliers", note, _photos(finder, results["outliers"])))
+    facts = (
+        f"{counted(results['num_photos'], 'photo')} of {results['data']}, compared by {results['model']}: cosine"
+        f" similarity of standardised features, 1 for equal pictures. Made by: {command}"
+    )
+    title = f"Photos of {results['data']}"
+    return _PAGE.format(title=escape(title), facts=escape(facts), sections="\n".join(sections))
+
+
+def _section(title: str, note: str, content: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(note)}</p>\n{content}\n</section>"
+
+
+def _query_section(finder: PhotoFinder, part: dict[str, Any]) -> str:
+    query = _figure(finder.query_picture(part["query"], _PICTURE_SIZE), "query", part["query"], "query")
+    note = "The most similar photo comes first. The number is the cosine similarity."
+    return _section(f"Like {part['query']}", note, query + "\n" + _photos(finder, part["similar"]))
+
+
+def _duplicates_section(finder: PhotoFinder, groups: Sequence[dict[str, Any]], threshold: float) -> str:
+    note = f"{counted(len(groups), 'group')} with a cosine similarity of at least {threshold:.4f}."
+    if len(groups) > _MANY_GROUPS:
+        note += f" The first {_MANY_GROUPS} are shown."
+    shown = []
+    for group in groups[:_MANY_GROUPS]:
+        pairs = zip(group["names"], group["rows"], strict=True)
+        rows = [{"name": name, "row": row, "similarity": group["similarity"]} for name, row in pairs]
+        shown.append(_photos(finder, rows[:_MANY_PHOTOS]))
+    return _section("Near duplicates", note, "\n".join(shown))
+
+
+def _photos(finder: PhotoFinder, rows: Sequence[dict[str, Any]]) -> str:
+    figures = [
+        _figure(finder.picture(row["row"], _PICTURE_SIZE), f"{row['similarity']:.3f}", row["name"]) for row in rows
+    ]
+    return '<div class="photos">\n' + "\n".join(figures) + "\n</div>"
+
+
+def _figure(picture: Image.Image, title: str, name: str, kind: str = "") -> str:
+    file = io.BytesIO()
+    picture.convert("RGB").save(file, "jpeg", quality=85)
+    data = base64.b64encode(file.getvalue()).decode()
+    # A name may hold bytes that are not UTF-8, which no page can show.
+    name = escape(name.encode(errors="replace").decode())
+    return (
+        f'<figure class="{kind}"><img src="data:image/jpeg;base64,{data}" alt="{name}">'
+        f"<figcaption><b>{escape(title)}</b>{name}</figcaption></figure>"
+    )

@@ -1,0 +1,255 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""`ijepa search --serve true`: a local page, made with gradio, that asks nothing of the internet.
+
+Choose or upload a photo, and see the most similar ones. A click on any photo searches for photos like it.
+"""
+
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from ..arguments import require
+from ..data.notices import counted
+from .arguments import FEW, SearchArguments
+from .finder import Match, PhotoFinder
+from .similarity import NEIGHBOURS
+
+
+if TYPE_CHECKING:
+    import gradio
+
+
+_PICTURE_SIZE = 320  # pixels
+_CHOICES = 24  # photos to choose from, and photos or groups on a tab
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+# A browser loads nothing from elsewhere, whatever gradio's page names.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline';"
+    " img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:;"
+    " frame-ancestors 'none'"
+)
+_STYLE = """
+.gradio-container { max-width: 72rem !important; margin: 0 auto !important; }
+.caption-label { white-space: normal !important; overflow-wrap: anywhere; }
+"""
+
+
+def require_gradio() -> None:
+    """Raises ValueError if gradio is not installed."""
+    require(
+        find_spec("gradio") is not None,
+        'the page needs gradio, which is not installed: pip install "ijepa-transformers[page]".',
+    )
+
+
+class Page:
+    """What the page shows, without gradio: lists of (picture, caption), and the rows of these pictures."""
+
+    def __init__(self, finder: PhotoFinder, k: int | None, threshold: float | None):
+        self.finder, self.k = finder, k
+        self.threshold = finder.usual_threshold() if threshold is None else threshold
+        self.picture = functools.lru_cache(1024)(functools.partial(finder.picture, size=_PICTURE_SIZE))
+
+    def choose(self, words: str) -> list[int]:
+        """The rows of the first photos whose names hold all these words."""
+        parts = (words or "").casefold().split()
+        names = self.finder.index.names
+        found = (row for row in self.finder.rows if all(part in names[row].casefold() for part in parts))
+        return [row for row, _ in zip(found, range(_CHOICES), strict=False)]
+
+    def gallery(self, rows: Sequence[int], similarities: Sequence[float] = ()) -> list[tuple[Image.Image, str]]:
+        """Pictures with captions."""
+        captions = [printable(self.finder.index.names[row]) for row in rows]
+        if similarities:
+            captions = [f"{value:.3f}  {name}" for value, name in zip(similarities, captions, strict=True)]
+        return list(zip(map(self.picture, rows), captions, strict=True))
+
+    def like_photo(self, row: int) -> tuple[Image.Image, str, list[Match]]:
+        """A photo of the folder, a line about it, and the photos like it."""
+        return (
+            self.picture(row),
+            printable(self.finder.index.names[row]),
+            self.finder.like_photo(row, self._count(len(self.finder) - 1)),
+        )
+
+    def like_file(self, path: str) -> tuple[Image.Image, str, list[Match]]:
+        """As `like_photo`, for an uploaded file.
+
+        Raises:
+            ValueError: if it cannot be read.
+        """
+        matches = self.finder.like_query(self.finder.read_query(path), self._count(len(self.finder)))
+        return self.finder.query_picture(path, _PICTURE_SIZE), printable(os.path.basename(path)), matches
+
+    def _count(self, available: int) -> int:
+        return min(self.k or FEW, available)
+
+    def duplicates(self, threshold: float) -> tuple[str, list[tuple[list[int], float]]]:
+        """A sentence, and the first groups of near duplicates: rows, and the greatest similarity."""
+        groups = self.finder.duplicates(threshold)
+        shown = [(group.rows[:_CHOICES], group.similarity) for group in groups[:_CHOICES]]
+        more = f" The first {_CHOICES} are shown." if len(groups) > _CHOICES else ""
+        return f"{counted(len(groups), 'group')} with a cosine similarity of at least {threshold:.4f}.{more}", shown
+
+    def outliers(self) -> list[Match]:
+        """The photos that are least like their nearest neighbours."""
+        return self.finder.outliers(min(_CHOICES, len(self.finder)))
+
+
+def printable(name: str) -> str:
+    """The name without what cannot be shown."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+
+
+def build_blocks(page: Page) -> "gradio.Blocks":
+    """The page as gradio's blocks."""
+    import gradio as gr
+
+    def gallery(label: str, **options: Any) -> gr.Gallery:
+        settings = {"columns": [2, 3, 4, 6], "height": "auto", "object_fit": "contain", "allow_preview": False}
+        return gr.Gallery(label=label, format="jpeg", interactive=False, buttons=[], **{**settings, **options})
+
+    def told(found: tuple[Image.Image, str, list[Match]]) -> tuple[Any, ...]:
+        picture, name, matches = found
+        rows = [match.row for match in matches]
+        values = [match.similarity for match in matches]
+        return (
+            gr.update(value=picture, label=name, visible=True),
+            page.gallery(rows, values),
+            rows,
+            gr.update(selected=0),
+        )
+
+    def from_photo(rows: list[int], event: gr.SelectData) -> tuple[Any, ...]:
+        return told(page.like_photo(rows[event.index]))
+
+    def from_file(path: str | None) -> tuple[Any, ...]:
+        if path is None:
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        try:
+            return told(page.like_file(path))
+        except ValueError as error:
+            name = printable(os.path.basename(path))
+            reason = str(error).partition("cannot be read: ")[2] or str(error)
+            raise gr.Error(f"{name}: {reason}", print_exception=False) from None
+
+    def choices(words: str) -> tuple[Any, ...]:
+        rows = page.choose(words)
+        return page.gallery(rows), rows
+
+    def outliers() -> tuple[Any, ...]:
+        matches = page.outliers()
+        rows = [match.row for match in matches]
+        return page.gallery(rows, [match.similarity for match in matches]), rows
+
+    finder = page.finder
+    with gr.Blocks(title="Photos", analytics_enabled=False, fill_width=True) as blocks:
+        gr.Markdown(f"# {counted(len(finder), 'photo')}\nA click on a photo shows the photos most like it.")
+        with gr.Tabs(selected=0) as tabs:
+            with gr.Tab("Similar", id=0):
+                with gr.Row():
+                    with gr.Column(scale=1, min_width=280):
+                        upload = gr.File(label="Upload a photo", file_types=["image"], height=130)
+                        query = gr.Image(label="Query", interactive=False, visible=False, height=260, buttons=[])
+                    with gr.Column(scale=3, min_width=300):
+                        similar, similar_rows = gallery("Most similar", columns=[2, 3, 4, 5]), gr.State([])
+                words = gr.Textbox(label="Choose a photo", placeholder="words in its name")
+                chosen, chosen_rows = gallery("Photos"), gr.State([])
+            with gr.Tab("Near duplicates", id=1) as duplicates_tab:
+                threshold = gr.Slider(0.5, 1, page.threshold, step=0.0001, label="Least cosine similarity")
+                shown = gr.State(None)
+
+                @gr.render(inputs=shown)
+                def groups(value: tuple[str, list[tuple[list[int], float]]] | None) -> None:
+                    if value is None:
+                        return
+                    gr.Markdown(value[0])
+                    for rows, similarity in value[1]:
+                        found = gallery(f"Similarity {similarity:.4f}", value=page.gallery(rows))
+                        found.select(from_photo, gr.State(rows), outputs, **quiet)
+
+            with gr.Tab("Outliers", id=2) as outliers_tab:
+                gr.Markdown(f"The number is the mean cosine similarity to the {NEIGHBOURS} nearest photos.")
+                far, far_rows = gallery("Least like the others"), gr.State([])
+        outputs = [query, similar, similar_rows, tabs]
+        quiet: dict[str, Any] = {"api_visibility": "private"}
+        upload.change(from_file, upload, outputs, **quiet)
+        for source, rows in ((similar, similar_rows), (chosen, chosen_rows), (far, far_rows)):
+            source.select(from_photo, rows, outputs, **quiet)
+        words.change(choices, words, [chosen, chosen_rows], show_progress="hidden", **quiet)
+        blocks.load(choices, words, [chosen, chosen_rows], **quiet)
+        duplicates_tab.select(page.duplicates, threshold, shown, **quiet)
+        threshold.release(page.duplicates, threshold, shown, **quiet)
+        outliers_tab.select(outliers, None, [far, far_rows], **quiet)
+    return blocks
+
+
+def _middleware(host: str) -> list[Any]:
+    """Refuses requests for other host names, which a page from elsewhere could make, and sends the policy."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    hosts = [*_LOCAL, host] if host in _LOCAL else ["*"]
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(_PolicyHeader)]
+
+
+class _PolicyHeader:
+    """An ASGI middleware that adds the Content-Security-Policy to every answer."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode())]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def serve(finder: PhotoFinder, arguments: SearchArguments) -> None:
+    """Shows the page until Ctrl-C.
+
+    Raises:
+        ValueError: if the port is taken.
+    """
+    with tempfile.TemporaryDirectory(prefix="ijepa-search-") as folder:
+        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder, GRADIO_SHARE="False")
+        import gradio as gr
+
+        blocks = build_blocks(Page(finder, arguments.k, arguments.threshold))
+        font = ("system-ui", "sans-serif")
+        try:
+            _, url, _ = blocks.launch(
+                server_name=arguments.host,
+                server_port=arguments.port,
+                theme=gr.themes.Default(font=font, font_mono=("ui-monospace", "monospace")),
+                css=_STYLE,
+                share=False,
+                quiet=True,
+                inbrowser=False,
+                prevent_thread_lock=True,
+                show_error=True,
+                enable_monitoring=False,
+                ssr_mode=False,
+                footer_links=[],
+                app_kwargs={"middleware": _middleware(arguments.host)},
+            )
+        except OSError as error:  # gradio's own, without a number
+            raise ValueError(
+                f"the page cannot be opened at {arguments.host}, port {arguments.port}: {error}"
+            ) from None
+        who = "this machine only" if arguments.host in _LOCAL else "everyone who can reach this address"
+        print(f"{url} for {who}; Ctrl-C ends it.", flush=True)
+        try:
+            blocks.block_thread()
+        finally:
+            blocks.close(verbose=False)
+            sys.stdout.flush()

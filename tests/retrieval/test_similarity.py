@@ -1,0 +1,83 @@
+"""Exact search by cosine similarity on features alone."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ijepa_transformers.evaluation.probes import standardize
+from ijepa_transformers.retrieval import similarity
+from ijepa_transformers.retrieval.similarity import SimilaritySearch
+
+
+@pytest.fixture
+def features():
+    """(40, 6) with an offset that all share, and scales that differ."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(40, 6, generator=generator) * torch.tensor([1, 2, 5, 0.1, 1, 3]) + 100
+
+
+def cosines(features):
+    standard = F.normalize(standardize(features, features)[0], dim=1)
+    return standard @ standard.T
+
+
+def test_the_nearest_are_those_of_all_cosines_of_standardised_features(features):
+    found = SimilaritySearch(features).query(features[3:5], k=40)
+    expected = cosines(features)[3:5]
+    torch.testing.assert_close(found.similarities, expected.sort(dim=1, descending=True).values)
+    assert found.rows[:, 0].tolist() == [3, 4] and sorted(found.rows[0].tolist()) == list(range(40))
+
+
+def test_a_row_can_be_left_out_and_of_equal_photos_the_first_comes_first(features):
+    features[9] = features[30] = features[3]
+    found = SimilaritySearch(features).query(features[3:4], k=3, without=3)
+    assert found.rows[0, :2].tolist() == [9, 30] and 3 not in found.rows
+
+
+@pytest.mark.parametrize("values", [40 * 40, 40 * 3], ids=["at once", "three rows at a time"])
+def test_pairs_and_outliers_are_those_of_all_cosines(features, monkeypatch, values):
+    monkeypatch.setattr(similarity, "_CHUNK_VALUES", values)
+    features[20] = features[5] + 0.001
+    features[7] = features[5] + 0.002
+    found = SimilaritySearch(features).compare_all(0.99)
+    expected = cosines(features).fill_diagonal_(-2)
+    assert [group.rows for group in found.groups] == [[5, 7, 20]]
+    assert found.groups[0].similarity == pytest.approx(expected[5, 20].item(), abs=1e-6)
+    torch.testing.assert_close(found.closeness, expected.topk(5, dim=1).values.mean(1))
+    assert found.outliers(2) == found.closeness.argsort()[:2].tolist()
+
+
+def test_groups_come_with_the_most_similar_first_and_chains_are_one_group():
+    angles = torch.tensor([0.0, 0.3, 0.6, 2.0, 2.01, 4.0, 5.2])
+    search = SimilaritySearch(torch.stack([angles.cos(), angles.sin()], dim=1))
+    pairs = cosines(torch.stack([angles.cos(), angles.sin()], dim=1))
+    threshold = min(pairs[0, 1], pairs[1, 2]).item() - 1e-4
+    assert pairs[0, 2] < threshold
+    assert [group.rows for group in search.compare_all(threshold).groups] == [[3, 4], [0, 1, 2]]
+
+
+def test_the_usual_threshold_is_near_one_where_photos_are_near_one_another(features):
+    search = SimilaritySearch(features)
+    nearest = cosines(features).fill_diagonal_(-2).max(1).values
+    expected = 1 - similarity.USUAL_SHARE * (1 - np.median(nearest.numpy()))
+    assert search.usual_threshold() == pytest.approx(expected, abs=1e-5)
+
+
+def test_few_photos_and_equal_photos_have_answers():
+    alone = SimilaritySearch(torch.ones(1, 3))
+    assert alone.compare_all(0.9).groups == [] and alone.compare_all(0.9).outliers(1) == [0]
+    assert alone.usual_threshold() <= 1
+    equal = SimilaritySearch(torch.tensor([[1.0, 2.0], [1.0, 2.0], [5.0, 1.0]]))
+    assert [group.rows for group in equal.compare_all(equal.usual_threshold()).groups] == [[0, 1]]
+
+
+def test_what_cannot_be_compared_is_refused(features, monkeypatch):
+    with pytest.raises(ValueError, match=r"features must be \(N, D\) with N > 0, got \(0, 3\)"):
+        SimilaritySearch(torch.zeros(0, 3))
+    features[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinity: the encoder has diverged"):
+        SimilaritySearch(features)
+    monkeypatch.setattr(similarity, "MAX_PAIRS", 3)
+    with pytest.raises(ValueError, match="more than 3 pairs have a similarity of at least -1: raise threshold"):
+        SimilaritySearch(torch.randn(5, 3)).compare_all(-1)
