@@ -29,7 +29,7 @@ def test_importing_the_packages_imports_nothing_heavy():
 # What only extras bring; everything must import without it, and says what is missing where it is used.
 OPTIONAL = (
     *("bitsandbytes", "deepspeed", "onnx", "onnxruntime", "onnxscript", "simplejpeg", "tensorboard", "timm"),
-    *("torchvision", "tifffile", "imagecodecs"),
+    *("torchvision", "tifffile", "imagecodecs", "gradio"),
 )
 IMPORT_ALL = f"""
 import importlib, pkgutil, sys

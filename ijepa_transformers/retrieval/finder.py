@@ -213,19 +213,30 @@ def read_query(images: ProcessedImages, path: str) -> Query:
 
 
 def picture_of(images: ProcessedImages, value: ImageValue, size: int) -> Image.Image:
-    """An image for people, upright, at most `size` pixels wide and high. Images of other channels than 1 or 3 are the
-    mean of their channels.
+    """An image for people, upright, at most `size` pixels wide and high.
+
+    It is in colour, also if the model sees grey. For a model of other channels it is the mean of the channels.
 
     Raises:
         BadImageError: if it cannot be read.
     """
+    array = _decode_small(value, 3 if images.num_channels == 1 else images.num_channels, images, size)
+    if array.shape[2] != 3:
+        array = array.mean(2).round().astype(np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(array))
+    image.thumbnail((size, size))
+    return image
+
+
+def _decode_small(value: ImageValue, num_channels: int, images: ProcessedImages, size: int) -> np.ndarray:
+    """uint8 (H, W, channels). A JPEG is decoded to fewer pixels if these are enough, which takes less time."""
     opened, reduction = OpenedImage(value), 1
     if opened.reducible:
         shorter = min(opened.height_and_width)
         reduction = next((factor for factor in (8, 4, 2) if shorter >= 2 * factor * size), 1)
-    array = opened.decode(images.num_channels, reduction, setting_of(images.processor))
-    if array.shape[2] not in (1, 3):
-        array = array.mean(2, keepdims=True).round().astype(np.uint8)
-    image = Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
-    image.thumbnail((size, size))
-    return image
+    try:
+        return opened.decode(num_channels, reduction, setting_of(images.processor))
+    except BadImageError:
+        if num_channels == images.num_channels:
+            raise
+        return decode_image(value, images.num_channels, None, setting_of(images.processor))  # an array of one channel

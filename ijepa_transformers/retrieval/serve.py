@@ -5,10 +5,12 @@ Choose or upload a photo, and see the most similar ones. A click on any photo se
 """
 
 import functools
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +36,19 @@ _POLICY = (
     " img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:;"
     " frame-ancestors 'none'"
 )
+# As many columns as fit, with all rows, instead of gradio's fixed number in a box that scrolls.
 _STYLE = """
-.gradio-container { max-width: 72rem !important; margin: 0 auto !important; }
-.caption-label { white-space: normal !important; overflow-wrap: anywhere; }
+.gradio-container { width: 100%; max-width: 72rem !important; margin: 0 auto !important; }
+.photos .grid-wrap { min-height: 0 !important; max-height: none !important; height: auto !important; }
+.photos .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(8.25rem, 1fr)) !important; padding-top: 1.25rem;
+}
+.photos .caption-label { max-width: 95%; white-space: normal !important; overflow-wrap: anywhere; text-align: left; }
+.photos .caption-label { font-size: 0.75rem; line-height: 1.25; }
+footer { display: none !important; }
 """
+_QUIET: dict[str, Any] = {"api_visibility": "private"}
+_TO_THE_TOP = "() => window.scrollTo({top: 0, behavior: 'smooth'})"
 
 
 def require_gradio() -> None:
@@ -53,7 +64,10 @@ class Page:
 
     def __init__(self, finder: PhotoFinder, k: int | None, threshold: float | None):
         self.finder, self.k = finder, k
-        self.threshold = finder.usual_threshold() if threshold is None else threshold
+        usual = finder.usual_threshold()
+        self.threshold = math.floor(1e4 * usual) / 1e4 if threshold is None else threshold
+        # The slider begins at twenty times the distance from 1: what is near depends on encoder and photos.
+        self.least_threshold = min(self.threshold, max(0.0, math.floor(100 * (1 - 20 * (1 - usual))) / 100))
         self.picture = functools.lru_cache(1024)(functools.partial(finder.picture, size=_PICTURE_SIZE))
 
     def choose(self, words: str) -> list[int]:
@@ -107,87 +121,135 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
 
 
+def _gallery(label: str, **options: Any) -> "gradio.Gallery":
+    import gradio as gr
+
+    settings = {"format": "jpeg", "object_fit": "contain", "interactive": False, "allow_preview": False}
+    return gr.Gallery(label=label, elem_classes="photos", buttons=[], **settings, **options)
+
+
+@dataclass
+class _Found:
+    """Where found photos are shown. `rows` are those of the pictures in `similar`."""
+
+    query: "gradio.Image"
+    similar: "gradio.Gallery"
+    rows: "gradio.State"
+    tabs: "gradio.Tabs"
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.query, self.similar, self.rows, self.tabs]
+
+    def search_on_click(self, page: Page, photos: "gradio.Gallery", rows: "gradio.State") -> None:
+        """A click on one of the photos, which have these rows, searches for photos like it."""
+        import gradio as gr
+
+        def search(rows: list[int], event: gr.SelectData) -> tuple[Any, ...]:
+            return _shown(page, page.like_photo(rows[event.index]))
+
+        photos.select(search, [rows], self.outputs, **_QUIET).then(None, js=_TO_THE_TOP, **_QUIET)
+
+    def search_on_upload(self, page: Page, upload: "gradio.File") -> None:
+        import gradio as gr
+
+        def search(path: str | None) -> tuple[Any, ...]:
+            if path is None:
+                return (gr.skip(),) * len(self.outputs)
+            try:
+                return _shown(page, page.like_file(path))
+            except ValueError as error:
+                raise gr.Error(printable(str(error)), print_exception=False) from None
+
+        upload.change(search, upload, self.outputs, **_QUIET)
+
+
+def _shown(page: Page, found: tuple[Image.Image, str, list[Match]]) -> tuple[Any, ...]:
+    """What the outputs of `_Found` become."""
+    import gradio as gr
+
+    picture, name, matches = found
+    rows = [match.row for match in matches]
+    photos = page.gallery(rows, [match.similarity for match in matches])
+    return (
+        gr.update(value=picture, label=name, visible=True),
+        gr.update(value=photos, selected_index=None, visible=True),
+        rows,
+        gr.update(selected=0),
+    )
+
+
 def build_blocks(page: Page) -> "gradio.Blocks":
     """The page as gradio's blocks."""
     import gradio as gr
 
-    def gallery(label: str, **options: Any) -> gr.Gallery:
-        settings = {"columns": [2, 3, 4, 6], "height": "auto", "object_fit": "contain", "allow_preview": False}
-        return gr.Gallery(label=label, format="jpeg", interactive=False, buttons=[], **{**settings, **options})
-
-    def told(found: tuple[Image.Image, str, list[Match]]) -> tuple[Any, ...]:
-        picture, name, matches = found
-        rows = [match.row for match in matches]
-        values = [match.similarity for match in matches]
-        return (
-            gr.update(value=picture, label=name, visible=True),
-            page.gallery(rows, values),
-            rows,
-            gr.update(selected=0),
-        )
-
-    def from_photo(rows: list[int], event: gr.SelectData) -> tuple[Any, ...]:
-        return told(page.like_photo(rows[event.index]))
-
-    def from_file(path: str | None) -> tuple[Any, ...]:
-        if path is None:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        try:
-            return told(page.like_file(path))
-        except ValueError as error:
-            name = printable(os.path.basename(path))
-            reason = str(error).partition("cannot be read: ")[2] or str(error)
-            raise gr.Error(f"{name}: {reason}", print_exception=False) from None
-
-    def choices(words: str) -> tuple[Any, ...]:
-        rows = page.choose(words)
-        return page.gallery(rows), rows
-
-    def outliers() -> tuple[Any, ...]:
-        matches = page.outliers()
-        rows = [match.row for match in matches]
-        return page.gallery(rows, [match.similarity for match in matches]), rows
-
-    finder = page.finder
     with gr.Blocks(title="Photos", analytics_enabled=False, fill_width=True) as blocks:
-        gr.Markdown(f"# {counted(len(finder), 'photo')}\nA click on a photo shows the photos most like it.")
+        gr.Markdown(f"# {counted(len(page.finder), 'photo')}\nA click on a photo shows the photos most like it.")
         with gr.Tabs(selected=0) as tabs:
             with gr.Tab("Similar", id=0):
                 with gr.Row():
-                    with gr.Column(scale=1, min_width=280):
-                        upload = gr.File(label="Upload a photo", file_types=["image"], height=130)
-                        query = gr.Image(label="Query", interactive=False, visible=False, height=260, buttons=[])
+                    with gr.Column(scale=1, min_width=260):
+                        upload = gr.File(label="Your photo", file_types=["image"], height=130)
+                        query = gr.Image(interactive=False, visible=False, height=260, buttons=[])
                     with gr.Column(scale=3, min_width=300):
-                        similar, similar_rows = gallery("Most similar", columns=[2, 3, 4, 5]), gr.State([])
-                words = gr.Textbox(label="Choose a photo", placeholder="words in its name")
-                chosen, chosen_rows = gallery("Photos"), gr.State([])
-            with gr.Tab("Near duplicates", id=1) as duplicates_tab:
-                threshold = gr.Slider(0.5, 1, page.threshold, step=0.0001, label="Least cosine similarity")
-                shown = gr.State(None)
-
-                @gr.render(inputs=shown)
-                def groups(value: tuple[str, list[tuple[list[int], float]]] | None) -> None:
-                    if value is None:
-                        return
-                    gr.Markdown(value[0])
-                    for rows, similarity in value[1]:
-                        found = gallery(f"Similarity {similarity:.4f}", value=page.gallery(rows))
-                        found.select(from_photo, gr.State(rows), outputs, **quiet)
-
-            with gr.Tab("Outliers", id=2) as outliers_tab:
-                gr.Markdown(f"The number is the mean cosine similarity to the {NEIGHBOURS} nearest photos.")
-                far, far_rows = gallery("Least like the others"), gr.State([])
-        outputs = [query, similar, similar_rows, tabs]
-        quiet: dict[str, Any] = {"api_visibility": "private"}
-        upload.change(from_file, upload, outputs, **quiet)
-        for source, rows in ((similar, similar_rows), (chosen, chosen_rows), (far, far_rows)):
-            source.select(from_photo, rows, outputs, **quiet)
-        words.change(choices, words, [chosen, chosen_rows], show_progress="hidden", **quiet)
-        blocks.load(choices, words, [chosen, chosen_rows], **quiet)
-        duplicates_tab.select(page.duplicates, threshold, shown, **quiet)
-        threshold.release(page.duplicates, threshold, shown, **quiet)
-        outliers_tab.select(outliers, None, [far, far_rows], **quiet)
+                        found = _Found(query, _gallery("Most similar", visible=False), gr.State([]), tabs)
+                found.search_on_upload(page, upload)
+                found.search_on_click(page, found.similar, found.rows)
+                _add_choice(page, found, blocks)
+            with gr.Tab("Near duplicates", id=1) as tab:
+                _add_duplicates(page, found, tab)
+            with gr.Tab("Outliers", id=2) as tab:
+                _add_outliers(page, found, tab)
     return blocks
+
+
+def _add_choice(page: Page, found: _Found, blocks: "gradio.Blocks") -> None:
+    """Photos of the folder to choose from."""
+    import gradio as gr
+
+    def choose(words: str) -> tuple[Any, ...]:
+        rows = page.choose(words)
+        return gr.update(value=page.gallery(rows), selected_index=None), rows
+
+    words = gr.Textbox(label="Or choose one", placeholder="words in its name")
+    photos, rows = _gallery("Photos"), gr.State([])
+    words.change(choose, words, [photos, rows], show_progress="hidden", **_QUIET)
+    blocks.load(choose, words, [photos, rows], **_QUIET)
+    found.search_on_click(page, photos, rows)
+
+
+def _add_duplicates(page: Page, found: _Found, tab: "gradio.Tab") -> None:
+    """Groups of near duplicates, a gallery each."""
+    import gradio as gr
+
+    threshold = gr.Slider(page.least_threshold, 1, page.threshold, step=0.0001, label="Least cosine similarity")
+    groups = gr.State(None)
+    tab.select(page.duplicates, threshold, groups, **_QUIET)
+    threshold.release(page.duplicates, threshold, groups, **_QUIET)
+
+    @gr.render(inputs=groups)
+    def show(value: tuple[str, list[tuple[list[int], float]]] | None) -> None:
+        sentence, shown = value or ("", [])
+        gr.Markdown(sentence)
+        for rows, similarity in shown:
+            photos = _gallery(f"Similarity {similarity:.4f}", value=page.gallery(rows))
+            found.search_on_click(page, photos, gr.State(rows))
+
+
+def _add_outliers(page: Page, found: _Found, tab: "gradio.Tab") -> None:
+    """The photos least like the others."""
+    import gradio as gr
+
+    def show() -> tuple[Any, ...]:
+        matches = page.outliers()
+        rows = [match.row for match in matches]
+        photos = page.gallery(rows, [match.similarity for match in matches])
+        return gr.update(value=photos, selected_index=None), rows
+
+    gr.Markdown(f"The number is the mean cosine similarity to the {NEIGHBOURS} nearest photos.")
+    photos, rows = _gallery("Least like the others"), gr.State([])
+    tab.select(show, None, [photos, rows], **_QUIET)
+    found.search_on_click(page, photos, rows)
 
 
 def _middleware(host: str) -> list[Any]:

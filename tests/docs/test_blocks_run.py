@@ -35,6 +35,7 @@ SMALL = {
     "probe": {"num_draws": 1, "max_images": 100, "num_workers": 0},
     "extract": {"num_workers": 0},
     "stats": {"num_workers": 0},
+    "search": {"num_workers": 0},
     "visualize": {"num_images": 2, "bank_size": 8, "map_images": 8},
 }
 IMAGES_PER_CLASS = {"train": 16, "validation": 6}
@@ -45,6 +46,7 @@ FOUND = {
     "learning.md": ("out", "out2"),
     "convert.md": ("my_model",),
     "features.md": ("my_model",),
+    "search.md": ("my_model",),
     "dense.md": ("my_model",),
     "integrations.md": ("my_model",),
     "speed.md": ("my_model",),
@@ -111,7 +113,7 @@ def place(things, tmp_path, monkeypatch, request):
         run = "quickstart" if "quickstart" in name else "run"
         shutil.copytree(things / "runs" / run, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    for name in ("pretrain", "finetune", "probe", "extract_features"):
+    for name in ("pretrain", "finetune", "probe", "extract_features", "search"):
         monkeypatch.setattr(ijepa_transformers, name, small(getattr(ijepa_transformers, name)))
     return tmp_path
 

@@ -17,6 +17,7 @@ from ijepa_transformers.evaluation.arguments import GROUPS as PROBING
 from ijepa_transformers.evaluation.extraction_arguments import GROUPS as EXTRACTION
 from ijepa_transformers.finetuning.training_arguments import GROUPS as FINE_TUNING
 from ijepa_transformers.pretraining.arguments import GROUPS as PRETRAINING
+from ijepa_transformers.retrieval.arguments import GROUPS as RETRIEVAL
 from tests.markdown_files import (
     REPOSITORY,
     code_blocks,
@@ -36,6 +37,7 @@ FUNCTIONS = {
     "probe": flags_of(PROBING),
     "extract_features": flags_of(EXTRACTION),
     "finetune": flags_of(FINE_TUNING),
+    "search": flags_of(RETRIEVAL),
 }
 # Flags of launchers and other programs that pages name.
 OF_OTHERS = {
