@@ -74,10 +74,10 @@ def build_page(finder: PhotoFinder, results: dict[str, Any], command: str) -> st
         note = f"The number is the mean cosine similarity to the {NEIGHBOURS} nearest photos. The lowest comes first."
         sections.append(_section("Outliers", note, _photos(finder, results["outliers"])))
     facts = (
-        f"{counted(results['num_photos'], 'photo')} of {results['data']}, compared by {results['model']}: cosine"
+        f"{counted(results['num_photos'], 'photo')}, compared by the features of {results['model']}: cosine"
         f" similarity of standardised features, 1 for equal pictures. Made by: {command}"
     )
-    title = f"Photos of {results['data']}"
+    title = f"Search in {results['data']}"
     return _PAGE.format(title=escape(title), facts=escape(facts), sections="\n".join(sections))
 
 
