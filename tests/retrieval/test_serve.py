@@ -128,6 +128,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         browser = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 844})
         page.set_default_timeout(60_000)
+        api.expect.set_options(timeout=60_000)
         page.on("request", lambda request: requests.append(request.url))
         page.on("dialog", lambda dialog: dialogs.append(dialog.message))
         page.goto(address)
