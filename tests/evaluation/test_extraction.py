@@ -353,7 +353,7 @@ def test_a_model_that_gives_no_numbers_is_refused(place, model, capsys):
 
 
 def test_features_that_are_not_finite_are_told_as_bad_images(place, monkeypatch):
-    original = extraction._embed
+    original = extraction.embed
 
     def embed(encoder, pixel_values, outputs):
         features = original(encoder, pixel_values, outputs)
@@ -361,7 +361,7 @@ def test_features_that_are_not_finite_are_told_as_bad_images(place, monkeypatch)
             features["last_hidden_state"][1, 0, 0] = torch.inf
         return features
 
-    monkeypatch.setattr(extraction, "_embed", embed)
+    monkeypatch.setattr(extraction, "embed", embed)
     rows = read(extract(place))
     bad = ["NaN or infinity" in (error or "") for error in rows["error"]]
     assert bad == [index % 4 in (1, 3) for index in range(NUM_IMAGES)]
