@@ -137,9 +137,12 @@ class Probe:
     def knn(self, encoder: Encoder) -> float:
         return self._knn(*self.features_of(encoder))
 
-    def _knn(self, *features: torch.Tensor) -> float:
+    def _knn(
+        self, train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor
+    ) -> float:
         """On the device of training: 50,000 images take minutes on a CPU."""
-        return knn_accuracy(*(tensor.to(self.accelerator.device) for tensor in features), k=self.num_neighbors)
+        device = self.accelerator.device
+        return knn_accuracy(train.to(device), train_labels, test.to(device), test_labels, k=self.num_neighbors)
 
     def row(self, name: str, encoder: Encoder, shots: int = 5) -> dict[str, str | float]:
         """One row of the final table. Few-shot accuracy is left out where a class has too few images."""
