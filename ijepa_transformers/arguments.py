@@ -24,6 +24,8 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
+from .launcher import leave_sentence, let_the_first_speak
+
 
 T = TypeVar("T")
 Clean = Callable[[dict, str], dict]
@@ -390,7 +392,10 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exits with status 2 and one line on stderr."""
         sentence = re.sub(r"^argument --(\w+): must", r"\1 must", " ".join(message.split()))
-        self.exit(2, f"{self.prog}: error: {sentence}\n")
+        told = f"{self.prog}: error: {sentence}"
+        leave_sentence(told)
+        let_the_first_speak()
+        self.exit(2, f"{told}\n")
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
         argv = sys.argv[1:] if args is None else args

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from . import __version__
 from .arguments import RECIPES, CommandParser, find_recipe, list_recipes, near
+from .hub import sentence_for
 from .process import prepare_process
 from .terminal import lasting_output
 
@@ -76,6 +77,7 @@ COMMANDS = {
         "write an encoder or a classifier as ONNX", "conversion.arguments:parse_onnx_arguments", "conversion.onnx"
     ),
 }
+LAUNCH_SUMMARY = "start a command in several processes: [FLAGS of accelerate launch] COMMAND ..."
 RECIPES_SUMMARY = "list, show or copy the recipes and launch configurations of the package"
 USAGE = f"""\
 usage: ijepa COMMAND [--FLAG VALUE ...]
@@ -84,6 +86,7 @@ I-JEPA (arXiv 2301.08243) for Transformers.
 
 commands:
 {"".join(f"  {name:11}{command.summary}{chr(10)}" for name, command in COMMANDS.items())}  recipes    {RECIPES_SUMMARY}
+  launch     {LAUNCH_SUMMARY}
 
 options:
   --help     show this help, or that of a command: ijepa COMMAND --help
@@ -106,22 +109,38 @@ def _choose(argv: Sequence[str] | None) -> None:
         print(f"ijepa {__version__}")
     elif name == "recipes":
         recipes(rest)
+    elif name == "launch":
+        launch(rest)
     elif name in COMMANDS:
-        run(COMMANDS[name], rest)
+        run(name, rest)
     else:
         hint = (
-            near(name.lower(), [*COMMANDS, "recipes", "--help", "--version"])
-            or f" The commands are {', '.join(COMMANDS)} and recipes."
+            near(name.lower(), [*COMMANDS, "recipes", "launch", "--help", "--version"])
+            or f" The commands are {', '.join(COMMANDS)}, recipes and launch."
         )
         _fail(f"unknown command {name!r}.{hint}")
 
 
-def run(command: Command, argv: Sequence[str]) -> None:
-    """Reads the arguments, prepares the process, then imports the command and carries it out."""
+def run(name: str, argv: Sequence[str]) -> None:
+    """Prepares the process, reads the arguments, then imports the command and carries it out."""
+    command = COMMANDS[name]
+    prepare_process()
+    if not {"--help", "-h"} & set(argv) and (sentence := sentence_for(argv)):
+        CommandParser(prog=f"ijepa {name}").error(sentence)
     module, _, function = command.arguments.partition(":")
     arguments = getattr(importlib.import_module(f".{module}", __package__), function)(argv)
-    prepare_process()
     importlib.import_module(f".{command.module}", __package__).execute(arguments, argv)
+
+
+def launch(argv: Sequence[str]) -> None:
+    """`ijepa launch [FLAGS of accelerate launch] COMMAND [--FLAG VALUE ...]`."""
+    if not argv or argv[0] in ("--help", "-h"):
+        print(f"usage: ijepa launch [FLAGS] COMMAND [--FLAG VALUE ...]\n\nTo {LAUNCH_SUMMARY}")
+        return
+    try:
+        importlib.import_module(".launch", __package__).launch(argv, COMMANDS)
+    except ValueError as error:
+        _fail(str(error))
 
 
 def recipes(argv: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .arguments import require
+from .hub import hub_or_cache
 from .modeling_ijepa import IJepaForPretraining
 
 
@@ -153,7 +154,7 @@ def load_config(source: str, **changes: Any) -> PreTrainedConfig:
     Raises:
         ValueError: if it cannot be opened.
     """
-    with opening(f"The model {source!r}"):
+    with opening(f"The model {source!r}"), hub_or_cache(source):
         return AutoConfig.from_pretrained(source, **changes)
 
 
@@ -171,7 +172,7 @@ def load_pretraining_model(source: str, **settings: Any) -> IJepaForPretraining:
     Raises:
         ValueError: if it cannot be opened, lacks weights of an encoder, or holds NaN or infinity.
     """
-    with opening(f"The model {source!r}"):
+    with opening(f"The model {source!r}"), hub_or_cache(source):
         model, report = IJepaForPretraining.from_pretrained(
             source, dtype=torch.float32, output_loading_info=True, **settings
         )
@@ -213,7 +214,7 @@ def open_classifier(source: str, config: PreTrainedConfig) -> tuple[PreTrainedMo
     Raises:
         ValueError: if it cannot be opened, or lacks weights of the encoder.
     """
-    with opening(f"The model {source!r}"):
+    with opening(f"The model {source!r}"), hub_or_cache(source):
         model, loading = AutoModelForImageClassification.from_pretrained(
             source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
@@ -244,7 +245,7 @@ def load_encoder(source: str, encoder: str = "target", dtype: torch.dtype = torc
     Raises:
         ValueError: if it cannot be opened, lacks weights, or lacks the context encoder that is asked for.
     """
-    with opening(f"The model {source!r}"):  # a model may need a package such as timm: ImportError
+    with opening(f"The model {source!r}"), hub_or_cache(source):
         if encoder == "context":
             return _load_context_encoder(source, dtype)
         model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
@@ -277,7 +278,7 @@ def load_processor(source: str) -> BaseImageProcessor:
         ValueError: if there is none, because a guessed normalisation would silently give wrong features, or if its
             mean or standard deviation cannot be right.
     """
-    with opening(f"The image processor of {source!r}"):
+    with opening(f"The image processor of {source!r}"), hub_or_cache(source):
         processor = AutoImageProcessor.from_pretrained(source)
     if getattr(processor, "do_normalize", True):
         _check_statistics(processor, source)

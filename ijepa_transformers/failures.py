@@ -15,6 +15,8 @@ from typing import NoReturn
 
 import torch
 
+from .launcher import leave_sentence, let_the_first_speak
+
 
 # Exit codes.
 FAILED = 1
@@ -90,10 +92,13 @@ def end_workers(others: Collection[BaseProcess] = ()) -> None:
 
 def end(program: str, error: BaseException, sentence: str | None, status: int) -> NoReturn:
     """Ends the process with one sentence, or with the traceback of an unexpected error."""
+    told = f"{program}: error: {sentence or f'{type(error).__name__}: {error}'}"
+    leave_sentence(told)
+    let_the_first_speak()
     if sentence is None:
         traceback.print_exception(error)
     else:
-        print(f"{program}: error: {sentence}", file=sys.stderr)
+        print(told, file=sys.stderr)
     sys.stderr.flush()
     end_workers()  # a normal exit would wait for those that ignore signals
     _forget(error)

@@ -1,13 +1,16 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Settings of a command's own process: how it waits for its threads, and how it keeps its memory.
+"""Settings of a command's own process: how it waits for its threads, how it keeps its memory, and which libraries are
+quiet.
 
 Only commands call this. A library does not change the process that imports it.
 """
 
 import ctypes
+import logging
 import os
 import platform
 import sys
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 
 
@@ -16,6 +19,10 @@ GPU_ALLOCATORS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # PyTorch 2.
 # The variables that glibc reads, and our values in bytes. mallopt, which sets them in a process that runs, has numbers
 # for them (malloc.h).
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": 2**30, "MALLOC_TRIM_THRESHOLD_": 2**31 - 1, "MALLOC_TOP_PAD_": 2**26}
+VERBOSITY = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
+# Where warnings come from that a user of our commands cannot act on: kernels that are not used, accelerators that are
+# not there. A filter holds for the logger of this name only, not for those below it.
+QUIET_LOGGERS = ("DeepSpeed", "bitsandbytes.backends.cpu.ops", "bitsandbytes.cextension", "accelerate.utils.other")
 _MALLOPT = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_TOP_PAD_": -2}
 
 
@@ -28,9 +35,13 @@ def prepare_process() -> None:
     - On CUDA GPUs, under Linux, blocks of memory can grow. Otherwise masks of changing lengths leave gaps, until
       memory is short and a step waits for cleaning up.
 
-    What the user set stays: the variables OMP_WAIT_POLICY, GOMP_SPINCOUNT, MALLOC_* or GLIBC_TUNABLES, and
-    PYTORCH_CUDA_ALLOC_CONF or PYTORCH_ALLOC_CONF.
+    Warnings of other libraries are hidden, because they are about code that users do not write. Errors stay.
+
+    What the user set stays: the variables OMP_WAIT_POLICY, GOMP_SPINCOUNT, MALLOC_* or GLIBC_TUNABLES,
+    PYTORCH_CUDA_ALLOC_CONF or PYTORCH_ALLOC_CONF, PYTHONWARNINGS, TRANSFORMERS_VERBOSITY, DATASETS_VERBOSITY and
+    HF_HUB_VERBOSITY.
     """
+    hide_warnings_of_others()
     if sys.platform == "linux" and not any(variable in os.environ for variable in GPU_ALLOCATORS):
         os.environ[GPU_ALLOCATORS[_torch_version() >= (2, 9)]] = "expandable_segments:True"
     if "GOMP_SPINCOUNT" not in os.environ:
@@ -39,6 +50,20 @@ def prepare_process() -> None:
         return
     if not any(variable in os.environ for variable in MALLOC):
         keep_freed_memory()
+
+
+def hide_warnings_of_others() -> None:
+    """Sets the libraries that have a level of their own to errors only, and hides Python's warnings."""
+    for variable in VERBOSITY:
+        os.environ.setdefault(variable, "error")  # read when the library is imported, also by child processes
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).addFilter(_is_error)  # a filter, because some of them set their level themselves
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def keep_freed_memory() -> bool:

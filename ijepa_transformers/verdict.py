@@ -149,8 +149,7 @@ class Verdict:
 
     def as_text(self) -> str:
         """For a terminal: a line for each sentence."""
-        lines = [*self.sentences, *(["What to change:", _as_list(self.advice)] if self.advice else [])]
-        return "\n".join(lines)
+        return text_of(self.sentences, self.advice)
 
     def as_markdown(self) -> str:
         """The sentences, and below them what to change."""
@@ -161,6 +160,11 @@ class Verdict:
         comparisons = [{**dataclasses.asdict(each), "standing": each.standing} for each in self.comparisons]
         lists = {"sentences": list(self.sentences), "advice": list(self.advice), "comparisons": comparisons}
         return {**dataclasses.asdict(self), **lists}
+
+
+def text_of(sentences: Sequence[str], advice: Sequence[str]) -> str:
+    """The sentences and the advice of a verdict, for a terminal: a line for each."""
+    return "\n".join([*sentences, *(["What to change:", _as_list(advice)] if advice else [])])
 
 
 def _as_list(lines: Sequence[str]) -> str:

@@ -77,3 +77,30 @@ print(usual, keep_freed_memory(), [faults() for _ in range(3)][-1])
     if kept != "True":
         pytest.skip("this C library has no mallopt")
     assert int(usual) > 1000 and int(after) < 100
+
+
+HIDE = """
+import logging, os, warnings
+from ijepa_transformers.process import hide_warnings_of_others
+hide_warnings_of_others()
+for name in ("bitsandbytes.backends.cpu.ops", "DeepSpeed"):
+    logging.getLogger(name).warning("of a kernel")
+    logging.getLogger(name).error("of %s", name)
+logging.getLogger("ijepa_transformers.modeling_ijepa").warning("ours")
+warnings.warn("of Python")
+print(os.environ["TRANSFORMERS_VERBOSITY"])
+"""
+
+
+@pytest.mark.parametrize("variables, level", [({}, "error"), ({"TRANSFORMERS_VERBOSITY": "info"}, "info")])
+def test_warnings_of_others_are_hidden_and_errors_and_ours_are_not(variables, level):
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path)), **variables}
+    done = subprocess.run([sys.executable, "-c", HIDE], capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr.split("\n") == ["of bitsandbytes.backends.cpu.ops", "of DeepSpeed", "ours", ""]
+    assert done.stdout == f"{level}\n"
+
+
+def test_warnings_that_the_user_asks_for_are_shown():
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path)), "PYTHONWARNINGS": "default"}
+    done = subprocess.run([sys.executable, "-c", HIDE], capture_output=True, text=True, check=True, env=environment)
+    assert "UserWarning: of Python" in done.stderr

@@ -56,6 +56,9 @@ def parse_convert_arguments(argv: Sequence[str] | None = None) -> argparse.Names
     file.add_argument("--num_attention_heads", type=int, help="for widths that were not published")
     file.add_argument("--image_size", type=int, nargs="+", help="pixels, or height and width; a square by default")
     file.add_argument("--with_optimizer", action="store_true", help="take AdamW's moments along")
+    file.add_argument(
+        "--verbose", nargs="?", const="true", choices=("true", "false"), help="show where every key goes"
+    )
     directory = parser.add_argument_group("with --from_directory")
     directory.add_argument(
         "--keep_image_processor",

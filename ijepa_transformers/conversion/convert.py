@@ -142,9 +142,10 @@ def _one_if_equal(pair: list[int]) -> int | list[int]:
 
 
 def _print_report(
-    checkpoint: Mapping, networks: Networks, encoder: str, config: IJepaConfig, with_optimizer: bool
+    checkpoint: Mapping, networks: Networks, encoder: str, config: IJepaConfig, with_optimizer: bool, verbose: bool
 ) -> None:
-    """Prints where every key of the checkpoint goes. Equal keys of all layers share a line."""
+    """Prints what the checkpoint holds. With `verbose` also where every key goes; equal keys of all layers share a
+    line."""
     print(
         f"encoder: {config.num_hidden_layers} layers of {config.hidden_size}, {config.num_attention_heads} heads,"
         f" MLP {config.intermediate_size}; images of {config.image_size} pixels, {config.num_channels} channels,"
@@ -155,7 +156,7 @@ def _print_report(
             print(f"{network}: {len(state_dict)} keys left out (--encoder {encoder})")
             continue
         print(f"{network}: {len(state_dict)} keys, {sum(v.numel() for v in state_dict.values()):,} numbers")
-        for line in _report_lines(network, state_dict, _prefix(network, encoder)):
+        for line in _report_lines(network, state_dict, _prefix(network, encoder)) if verbose else []:
             print(f"    {line}")
     optimizer = OPTIMIZER_FILE if with_optimizer else "left out (--with_optimizer includes it)"
     for key in (key for key in checkpoint if key not in networks):
@@ -297,6 +298,7 @@ def convert(
     num_attention_heads: int | None = None,
     image_size: list[int] | None = None,
     with_optimizer: bool = False,
+    verbose: str = "false",
 ) -> None:
     """Converts a file of Meta's to a directory. The arguments are those of the command line.
 
@@ -316,7 +318,7 @@ def convert(
             check_finite(network, networks[network])
         moments = convert_optimizer(checkpoint.get("opt"), expected) if with_optimizer else {}
         check_finite("opt", moments)
-        _print_report(checkpoint, networks, encoder, config, with_optimizer)
+        _print_report(checkpoint, networks, encoder, config, with_optimizer, verbose == "true")
         _write_model(directory, networks, encoder, config)
         _write_readme(directory, output.absolute().name, file.name, encoder, config)
         _write_facts(directory, checkpoint)
@@ -325,7 +327,7 @@ def convert(
     print(f"wrote {output}")
 
 
-FILE_OPTIONS = {"encoder", "num_attention_heads", "image_size", "with_optimizer"}
+FILE_OPTIONS = {"encoder", "num_attention_heads", "image_size", "with_optimizer", "verbose"}
 DIRECTORY_OPTIONS = {"keep_image_processor", "layer_norm_eps"}
 
 

@@ -62,6 +62,7 @@ class BadImageLog:
         self.writes = writes
         self._kept, self.num_dropped = read_rows(self.path, self._is_record) if is_resumed else ([], 0)
         self._is_tidy = is_resumed and not self.num_dropped
+        self.newest: list[dict[str, Any]] = []  # the records that the last `add` wrote
         self.indices: set[int | str] = {
             record["name"] if dataset is None else record["index"] for record in self._kept
         }
@@ -84,12 +85,13 @@ class BadImageLog:
         """
         by_key = {entry["name"] if isinstance(entry, dict) else entry: entry for entry in found}
         new_keys = sorted(by_key.keys() - self.indices)
+        self.newest = []
         if new_keys:
             self.tidy()
             if self.writes:
-                records = [self._record(by_key[key]) for key in new_keys]
+                self.newest = [self._record(by_key[key]) for key in new_keys]
                 with open(self.path, "a", encoding="utf-8") as file:
-                    file.write("".join(json.dumps(record) + "\n" for record in records))
+                    file.write("".join(json.dumps(record) + "\n" for record in self.newest))
             self.indices.update(new_keys)
             self._check()
         return len(self.indices)

@@ -9,7 +9,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import datasets
 import fsspec
 import pyarrow.parquet as pq
 
+from ..hub import HubUnreachable, hub_or_cache
 from .decoding import StoredImage
 from .finding import resolve
 from .kinds import SHARD_BUILDERS
@@ -134,7 +135,9 @@ def open_stream(
     """
     source = os.fspath(source)
     arguments = _builder_arguments(source, config_name)
-    with _as_value_error(f"{source!r} cannot be opened for streaming"):
+    is_of_hub = arguments["path"] == source or source.startswith("hf://")
+    cache = hub_or_cache(source) if is_of_hub else nullcontext()
+    with _as_value_error(f"{source!r} cannot be opened for streaming"), cache:
         builder = datasets.load_dataset_builder(**arguments)
     if builder.name not in SHARD_BUILDERS.values():
         raise ValueError(f"{source!r} cannot be streamed: its files are not .parquet, .tar or .arrow; {_ADVICE}")
@@ -208,6 +211,8 @@ def _expand_ranges(url: str) -> list[str]:
 def _as_value_error(problem: str) -> Iterator[None]:
     try:
         yield
+    except HubUnreachable as error:
+        raise ValueError(f"{problem}, because {error.reason}.") from error
     except Exception as error:  # `datasets` wraps the cause in errors of many classes
         reason = error.__cause__ or error
         raise ValueError(f"{problem}: {type(reason).__name__}: {reason}") from error

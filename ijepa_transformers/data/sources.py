@@ -7,6 +7,7 @@ import os
 import urllib.parse
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ..arguments import DatasetArguments, require
+from ..hub import HubUnreachable, hub_or_cache
 from .decoding import FILE_URI, BadImageError, OpenedImage, StoredImage, value_name
 from .finding import ResolvedSource, resolve
 from .folders import FolderLayout, layout_of, splits_in
@@ -190,7 +192,7 @@ def _open_tables(
         builder, data_files = SHARD_BUILDERS[resolved.kind], resolved.data_files
         return _load_with_datasets(problem, path=builder, data_files=data_files, cache_dir=cache_dir)
     problem = f"{source!r} is neither a file nor a folder on this machine, and it cannot be loaded from the Hub"
-    return _load_with_datasets(problem, path=source, name=config_name, cache_dir=cache_dir)
+    return _load_with_datasets(problem, True, path=source, name=config_name, cache_dir=cache_dir)
 
 
 def _without_empty_files(source: str, resolved: ResolvedSource) -> ResolvedSource:
@@ -232,9 +234,12 @@ def _open_saved(folder: str) -> datasets.Dataset | datasets.DatasetDict:
         ) from error
 
 
-def _load_with_datasets(problem: str, **arguments: Any) -> dict[str, datasets.Dataset]:
+def _load_with_datasets(problem: str, may_need_hub: bool = False, **arguments: Any) -> dict[str, datasets.Dataset]:
     try:
-        return dict(datasets.load_dataset(**arguments))
+        with hub_or_cache(arguments["path"]) if may_need_hub else nullcontext():
+            return dict(datasets.load_dataset(**arguments))
+    except HubUnreachable as error:
+        raise ValueError(f"{problem}, because {error.reason}.") from error
     except Exception as error:  # `datasets` wraps the cause in errors of many classes
         reason = error.__cause__ or error
         raise ValueError(f"{problem}: {type(reason).__name__}: {reason}") from error

@@ -24,7 +24,9 @@ from ..api import Result, process_as_before
 from ..arguments import require
 from ..data.bit_depth import DepthSample, look_at_dataset, settle
 from ..data.labels import class_names, describe_classes, label_array
+from ..data.notices import counted
 from ..data.sources import available_split, open_split
+from ..display import Timer, command, show, show_end, show_facts
 from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import EncoderSpec, load_config, load_processor
 from ..failures import FAILED, REFUSED, failures_told
@@ -90,10 +92,10 @@ def build_run(arguments: ProbingArguments, lock: OutputLock | None = None) -> Ru
         "The probes linear and attentive take one label per image, and here an image has a list of classes: leave them"
         " out (--probes knn logistic), or fine-tune with --tune head.",
     )
-    for split in (train, validation):
-        accelerator.print(f"split {split.name!r}, {describe_classes(split.dataset)}", flush=True)
     run = Run(arguments, accelerator, entries, train, validation, trials, _look(arguments, train, list(specs)))
     on_main_process(accelerator, lock.claim)
+    if accelerator.is_main_process:
+        _show_head(run)
     note_contents(run)
     _note_left_out(run)
     _note_unknown_classes(run)
@@ -281,30 +283,54 @@ def _few_shot_columns(run: Run) -> list[tuple[str, int | float]]:
 
 
 # The run
-def evaluate(run: Run, command: str) -> tuple[Rows, str]:
+def _show_head(run: Run) -> None:
+    facts = {"encoders": ", ".join(entry.name for entry in run.entries), "data": run.arguments.data}
+    for title, split in (("training", run.train), ("validation", run.validation)):
+        images = counted(len(split.indices), "image")
+        facts[title] = f"split {split.name!r}, {images}, {describe_classes(split.dataset)}"
+    show_facts({**facts, "computation": run.accelerator.device.type, "output": run.output_dir})
+
+
+def _next_commands(run: Run) -> list[str]:
+    """Commands for the first trained encoder that was judged."""
+    source = next((entry.spec.source for entry in run.entries if entry.spec.kind == "model"), None)
+    if source is None:
+        return []
+    output_dir, split = run.arguments.output_dir, run.validation.name
+    data = {name: getattr(run.arguments, name) for name in ("data", "data_config", "image_column", "label_column")}
+    return [
+        command("finetune", model=source, **data, validation_split=split, output_dir=f"{output_dir}_classifier"),
+        command("extract", model=source, **data, split=split, output_dir=f"{output_dir}_features"),
+    ]
+
+
+def evaluate(run: Run, origin: str) -> tuple[Rows, str]:
     """Measures all entries, and writes and prints the tables.
 
     Tables are written after each entry, so its results stay if a later entry fails.
 
     Args:
-        command: what the files name as their origin.
+        origin: the command that the files name.
 
     Returns:
         the rows and the tables. Only the main process has tables; the others have an empty string.
     """
     rows: Rows = {}
+    timer = Timer(len(run.entries))
     for number, entry in enumerate(run.entries, start=1):
-        run.accelerator.print(f"{number} of {len(run.entries)}: {entry.name} ({entry.spec})", flush=True)
-        rows.setdefault(entry.name, []).append(_evaluate_entry(run, entry))
         if run.accelerator.is_main_process:
-            write_results(run, rows, command, [entry.name for entry in run.entries[number:]])
+            show(f"encoder {number} of {len(run.entries)}{timer}: {entry.name} ({entry.spec})")
+        rows.setdefault(entry.name, []).append(_evaluate_entry(run, entry))
+        timer.count()
+        if run.accelerator.is_main_process:
+            write_results(run, rows, origin, [entry.name for entry in run.entries[number:]])
     if not run.accelerator.is_main_process:
         return rows, ""
     if run.arguments.update_model_card:
-        update_model_cards(run, rows, command)
-    tables = report(run, rows)
-    print(f"\n{tables}\n\nresults {run.output_dir / 'results.md'} and results.json")
-    return rows, tables
+        update_model_cards(run, rows, origin)
+    show(f"\n{report(run, rows, with_layers=False)}")
+    show_end({"results": f"{run.output_dir / 'results.md'} and results.json"}, _next_commands(run))
+    return rows, report(run, rows)
 
 
 def execute(arguments: ProbingArguments, argv: Sequence[str]) -> None:

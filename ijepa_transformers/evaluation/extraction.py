@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -42,6 +42,7 @@ from ..data.labels import class_names, has_several, several_labels_of
 from ..data.notices import counted, tell
 from ..data.sources import open_split
 from ..data.workers import prepare_worker
+from ..display import SECONDS_BETWEEN_LINES, Progress, show, show_end, show_facts
 from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import load_encoder, load_processor, weights_digest
 from ..execution import configure
@@ -288,13 +289,24 @@ def start(run: Run) -> list[Shard]:
     for shard in missing:
         if problems[shard.number]:
             run.accelerator.print(f"{run.path(shard).name} is computed again: {problems[shard.number]}.")
-    done = len(run.shards) - len(missing)
-    run.accelerator.print(
-        f"{counted(run.settings['num_images'], 'image')} in {counted(len(run.shards), 'shard')}, {done:,} of them"
-        f" done; processes: {run.accelerator.num_processes}; {run.accelerator.device.type}, {run.arguments.dtype},"
-        f" {run.execution}"
-    )
+    if run.accelerator.is_main_process:
+        _show_head(run, len(run.shards) - len(missing))
     return missing[run.accelerator.process_index :: run.accelerator.num_processes]
+
+
+def _show_head(run: Run, num_done: int) -> None:
+    arguments, processes = run.arguments, run.accelerator.num_processes
+    images = counted(run.settings["num_images"], "image")
+    show_facts(
+        {
+            "model": f"{arguments.model}, {arguments.encoder} encoder, features: {', '.join(arguments.features)}",
+            "data": f"{arguments.data}, split {arguments.split!r}",
+            "length": f"{images} in {counted(len(run.shards), 'shard')}, {num_done:,} of them done",
+            "computation": f"{run.accelerator.device.type}, {counted(processes, 'process')}, {arguments.dtype},"
+            f" {run.execution}",
+            "output": run.output_dir,
+        }
+    )
 
 
 def _tell_of_surplus(run: Run) -> None:
@@ -333,10 +345,11 @@ def _batches(run: Run, shards: list[Shard]) -> Iterator[LoadedBatch]:
 
 def extract(run: Run, shards: list[Shard]) -> None:
     """Computes and writes these shards. A progress bar counts the images of the main process."""
-    progress = tqdm(
-        total=sum(len(shard.rows) for shard in shards),
-        unit="img",
-        disable=None if run.accelerator.is_main_process else True,
+    progress = Progress(
+        sum(len(shard.rows) for shard in shards),
+        "image",
+        shown=run.accelerator.is_main_process,
+        seconds_between_lines=SECONDS_BETWEEN_LINES,
     )
     dataset = run.images.dataset
     before = [status_digest(dataset, shard.rows) for shard in shards]  # loading processes read ahead
@@ -347,13 +360,12 @@ def extract(run: Run, shards: list[Shard]) -> None:
         record = ShardRecord.of(path, dataset, shard.rows)
         if record.files_status == before[done - 1]:  # otherwise `finish` finds no record
             write_record(run.output_dir, path.name, record)
-        if progress.disable:  # in a log file, a line for each shard
-            run.accelerator.print(f"{done:,} of {counted(len(shards), 'shard')}", flush=True)
+        progress.report({"shard": f"{done:,} of {len(shards):,}"})
     progress.close()
 
 
 def _compute_shard(
-    run: Run, shard: Shard, stream: Iterator[LoadedBatch], progress: tqdm
+    run: Run, shard: Shard, stream: Iterator[LoadedBatch], progress: Progress
 ) -> tuple[Columns, dict[str, torch.Tensor]]:
     """The columns and the features of a shard, from the next batches of the stream."""
     errors: list[str | None] = []
@@ -424,7 +436,16 @@ def _write_manifest(run: Run) -> None:
     manifest = {**sources, "shapes": run.shapes, "num_bad_images": len(bad_images), "files": files, **run.settings}
     write_text(run.output_dir / MANIFEST, json.dumps(manifest, indent=2))
     remove_records(run.output_dir)
-    print(f"{counted(len(bad_images), 'image')} could not be read; the features are complete in {run.output_dir}")
+    _show_end(run, len(bad_images))
+
+
+def _show_end(run: Run, num_bad: int) -> None:
+    show(f"\n{counted(num_bad, 'image')} could not be read; the features are complete in {run.output_dir}")
+    places = {"features": run.output_dir / f"features-*.{run.arguments.format}", "manifest": run.output_dir / MANIFEST}
+    if num_bad:
+        places["bad images"] = run.output_dir / _BAD_IMAGES
+    code = f"import datasets; print(datasets.load_dataset('parquet', data_files={str(places['features'])!r})['train'])"
+    show_end(places, [shlex.join(["python", "-c", code])] if run.arguments.format == "parquet" else [])
 
 
 def execute(arguments: FeatureExtractionArguments, argv: Sequence[str] = ()) -> None:

@@ -7,7 +7,6 @@ Shape legend: B images of a batch, N images of a split, n some of these images, 
 import functools
 import hashlib
 import json
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from .. import __version__
@@ -34,6 +32,7 @@ from ..data.decoding import BadImageError
 from ..data.order import epoch_order
 from ..data.sources import image_name
 from ..data.workers import prepare_worker
+from ..display import SECONDS_BETWEEN_LINES, Progress
 from ..distributed import on_main_process
 from ..encoders import (
     EncoderSpec,
@@ -413,16 +412,24 @@ def _compute_features(
         is_wanted[kind][chosen] = True
     positions = torch.stack([*is_wanted.values()]).any(dim=0).nonzero().flatten()
     parts = stream(run, opened, opened.images(split.dataset), split.indices[positions].tolist(), list(wanted))
-    is_shown = run.accelerator.is_main_process and sys.stderr.isatty()
+    progress = Progress(
+        len(positions),
+        f"image of {split.name!r}",
+        shown=run.accelerator.is_main_process,
+        seconds_between_lines=SECONDS_BETWEEN_LINES,
+        leave=False,
+    )
     kept: dict[str, list[dict[str, torch.Tensor]]] = {kind: [] for kind in wanted}
     start = 0
-    for part in tqdm(parts, f"{split.name} batches", disable=not is_shown):
+    for part in parts:
         chunk = positions[start : start + len(next(iter(part.values())))]
         start += len(chunk)
+        progress.update(len(chunk))
         for kind in wanted:
             kept[kind].append(
                 {name: value.cpu()[is_wanted[kind][chunk]] for name, value in part.items() if _kind_of(name) == kind}
             )
+    progress.close()
     return {kind: concatenate(parts) for kind, parts in kept.items()}
 
 

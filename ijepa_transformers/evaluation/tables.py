@@ -179,8 +179,12 @@ def _verdicts_of(run: Run, rows: Rows) -> dict[str, Verdict]:
     return {} if run.validation.has_several else verdicts(rows, len(run.validation.indices))
 
 
-def report(run: Run, rows: Rows) -> str:
-    """The tables, notes and summaries as markdown."""
+def report(run: Run, rows: Rows, with_layers: bool = True) -> str:
+    """The tables, notes and summaries as markdown.
+
+    Args:
+        with_layers: whether the table of every layer is included, which is long.
+    """
     rows = {in_markdown(name): results for name, results in rows.items()}
     split, data = run.validation, in_markdown(repr(run.arguments.data))
     names = {each.name: in_markdown(repr(each.name)) for each in (run.train, run.validation)}
@@ -206,7 +210,7 @@ def report(run: Run, rows: Rows) -> str:
     summaries = _collapse_summaries(rows)
     if summaries:
         parts += ["### Has it collapsed?", "\n".join(f"- {summary}" for summary in summaries)]
-        parts += [_collapse_table(rows), COLUMN_LEGEND]
+        parts += [_collapse_table(rows), COLUMN_LEGEND] if with_layers else []
     return "\n\n".join(parts)
 
 

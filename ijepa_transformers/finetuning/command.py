@@ -19,7 +19,6 @@ from ..data.datasets import FineTuningCollator, FineTuningImages, LabelledImages
 from ..data.labels import (
     class_counts,
     class_names,
-    describe_classes,
     has_several,
     label_array,
     labels_of,
@@ -30,7 +29,7 @@ from ..data.selection import select_labelled, select_listed
 from ..data.sources import open_split, split_to_judge_on
 from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import load_processor
-from ..execution import configure, describe
+from ..execution import configure
 from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, write_text
 from ..locks import OutputLock
@@ -43,6 +42,7 @@ from .arguments import (
     parse_fine_tuning_arguments,
 )
 from .checkpointing import check_same_run, find_checkpoint, plain_values, state_of, step_of
+from .messages import show_head, show_results
 from .model import build_model, processed_size, processor_statistics, resize_processor
 from .trainer import ClassificationTrainer, total_steps
 from .training_arguments import Arguments, FineTuningArguments
@@ -248,24 +248,11 @@ def _check_length(arguments: FineTuningArguments, num_images: int, checkpoint: P
 
 
 def start(trainer: ClassificationTrainer) -> None:
-    """Prints model, weights and data of the run, and writes the recipe that repeats it."""
+    """Prints the head, and writes the recipe that repeats the run."""
     if not trainer.is_world_process_zero():
         return
-    arguments, model = trainer.arguments, trainer.model
-    origin = "new weights" if arguments.model.from_scratch else f"{arguments.model.encoder} encoder"
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    print(f"{type(model).__name__} of {arguments.model.model}, {origin}: {trained:,} trained weights")
-    print(describe_classes(trainer.train_dataset.dataset))
-    if trainer.checkpoint is None:
-        print(trainer.head[0].upper() + trainer.head[1:])
-    print(f"{arguments.training.device.type}, {describe(model)}")
-    evaluation = "no validation_split, so nothing is evaluated"
-    if trainer.eval_dataset is not None:
-        evaluation = f"{counted(len(trainer.eval_dataset), 'image')} to evaluate on"
-    print(f"{counted(len(trainer.train_dataset), 'image')} to train on; {evaluation}", flush=True)
-    if trainer.checkpoint is not None:
-        changes = "".join(f"; {change}" for change in trainer.run_state["history"])
-        print(f"continues {trainer.checkpoint} at step {step_of(trainer.checkpoint):,}{changes}", flush=True)
+    arguments = trainer.arguments
+    show_head(trainer, total_steps(trainer.args, len(trainer.train_dataset)))
     recipe = yaml.safe_dump(plain_values(arguments.recipe), sort_keys=False)
     write_text(Path(arguments.training.output_dir) / _RECIPE, recipe)
 
@@ -273,7 +260,6 @@ def start(trainer: ClassificationTrainer) -> None:
 def run(trainer: ClassificationTrainer) -> dict[str, float]:
     """Trains, saves and evaluates the classifier, and writes its model card. Returns the metrics of training."""
     metrics = trainer.train_to_the_end()
-    trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     trainer.save_state()
     if trainer.is_fsdp_enabled:  # by default `Trainer` saves weights in shards, and no whole model
@@ -281,9 +267,10 @@ def run(trainer: ClassificationTrainer) -> dict[str, float]:
     trainer.export()
     if trainer.eval_dataset is not None:
         trainer.results = trainer.evaluate()
-        trainer.log_metrics("eval", trainer.results)
         trainer.save_metrics("eval", trainer.results)
     trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        show_results(trainer)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     return metrics

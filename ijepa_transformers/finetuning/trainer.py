@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -24,7 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 
 from ..arguments import require
 from ..data.datasets import FineTuningImages, LabelledImages
@@ -36,6 +37,7 @@ from ..files import disk_errors, replace_files
 from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license, write_card
 from ..optimization import layer_decay_groups, parameter_places
 from .checkpointing import plain_values, require_whole, save_checkpoint, step_of
+from .messages import ShowProgress
 from .training_arguments import Arguments, FineTuningArguments
 
 
@@ -149,6 +151,9 @@ class ClassificationTrainer(Trainer):
             compute_metrics=_several_labels_metrics if several else _classification_metrics,
             **options,
         )
+        for callback in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):  # one of them is there
+            self.remove_callback(callback)
+        self.add_callback(ShowProgress())
         self.model_accepts_loss_kwargs = False  # the loss takes the number of items; the model does not
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:

@@ -333,6 +333,7 @@ class OutputArguments:
     push_to_hub: bool = argument(False, "upload output_dir to the Hub at the end (needs hub_model_id and a login)")
     hub_model_id: str | None = argument(None, "name of the Hub repository")
     hub_private: bool = argument(True, "create the Hub repository as a private one")
+    verbose: bool = argument(False, "print all settings and the classes of the data at the start")
 
     def _check_output(self):
         require(self.output_dir, "output_dir is missing: name the directory the run is written to.")
@@ -380,6 +381,7 @@ FREE_ON_RESUME = {
     "mixed_precision",  # a checkpoint remembers what it came to, by recipe or by launcher
     *("cache_images", "compile_layers", "max_skipped_steps", "print_memory_estimate", "validation_data"),
     *("attn_implementation", "data", "knn_neighbors", "max_probe_images", "per_device_batch_size", "validation_split"),
+    "verbose",
 }
 
 

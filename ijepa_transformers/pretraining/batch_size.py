@@ -13,6 +13,7 @@ from accelerate.utils import gather_object, parse_flag_from_env
 
 from ..configuration_ijepa import IJepaConfig
 from ..distributed import computing_precision, launched_mode, on_main_process, process_group_settings
+from ..hub import hub_or_cache
 from ..masking import Masking, build_masking
 from .arguments import AUTO, PretrainingArguments
 from .checkpointing import checkpoint_step
@@ -52,9 +53,11 @@ def memory_estimate(arguments: PretrainingArguments) -> str:
 def _measured(arguments: PretrainingArguments) -> tuple[IJepaConfig, Masking, dict[str, Any]]:
     """The configuration, the masks and the other settings of `estimate_memory`."""
     fields = arguments.model_fields()
-    config = (
-        IJepaConfig.from_pretrained(arguments.init_from, **fields) if arguments.init_from else IJepaConfig(**fields)
-    )
+    if arguments.init_from:
+        with hub_or_cache(arguments.init_from):
+            config = IJepaConfig.from_pretrained(arguments.init_from, **fields)
+    else:
+        config = IJepaConfig(**fields)
     mode, num_processes = launched_mode()
     settings = {
         "precision": computing_precision(arguments.mixed_precision),

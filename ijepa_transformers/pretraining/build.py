@@ -23,6 +23,7 @@ from ..distributed import Launch, build_accelerator, check_same_launch, on_main_
 from ..encoders import load_pretraining_model, load_processor, opening
 from ..evaluation.probes import format_table
 from ..execution import choose_attention, describe
+from ..hub import hub_or_cache
 from ..masking import Masking, MultiBlockMasking, build_masking
 from ..modeling_ijepa import IJepaForPretraining
 from ..optimization import Schedules, build_optimizer, half_life_of_momentum, momentum_of_half_life, parameter_groups
@@ -34,6 +35,7 @@ from .checkpointing import DirectoryLock, checkpoint_step, newest_checkpoint
 from .collapse_monitor import CollapseMonitor
 from .defaults import half_life_steps, with_masks_for
 from .evaluate import Probe, with_available_split
+from .finished import AlreadyFinished, is_finished
 from .preemption import StopRequest
 from .sanity import Plan, plan_of
 from .state import check_known_settings, note_on_version, read_state
@@ -143,7 +145,7 @@ def _build_config(arguments: PretrainingArguments, checkpoint: Path | None) -> I
     fields = {} if checkpoint else arguments.model_fields()
     if not source:
         return IJepaConfig(**fields)
-    with opening(f"The model {str(source)!r}"):
+    with opening(f"The model {str(source)!r}"), hub_or_cache(source):
         return IJepaConfig.from_pretrained(source, **fields)
 
 
@@ -234,11 +236,19 @@ def _accelerate(arguments: PretrainingArguments) -> tuple[Accelerator, Launch]:
     return accelerator, launch
 
 
+def _require_unfinished(arguments: PretrainingArguments, accelerator: Accelerator, checkpoint: Path | None) -> None:
+    """Raises AlreadyFinished if the run of the checkpoint has ended."""
+    if checkpoint is not None and on_main_process(accelerator, lambda: is_finished(arguments, checkpoint)):
+        split = read_state(checkpoint)["arguments"].get("validation_split")
+        raise AlreadyFinished(checkpoint_step(checkpoint), split, accelerator)
+
+
 def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRequest) -> Run:
     """Opens the data, finds the checkpoint to resume, and builds all that is trained.
 
     Raises:
         ValueError, OSError: if the arguments cannot work with the data, the output directory or the launch mode.
+        AlreadyFinished: if the run to resume has ended.
     """
     arguments, why = _with_masks(arguments)
     arguments = with_batch_size(arguments)
@@ -247,6 +257,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
         accelerator.print(why)
     on_main_process(accelerator, lock.take_if_there)
     checkpoint = on_main_process(accelerator, lambda: _find_checkpoint(arguments, launch, accelerator.print))
+    _require_unfinished(arguments, accelerator, checkpoint)
     config = _build_config(arguments, checkpoint)
     base = _base_processor(arguments, checkpoint)
     data = open_batches(arguments, config, accelerator, checkpoint, setting_of(base) if base else None)

@@ -25,11 +25,13 @@ from ..failures import explain as explain_common
 from ..files import write_text
 from .arguments import PROGRAM, PretrainingArguments, parse_pretraining_arguments, pretraining_arguments
 from .batch_size import memory_estimate
-from .build import Run, build_run, summarize
+from .build import Run, build_run
 from .checkpointing import DirectoryLock
 from .evaluate import final_rows, random_encoder
+from .finished import STATUS_FILE, AlreadyFinished, last_metrics, saved_verdict
 from .judging import verdict_of
 from .loop import DivergenceError, divergence, train
+from .messages import show_finished, show_head, show_results
 from .preemption import Preempted, StopRequest
 from .records import begin_records
 from .sanity import warnings_for
@@ -56,6 +58,8 @@ def run(arguments: PretrainingArguments) -> Result:
     with StopRequest() as stop, DirectoryLock(Path(arguments.output_dir)) as lock:
         try:
             built = build_run(arguments, lock, stop)
+        except AlreadyFinished as finished:
+            return _finished_result(arguments, finished)
         except (ValueError, OSError) as error:
             raise SettingsError(str(error)) from error
         stop.raises_at_once = False  # from here on the loop stops, where everything can be saved
@@ -69,6 +73,15 @@ def run(arguments: PretrainingArguments) -> Result:
             finish(built)
         verdict = built.verdict.as_json() if built.verdict else None
         return Result(built.output_dir, built.metrics[-1] if built.metrics else {}, built.results, verdict)
+
+
+def _finished_result(arguments: PretrainingArguments, finished: AlreadyFinished) -> Result:
+    """What a run left that has ended before."""
+    if finished.accelerator.is_main_process:
+        show_finished(arguments, finished)
+    end_process_group(finished.accelerator)
+    output_dir = Path(arguments.output_dir)
+    return Result(output_dir, last_metrics(output_dir), verdict=saved_verdict(output_dir))
 
 
 @contextmanager
@@ -93,7 +106,7 @@ def _write_status(run: Run, status: str) -> None:
     """Writes run_status.json for job scripts, because launchers have exit codes of their own."""
     if run.accelerator.is_main_process and run.lock.is_taken:
         with suppress(OSError):  # on a full disk, the user must read the first error, not this one
-            write_text(run.output_dir / "run_status.json", json.dumps({"status": status}) + "\n")
+            write_text(run.output_dir / STATUS_FILE, json.dumps({"status": status}) + "\n")
 
 
 def claim(run: Run) -> None:
@@ -119,10 +132,10 @@ def _claim(run: Run) -> None:
 
 
 def start(run: Run) -> None:
-    """Prints the effective settings, then loads the checkpoint or measures the random encoder."""
+    """Prints the head, then loads the checkpoint or measures the random encoder."""
     _write_status(run, "running")
-    for name, value in summarize(run).items():
-        run.accelerator.print(f"{name:12} {value}")
+    if run.accelerator.is_main_process:
+        show_head(run)
     if not run.checkpoint:
         for warning in warnings_for(run.plan):
             run.accelerator.print(f"WARNING: {warning}")
@@ -152,12 +165,8 @@ def finish(run: Run) -> None:
     if run.accelerator.is_main_process:
         run.verdict = verdict_of(run)
     export(run)
-    if run.probe:
-        run.accelerator.print(f"\nAccuracy on the {run.arguments.validation_split!r} split, frozen features:\n")
-        run.accelerator.print(run.results)
-    if run.verdict:
-        run.accelerator.print(f"\nVerdict\n\n{run.verdict.as_text()}")
-    run.accelerator.print(f"\nmodel  {run.output_dir}\ncurves {run.output_dir / 'curves.png'}")
+    if run.accelerator.is_main_process:
+        show_results(run)
     if run.arguments.push_to_hub and run.arguments.hub_model_id and run.accelerator.is_main_process:
         push_to_hub(run, run.arguments.hub_model_id)
 
@@ -239,7 +248,8 @@ def pretrain(**keywords: Any) -> Result:
 
     Returns:
         output_dir, the last row of metrics.jsonl, the verdict, and the table of accuracies if there is a
-        validation_split. With `print_memory_estimate` the table is the estimate, and nothing is trained.
+        validation_split (none if the run to resume was finished before). With `print_memory_estimate` the table is the
+        estimate, and nothing is trained.
 
     Raises:
         TypeError: for an unknown keyword.

@@ -70,7 +70,8 @@ class Probe:
         chosen = labelled[order[: self.arguments.max_probe_images]].sort().values
         if len(chosen) == 0:
             raise ValueError(f"validation_split asks for a k-NN, but no image of the {split!r} split has a label.")
-        self.accelerator.print(f"split {split!r}, {describe_classes(dataset)}", flush=True)
+        if self.arguments.verbose:
+            self.accelerator.print(f"split {split!r}, {describe_classes(dataset)}", flush=True)
         images = EvaluationImages(
             dataset,
             config.image_height_and_width,

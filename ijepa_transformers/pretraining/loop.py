@@ -3,24 +3,24 @@
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
 from ..data.order import forward_seed
 from ..data.transforms import normalize_pixel_values
+from ..display import Progress, show
 from ..distributed import any_process, norm_and_agreement, update_target_encoder
 from ..evaluation.collapse import spread_of
 from .build import Run, is_evaluated
 from .evaluate import evaluate
+from .messages import show_bad_images
 from .preemption import Preempted
 from .saving import save
-from .timing import Stopwatch, TimeEstimate
+from .timing import Stopwatch
 
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ SHOWN = {
     "k-NN": "knn_accuracy",
     "random k-NN": "random_knn_accuracy",
 }
+# In a log file, the time that is left is said after so many steps, if the first row of metrics comes later.
+FIRST_LINE = 10
 
 
 class DivergenceError(ValueError):
@@ -84,6 +86,7 @@ class Window:
         """
         run = self.run
         run.data.log.add(gather_object(self.bad_images))  # from all processes, so that all stop together
+        show_bad_images(run.data.log.newest, run.data.log.path)
         losses = self.losses or [torch.tensor(float("nan"), device=run.accelerator.device)]
         row: dict[str, Any] = {
             "step": step + 1,
@@ -186,16 +189,17 @@ def train(run: Run) -> None:
         BadImageError: if too many images cannot be read.
         CheckpointError: if a checkpoint cannot be written.
     """
+    with Progress(
+        run.schedules.total_steps, "step", done=run.first_step, shown=run.accelerator.is_main_process
+    ) as progress:
+        _train(run, progress)
+
+
+def _train(run: Run, progress: Progress) -> None:
     arguments, total_steps = run.arguments, run.schedules.total_steps
     run.model.train()  # from_pretrained leaves a model in evaluation mode
     batches, stopwatch = iter(run.loader), Stopwatch()
-    window, estimate = Window(run, stopwatch), TimeEstimate(stopwatch, run.first_step, total_steps)
-    progress = tqdm(
-        total=total_steps,
-        initial=run.first_step,
-        unit="step",
-        disable=not (run.accelerator.is_main_process and sys.stderr.isatty()),
-    )
+    window = Window(run, stopwatch)
     for number in range(run.first_step, total_steps):
         done, last = number + 1, number + 1 == total_steps
         run.schedules.apply(run.optimizer, number)
@@ -206,7 +210,8 @@ def train(run: Run) -> None:
             _report_skipped_step(run, step, done)
         window.add(step)
         progress.update()
-        _say(run, estimate.after(done))
+        if done - run.first_step == FIRST_LINE < arguments.logging_steps and not (progress.has_bar or last):
+            progress.report()
         diverged = run.skipped_steps > arguments.max_skipped_steps
         stops = step.stops or diverged
         saves = last or stops or done % arguments.save_steps == 0
@@ -222,17 +227,10 @@ def train(run: Run) -> None:
                 save(run, done, exports=not stops and not last)  # `finish` exports after the last step
             stops = stops or any_process(run.accelerator, bool(run.stop))
         if stops:
-            progress.close()
             raise divergence(run) if diverged else Preempted
-    progress.close()
 
 
-def _say(run: Run, sentence: str | None) -> None:
-    if sentence and run.accelerator.is_main_process:
-        tqdm.write(sentence)
-
-
-def record(run: Run, row: dict[str, Any], progress: tqdm) -> None:
+def record(run: Run, row: dict[str, Any], progress: Progress) -> None:
     """Writes a row of metrics to metrics.jsonl, the trackers and the terminal, and warns of a collapse."""
     run.metrics.append(row)
     run.accelerator.log({key: value for key, value in row.items() if key != "reason"}, step=row["step"])
@@ -241,12 +239,9 @@ def record(run: Run, row: dict[str, Any], progress: tqdm) -> None:
     with open(run.output_dir / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
     shown = {name: f"{row[key]:.3g}" for name, key in SHOWN.items() if key in row}
-    progress.set_postfix(shown)
-    if progress.disable:  # the output is a log file, which gets a line for each row instead of a bar
-        line = ", ".join(f"{name} {value}" for name, value in shown.items())
-        print(f"step {row['step']:,} of {run.schedules.total_steps:,}: {line}", flush=True)
+    progress.report(shown)
     if row.get("collapsing"):
-        tqdm.write(f"WARNING at step {row['step']:,}: {row['reason']}")
+        show(f"WARNING at step {row['step']:,}: {row['reason']}")
 
 
 def _report_skipped_step(run: Run, step: Step, done: int) -> None:
@@ -263,7 +258,7 @@ def _report_skipped_step(run: Run, step: Step, done: int) -> None:
         report = {"step": done, "grad_norm": str(step.grad_norm), "losses": list(map(str, losses)), "images": names}
         with open(run.output_dir / "skipped_steps.jsonl", "a") as file:
             file.write(json.dumps(report) + "\n")
-        tqdm.write(f"WARNING at step {done:,}: the gradient is not finite; the step is skipped.")
+        show(f"WARNING at step {done:,}: the gradient is not finite; the step is skipped.")
 
 
 def divergence(run: Run) -> DivergenceError:

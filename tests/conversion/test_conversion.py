@@ -144,9 +144,11 @@ def test_keys_without_module_give_the_same_directory(directory, tmp_path):
         assert (directory / name).read_bytes() == (tmp_path / "bare" / name).read_bytes()
 
 
-def test_the_report_names_every_key(directory, capsys):
+def test_the_report_names_every_key_if_it_is_asked_for(directory, capsys):
     capsys.readouterr()
-    convert(CHECKPOINT, directory.with_name("again"), **HEADS)
+    convert(CHECKPOINT, directory.with_name("short"), **HEADS)
+    assert not any(line.startswith("    ") for line in capsys.readouterr().out.splitlines())
+    convert(CHECKPOINT, directory.with_name("again"), **HEADS, verbose="true")
     lines = capsys.readouterr().out.splitlines()
     for network, count in (("encoder", 41), ("target_encoder", 41), ("predictor", 32)):
         start = next(number for number, line in enumerate(lines) if line.startswith(f"{network}: {count} keys"))

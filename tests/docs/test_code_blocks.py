@@ -143,7 +143,7 @@ def test_python_blocks_compile_and_what_they_import_exists(block):
 
 def test_the_page_of_commands_lists_all_of_them():
     page = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| `ijepa (\w+)` \|", page, flags=re.MULTILINE) == [*cli.COMMANDS, "recipes"]
+    assert re.findall(r"^\| `ijepa (\w+)` \|", page, flags=re.MULTILINE) == [*cli.COMMANDS, "recipes", "launch"]
 
 
 def test_pages_name_every_recipe():

@@ -46,7 +46,14 @@ def test_other_half_lives_are_refused(value):
 
 
 def test_a_run_says_what_auto_is_and_records_it(tmp_path, capsys):
-    settings = {**TINY, "mask_mode": "auto", "num_contexts": 2, "momentum_half_life": "auto", "momentum": None}
+    settings = {
+        **TINY,
+        "mask_mode": "auto",
+        "num_contexts": 2,
+        "momentum_half_life": "auto",
+        "momentum": None,
+        "verbose": "true",
+    }
     pretrain(tmp_path / "run", **settings)
     printed = capsys.readouterr().out
     assert "mask_mode auto is random: a grid of" in printed and "2 contexts" in printed

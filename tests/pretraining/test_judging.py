@@ -1,4 +1,4 @@
-"""Laws of what a run says about itself: the verdict at its end, the check of its length, and the time that is left."""
+"""Laws of what a run says about itself: the verdict at its end, and the check of its length."""
 
 import json
 
@@ -10,7 +10,6 @@ from ijepa_transformers.pretraining import evaluate, judging, sanity
 from ijepa_transformers.pretraining.arguments import parse_pretraining_arguments
 from ijepa_transformers.pretraining.judging import Facts, advise, is_rising, leads
 from ijepa_transformers.pretraining.sanity import Plan, plan_of, warnings_for
-from ijepa_transformers.pretraining.timing import Stopwatch, TimeEstimate, in_words
 from ijepa_transformers.verdict import COLLAPSED, NOT_COLLAPSED, PIXELS, RANDOM, Score, Verdict
 from tests.runs import TINY, rows
 from tests.runs import pretrain as pretrain_by_flags
@@ -206,54 +205,3 @@ def test_a_run_prints_its_warnings_before_the_first_step_and_goes_on(tmp_path, c
     assert output.index("WARNING: 1,297 images and 6 steps of batch 8") < output.index("step 2 of 6")
     pretrain_by_flags(tmp_path / "run", resume="true")
     assert "WARNING" not in capsys.readouterr().out
-
-
-# The time that is left
-
-
-class Clock:
-    """A clock that moves only when told."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.mark.parametrize("first_step", [0, 1000])
-def test_the_estimate_has_the_speed_of_five_steps_after_five_without_pauses(first_step):
-    """Slow first steps and an evaluation do not count; a resumed run counts from where it began."""
-    clock = Clock()
-    stopwatch = Stopwatch(clock)
-    estimate = TimeEstimate(stopwatch, first_step, first_step + 6010)
-    said = {}
-    for step in range(first_step + 1, first_step + 31):
-        clock.now += 50.0 if step - first_step <= 5 else 2.0
-        said[step] = estimate.after(step)
-        with stopwatch.paused():
-            clock.now += 1000.0
-    ((step, sentence),) = [(step, text) for step, text in said.items() if text]
-    assert step == first_step + 10 and sentence.startswith("about 3 h 20 min left")  # 6,000 steps of 2 s
-    assert f"steps {first_step + 6:,} to {first_step + 10:,}" in sentence
-
-
-@pytest.mark.parametrize("total_steps", [3, 5, 10])
-def test_a_run_that_ends_by_then_gets_no_estimate(total_steps):
-    estimate = TimeEstimate(Stopwatch(), 0, total_steps)
-    assert [estimate.after(step) for step in range(1, total_steps + 1)] == [None] * total_steps
-
-
-@pytest.mark.parametrize(
-    "seconds, words",
-    [(0.2, "1 s"), (59, "59 s"), (59.8, "1 min"), (3599, "1 h 0 min"), (12_000, "3 h 20 min"), (190_000, "2 d 5 h")],
-)
-def test_times_are_said_in_two_units(seconds, words):
-    assert in_words(seconds) == words
-
-
-@pytest.mark.parametrize("changes", [{}, {"per_device_batch_size": 4}])
-def test_a_run_says_the_time_once(tmp_path, capsys, changes):
-    """A step of two forward passes is one step."""
-    pretrain_by_flags(tmp_path / "run", max_steps=14, **changes)
-    assert capsys.readouterr().out.count("left at the speed of steps 6 to 10") == 1

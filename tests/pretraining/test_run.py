@@ -97,7 +97,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, stop_a
 def test_a_run_with_masks_of_fixed_lengths_resumes_bit_for_bit_and_may_cut_its_batch_otherwise(
     tmp_path, masks, capsys
 ):
-    changes = {**masks, "min_patches": None, "visible_share": 0.25, "keep_checkpoints": 5}
+    changes = {**masks, "min_patches": None, "visible_share": 0.25, "keep_checkpoints": 5, "verbose": "true"}
     whole = pretrain(tmp_path / "whole", **changes)
     described = "4 of 16 patches of 2 contexts" if "num_contexts" in masks else "4 of 16 patches of context"
     assert f"{masks['mask_mode']}, {described}, all other 12 are targets" in capsys.readouterr().out

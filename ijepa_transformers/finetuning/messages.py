@@ -1,0 +1,152 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""What fine-tuning prints: a head, a bar or lines, and an end."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..data.labels import describe_classes
+from ..data.notices import counted
+from ..display import SECONDS_BETWEEN_LINES, Progress, command, show, show_end, show_facts
+from ..execution import describe
+from .checkpointing import step_of
+
+
+if TYPE_CHECKING:
+    from .trainer import ClassificationTrainer
+
+
+# Metrics that are shown while training: key -> short name. Files have all metrics.
+_SHOWN = {
+    "loss": "loss",
+    "learning_rate": "lr",
+    "eval_accuracy": "accuracy",
+    "eval_mean_average_precision": "mAP",
+    "eval_loss": "evaluation loss",
+}
+_RESULTS = {
+    "eval_accuracy": "accuracy",
+    "eval_top_5_accuracy": "top-5",
+    "eval_macro_accuracy": "mean over classes",
+    "eval_mean_average_precision": "mean average precision",
+    "eval_micro_f1": "micro-F1",
+    "eval_loss": "loss",
+}
+
+
+class ShowProgress(TrainerCallback):
+    """Shows training and the evaluation after it, in place of the bars and dictionaries of `Trainer`."""
+
+    def __init__(self) -> None:
+        self.training: Progress | None = None
+        self.evaluation: Progress | None = None
+        self.facts: dict[str, str] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        is_first = state.is_world_process_zero
+        self.training = Progress(
+            state.max_steps,
+            "step",
+            done=state.global_step,
+            shown=is_first,
+            seconds_between_lines=SECONDS_BETWEEN_LINES,
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.training is not None:
+            self.training.update(state.global_step - self.training.done)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        found = {name: f"{logs[key]:.3g}" for key, name in _SHOWN.items() if key in logs} if logs else {}
+        if found and self.training is not None:
+            self.facts |= found
+            self.training.report(self.facts)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.training is not None:
+            self.training.close()
+        self.training = None
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: DataLoader | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.training is not None or eval_dataloader is None:  # one bar is enough
+            return
+        if self.evaluation is None:
+            self.evaluation = Progress(
+                len(eval_dataloader),
+                "evaluation batch",
+                shown=state.is_world_process_zero,
+                seconds_between_lines=SECONDS_BETWEEN_LINES,
+                leave=False,
+            )
+        self.evaluation.update()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.evaluation is not None:
+            self.evaluation.close()
+        self.evaluation = None
+
+
+def show_head(trainer: "ClassificationTrainer", total_steps: int) -> None:
+    """Prints what is trained, how long, and where it is written. First process only."""
+    arguments, model, training = trainer.arguments, trainer.model, trainer.args
+    origin = "new weights" if arguments.model.from_scratch else f"{arguments.model.encoder} encoder"
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    evaluation = "no validation_split, so nothing is evaluated"
+    if trainer.eval_dataset is not None:
+        evaluation = f"{counted(len(trainer.eval_dataset), 'image')} to evaluate on"
+    num_images = len(trainer.train_dataset)
+    batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    facts = {
+        "model": f"{type(model).__name__} of {arguments.model.model}, {origin}: {trained:,} trained weights",
+        "head": trainer.head.removeprefix("the head is "),
+        "data": f"{arguments.data.data}: {counted(num_images, 'image')} to train on; {evaluation}",
+        "classes": describe_classes(trainer.train_dataset.dataset),
+        "length": f"{total_steps:,} steps of {batch:,} images, {total_steps * batch / num_images:.1f} epochs",
+        "computation": f"{training.device.type}, {describe(model)}",
+        "output": training.output_dir,
+    }
+    if trainer.checkpoint is not None:
+        del facts["head"]
+        changes = "".join(f"; {change}" for change in trainer.run_state["history"])
+        facts["continues"] = f"{trainer.checkpoint} at step {step_of(trainer.checkpoint):,}{changes}"
+    show_facts(facts)
+
+
+def show_results(trainer: "ClassificationTrainer") -> None:
+    """Prints the results, where things are, and commands to go on with. First process only."""
+    directory = str(trainer.args.output_dir)
+    if trainer.results:
+        results = [f"{name} {trainer.results[key]:.4g}" for key, name in _RESULTS.items() if key in trainer.results]
+        count = counted(int(trainer.results["eval_images"]), "image")
+        split = trainer.arguments.data.validation_split
+        show(f"\nOn {count} of the {split!r} split: {', '.join(results)}")
+    places = {"classifier": directory, "results": Path(directory) / "all_results.json"}
+    commands = [
+        command("onnx", model=directory, output=f"{directory}/classifier.onnx"),
+        command("extract", model=directory, data=trainer.arguments.data.data, output_dir=f"{directory}_features"),
+    ]
+    show_end(places, commands)

@@ -1,0 +1,92 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""What a pretraining run prints before the first step, with a row of metrics, and at its end."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..data.notices import counted
+from ..display import command, show, show_end, show_facts, show_section
+from ..verdict import text_of
+from .arguments import PretrainingArguments
+from .build import Run, summarize
+from .finished import AlreadyFinished, saved_verdict
+
+
+# The settings that a run prints unless all are asked for.
+_HEAD = ("data", "length", "batch", "encoder", "computation")
+_MOST_BAD_IMAGES = 3  # are printed by name with a row of metrics
+
+
+def show_head(run: Run) -> None:
+    """Prints what is trained, how long, and where it is written. Main process only."""
+    facts = summarize(run)
+    if not run.arguments.verbose:
+        facts = {name: facts[name] for name in _HEAD}
+    show_facts({**facts, "output": run.output_dir})
+
+
+def show_bad_images(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Prints which images could not be read.
+
+    Args:
+        records: rows of bad_images.jsonl.
+        path: of that file.
+    """
+    for record in records[:_MOST_BAD_IMAGES]:
+        show(f"bad image {record['name']}: {record['reason']}")
+    more = len(records) - _MOST_BAD_IMAGES
+    if more > 0:
+        show(f"{counted(more, 'more image')} could not be read; {path} lists them")
+
+
+def show_results(run: Run) -> None:
+    """Prints the verdict, the table, where things are, and commands to go on with. Main process only."""
+    if run.verdict:
+        show_section("Verdict", run.verdict.as_text())
+    if run.results:
+        show_section(f"Accuracy on the {run.arguments.validation_split!r} split, frozen features:", run.results)
+    places: dict[str, Any] = {
+        "model": run.output_dir,
+        "curves": run.output_dir / "curves.png",
+        "metrics": run.output_dir / "metrics.jsonl",
+    }
+    if run.data.log.indices:
+        count = counted(len(run.data.log.indices), "image")
+        places["bad images"] = f"{count} could not be read: {run.data.log.path}"
+    show_end(places, next_commands(run.arguments))
+
+
+def show_finished(arguments: PretrainingArguments, finished: AlreadyFinished) -> None:
+    """Prints that nothing is left to do, the verdict, and commands to go on with."""
+    output_dir = Path(arguments.output_dir)
+    show(f"The run in {output_dir} is finished: {finished}. For a longer one, choose another output_dir.")
+    if verdict := saved_verdict(output_dir):
+        show_section("Verdict", text_of(verdict.get("sentences", []), verdict.get("advice", [])))
+    arguments = replace(arguments, validation_split=finished.validation_split)
+    show_end({"model": output_dir}, next_commands(arguments))
+
+
+def next_commands(arguments: PretrainingArguments) -> list[str]:
+    """Three commands for the model of a run, with its paths."""
+    model, labels = arguments.output_dir, arguments.validation_split
+    source = {
+        "data": arguments.data,
+        "data_config": arguments.data_config,
+        "image_column": arguments.image_column,
+        "label_column": arguments.label_column,
+    }
+    labelled = {"data": arguments.validation_data} if arguments.validation_data else source
+    found = []
+    if not (arguments.streaming and "://" in arguments.data):  # the other commands look images up
+        found = [
+            command("visualize", model=model, **source, split=arguments.train_split, output=f"{model}/report.html"),
+            command("extract", model=model, **source, split=arguments.train_split, output_dir=f"{model}_features"),
+        ]
+    if labels:
+        splits = {"train_split": arguments.train_split, "validation_split": labels}
+        found.append(command("probe", models=model, **labelled, **splits, output_dir=f"{model}_probes"))
+    else:
+        found.append(command("onnx", model=model, output=f"{model}/encoder.onnx"))
+    return found

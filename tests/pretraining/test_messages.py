@@ -1,0 +1,88 @@
+"""What a run prints at its start and its end, and what a finished run says if it is resumed."""
+
+import shlex
+from importlib import import_module
+
+import pytest
+
+from ijepa_transformers import cli
+from ijepa_transformers import pretrain as pretrain_by_keywords
+from ijepa_transformers.pretraining import build
+from ijepa_transformers.pretraining.arguments import pretraining_arguments
+from ijepa_transformers.pretraining.messages import next_commands, show_bad_images
+from tests.runs import TINY, pretrain, rows
+
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
+def parsed(line):
+    """The arguments of a printed command, as its parser reads them."""
+    program, name, *argv = shlex.split(line)
+    module, _, function = cli.COMMANDS[name].arguments.partition(":")
+    assert program == "ijepa"
+    return name, getattr(import_module(f"ijepa_transformers.{module}"), function)(argv)
+
+
+def arguments_with(**changes):
+    return pretraining_arguments(**{**TINY, "output_dir": "out", **changes})
+
+
+def test_the_next_commands_of_a_judged_run_are_accepted_with_its_paths(tmp_path):
+    output_dir = str(tmp_path / "my run")
+    arguments = arguments_with(output_dir=output_dir, validation_split="test", label_column="label")
+    found = dict(map(parsed, next_commands(arguments)))
+    assert list(found) == ["visualize", "extract", "probe"]
+    assert found["visualize"].model == found["extract"].model == output_dir and found["probe"].models == [output_dir]
+    assert {each.data for each in found.values()} == {"digits"} and found["probe"].validation_split == "test"
+    assert {each.label_column for each in found.values()} == {"label"}
+
+
+def test_a_run_without_labels_is_not_told_to_probe():
+    lines = next_commands(arguments_with())
+    assert [shlex.split(line)[1] for line in lines] == ["visualize", "extract", "onnx"]
+    streamed = arguments_with(data="hf://datasets/someone/photos/*.parquet", streaming=True, num_images=100)
+    assert [shlex.split(line)[1] for line in next_commands(streamed)] == ["onnx"]
+
+
+def test_bad_images_are_named_and_many_are_counted(capsys, tmp_path):
+    records = [{"name": f"{number}.jpg", "reason": "this is not an image"} for number in range(5)]
+    show_bad_images(records, tmp_path / "bad_images.jsonl")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "bad image 0.jpg: this is not an image" and len(lines) == 4
+    assert lines[-1] == f"2 more images could not be read; {tmp_path / 'bad_images.jsonl'} lists them"
+
+
+def test_a_run_in_a_file_has_a_short_head_lines_with_times_and_an_end(tmp_path, capsys):
+    pretrain(tmp_path / "run", max_steps=14, logging_steps=12, save_steps=100)
+    out = capsys.readouterr().out
+    head = [line.split()[0] for line in out[out.index("data  ") : out.index("WARNING: 1,297")].splitlines()]
+    assert head == ["data", "length", "batch", "encoder", "computation", "output"]
+    lines = [line for line in out.splitlines() if line.startswith("step ")]
+    assert [line.split(",")[0] for line in lines] == ["step 10 of 14", "step 12 of 14", "step 14 of 14"]
+    assert all(" so far, " in line and " left" in line for line in lines[:2])
+    assert "loss" in lines[1] and "loss" not in lines[0] and " left" not in lines[2]
+    end = out[out.index("\nVerdict\n") :]
+    assert f"\nmodel        {tmp_path / 'run'}\n" in end and f"\n  ijepa extract --model {tmp_path / 'run'} " in end
+
+
+def test_a_finished_run_says_so_without_opening_data_or_model(tmp_path, monkeypatch, capsys):
+    pretrain(tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    monkeypatch.setattr(build, "open_batches", lambda *_: pytest.fail("opens the data"))
+    monkeypatch.setattr(build, "_build_model", lambda *_: pytest.fail("opens the model"))
+    pretrain(tmp_path / "run", resume="true")
+    out = capsys.readouterr().out
+    assert out.startswith(f"The run in {tmp_path / 'run'} is finished: all 6 steps are done.")
+    assert "\nVerdict\n" in out and "What next:" in out
+    after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert before == after
+    result = pretrain_by_keywords(**TINY, output_dir=tmp_path / "run", resume=True)
+    assert result.metrics == rows(tmp_path / "run")[-1] and result.verdict["sentences"] and result.table is None
+
+
+def test_a_finished_run_is_judged_if_labels_are_named_afterwards(tmp_path, capsys):
+    pretrain(tmp_path / "run")
+    pretrain(tmp_path / "run", resume="true", validation_split="test", max_probe_images=60)
+    assert "Accuracy on the 'test' split" in capsys.readouterr().out
