@@ -8,7 +8,7 @@ manifest.json, and the folder is gone.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class ShardRecord:
     files_status: str | None
 
     @classmethod
-    def of(cls, path: Path, dataset: datasets.Dataset, rows: range) -> "ShardRecord":
+    def of(cls, path: Path, dataset: datasets.Dataset, rows: Sequence[int]) -> "ShardRecord":
         """The record of a shard that was just written, of these rows of the data set."""
         digest = describe_files(path.parent, [path.name])[path.name]["sha256"]
         return cls(digest, _inputs_digest(dataset, rows), status_digest(dataset, rows))
@@ -51,7 +51,7 @@ class ShardRecord:
         return None
 
 
-def _inputs_digest(dataset: datasets.Dataset, rows: range) -> str:
+def _inputs_digest(dataset: datasets.Dataset, rows: Sequence[int]) -> str:
     labels = dataset.select(rows)["label"][:] if "label" in dataset.column_names else None
     return hashlib.sha256(f"{contents_digest(dataset, rows)} {json.dumps(labels)}".encode()).hexdigest()
 
@@ -65,7 +65,7 @@ def refuse_folders(output_dir: Path, names: Iterable[str]) -> None:
             )
 
 
-def problem_of(path: Path, record: ShardRecord | None, dataset: datasets.Dataset, rows: range) -> str | None:
+def problem_of(path: Path, record: ShardRecord | None, dataset: datasets.Dataset, rows: Sequence[int]) -> str | None:
     """Why a shard must be computed: an empty string if it is not there, else a sentence. None if it is complete."""
     if not path.exists():
         return ""

@@ -189,13 +189,13 @@ def open_finder(arguments: SearchArguments) -> tuple[PhotoFinder, list[Query]]:
     )
     encoder = open_photos(arguments, open_split(arguments, arguments.split))
     queries = [read_query(encoder.images, path) for path in arguments.query]
-    return _complete(arguments, encoder, accelerator.device), queries
+    return _complete(arguments, encoder, accelerator), queries
 
 
-def _complete(arguments: SearchArguments, encoder: Encoder, device: torch.device) -> PhotoFinder:
+def _complete(arguments: SearchArguments, encoder: Encoder, accelerator: Accelerator) -> PhotoFinder:
     index = open_index(arguments, encoder)
-    configure(encoder.model, device.type, arguments.dtype)
-    return PhotoFinder(arguments.data, encoder.model.to(device).eval(), encoder.images, index)
+    configure(encoder.model, accelerator.device.type, arguments.dtype)
+    return PhotoFinder(arguments.data, encoder.model.to(accelerator.device).eval(), encoder.images, index)
 
 
 def read_query(images: ProcessedImages, path: str) -> Query:

@@ -42,6 +42,7 @@ from .arguments import SearchArguments
 _SETTINGS = "settings.json"
 _SHARD_SIZE = 64  # photos that are computed again if one of them was changed or removed
 _COLUMNS = ["index", "name", "error", "pooler_output"]
+_OF_ENCODER = ("model", "encoder", "dtype", "batch_size", "num_workers")
 # What features depend on, in the settings of `ijepa extract`, with the words for it.
 _DEPENDS_ON = {"weights_sha256": "other weights", "processor": "another image processor", "dtype": "another precision"}
 
@@ -69,9 +70,8 @@ def open_photos(arguments: SearchArguments, dataset: datasets.Dataset) -> Encode
     Raises:
         ValueError: as `open_model`.
     """
-    names = ("data", "data_config", "image_column", "label_column", "sixteen_bit_max")
-    names += ("model", "split", "encoder", "dtype", "batch_size", "num_workers")
-    values = {name: getattr(arguments, name) for name in names}
+    data = ("data", "data_config", "image_column", "label_column", "sixteen_bit_max", "split")
+    values = {name: getattr(arguments, name) for name in (*data, *_OF_ENCODER)}
     extraction = FeatureExtractionArguments(**values, output_dir="none yet", shard_size=_SHARD_SIZE)
     return Encoder(extraction, *open_model(extraction, dataset))
 
