@@ -150,7 +150,7 @@ def choose_images(pictures: torch.Tensor, candidates: Sequence[int], number: int
         candidates: numbers of images that may be chosen.
         number: of images to choose; all candidates are chosen if there are fewer.
     """
-    size = [min(COARSE_SIDE, side) for side in pictures.shape[-2:]]
+    size = min(COARSE_SIDE, pictures.shape[-2]), min(COARSE_SIDE, pictures.shape[-1])
     groups = torch.as_tensor(candidates).split(IMAGES_AT_ONCE)
     coarse = torch.cat([adaptive_avg_pool2d(pictures[group].float(), size) for group in groups])
     detail = sum((coarse.diff(dim=axis).abs().flatten(1).mean(dim=1) for axis in (2, 3)), torch.zeros(len(coarse)))

@@ -148,8 +148,8 @@ def _coloured(image: Image.Image, result: PatchColors, number: int, grid: tuple[
     values = (255 * result.colors[number].view(*grid, 3)).round().to(torch.uint8).cpu().numpy()
     picture = np.asarray(Image.fromarray(values).resize(image.size, Image.Resampling.NEAREST))
     if result.foreground is not None:
-        inside = Image.fromarray(result.foreground[number].view(grid).cpu().numpy().astype(np.uint8))
-        inside = np.asarray(inside.resize(image.size, Image.Resampling.NEAREST)).astype(bool)
+        mask = Image.fromarray(result.foreground[number].view(grid).cpu().numpy().astype(np.uint8))
+        inside = np.asarray(mask.resize(image.size, Image.Resampling.NEAREST)).astype(bool)
         picture = np.where(inside[..., None], picture, faded(np.asarray(image)))
     return Image.fromarray(picture)
 
