@@ -408,18 +408,22 @@ def _columns_of(run: Run, shard: Shard, errors: list[str | None]) -> Columns:
     return {"index": list(shard.rows), "name": names, **labels, "error": errors}
 
 
-def finish(run: Run) -> None:
+def finish(run: Run, with_end: bool = True) -> None:
     """Waits for all processes, then writes the list of bad images and the manifest.
+
+    Args:
+        run: whose shards are all written.
+        with_end: whether to print where the files are, and the next command.
 
     Raises:
         ValueError: if images changed while their features were computed. Then there is no manifest.
     """
     run.accelerator.wait_for_everyone()
-    on_main_process(run.accelerator, lambda: _write_manifest(run))
+    on_main_process(run.accelerator, lambda: _write_manifest(run, with_end))
     end_process_group(run.accelerator)
 
 
-def _write_manifest(run: Run) -> None:
+def _write_manifest(run: Run, with_end: bool) -> None:
     records = read_records(run.output_dir)
     unsure = [run.path(shard).name for shard in run.shards if run.path(shard).name not in records]
     if unsure:
@@ -436,7 +440,8 @@ def _write_manifest(run: Run) -> None:
     manifest = {**sources, "shapes": run.shapes, "num_bad_images": len(bad_images), "files": files, **run.settings}
     write_text(run.output_dir / MANIFEST, json.dumps(manifest, indent=2))
     remove_records(run.output_dir)
-    _show_end(run, len(bad_images))
+    if with_end:
+        _show_end(run, len(bad_images))
 
 
 def _show_end(run: Run, num_bad: int) -> None:

@@ -170,7 +170,7 @@ def _compute(encoder: Encoder, directory: Path, missing: list[int], have_own_nam
     with OutputLock(part) as lock:
         run = build_run(arguments, lock, (encoder.model, images))
         extract(run, start(run))
-        finish(run)
+        finish(run, with_end=False)
     return part
 
 
