@@ -112,6 +112,7 @@ def place(things, tmp_path, monkeypatch, request):
     for name in FOUND.get(request.node.callspec.params["page"].name, ()):
         run = "quickstart" if "quickstart" in name else "run"
         shutil.copytree(things / "runs" / run, tmp_path / name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # of `ijepa search`
     monkeypatch.chdir(tmp_path)
     for name in ("pretrain", "finetune", "probe", "extract_features", "search"):
         monkeypatch.setattr(ijepa_transformers, name, small(getattr(ijepa_transformers, name)))
