@@ -17,8 +17,8 @@ from .state import read_state
 
 
 STATUS_FILE = "run_status.json"
-# What changes the end of a run without changing how it trains, and where the images are, which must be the same ones. If
-# one is new, the run is opened, and its end is done again.
+# What changes the end of a run without changing how it trains, and where its images are. If one is new, the run is
+# opened, and its end is done again.
 _OF_THE_END = ("data", "validation_data", "knn_neighbors", "max_probe_images", "push_to_hub", "hub_model_id")
 
 

@@ -151,6 +151,7 @@ def test_resume_refuses_another_recipe_and_a_new_run_refuses_an_old_directory(tm
 def test_resume_refuses_other_data(tmp_path, photographs, capsys):
     pretrain(tmp_path / "run", data=photographs, num_channels=3)
     (photographs / "test_0.jpg").unlink()
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")  # a finished run opens no data
     with pytest.raises(SystemExit) as stop:
         pretrain(tmp_path / "run", data=photographs, num_channels=3, resume="true")
     assert stop.value.code == 2 and "had 24 images" in capsys.readouterr().err
