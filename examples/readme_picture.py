@@ -39,8 +39,7 @@ HEADERS = ("a photograph", "what the model sees", "what it believes", "what it m
 def rows_of(study: Study, number: int) -> list[list[Image.Image]]:
     """Photograph, what is seen, the decoded guess and the colours of the features, of the first images."""
     model = study.networks.pretraining
-    if model is None:
-        raise ValueError(f"{study.arguments.model!r} holds no predictor, so there are no guesses.")
+    assert model is not None, "build_study refuses a directory without a predictor"
     beliefs = belief_sheet(study, decode_beliefs(study, model), number).cells
     colors = {("", ""): object_colors(study, study.networks.encoder, number)}
     features = pca_sheet(study.images[:number], colors, study.patch_size).cells

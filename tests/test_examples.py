@@ -91,4 +91,4 @@ def test_the_picture_of_the_readme_needs_a_predictor(photographs, tmp_path, tiny
     output = tmp_path / "picture.png"
     with pytest.raises(SystemExit):
         readme_picture.main(["--model", str(tmp_path / "run"), "--data", str(photographs), "--output", str(output)])
-    assert "holds no predictor" in capsys.readouterr().err and not output.exists()
+    assert "holds one encoder" in capsys.readouterr().err and not output.exists()
