@@ -440,6 +440,12 @@ def _write_manifest(run: Run, with_end: bool) -> None:
     manifest = {**sources, "shapes": run.shapes, "num_bad_images": len(bad_images), "files": files, **run.settings}
     write_text(run.output_dir / MANIFEST, json.dumps(manifest, indent=2))
     remove_records(run.output_dir)
+    if len(bad_images) == run.settings["num_images"]:
+        first = bad_images[0]
+        raise ValueError(
+            f"None of the {counted(len(bad_images), 'image')} could be read, so there are no features. The first is"
+            f" {first['name']!r} ({first['reason']}); {run.output_dir / _BAD_IMAGES} has all."
+        )
     if with_end:
         _show_end(run, len(bad_images))
 

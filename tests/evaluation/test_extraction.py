@@ -369,6 +369,18 @@ def test_features_that_are_not_finite_are_told_as_bad_images(place, monkeypatch)
     assert json.loads((place / "features/manifest.json").read_text())["num_bad_images"] == sum(bad)
 
 
+def test_features_of_no_image_are_a_failure(place, capsys):
+    """The header of each file is whole, so that only decoding finds out; and so does the next start."""
+    for path in (place / "images").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stopped:
+            extract(place)
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert stopped.value.code == 1 and f"None of the {NUM_IMAGES} images could be read" in message
+        assert "cat/00.png" in message and "bad_images.jsonl" in message
+
+
 def test_a_damaged_manifest_or_settings_file_is_no_traceback(place, capsys):
     whole = contents(extract(place))
     (place / "features/manifest.json").write_text("{")
