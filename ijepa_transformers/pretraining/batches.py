@@ -15,6 +15,7 @@
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ class IndexedData:
         needed = decoded_size(self.dataset, self.config.num_channels)
         if mode == AUTO and needed > room:
             return None
-        sizes = f"{needed / 2**30:.2g} GiB of {free / 2**30:.2g} GiB that are free"
+        sizes = f"{math.ceil(needed / 2**20):,} MiB of {free // 2**20:,} MiB that are free"
         self.accelerator.print(f"Decoded images are kept in memory, about {sizes} (cache_images).", flush=True)
         return DecodedImages(self.num_images, min(room, 2 * needed))
 
