@@ -20,6 +20,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .arguments import require
+from .data.notices import tell
 from .hub import hub_or_cache
 from .modeling_ijepa import IJepaForPretraining
 
@@ -282,7 +283,19 @@ def load_processor(source: str) -> BaseImageProcessor:
         processor = AutoImageProcessor.from_pretrained(source)
     if getattr(processor, "do_normalize", True):
         _check_statistics(processor, source)
+    _tell_of_vit_processor(processor, source)
     return processor
+
+
+def _tell_of_vit_processor(processor: BaseImageProcessor, source: str) -> None:
+    """Copies of I-JEPA on the Hub have ViT's image processor, which is not that of the published training."""
+    is_vit = type(processor).__name__.startswith("ViTImageProcessor")
+    halves = set(getattr(processor, "image_mean", None) or ()) == {0.5}
+    if is_vit and halves and load_config(source).model_type == "ijepa":
+        tell(
+            f"The image processor of {source!r} is ViT's: it normalises with 0.5 and squashes images. I-JEPA was trained"
+            " with ImageNet's mean and deviation. `ijepa convert --from_directory` writes a copy with the right one."
+        )
 
 
 def _check_statistics(processor: BaseImageProcessor, source: str) -> None:

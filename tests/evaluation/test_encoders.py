@@ -192,6 +192,14 @@ def test_a_damaged_model_is_one_sentence_with_its_name(saved, name, content):
             open_it()
 
 
+def test_the_image_processor_of_copies_on_the_hub_is_told(saved, capsys):
+    load_processor(saved)
+    assert capsys.readouterr().err == ""
+    transformers.ViTImageProcessor().save_pretrained(saved)
+    load_processor(saved)
+    assert f"The image processor of {saved!r} is ViT's" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", [b"[]", b"{", {"image_processor_type": 5}, {"size": "x"}])
 def test_a_damaged_image_processor_is_one_sentence(saved, content):
     harm(saved, "preprocessor_config.json", content)
