@@ -294,7 +294,8 @@ def _tell_of_vit_processor(processor: BaseImageProcessor, source: str) -> None:
     if is_vit and halves and load_config(source).model_type == "ijepa":
         tell(
             f"The image processor of {source!r} is ViT's: it normalises with 0.5 and squashes images. I-JEPA was"
-            " trained with ImageNet's mean and deviation. `ijepa convert --from_directory` writes a copy with the right one."
+            " trained with ImageNet's mean and deviation. `ijepa convert --from_directory` writes a copy with the"
+            " right one."
         )
 
 

@@ -3,6 +3,7 @@ processes: test_distributed.py.)"""
 
 import io
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -139,6 +140,7 @@ def test_the_knn_of_a_streamed_run_comes_from_data_of_its_own(tmp_path, shards):
 def test_a_streamed_run_is_not_resumed_with_passes_of_another_size_or_without_streaming(tmp_path, shards, capsys):
     pretrain(tmp_path / "run", data=shards, **STREAMED)
     before = saved_weights(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")  # a finished run opens no data
     for changes, message in (
         ({"per_device_batch_size": 4, **STREAMED}, "images per process and pass changed from 8 to 4"),
         ({"min_patches": 2}, "streaming was True, is False"),
