@@ -455,7 +455,8 @@ def _show_end(run: Run, num_bad: int) -> None:
     places = {"features": run.output_dir / f"features-*.{run.arguments.format}", "manifest": run.output_dir / MANIFEST}
     if num_bad:
         places["bad images"] = run.output_dir / _BAD_IMAGES
-    code = f"import datasets; print(datasets.load_dataset('parquet', data_files={str(places['features'])!r})['train'])"
+    files = json.dumps(str(places["features"]), ensure_ascii=False)  # in double quotes, easy to read in a shell
+    code = f'import datasets; print(datasets.load_dataset("parquet", data_files={files})["train"])'
     show_end(places, [shlex.join(["python", "-c", code])] if run.arguments.format == "parquet" else [])
 
 
