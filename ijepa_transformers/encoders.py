@@ -283,7 +283,7 @@ def load_processor(source: str) -> BaseImageProcessor:
         processor = AutoImageProcessor.from_pretrained(source)
     if getattr(processor, "do_normalize", True):
         _check_statistics(processor, source)
-    _tell_of_vit_processor(processor, source)
+        _tell_of_vit_processor(processor, source)
     return processor
 
 

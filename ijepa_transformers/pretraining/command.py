@@ -23,6 +23,7 @@ from ..distributed import any_process, end_process_group, on_main_process
 from ..failures import FAILED, REFUSED, cause_of, end, end_workers
 from ..failures import explain as explain_common
 from ..files import write_text
+from ..launcher import is_first_process
 from .arguments import PROGRAM, PretrainingArguments, parse_pretraining_arguments, pretraining_arguments
 from .batch_size import memory_estimate
 from .build import Run, build_run
@@ -198,7 +199,7 @@ def explain(error: Exception) -> str | None:
 
 
 def _print_memory_estimate(arguments: PretrainingArguments) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(memory_estimate(arguments))
 
 

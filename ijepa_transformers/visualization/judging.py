@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from ..data.notices import counted
+from ..display import in_words
 from ..encoders import RawPixels
 from ..evaluation.collapse import spread_of
 from ..evaluation.probes import knn_accuracy, standardize
@@ -130,7 +131,7 @@ def _time_card(study: Study) -> Card:
     seconds = training_seconds(rows, study.batch_size)
     if seconds is None:
         return Card("Training", f"{steps:,} steps")
-    return Card("Training", _duration(seconds), f"about, for {steps:,} steps of {study.batch_size:,} images")
+    return Card("Training", in_words(seconds), f"about, for {steps:,} steps of {study.batch_size:,} images")
 
 
 def training_seconds(rows: Sequence[dict], batch_size: int | None) -> float | None:
@@ -143,11 +144,3 @@ def training_seconds(rows: Sequence[dict], batch_size: int | None) -> float | No
         seconds += (step - before) * batch_size / speed
         before = step
     return seconds
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -200,6 +200,11 @@ def test_the_image_processor_of_copies_on_the_hub_is_told(saved, capsys):
     assert f"The image processor of {saved!r} is ViT's" in capsys.readouterr().err
 
 
+def test_a_processor_that_does_not_normalise_may_have_any_mean(saved):
+    transformers.ViTImageProcessor(do_normalize=False, image_mean=0.5).save_pretrained(saved)
+    assert not load_processor(saved).do_normalize
+
+
 @pytest.mark.parametrize("content", [b"[]", b"{", {"image_processor_type": 5}, {"size": "x"}])
 def test_a_damaged_image_processor_is_one_sentence(saved, content):
     harm(saved, "preprocessor_config.json", content)
