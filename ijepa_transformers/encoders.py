@@ -279,11 +279,18 @@ def load_processor(source: str) -> BaseImageProcessor:
         ValueError: if there is none, because a guessed normalisation would silently give wrong features, or if its
             mean or standard deviation cannot be right.
     """
+    processor = open_processor(source)
+    if getattr(processor, "do_normalize", True):
+        _tell_of_vit_processor(processor, source)
+    return processor
+
+
+def open_processor(source: str) -> BaseImageProcessor:
+    """As `load_processor`, but an image processor of ViT is not told of."""
     with opening(f"The image processor of {source!r}"), hub_or_cache(source):
         processor = AutoImageProcessor.from_pretrained(source)
     if getattr(processor, "do_normalize", True):
         _check_statistics(processor, source)
-        _tell_of_vit_processor(processor, source)
     return processor
 
 

@@ -8,14 +8,22 @@ context encoder, and so does the new one. The paper evaluates the target encoder
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from huggingface_hub import ModelCardData
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
+from ..arguments import require
 from ..configuration_ijepa import IJepaConfig
-from ..data.transforms import build_image_processor
-from ..encoders import opening
+from ..data.bit_depth import setting_of
+from ..data.datasets import prepare_image
+from ..data.notices import counted
+from ..data.transforms import build_image_processor, default_image_statistics, normalize_pixel_values
+from ..encoders import one_line, open_processor, opening
 from ..files import read_json_object
 from ..model_card import USAGE, in_code, in_markdown, in_quotes, inherited_license, write_card
 from ..modeling_ijepa import IJepaForImageClassification, IJepaModel
@@ -29,6 +37,7 @@ MODEL_CLASSES: dict[str, type[IJepaModel | IJepaForImageClassification]] = {
     "IJepaForImageClassification": IJepaForImageClassification,
 }
 PUBLISHED_EPSILON = 1e-6
+REPLACEMENT = "then that of the published training is written"
 CARD = """\
 # {name}
 
@@ -57,25 +66,19 @@ def convert_directory(
         layer_norm_eps: replaces the epsilon of the configuration.
 
     Raises:
-        ValueError: if the directory is not a complete model. Then nothing is written.
+        ValueError: if the directory is not a complete model, or if its image processor is kept and does not fit the
+            model. Then nothing is written.
     """
     source, output = Path(source), Path(output)
     with written_aside(output) as directory:
         model, surplus = _load_model(source)
         check_finite(str(source), model.state_dict())
-        faults = _processor_faults(source)
-        is_replaced = bool(faults) and not keep_image_processor
-        findings = [f"{fault} {'Corrected' if is_replaced else 'Kept'}." for fault in faults]
+        findings = _convert_processor(source, directory, model.config, keep_image_processor)
         findings += _epsilon_faults(model.config, layer_norm_eps)
         findings += [f"The weights have {len(surplus)} surplus keys, left out: {surplus[0]!r}."] if surplus else []
         if layer_norm_eps is not None:
             model.config.layer_norm_eps = layer_norm_eps
         model.save_pretrained(directory)
-        if is_replaced:
-            processor = build_image_processor(model.config.image_height_and_width, model.config.num_channels)
-            processor.save_pretrained(directory)
-        elif (source / PROCESSOR_FILE).is_file():
-            shutil.copyfile(source / PROCESSOR_FILE, directory / PROCESSOR_FILE)
         _write_readme(directory, output.absolute().name, source, findings)
     for finding in findings:
         print(finding)
@@ -116,25 +119,105 @@ def _architecture(directory: Path) -> str:
     return name
 
 
-def _processor_faults(directory: Path) -> list[str]:
-    """How a directory's image processor differs from the published training, one sentence for each difference."""
-    if not (directory / PROCESSOR_FILE).is_file():
-        return [f"There is no {PROCESSOR_FILE}."]
-    settings, faults = read_json_object(directory / PROCESSOR_FILE), []
-    mean, std = (settings.get(name) or 0.5 for name in ("image_mean", "image_std"))  # 0.5 is ViT's default
-    if all(set(each if isinstance(each, list) else [each]) == {0.5} for each in (mean, std)):
+# The image processor
+
+
+def _convert_processor(source: Path, directory: Path, config: IJepaConfig, keep: bool) -> list[str]:
+    """Writes the image processor of `source`, or a right one, and tells how the one of `source` differs.
+
+    Raises:
+        ValueError: if it cannot be opened, or if it stays and does not fit the model.
+    """
+    size, num_channels = config.image_height_and_width, config.num_channels
+    directory.mkdir(exist_ok=True)
+    if not (source / PROCESSOR_FILE).is_file():
+        if keep:
+            return [f"There is no {PROCESSOR_FILE}, so none is written."]
+        build_image_processor(size, num_channels).save_pretrained(directory)
+        return [f"There is no {PROCESSOR_FILE}. Corrected."]
+    read_json_object(source / PROCESSOR_FILE)  # names a damaged file
+    processor = open_processor(str(source))
+    faults = _processor_faults(processor)
+    if faults and not keep:
+        statistics = (None, None) if _has_vit_statistics(processor) else _statistics(processor, num_channels)
+        right = build_image_processor(size, num_channels, *statistics, sixteen_bit_max=setting_of(processor))
+        _require_fit(right, source, config)
+        right.save_pretrained(directory)
+        return [*(f"{fault} Corrected." for fault in faults), *_other_statistics(right, num_channels)]
+    _require_fit(processor, source, config)
+    shutil.copyfile(source / PROCESSOR_FILE, directory / PROCESSOR_FILE)
+    is_told = _has_vit_statistics(processor)
+    return [*(f"{fault} Kept." for fault in faults), *([] if is_told else _other_statistics(processor, num_channels))]
+
+
+def _processor_faults(processor: BaseImageProcessor) -> list[str]:
+    """How an image processor differs from the published training, where the right one is known."""
+    faults, settings = [], processor.to_dict()
+    if _has_vit_statistics(processor):
+        mean, std = list(processor.image_mean), list(processor.image_std)
         faults.append(
             f"The image processor normalises with mean {mean} and std {std}; the published weights were trained with"
             " ImageNet's mean and standard deviation."
         )
-    size = settings.get("size")
-    squashes = isinstance(size, int) or (isinstance(size, dict) and set(size) == {"height", "width"})
-    if settings.get("do_resize", True) and squashes and not settings.get("do_center_crop"):
+    size = {name: value for name, value in dict(settings.get("size") or {}).items() if value}
+    if settings.get("do_resize", True) and set(size) == {"height", "width"} and not settings.get("do_center_crop"):
         faults.append(
             f"The image processor squashes images to {size}; the published evaluation resizes the shorter side and"
             " crops the centre."
         )
     return faults
+
+
+def _has_vit_statistics(processor: BaseImageProcessor) -> bool:
+    """Whether it normalises with 0.5, which is ViT's default."""
+    values = (getattr(processor, "image_mean", None) or ()), (getattr(processor, "image_std", None) or ())
+    return getattr(processor, "do_normalize", True) and all(set(each) == {0.5} for each in values)
+
+
+def _statistics(processor: BaseImageProcessor, num_channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation with which it normalises: 0 and 1 if it does not."""
+    normalises = getattr(processor, "do_normalize", True)
+    mean, std = ((getattr(processor, name, None) if normalises else None) for name in ("image_mean", "image_std"))
+    return list(mean or [0.0] * num_channels), list(std or [1.0] * num_channels)
+
+
+def _other_statistics(processor: BaseImageProcessor, num_channels: int) -> list[str]:
+    """A sentence if mean and standard deviation are not ImageNet's. Weights of another training need them."""
+    mean, std = _statistics(processor, num_channels)
+    if num_channels not in (1, 3) or (mean, std) == default_image_statistics(num_channels):
+        return []
+    return [
+        f"The image processor normalises with mean {mean} and std {std}, not with ImageNet's mean and standard"
+        " deviation. Kept."
+    ]
+
+
+def _require_fit(processor: BaseImageProcessor, source: Path, config: IJepaConfig) -> None:
+    """Raises ValueError if images that went through the processor are not what the model takes."""
+    what, advice = f"{source / PROCESSOR_FILE} does not fit the model", f"Correct it, or remove it: {REPLACEMENT}."
+    num_channels = config.num_channels
+    expected = (num_channels, *config.image_height_and_width)
+    mean, std = _statistics(processor, num_channels)
+    for value in (0, 255):
+        blank = np.full((256, 320, num_channels), value, dtype=np.uint8)
+        try:
+            wanted = normalize_pixel_values(torch.from_numpy(blank[:1, :1]).permute(2, 0, 1), mean, std)
+            pixels = prepare_image(processor, blank)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise ValueError(f"{what}: {one_line(error)}. {advice}") from None
+        require(
+            tuple(pixels.shape) == expected,
+            f"{what}: it makes images of {_as_size(pixels.shape)}, and the model takes {_as_size(expected)}. {advice}",
+        )
+        require(
+            torch.allclose(pixels, wanted.expand_as(pixels), atol=1e-4),
+            f"{what}: it does not just resize, crop, divide by 255 and normalise. {advice}",
+        )
+
+
+def _as_size(shape: Sequence[int]) -> str:
+    num_channels, height, width = shape
+    return f"{height} x {width} pixels and {counted(num_channels, 'channel')}"
 
 
 def _epsilon_faults(config: IJepaConfig, replacement: float | None) -> list[str]:

@@ -27,6 +27,7 @@ from ijepa_transformers.conversion.export import export, meta_checkpoint
 from ijepa_transformers.conversion.key_mapping import from_meta
 from ijepa_transformers.conversion.meta_layout import expected_shapes, optimizer_order
 from ijepa_transformers.conversion.meta_optimizer import load_meta_optimizer, optimizer_moments
+from ijepa_transformers.data.transforms import build_image_processor
 from ijepa_transformers.optimization import parameter_groups
 from tests import forked
 from tests.conftest import (
@@ -850,13 +851,64 @@ def test_what_the_user_asks_to_keep_or_change_is_kept_or_changed(hub_copy, tmp_p
     assert IJepaConfig.from_pretrained(tmp_path / "upgraded").layer_norm_eps == 1e-6
 
 
-def test_a_right_image_processor_passes_through_untouched(hub_copy, directory, tmp_path, capsys):
-    processor = (directory / "preprocessor_config.json").read_bytes()
-    (hub_copy / "preprocessor_config.json").write_bytes(processor)
+def edit_processor(**changes):
+    def edit(directory):
+        settings = {**build_image_processor(32).to_dict(), **changes}
+        (directory / "preprocessor_config.json").write_text(json.dumps(settings))
+
+    return edit
+
+
+@pytest.mark.parametrize("hub_copy", ["present names"], indirect=True)
+def test_a_right_image_processor_passes_through_untouched(hub_copy, tmp_path, capsys):
+    edit_processor()(hub_copy)
+    processor = (hub_copy / "preprocessor_config.json").read_bytes()
     capsys.readouterr()
     convert_directory(hub_copy, tmp_path / "upgraded")
     assert "image processor" not in capsys.readouterr().out
     assert (tmp_path / "upgraded" / "preprocessor_config.json").read_bytes() == processor
+
+
+@pytest.mark.parametrize("hub_copy", ["present names"], indirect=True)
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"crop_size": {"height": 24, "width": 24}},
+            "makes images of 24 x 24 pixels and 3 channels, and",
+        ),
+        ({"do_center_crop": False}, "makes images of 37 x 46 pixels"),
+        ({"do_resize": False, "do_center_crop": False}, "makes images of 256 x 320 pixels"),
+        ({"image_mean": [0.4] * 4, "image_std": [0.2] * 4}, "preprocessor_config.json does not fit the model"),
+        ({"image_mean": [0.4], "image_std": [0.2]}, "mean [0.4] and std [0.2] do not fit 3 channels"),
+        ({"image_std": [0.2, 0.0, 0.2]}, "image_std of the image processor"),
+        ({"do_rescale": False}, "does not just resize, crop, divide by 255"),
+        ({"rescale_factor": 1 / 127.5}, "does not just resize, crop, divide by 255"),
+        ({"image_processor_type": "NoImageProcessor"}, "cannot be opened"),
+        ({"crop_size": "wide"}, "cannot be opened"),
+    ],
+)
+def test_an_image_processor_that_does_not_fit_the_model_is_refused(hub_copy, changes, sentence, tmp_path, capsys):
+    """It was copied without a word."""
+    edit_processor(**changes)(hub_copy)
+    argv = ["--from_directory", hub_copy, "--output", tmp_path / "upgraded"]
+    assert sentence in fails_with_a_sentence(conversion_convert, argv, capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize("hub_copy", ["present names"], indirect=True)
+def test_own_statistics_stay_and_are_told(hub_copy, tmp_path, capsys):
+    own = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.3]}
+    edit_processor(**own)(hub_copy)
+    convert_directory(hub_copy, tmp_path / "kept")
+    settings = {**WRONG_PROCESSOR, **own, "sixteen_bit_max": 4095}
+    (hub_copy / "preprocessor_config.json").write_text(json.dumps(settings))
+    convert_directory(hub_copy, tmp_path / "corrected")
+    assert capsys.readouterr().out.count("with mean [0.4, 0.5, 0.6]") == 2
+    for name in ("kept", "corrected"):
+        settings = json.loads((tmp_path / name / "preprocessor_config.json").read_text())
+        assert settings["image_mean"] == own["image_mean"] and settings["crop_size"] == {"height": 32, "width": 32}
+    assert settings["sixteen_bit_max"] == 4095
 
 
 def test_a_classifier_keeps_its_head(tiny_config, tiny_batch, tmp_path, capsys):
