@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .kinds import IGNORED_FOLDERS
-from .masks import header_of, refuse_masks
+from .masks import refuse_masks
 from .notices import tell
 from .splits import meanings_in, split_meaning
 
@@ -50,7 +50,7 @@ def layout_of(folder: Path, files: list[Path]) -> FolderLayout:
     for file in files:
         splits.setdefault("train" if depth is None else file.parts[depth], []).append(file)
     first = 0 if depth is None else depth + 1
-    refuse_masks(str(folder), files, lambda file: header_of(folder / file))
+    refuse_masks(str(folder), files, lambda file: {"bytes": None, "path": str(folder / file)})
     layout = FolderLayout(splits)
     for split, paths in splits.items():
         names = [file.parts[first] for file in paths if len(file.parts) > first + 1]

@@ -1,20 +1,22 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Finds masks of a segmentation data set among the images: they are neither a class nor images to learn from.
 
-A mask has the size of its image, and is grey where the image has colours, or is called a mask. Which image it belongs
-to follows from their names: `masks/7.png` and `images/7.jpg`, `7_mask.png` and `7.png`.
+A mask is called a mask, is grey where the image has colours, or consists of areas of few values where the image does
+not. Which image it belongs to follows from their names: `masks/7.png` and `images/7.jpg`, `7_mask.png` and `7.png`.
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple
 
-from .decoding import encoded_bytes, open_image
+import numpy as np
+from PIL import Image
+
+from .decoding import MAX_IMAGE_PIXELS, StoredImage, encoded_bytes, open_image
 from .splits import split_meaning
 
 
-Header: TypeAlias = tuple[tuple[int, int], str]  # width and height, and PIL's mode
 _MASK_NAMES = (
     *("mask", "masks", "annotation", "annotations", "label", "labels", "gt", "groundtruth", "ground_truth", "seg"),
     *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "trimaps", "trimap", "depth"),
@@ -24,6 +26,10 @@ _IMAGE_WORDS = {"image", "images", "img", "imgs", "photo", "photos", "picture", 
 _MOST_FOLDERS = 8  # side by side; more are classes
 _MOST_FILES = 5000  # of a folder are compared by name
 _PAIRS_LOOKED_AT = 3
+_ROWS_LOOKED_AT = 512  # of an image
+_FLAT = 0.8  # of the pixels of a mask have the value of the pixel beside them
+_BINS = 32  # of values
+_SHARE_OF_BIN = 0.005  # of the pixels; bins with fewer do not count, because JPEG writes some beside every edge
 _SINGLE_CHANNEL_MODES = ("1", "L", "P", "I", "I;16")
 _NAME = "|".join(_MASK_NAMES)
 _ENDING = re.compile(rf"(.+?)[ ._-]+(?:{_NAME})(?:[ ._-]*\d+)?", re.IGNORECASE)  # 7_mask, 7_mask_1
@@ -32,44 +38,94 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _SEPARATOR = re.compile(r"[ ._-]+")
 
 
+class Header(NamedTuple):
+    """Width and height of an image, and PIL's mode."""
+
+    size: tuple[int, int]
+    mode: str
+
+    @property
+    def is_grey(self) -> bool:
+        return self.mode in _SINGLE_CHANNEL_MODES
+
+
+class _Looks:
+    """What images look like. Each is read once for its header, and once for its pixels.
+
+    Args:
+        read: the stored image of a path.
+    """
+
+    def __init__(self, read: Callable[[Path], StoredImage]):
+        self._read = read
+        self._headers: dict[Path, Header | None] = {}
+        self._areas: dict[Path, tuple[float, int]] = {}
+
+    def header(self, path: Path) -> Header | None:
+        """None if it cannot be opened. Bad images are told of elsewhere."""
+        if path not in self._headers:
+            image = self._open(path)
+            self._headers[path] = None if image is None else Header(image.size, image.mode)
+        return self._headers[path]
+
+    def is_drawn(self, image: Path, other: Path) -> bool:
+        """Whether `other` consists of areas of few values, and `image` has at least twice as many values."""
+        flat, num_levels = self._areas_of(other)
+        return flat >= _FLAT and 2 * num_levels <= self._areas_of(image)[1]
+
+    def _open(self, path: Path) -> Image.Image | None:
+        try:
+            return open_image(encoded_bytes(self._read(path)))
+        except Exception:  # PIL raises errors of many classes
+            return None
+
+    def _areas_of(self, path: Path) -> tuple[float, int]:
+        if path not in self._areas:
+            image = self._open(path)
+            try:
+                too_large = image is None or image.width * image.height > MAX_IMAGE_PIXELS
+                self._areas[path] = (0.0, 0) if image is None or too_large else _areas(np.asarray(image))
+            except Exception:  # damaged behind its header
+                self._areas[path] = (0.0, 0)
+        return self._areas[path]
+
+
+def _areas(pixels: np.ndarray) -> tuple[float, int]:
+    """The share of pixels that are equal to the next one in their row, and the number of values that are frequent.
+
+    Args:
+        pixels: (H, W) or (H, W, C).
+    """
+    pixels = pixels[:: max(1, len(pixels) // _ROWS_LOOKED_AT)].astype(np.float64)
+    planes = pixels.reshape(*pixels.shape[:2], -1)
+    flat = (planes[:, 1:] == planes[:, :-1]).all(axis=2).mean() if planes.shape[1] > 1 else 0.0
+    first = planes[..., 0]  # of colours, one is enough
+    frequent = (np.histogram(first, _BINS)[0] >= _SHARE_OF_BIN * first.size).sum()
+    return float(flat), int(min(frequent, len(np.unique(first))))
+
+
 def refuse_masks(
-    source: str, files: Sequence[Path], header: Callable[[Path], Header | None], is_folder: bool = True
+    source: str, files: Sequence[Path], read: Callable[[Path], StoredImage], is_folder: bool = True
 ) -> None:
     """Raises ValueError if images are masks of others.
 
     Args:
         source: for the message.
         files: the images, relative to one folder.
-        header: of one of them; None if it cannot be opened.
+        read: the stored image of one of them.
         is_folder: whether `source` is a folder, of which a part can be named.
     """
+    looks = _Looks(read)
     for folders in _folders_side_by_side(files):
-        images, others, pairs = _mask_folders(folders, header)
+        images, others, pairs = _mask_folders(folders, looks)
         if pairs:
             example = str(Path(source) / pairs[0][0].parent)
             advice = f"name the folder of the images alone, such as {example!r}" if is_folder else "take the masks out"
             raise ValueError(
                 f"{source!r}: the images in {others!r} look like masks of those in {images!r}, not like a class;"
-                f" {advice}"
+                f" {advice}, or, if they are a class, give its files names of their own"
             )
-    _refuse_mask_files(source, files, header)
-
-
-def header_of(path: Path) -> Header | None:
-    """The header of an image file; None if it cannot be opened."""
-    try:
-        return header_in(encoded_bytes({"bytes": None, "path": str(path)}))
-    except (OSError, ValueError):
-        return None
-
-
-def header_in(encoded: bytes) -> Header | None:
-    """The header of an encoded image; None if it cannot be opened."""
-    try:
-        image = open_image(encoded)
-        return image.size, image.mode
-    except Exception:  # PIL raises errors of many classes; bad images are told of elsewhere
-        return None
+    _refuse_mask_files(source, files, looks)
 
 
 # Folders of masks
@@ -96,9 +152,7 @@ def _folders_side_by_side(files: Sequence[Path]) -> Iterator[dict[str, list[Path
     yield from list(found.values())[: 2 * _PAIRS_LOOKED_AT]
 
 
-def _mask_folders(
-    folders: dict[str, list[Path]], header: Callable[[Path], Header | None]
-) -> tuple[str, str, list[tuple[Path, Path]]]:
+def _mask_folders(folders: dict[str, list[Path]], looks: _Looks) -> tuple[str, str, list[tuple[Path, Path]]]:
     """The names of a folder of images and of one with their masks, and some pairs of an image and its mask."""
     for images, others in ((images, others) for images in folders for others in folders if images != others):
         if split_meaning(images) and split_meaning(others):
@@ -107,7 +161,7 @@ def _mask_folders(
         pairs = _pairs(folders[images], folders[others])
         if not pairs and called_so and _words(images) & _IMAGE_WORDS:
             pairs = list(zip(folders[images], folders[others], strict=False))[:1]
-        if all(_may_be_mask(header(image), header(other), called_so) for image, other in pairs) and pairs:
+        if pairs and all(_is_mask(looks, image, other, called_so) for image, other in pairs):
             return images, others, pairs
     return "", "", []
 
@@ -144,24 +198,46 @@ _CUTS: tuple[Callable[[str], str], ...] = (
 )
 
 
-def _may_be_mask(image: Header | None, other: Header | None, called_so: bool) -> bool:
-    """Whether a file has the size of an image, and is called a mask or is grey beside an image in colour."""
-    if image is None or other is None or image[0] != other[0]:
+def _is_mask(looks: _Looks, path: Path, other_path: Path, called_so: bool) -> bool:
+    """Whether a file is a mask of an image. A mask of another size than its image must be called a mask."""
+    image, other = looks.header(path), looks.header(other_path)
+    if image is None or other is None:
         return False
-    return called_so or (other[1] in _SINGLE_CHANNEL_MODES and image[1] not in _SINGLE_CHANNEL_MODES)
+    has_its_size = image.size == other.size
+    if called_so and has_its_size:
+        return True
+    is_grey_beside_colour = other.is_grey and not image.is_grey
+    return (called_so or has_its_size) and (is_grey_beside_colour or looks.is_drawn(path, other_path))
 
 
 # Masks beside their images
 
 
-def _refuse_mask_files(source: str, files: Sequence[Path], header: Callable[[Path], Header | None]) -> None:
+def _refuse_mask_files(source: str, files: Sequence[Path], looks: _Looks) -> None:
     """Raises ValueError for `7_mask.png` of `7.png`, or `7.png` of `7.jpg`."""
-    for image, other, called_so in _pairs_beside(files):
-        if _may_be_mask(header(image), header(other), called_so):
-            raise ValueError(
-                f"{source!r}: {str(other)!r} looks like a mask of {str(image)!r}, not like an image to learn"
-                " from; move the masks out of this folder, or rename them if they are images"
-            )
+    masks = [pair for *pair, called_so in _pairs_beside(files) if _is_mask(looks, *pair, called_so)]
+    if not masks and (pairs := _pairs_by_ending(files)):
+        are_masks = all(_has_size_of(looks, *pair) and looks.is_drawn(*pair) for pair in pairs)
+        masks = list(map(list, pairs)) if are_masks else []
+    if masks:
+        image, other = masks[0]
+        raise ValueError(
+            f"{source!r}: {str(other)!r} looks like a mask of {str(image)!r}, not like an image to learn"
+            " from; move the masks out of this folder, or rename them if they are images"
+        )
+
+
+def _has_size_of(looks: _Looks, image: Path, other: Path) -> bool:
+    return (header := looks.header(image)) is not None and header.size == getattr(looks.header(other), "size", None)
+
+
+def _pairs_by_ending(files: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Some images, each with the file in its folder that has one more word: `7.png` and `7_lesion.png`. Nothing if
+    fewer than a third of the files have one."""
+    by_stem = {(file.parent, file.stem): file for file in files}
+    pairs = [(by_stem[key], file) for file in files if (key := (file.parent, _without_last(file.stem))) in by_stem]
+    pairs = [(image, other) for image, other in pairs if image.stem != other.stem]
+    return pairs[:_PAIRS_LOOKED_AT] if 3 * len(pairs) >= len(files) else []
 
 
 def _pairs_beside(files: Sequence[Path]) -> list[tuple[Path, Path, bool]]:

@@ -19,12 +19,13 @@ from PIL import Image
 
 from ..arguments import DatasetArguments, require
 from ..hub import HubUnreachable, hub_or_cache
+from .cache import cache_errors_told
 from .decoding import FILE_URI, BadImageError, OpenedImage, StoredImage, value_name
 from .finding import ResolvedSource, resolve
 from .folders import FolderLayout, layout_of, splits_in
 from .kinds import SHARD_BUILDERS, left_out_sentence
 from .labels import LabelError, describe_columns, is_value, label_column_of, read_labels
-from .masks import header_of, refuse_masks
+from .masks import refuse_masks
 from .metadata import Metadata
 from .notices import tell
 from .splits import AUTO, OR, choose_split, split_meaning
@@ -235,14 +236,15 @@ def _open_saved(folder: str) -> datasets.Dataset | datasets.DatasetDict:
 
 
 def _load_with_datasets(problem: str, may_need_hub: bool = False, **arguments: Any) -> dict[str, datasets.Dataset]:
-    try:
-        with hub_or_cache(arguments["path"]) if may_need_hub else nullcontext():
-            return dict(datasets.load_dataset(**arguments))
-    except HubUnreachable as error:
-        raise ValueError(f"{problem}, because {error.reason}.") from error
-    except Exception as error:  # `datasets` wraps the cause in errors of many classes
-        reason = error.__cause__ or error
-        raise ValueError(f"{problem}: {type(reason).__name__}: {reason}") from error
+    with cache_errors_told(arguments["cache_dir"]):
+        try:
+            with hub_or_cache(arguments["path"]) if may_need_hub else nullcontext():
+                return dict(datasets.load_dataset(**arguments))
+        except HubUnreachable as error:
+            raise ValueError(f"{problem}, because {error.reason}.") from error
+        except Exception as error:  # `datasets` wraps the cause in errors of many classes
+            reason = error.__cause__ or error
+            raise ValueError(f"{problem}: {type(reason).__name__}: {reason}") from error
 
 
 def _open_digits() -> dict[str, datasets.Dataset]:
@@ -295,7 +297,7 @@ def _look_at_files(source: str, files: list[Path]) -> None:
     """Raises ValueError if some of the files are masks of others; tells if their folders are several splits."""
     above = Path(os.path.commonpath([file.parent.absolute() for file in files]))
     inside = [file.absolute().relative_to(above) for file in files]
-    refuse_masks(str(above), inside, lambda file: header_of(above / file))
+    refuse_masks(str(above), inside, lambda file: {"bytes": None, "path": str(above / file)})
     if splits := splits_in(inside):
         tell(f"{source!r} matches files of {' and '.join(map(repr, splits))}; all of them are one split, train.")
 

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import datasets
 import pyarrow as pa
 
-from .decoding import MAX_FILE_BYTES
+from .cache import cache_errors_told
+from .decoding import MAX_FILE_BYTES, StoredImage
 from .folders import splits_in
 from .kinds import image_extensions
-from .masks import header_in, refuse_masks
+from .masks import refuse_masks
 from .notices import counted, tell
 
 
@@ -237,7 +238,11 @@ def _check_names(name: str, images: Sequence[Member]) -> None:
             f"{name!r} has the folders {' and '.join(map(repr, splits))}, and a tar file is one split: unpack it, or"
             " make a tar file of each"
         )
-    refuse_masks(name, list(by_path), lambda path: header_in(_content(by_path[path])), is_folder=False)
+
+    def read(path: Path) -> StoredImage:
+        return {"bytes": _content(by_path[path]), "path": None}
+
+    refuse_masks(name, list(by_path), read, is_folder=False)
 
 
 def _convert(
@@ -249,13 +254,14 @@ def _convert(
     times = tuple((tar, os.stat(tar).st_mtime_ns) for tar in dict.fromkeys(member.tar for member in members))
     largest = max(member.size for found in columns.values() for member in found)
     features = datasets.Features(dict.fromkeys(columns, datasets.Image(decode=False)))
-    dataset = datasets.Dataset.from_generator(
-        _read_samples,
-        features=datasets.Features({**features, **datasets.Features.from_arrow_schema(others.schema)}),
-        cache_dir=None if cache_dir is None else str(cache_dir),
-        gen_kwargs={"columns": tuple(columns), "samples": tuple(samples), "others": others, "times": times},
-        writer_batch_size=max(1, min(_MAX_ROWS_AT_A_TIME, _WRITTEN_BYTES // max(largest, 1))),
-    )
+    with cache_errors_told(cache_dir):
+        dataset = datasets.Dataset.from_generator(
+            _read_samples,
+            features=datasets.Features({**features, **datasets.Features.from_arrow_schema(others.schema)}),
+            cache_dir=None if cache_dir is None else str(cache_dir),
+            gen_kwargs={"columns": tuple(columns), "samples": tuple(samples), "others": others, "times": times},
+            writer_batch_size=max(1, min(_MAX_ROWS_AT_A_TIME, _WRITTEN_BYTES // max(largest, 1))),
+        )
     assert isinstance(dataset, datasets.Dataset)
     return dataset
 

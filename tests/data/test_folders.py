@@ -129,6 +129,48 @@ def test_masks_among_files_of_a_glob_are_refused(tmp_path, pattern, mask, messag
         load_image_dataset(f"{tmp_path}/{pattern}")
 
 
+def area_pixels(height=30, width=40, level=255):
+    """A grey mask: one area of a value, (H, W) uint8."""
+    pixels = np.zeros((height, width), np.uint8)
+    pixels[height // 4 : height // 2, width // 4 : width // 2] = level
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("photo", "mask", "pixels"),
+    [
+        ("images/{}.png", "lesions/{}.png", area_pixels()),
+        ("images/{}.png", "lesions/{}.jpg", area_pixels()),
+        ("images/{}.png", "masks/{}.png", area_pixels(15, 20)),
+        ("images/{}.png", "masks/{}.png", area_pixels(level=2)),
+        ("{}.png", "{}_mask.png", area_pixels(60, 80)),
+        ("{}.png", "{}_mask.png", area_pixels() > 0),
+        ("{}.png", "{}_lesion.png", area_pixels()),
+        ("d/{}/image.png", "d/{}/mask.png", area_pixels(15, 20)),
+    ],
+)
+def test_grey_masks_of_grey_images_are_refused(tmp_path, photo, mask, pixels):
+    """Also if they have another size than their image, or are not called masks."""
+    for number in range(3):
+        save(tmp_path / photo.format(number), photo_pixels(seed=number)[..., 0])
+        save(tmp_path / mask.format(number), pixels)
+    with pytest.raises(ValueError, match=r"look like masks of|looks like a mask of"):
+        load_image_dataset(tmp_path)
+
+
+def test_grey_images_that_are_called_alike_are_no_masks(tmp_path):
+    """Two views of one thing, drawings of another class, and drawings only."""
+    for number in range(3):
+        save(tmp_path / f"views/{number}.png", photo_pixels(seed=number)[..., 0])
+        save(tmp_path / f"views/{number}_left.png", photo_pixels(seed=9)[..., 0])
+        save(tmp_path / f"classes/photo/{number}.png", photo_pixels(seed=number)[..., 0])
+        save(tmp_path / f"classes/drawing/{number}.png", area_pixels(31, 41))
+        save(tmp_path / f"digits/one/{number}.png", area_pixels())
+        save(tmp_path / f"digits/two/{number}.png", area_pixels(level=200))
+    for name, count in (("views", 6), ("classes", 6), ("digits", 6)):
+        assert len(load_image_dataset(tmp_path / name)) == count
+
+
 def test_a_glob_over_several_splits_is_told(tmp_path, capsys):
     write_all(tmp_path, "train/1.png", "val/2.png")
     assert len(load_image_dataset(f"{tmp_path}/*/*.png")) == 2
