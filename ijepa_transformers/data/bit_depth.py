@@ -86,6 +86,7 @@ class DepthSample:
 def look(images: Iterable[ImageValue], num_channels: int, source: str) -> DepthSample:
     """Collects the values of the 16-bit images among some images. Images that cannot be read are left to the run."""
     sample = DepthSample(source)
+    notices.expect_first(notices.WHITE)
     for value in images:
         sample.num_looked_at += 1
         try:

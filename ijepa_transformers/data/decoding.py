@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from .arrays import open_array
 from .heif import NotReadableError, is_heif, open_heif
 from .limits import check_cost, exif_is_cheap
+from .notices import WHITE, tell_of_first
 from .samples import MAX_CHANNELS, Samples, samples_of
 from .tiff import is_tiff, read_tiff_header, tiff_samples
 
@@ -211,6 +212,7 @@ class OpenedImage:
         with _errors_as_bad_image(self.name):
             samples, steps = self._samples(num_channels)
             if samples is not None:
+                self._tell_of_doubt(samples, sixteen_bit_max)
                 return _upright(samples.decode(num_channels, sixteen_bit_max), *steps)
             assert self._image is not None  # what PIL cannot open gives samples
             array = None
@@ -219,6 +221,16 @@ class OpenedImage:
             if array is None:
                 array = _decode_with_pil(self._image, num_channels, reduction)
             return _upright(array, *_upright_steps(self._image))
+
+    def _tell_of_doubt(self, samples: Samples, sixteen_bit_max: int | None) -> None:
+        """Tells if the white of the data set does not suit this image, which was not in the sample that chose it."""
+        doubt = samples.doubt(sixteen_bit_max) if samples.needs_setting and sixteen_bit_max else None
+        if doubt:
+            tell_of_first(
+                WHITE,
+                f"the 16-bit image {self.name!r} {doubt}, because sixteen_bit_max is {sixteen_bit_max} for all images."
+                " Others like it are not told of.",
+            )
 
     def samples(self, num_channels: int) -> Samples | None:
         """The stored values, if they are not just 8 bits of grey or colours. Call this or `decode` once only.

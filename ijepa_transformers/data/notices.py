@@ -1,6 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """What a user should know about the data, said once on stderr."""
 
+import mmap
 import sys
 
 from ..launcher import is_first_process
@@ -20,3 +21,19 @@ def tell(sentence: str) -> None:
     if sentence not in _told and is_first_process():
         print(f"note: {sentence}", file=sys.stderr, flush=True)
     _told.add(sentence)
+
+
+WHITE, LINK = range(2)  # kinds of `tell_of_first`
+_seen = mmap.mmap(-1, 2)  # memory that this process shares with the data loading processes that it forks
+
+
+def tell_of_first(kind: int, sentence: str) -> None:
+    """Prints a sentence about the first thing of a kind. Of a process and those that it forked only one prints."""
+    if _seen[kind] == 0 and is_first_process():
+        _seen[kind] = 1
+        print(f"note: {sentence}", file=sys.stderr, flush=True)
+
+
+def expect_first(kind: int) -> None:
+    """Other data begin: `tell_of_first` prints again."""
+    _seen[kind] = 0

@@ -5,9 +5,11 @@
 Shape legend: H rows, W columns, S samples of a pixel, C channels (1 or 3).
 """
 
+import functools
 import io
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -17,6 +19,8 @@ MAX_CHANNELS = 16  # of a model
 FULL_RANGE = 65535
 FAR_BELOW_FULL_RANGE = 2**15  # values that all lie below it leave at least one of 16 bits unused
 _PIXELS_AT_A_TIME = 2**20
+_DARK = 4  # an image is dark if its values stay below white by this factor
+_MANY = 0.05  # of the values
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by the colour type
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -58,47 +62,77 @@ class Samples:
         """The values without alpha."""
         return self.values if self.alpha is None else self.values[..., :-1]
 
+    @functools.cached_property
+    def _range(self) -> tuple[int, int]:
+        return int(self.colours.min()), int(self.colours.max())
+
     def largest(self) -> int:
         """The largest value of a colour.
 
         Raises:
             ValueError: if a value has no known range.
         """
-        least, most = int(self.colours.min()), int(self.colours.max())
+        least, most = self._range
         if least < 0 or most > FULL_RANGE:
             raise ValueError(f"integer pixels from {least} to {most}; only 8 and 16 bits have a known range")
         return most
 
-    def eight_bits(self, sixteen_bit_max: int | None) -> np.ndarray:
-        """The values as uint8 (H, W, S). The white of the file, or `sixteen_bit_max`, becomes 255, and 0 stays 0. A
-        signed 8-bit -128 becomes 0.
+    def doubt(self, white: int) -> str | None:
+        """Why `white` is not that of this image, as a sentence without a subject; None if nothing speaks against it.
+
+        A black image tells nothing.
 
         Raises:
-            ValueError: if a value has no known range, or if nothing says what is white and all values are small.
+            ValueError: as `largest`.
         """
-        if self.values.dtype.itemsize == 1:
-            array = _from_one_byte(self.values, self.white or 255)
-        else:
-            largest = self.largest()
-            white = self.white or sixteen_bit_max or full_range(largest)
-            array = _scaled(self.values, white)
-            if self.alpha is not None and self.needs_setting and self.alpha.max() > white:
-                array[..., -1] = _scaled(self.alpha, FULL_RANGE)  # only the colours have fewer bits
-        if self.is_inverted:
-            array[..., : self.colours.shape[2]] ^= 255
-        return array
+        largest = self.largest()
+        if 0 < largest < (white + 1) // _DARK:
+            return f"has no value above {largest:,}, so it is {'bright' if self.is_inverted else 'dark'}"
+        share = float((self.colours > white).mean()) if largest > white else 0.0
+        return f"has {100 * share:.2g} % of its values above it, which become white" if share > _MANY else None
 
     def decode(self, num_channels: int, sixteen_bit_max: int | None) -> np.ndarray:
         """As uint8 (H, W, num_channels): grey or colours laid on white for 1 or 3 channels, else the samples.
 
+        The white of the file, or `sixteen_bit_max`, becomes 255, and 0 stays 0. A signed 8-bit -128 becomes 0.
+
         Raises:
-            ValueError: as `eight_bits`, or if the image has another number of samples.
+            ValueError: if a value has no known range, if nothing says what is white and all values are small, or if
+                the image has another number of samples.
         """
-        array = self.eight_bits(sixteen_bit_max)
-        if num_channels in (1, 3) and self.mode:
-            return _with_channels(_on_white(array, self.mode), self.mode.rstrip("Aa"), num_channels)
-        if array.shape[2] != num_channels:
-            raise ValueError(f"it has {array.shape[2]} channels, but num_channels is {num_channels}")
+        whites = self._whites(sixteen_bit_max)
+        height, width, num_samples = self.values.shape
+        if num_channels not in (1, 3) or not self.mode:
+            if num_samples != num_channels:
+                raise ValueError(f"it has {num_samples} channels, but num_channels is {num_channels}")
+            return self._eight_bits(*whites)
+        result = np.empty((height, width, num_channels), np.uint8)
+        rows = max(1, _PIXELS_AT_A_TIME // max(1, width))  # of all rows at once the intermediate values fill gigabytes
+        for start in range(0, height, rows):
+            array = replace(self, values=self.values[start : start + rows])._eight_bits(*whites)
+            colours = _on_white(array, self.mode)
+            result[start : start + rows] = _with_channels(colours, self.mode.rstrip("Aa"), num_channels)
+        return result
+
+    def _whites(self, sixteen_bit_max: int | None) -> tuple[int, int]:
+        """The values of white, and of what is opaque."""
+        if self.values.dtype.itemsize == 1:
+            return self.white or 255, self.white or 255
+        largest = self.largest()
+        white = self.white or sixteen_bit_max or full_range(largest)
+        only_colours_have_fewer_bits = self.alpha is not None and self.needs_setting and self.alpha.max() > white
+        return white, FULL_RANGE if only_colours_have_fewer_bits else white
+
+    def _eight_bits(self, white: int, opaque: int) -> np.ndarray:
+        """The values as uint8 (H, W, S)."""
+        if self.values.dtype.itemsize == 1:
+            array = _from_one_byte(self.values, white)
+        else:
+            array = _scaled(self.values, white)
+            if self.alpha is not None and opaque != white:
+                array[..., -1] = _scaled(self.alpha, opaque)
+        if self.is_inverted:
+            array[..., : self.colours.shape[2]] ^= 255
         return array
 
 
@@ -132,11 +166,11 @@ def _from_one_byte(values: np.ndarray, white: int) -> np.ndarray:
 
 def _scaled(values: np.ndarray, white: int) -> np.ndarray:
     """Values of which `white` becomes 255, as uint8 of the same shape. Larger ones are white too."""
+    table = np.rint(np.arange(white + 1) / (white / 255)).astype(np.uint8)  # faster than to divide each value
     result = np.empty(values.shape, np.uint8)
-    rows = max(1, _PIXELS_AT_A_TIME // max(1, values[0].size))  # all rows at once, as floats, would take much memory
+    rows = max(1, _PIXELS_AT_A_TIME // max(1, values[0].size))  # indices of all rows at once would take much memory
     for start in range(0, len(values), rows):
-        part = np.minimum(values[start : start + rows], white)
-        result[start : start + rows] = np.rint(part / (white / 255))
+        result[start : start + rows] = table[np.minimum(values[start : start + rows], white)]
     return result
 
 
@@ -144,6 +178,8 @@ def _on_white(array: np.ndarray, mode: str) -> np.ndarray:
     """Colours (H, W, S) without the alpha that may be behind them."""
     if mode[-1:] not in ("A", "a"):
         return array
+    if array[..., -1].min() == 255:
+        return array[..., :-1]
     colours, alpha = array[..., :-1].astype(np.uint16), array[..., -1:].astype(np.uint16)
     if mode.endswith("a"):
         return np.minimum(colours + (255 - alpha), 255).astype(np.uint8)
@@ -233,18 +269,35 @@ def _png_samples(image: Image.Image, encoded: bytes) -> Samples:
 
 def both_bytes(encoded: bytes, image_format: str, upper: str) -> np.ndarray:
     """16-bit values (H, W, S), from two passes of PIL, which unpack the upper and the lower bytes."""
-    values = unpacked(encoded, image_format, upper).astype(np.uint16)
-    values *= 256
-    values += unpacked(encoded, image_format, _OTHER_BYTE[upper])
+    image = _unpacked(encoded, image_format, upper)
+    values = np.empty((image.height, image.width, len(image.getbands())), np.uint16)
+    for rows, part in _rows_of(image):
+        values[rows] = part
+        values[rows] *= 256
+    del image  # both at once would take gigabytes
+    for rows, part in _rows_of(_unpacked(encoded, image_format, _OTHER_BYTE[upper])):
+        values[rows] += part
     return values
 
 
 def unpacked(encoded: bytes, image_format: str, unpacking: str) -> np.ndarray:
     """uint8 (H, W, S), with another of PIL's ways to unpack stored pixels than the usual one."""
+    return np.asarray(_unpacked(encoded, image_format, unpacking))
+
+
+def _unpacked(encoded: bytes, image_format: str, unpacking: str) -> Image.Image:
     image = Image.open(io.BytesIO(encoded), formats=[image_format])
     image.tile = [_unpacked_tile(tile, unpacking) for tile in image.tile]  # type: ignore[attr-defined, misc]
     image.load()
-    return np.asarray(image)
+    return image
+
+
+def _rows_of(image: Image.Image) -> Iterator[tuple[slice, np.ndarray]]:
+    """Some rows (n, W, S) at a time. An array of all of them would be a copy, and PIL needs another one to make it."""
+    step = max(1, _PIXELS_AT_A_TIME // image.width)
+    for start in range(0, image.height, step):
+        rows = slice(start, min(start + step, image.height))
+        yield rows, np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
 
 
 def _unpacked_tile(tile: tuple, unpacking: str) -> tuple:

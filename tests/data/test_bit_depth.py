@@ -1,6 +1,7 @@
 """A data set whose 16-bit images would be dark stops a command, also if only most of them are, or have hot pixels."""
 
 import io
+import multiprocessing
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ijepa_transformers.data.bit_depth import look, settle, white_of
+from ijepa_transformers.data.decoding import decode_image
 from tests.data.image_files import cells, in_bits, png
 
 
@@ -56,6 +58,30 @@ def test_images_of_fewer_bits_than_the_others_are_told(asked, whites, bits):
     sample = sample_of(*(in_bits(cells(), white) for white in whites))
     assert white_of(sample, asked, tell=told.append) == whites[1]
     assert f"1 of 2 16-bit images of 'scans' end at exactly {whites[0]:,}, as images of {bits} bits do" in told[0]
+
+
+def read(pixels, white):
+    decode_image({"bytes": png(pixels), "path": "scans/7.png"}, 1, sixteen_bit_max=white)
+
+
+def test_the_first_image_outside_of_the_sample_that_does_not_fit_is_told(capsys):
+    sample_of(FULL)
+    for pixels, white in ((BLACK, 65535), (FULL, 65535), (TWELVE, 4095), (TWELVE, 65535), (TWELVE, 65535)):
+        read(pixels, white)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: the 16-bit image 'scans/7.png' has no value above 4,080, so it is dark, because")
+    sample_of(TWELVE)
+    read(FULL, 4095)
+    assert "of its values above it, which become white, because sixteen_bit_max is 4095" in capsys.readouterr().err
+
+
+def test_forked_data_loading_processes_tell_once(capfd):
+    sample_of(FULL)
+    for _ in range(2):
+        process = multiprocessing.get_context("fork").Process(target=read, args=(TWELVE, 65535))
+        process.start()
+        process.join()
+    assert capfd.readouterr().err.count("so it is dark") == 1
 
 
 def test_images_of_several_frames_are_told(capsys):
