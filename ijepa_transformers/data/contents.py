@@ -100,6 +100,18 @@ def _status(path: str | None) -> os.stat_result | None:
         return None
 
 
+def files_digest(paths: Sequence[str]) -> str:
+    """A hash of the sizes of files, in this order, or of their bytes if all of them together have at most 256 MiB.
+
+    Names do not count. A file that cannot be read counts as of no size.
+    """
+    stored = [StoredBytes(path, None) for path in paths]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        sizes = list(threads.map(_size, stored))
+        facts = list(threads.map(_content_digest, stored)) if sum(sizes) <= _FEW_BYTES else sizes
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
 # Contents
 def contents_digest(dataset: datasets.Dataset, rows: Sequence[int]) -> str:
     """A SHA-256 of the bytes of these images, in this order. All of them are read. Names do not count.

@@ -12,16 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import datasets
 import fsspec
 import pyarrow.parquet as pq
+from datasets.utils.file_utils import ArchiveIterable, xopen
 
 from ..hub import HubUnreachable, hub_or_cache
+from .contents import files_digest
 from .decoding import StoredImage
 from .finding import resolve
 from .kinds import SHARD_BUILDERS
+from .notices import LINK, expect_first, tell_of_first
 from .sources import find_image_column
 from .splits import choose_split
 from .tars import Member, problem_of_endings, require_one_ending, require_uncompressed
@@ -66,6 +69,12 @@ class ImageStream:
         """Hash of the shards' file names in their order. A moved folder or a newly signed URL keeps it."""
         names = "\n".join(name.partition("?")[0].replace("\\", "/").rsplit("/", 1)[-1] for name in self.names)
         return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def contents(self) -> str:
+        """Hash of the shards' sizes, or of their bytes if all of them are small. Only for files on this machine:
+        asking a server for each of thousands of files would delay every start. Otherwise empty."""
+        return "" if any("://" in name for name in self.names) else files_digest(self.names)
 
     def rows(self, shard: int, first_row: int = 0) -> Iterator[tuple[int, StoredImage | None]]:
         """Row number and encoded image of every row of a shard from `first_row` on.
@@ -145,7 +154,7 @@ def open_stream(
     for names in tars.values():
         _check_local_tar(Path(names[0]))
     with _endings_told([str(names[0]) for names in tars.values()]):
-        with _as_value_error(f"the {builder.name} files of {source!r} cannot be read"):
+        with _links_told(builder), _as_value_error(f"the {builder.name} files of {source!r} cannot be read"):
             for names in tars.values():
                 _require_plain_tar(str(names[0]))
             splits = builder.as_streaming_dataset()
@@ -240,6 +249,42 @@ def _require_plain_tar(name: str) -> None:
     """Raises ValueError for a compressed tar, of which `datasets` would unpack whole members into memory."""
     with fsspec.open(name, "rb") as file:
         require_uncompressed(name, file.read(8))
+
+
+class _Archive(ArchiveIterable):
+    """The files of a streamed tar. Links are told, which `datasets` leaves out without a word."""
+
+    @classmethod
+    def _iter_from_urlpath(cls, urlpath: str, download_config: Any = None) -> Iterator[tuple[str, IO[bytes] | None]]:
+        with xopen(urlpath, "rb", download_config=download_config, block_size=0) as file:
+            tar = tarfile.open(fileobj=file, mode="r|*")  # noqa: SIM115
+            for header in tar:
+                if header.issym() or header.islnk():
+                    tell_of_first(
+                        LINK,
+                        f"{header.name!r} in {urlpath!r} is a link to {header.linkname!r}. Links in tar files are left"
+                        " out when streaming. Others are not told of.",
+                    )
+                elif header.isreg() and not os.path.basename(header.name).startswith((".", "__")):
+                    yield header.name, tar.extractfile(header)
+                tar.members = []  # type: ignore[attr-defined]  # which would grow
+
+
+@contextmanager
+def _links_told(builder: datasets.DatasetBuilder) -> Iterator[None]:
+    """Inside, the builder opens tar files as `_Archive`."""
+    expect_first(LINK)
+    split_generators = builder._split_generators
+
+    def with_archives(manager: Any) -> Any:
+        manager.iter_archive = functools.partial(_Archive.from_urlpath, download_config=manager.download_config)
+        return split_generators(manager)
+
+    builder._split_generators = with_archives
+    try:
+        yield
+    finally:
+        del builder._split_generators  # a builder with a local function cannot be sent to another process
 
 
 def _check_local_tar(path: Path) -> None:

@@ -197,6 +197,7 @@ _SETTING_NAMES = {
     "lanes": "lanes",
     "shards": "shards",
     "fingerprint": "names of the shards",
+    "contents": "sizes or contents of the shards",
     "seed": "seed",
     "shuffle_buffer": "shuffle_buffer",
     "batch_size": "images per process and pass",
@@ -289,6 +290,7 @@ class StreamingBatches(torch.utils.data.IterableDataset):
             "lanes": self.lanes,
             "shards": self.stream.num_shards,
             "fingerprint": self.stream.fingerprint,
+            "contents": self.stream.contents,
             "seed": self.seed,
             "shuffle_buffer": self.shuffle_buffer,
             "batch_size": self.batch_size,
@@ -298,7 +300,7 @@ class StreamingBatches(torch.utils.data.IterableDataset):
     def _checked(self, start: LanePositions | None) -> dict[int, Position]:
         start = start or LanePositions(self.settings)
         for name, now in self.settings.items():
-            before = start.settings[name]
+            before = start.settings.get(name, now)  # checkpoints of before have no contents
             if before != now:
                 raise ValueError(
                     f"The stream cannot be resumed: {_SETTING_NAMES[name]} changed from {before} to {now}."

@@ -309,6 +309,43 @@ def test_changed_settings_are_refused_on_resuming(shards, tmp_path):
         batches_of(open_stream(shards), accumulation_steps=4, start_step=3, start=start)
 
 
+def test_other_contents_under_the_same_names_are_refused(tmp_path):
+    folder = write_shards(tmp_path / "shards", "tar", (4, 5, 4, 5))
+    start = positions_after(open_stream(folder), 3, world_size=1)
+    first, second, *_ = sorted(folder.iterdir())
+    whole = first.read_bytes()
+    first.write_bytes(whole[:600] + bytes((whole[600] ^ 1,)) + whole[601:])
+    with pytest.raises(ValueError, match="sizes or contents of the shards changed"):
+        batches_of(open_stream(folder), accumulation_steps=4, start_step=3, start=start)
+    first.write_bytes(whole)
+    batches_of(open_stream(folder), accumulation_steps=4, start_step=3, start=start)
+    del start.settings["contents"]  # as of checkpoints of before
+    second.write_bytes(whole)
+    batches_of(open_stream(folder), accumulation_steps=4, start_step=3, start=start)
+
+
+def test_links_in_a_streamed_tar_are_told_once(capfd):
+    """`datasets` leaves them out without a word."""
+    fsspec.filesystem("memory").pipe("linked.tar", tar_with_links())
+    opened = open_stream("memory://linked.tar")
+    for stream in (opened, pickle.loads(pickle.dumps(opened))):
+        assert [value["path"] for _, value in stream.rows(0)] == ["0.png", "1.png"]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("note: 'a.png' in 'memory:///linked.tar' is a link to '0.png'.")
+
+
+def tar_with_links():
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, target in (("0.png", None), ("a.png", "0.png"), ("b.png", "/data/1.png"), ("1.png", None)):
+            header = tarfile.TarInfo(name)
+            if target:
+                header.type, header.linkname = tarfile.SYMTYPE, target
+            header.size = 0 if target else len(png(0, 0))
+            tar.addfile(header, None if target else io.BytesIO(png(0, 0)))
+    return file.getvalue()
+
+
 def test_positions_of_some_processes_only_are_refused(shards):
     stream = open_stream(shards)
     batches = batches_of(stream, world_size=2)
