@@ -7,7 +7,8 @@ Shape legend: B images of a batch, N images of a split, n some of these images, 
 import functools
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -288,26 +289,38 @@ def _rounds(count: int, round_size: int, rank: int, world_size: int) -> Iterator
 
 
 def stream(
-    run: Run, opened: OpenedEncoder, images: Images, keys: Keys, kinds: Collection[str]
+    run: Run, opened: OpenedEncoder, images: Images, passes: Iterable[Keys], kinds: Collection[str]
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Features (up to B x processes, ...) of images[key], in the order of the keys, equal on all processes.
+
+    Args:
+        passes: the keys of each pass over the images. All passes have one set of loading processes.
 
     Raises:
         BadImageError: if an image cannot be read. Leaving it out would change the accuracy.
     """
     accelerator = run.accelerator
     round_size = run.arguments.per_device_batch_size * accelerator.num_processes
-    parts = list(_rounds(len(keys), round_size, accelerator.process_index, accelerator.num_processes))
-    batches = [[keys[position] for position in positions] for _, positions in parts]
+    asked: deque[tuple[int, Keys]] = deque()  # of the loader, whose processes read ahead
+
+    def batches() -> Iterator[Keys]:
+        for keys in passes:
+            for size, positions in _rounds(
+                len(keys), round_size, accelerator.process_index, accelerator.num_processes
+            ):
+                asked.append((size, [keys[position] for position in positions]))
+                yield asked[-1][1]
+
     loader = DataLoader(
         images,
-        batch_sampler=batches,
+        batch_sampler=batches(),
         collate_fn=list,
         num_workers=run.arguments.num_workers,
         worker_init_fn=prepare_worker,
         pin_memory=accelerator.device.type == "cuda",
     )
-    for (size, _), batch, samples in zip(parts, batches, loader, strict=True):
+    for samples in loader:
+        size, batch = asked.popleft()
         pixel_values = _stack(images, batch, samples).to(accelerator.device)
         features = encoder_features(opened.model, pixel_values, kinds)
         features.pop("token_shape", None)  # `Trial` has it; it is the same for all images
@@ -411,7 +424,7 @@ def _compute_features(
     for kind, chosen in wanted.items():
         is_wanted[kind][chosen] = True
     positions = torch.stack([*is_wanted.values()]).any(dim=0).nonzero().flatten()
-    parts = stream(run, opened, opened.images(split.dataset), split.indices[positions].tolist(), list(wanted))
+    parts = stream(run, opened, opened.images(split.dataset), [split.indices[positions].tolist()], list(wanted))
     progress = Progress(
         len(positions),
         f"image of {split.name!r}",

@@ -5,6 +5,7 @@ Shapes: N images, n some of these images.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,10 @@ class _HeadData:
         return lambda: self._streamed(images, keys, self.labels(split, positions), size)
 
     def training_batches(self, positions: torch.Tensor, size: int) -> Callable[[int], Iterable[Batch]]:
-        """A function that returns the batches of an epoch, each with `size` images. A smaller rest is left out."""
+        """A function that returns the batches of an epoch, each with `size` images. A smaller rest is left out.
+
+        It is called for one epoch after the other, and each time all batches are taken.
+        """
         split, arguments = self.run.train, self.run.arguments
 
         def chosen(epoch: int) -> torch.Tensor:
@@ -100,10 +104,16 @@ class _HeadData:
         images = self.opened.images(split.dataset)
         augmented = AUGMENTED[arguments.augment](images, arguments.seed) if arguments.augment != "none" else None
 
-        def batches(epoch: int) -> Iterator[Batch]:
+        def keys(epoch: int) -> Keys:
             indices = split.indices[chosen(epoch)].tolist()
-            keys = [(epoch, index) for index in indices] if augmented else indices
-            return self._streamed(augmented or images, keys, self.labels(split, chosen(epoch)), size)
+            return [(epoch, index) for index in indices] if augmented else indices
+
+        # Nothing is read before the first batch is asked for.
+        parts = self._features(augmented or images, map(keys, range(arguments.epochs)), size)
+
+        def batches(epoch: int) -> Iterator[Batch]:
+            labels = self.labels(split, chosen(epoch)).split(size)
+            return zip(itertools.islice(parts, len(labels)), labels, strict=True)
 
         return batches
 
@@ -114,8 +124,11 @@ class _HeadData:
             yield {kind: features.at(kind, part).to(device) for kind in self.kinds}, part_labels
 
     def _streamed(self, images: Images, keys: Keys, labels: torch.Tensor, size: int) -> Iterator[Batch]:
-        parts = map(_require_finite, stream(self.run, self.opened, images, keys, self.kinds))
-        return zip(rebatch(parts, size), labels.split(size), strict=True)
+        return zip(self._features(images, [keys], size), labels.split(size), strict=True)
+
+    def _features(self, images: Images, passes: Iterable[Keys], size: int) -> Iterator[dict[str, torch.Tensor]]:
+        """In parts of `size`; each pass has a multiple of it, or there is only one."""
+        return rebatch(map(_require_finite, stream(self.run, self.opened, images, passes, self.kinds)), size)
 
 
 def _require_finite(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -160,13 +160,16 @@ class ClassificationTrainer(Trainer):
         return self.train_sampler
 
     def get_train_dataloader(self) -> DataLoader:
-        loader = super().get_train_dataloader()
-        loader.worker_init_fn = prepare_worker  # no random state of a worker is used, so none is seeded
-        return loader
+        return _with_prepared_workers(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        return _with_prepared_workers(super().get_eval_dataloader(eval_dataset))
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         _check_sharding(getattr(self.accelerator.state, "fsdp_plugin", None))
+        deepspeed = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        check_deepspeed(deepspeed.deepspeed_config if deepspeed else {})
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -251,6 +254,12 @@ class ClassificationTrainer(Trainer):
             write_readme(self)
 
 
+def _with_prepared_workers(loader: DataLoader) -> DataLoader:
+    """No random state of a worker is used, so none is seeded. Accelerate wraps the loader that starts the workers."""
+    getattr(loader, "base_dataloader", loader).worker_init_fn = prepare_worker
+    return loader
+
+
 def total_steps(arguments: TrainingArguments, num_images: int) -> int:
     """How many optimizer steps a run on so many images has, as `Trainer` counts them."""
     if arguments.max_steps > 0:
@@ -288,6 +297,20 @@ def _check_sharding(plugin: FullyShardedDataParallelPlugin | None) -> None:
         "FSDP version 1 needs use_orig_params (--fsdp_use_orig_params true): otherwise it joins weights into one, and"
         " they cannot have different learning rates and weight decays.",
     )
+
+
+def check_deepspeed(config: Mapping[str, Any]) -> None:
+    """Raises ValueError if DeepSpeed would make an optimizer or a schedule of its own.
+
+    Its optimizer has one group, so all layers would get one rate and biases would decay. Its schedule comes back from
+    a checkpoint as it was, so a new rate on resume would be ignored.
+    """
+    for name in ("optimizer", "scheduler"):
+        require(
+            name not in config,
+            f"The configuration of DeepSpeed has {name!r}: remove it. The arguments of this command say what it says,"
+            " such as learning_rate and lr_scheduler_type.",
+        )
 
 
 # Model card

@@ -34,6 +34,7 @@ class FineTuningArguments(TrainingArguments):
     save_total_limit: int | None = argument(2, "how many checkpoints are kept")
     metric_for_best_model: str | None = argument("accuracy", "what load_best_model_at_end goes by")
     dataloader_num_workers: int = argument(4, "image loading processes per process; 0 loads in it")
+    dataloader_persistent_workers: bool = argument(True, "whether these processes stay from epoch to epoch")
     remove_unused_columns: bool = argument(False, "must stay False: nothing that the data set yields is unused")
 
     def __post_init__(self):

@@ -8,12 +8,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedOptimizerWrapper
 from PIL import Image
 from safetensors.torch import load_file
+from torch.optim.lr_scheduler import LambdaLR
 
 from ijepa_transformers.checkpoints import describe_files, write_manifest
 from ijepa_transformers.finetuning import command
 from ijepa_transformers.finetuning.arguments import parse_fine_tuning_arguments
+from ijepa_transformers.finetuning.trainer import check_deepspeed, keep_settings
 from tests.runs import fine_tune, fine_tuning_argv
 
 
@@ -187,6 +191,26 @@ def test_other_settings_of_the_optimizer_hold_on_resume(whole, resume, tmp_path)
     groups = torch.load(output_dir / "checkpoint-4" / "optimizer.pt")["param_groups"]
     assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
     assert {tuple(group["betas"]) for group in groups} == {(0.9, 0.9)}
+
+
+def test_the_rate_holds_in_the_optimizer_of_deepspeed_too():
+    """It wraps the optimizer whose groups have the rates, and loads them from the checkpoint."""
+    Accelerator(cpu=True)  # the wrapper asks for its state
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 0.1 * rate} for rate in (1, 2)]
+    optimizer = DeepSpeedOptimizerWrapper(torch.optim.AdamW(groups))
+    scheduler = LambdaLR(optimizer, lambda step: 1 - step / 8)
+    optimizer.step()
+    scheduler.last_epoch = 4
+    keep_settings(optimizer, scheduler, [{"lr": 0.01}, {"lr": 0.02}])
+    assert [group["lr"] for group in optimizer.optimizer.param_groups] == [0.005, 0.01]
+    scheduler.step()
+    assert scheduler.get_last_lr() == pytest.approx([0.01 * 3 / 8, 0.02 * 3 / 8])
+
+
+@pytest.mark.parametrize("name", ["optimizer", "scheduler"])
+def test_an_optimizer_or_schedule_of_deepspeed_is_refused(name):
+    with pytest.raises(ValueError, match=f"The configuration of DeepSpeed has '{name}': remove it"):
+        check_deepspeed({"zero_optimization": {"stage": 2}, name: {"type": "AdamW"}})
 
 
 def test_a_finished_run_trains_no_further_step(whole, resume, refusal, tmp_path):
