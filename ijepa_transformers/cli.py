@@ -6,7 +6,6 @@ right. So `ijepa --help` and a mistyped flag are answered at once.
 """
 
 import importlib
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import NoReturn
 
 from . import __version__
 from .arguments import RECIPES, CommandParser, find_recipe, list_recipes, near
+from .files import written_aside
 from .hub import sentence_for
 from .process import prepare_process
 from .terminal import lasting_output
@@ -187,7 +187,8 @@ def _copy(source: Path, target: str | None) -> None:
     file = Path(target or source.name)
     if file.exists():
         raise ValueError(f"{str(file)!r} exists already; name another file.")
-    shutil.copyfile(source, file)
+    with written_aside(file) as unfinished:
+        unfinished.write_bytes(source.read_bytes())  # an error of `shutil` would name the source
     print(f"wrote {file}")
 
 

@@ -175,3 +175,20 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes a file of JSON lines, one for each row, as `write_text`."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Adds rows to a file of JSON lines.
+
+    Raises:
+        OSError: with the name of the file, if it cannot be written. Then it is as it was.
+    """
+    with disk_errors_of(path):
+        size = path.stat().st_size if path.exists() else None
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+        except OSError:
+            with suppress(OSError):
+                path.unlink() if size is None else os.truncate(path, size)
+            raise

@@ -7,7 +7,6 @@ context encoder, and so does the new one. The paper evaluates the target encoder
 """
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -145,7 +144,7 @@ def _convert_processor(source: Path, directory: Path, config: IJepaConfig, keep:
         right.save_pretrained(directory)
         return [*(f"{fault} Corrected." for fault in faults), *_other_statistics(right, num_channels)]
     _require_fit(processor, source, config)
-    shutil.copyfile(source / PROCESSOR_FILE, directory / PROCESSOR_FILE)
+    (directory / PROCESSOR_FILE).write_bytes((source / PROCESSOR_FILE).read_bytes())
     is_told = _has_vit_statistics(processor)
     return [*(f"{fault} Kept." for fault in faults), *([] if is_told else _other_statistics(processor, num_channels))]
 

@@ -1,7 +1,6 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Counts images that cannot be read, and stops a run that has too many."""
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import datasets
 import torch
 
-from ..files import read_rows, write_rows
+from ..files import append_rows, read_rows, write_rows
 from .decoding import BadImageError, read_image
 from .notices import counted
 from .sources import image_name
@@ -90,8 +89,7 @@ class BadImageLog:
             self.tidy()
             if self.writes:
                 self.newest = [self._record(by_key[key]) for key in new_keys]
-                with open(self.path, "a", encoding="utf-8") as file:
-                    file.write("".join(json.dumps(record) + "\n" for record in self.newest))
+                append_rows(self.path, self.newest)
             self.indices.update(new_keys)
             self._check()
         return len(self.indices)

@@ -27,6 +27,7 @@ from ..arguments import (
     require_text,
     without_removed_keys,
 )
+from ..files import write_text
 
 
 AUTO = "auto"  # a value that follows from the GPU, the grid or the length of the run
@@ -437,7 +438,7 @@ class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments
 
     def save(self, path) -> None:
         """Writes the effective arguments as a recipe that repeats the run."""
-        Path(path).write_text(yaml.safe_dump(self.effective(), sort_keys=False))
+        write_text(Path(path), yaml.safe_dump(self.effective(), sort_keys=False))
 
     def effective(self) -> dict:
         """The arguments that have a value, as a recipe."""

@@ -1,7 +1,6 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """The training loop: optimizer steps, metrics, and a warning if the target encoder collapses."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from ..data.transforms import normalize_pixel_values
 from ..display import Progress, show
 from ..distributed import any_process, norm_and_agreement, update_target_encoder
 from ..evaluation.collapse import spread_of
+from ..files import append_rows
 from .build import Run, is_evaluated
 from .evaluate import evaluate
 from .messages import show_bad_images
@@ -236,8 +236,7 @@ def record(run: Run, row: dict[str, Any], progress: Progress) -> None:
     run.accelerator.log({key: value for key, value in row.items() if key != "reason"}, step=row["step"])
     if not run.accelerator.is_main_process:
         return
-    with open(run.output_dir / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(row) + "\n")
+    append_rows(run.output_dir / "metrics.jsonl", [row])
     shown = {name: f"{row[key]:.3g}" for name, key in SHOWN.items() if key in row}
     progress.report(shown)
     if row.get("collapsing"):
@@ -256,8 +255,7 @@ def _report_skipped_step(run: Run, step: Step, done: int) -> None:
     losses = gather_object([loss.item() for loss in step.losses])
     if run.accelerator.is_main_process:
         report = {"step": done, "grad_norm": str(step.grad_norm), "losses": list(map(str, losses)), "images": names}
-        with open(run.output_dir / "skipped_steps.jsonl", "a") as file:
-            file.write(json.dumps(report) + "\n")
+        append_rows(run.output_dir / "skipped_steps.jsonl", [report])
         show(f"WARNING at step {done:,}: the gradient is not finite; the step is skipped.")
 
 
