@@ -4,11 +4,15 @@
 A bar needs a terminal. In a file, in a pipe and in a notebook the same facts are lines.
 """
 
+import dataclasses
+import importlib.util
+import json
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from tqdm import tqdm
@@ -18,6 +22,7 @@ _BAR = "{bar:20} {desc}"  # 20 characters wide
 _ROWS = 20  # enough for all bars at once; a terminal without a size would get none
 SECONDS_BETWEEN_LINES = 60.0  # in a log file, where nothing else makes lines
 NAME_WIDTH = 12  # of the names in a head and at the end
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # `ijepa onnx` needs them
 FIRST_STEPS = 5  # are slower than the others: workers start, memory is allocated, layers are compiled
 FEW = 10  # In a work of fewer steps than this, all count. In a longer one, at most this share does not.
 
@@ -39,6 +44,13 @@ def in_words(seconds: float) -> str:
         return f"{hours} h {minutes} min"
     days, hours = divmod(round(seconds / 3600), 24)
     return f"{days} d {hours} h"
+
+
+@contextmanager
+def on_standard_error() -> Iterator[None]:
+    """Inside the block all is shown on standard error. For commands whose standard output is read by programs."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def show(text: str = "") -> None:
@@ -65,8 +77,9 @@ def show_end(places: Mapping[str, Any], commands: Iterable[str] = ()) -> None:
         places: what it is -> where it is.
         commands: whole commands, as `command` makes them.
     """
-    show()
-    show_facts(places)
+    if places:
+        show()
+        show_facts(places)
     commands = list(commands)
     if commands:
         show("\nWhat next:\n" + "".join(f"\n  {line}" for line in commands))
@@ -77,8 +90,44 @@ def command(name: str, **flags: Any) -> str:
     words = ["ijepa", name]
     for flag, value in flags.items():
         if value is not None:
-            words += [f"--{flag}", *map(str, value if isinstance(value, list | tuple) else [value])]
+            words += [f"--{flag}", *map(_word, value if isinstance(value, list | tuple) else [value])]
     return shlex.join(words)
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def command_again(name: str, arguments: Any, **changes: Any) -> str:
+    """A command with the flags that it was given, and with changes.
+
+    Args:
+        name: of the command.
+        arguments: its dataclass. Flags with their default are left out.
+        changes: by flag.
+    """
+    flags = {}
+    for entry in dataclasses.fields(arguments):
+        default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+        value = getattr(arguments, entry.name)
+        flags[entry.name] = None if value == default else value
+    return command(name, **{**flags, **changes})
+
+
+def in_python(path: Any) -> str:
+    """A path as a text of Python, in double quotes, which are easy to read in a shell."""
+    return json.dumps(str(path), ensure_ascii=False)
+
+
+def data_flags(arguments: Any) -> dict[str, Any]:
+    """The flags of a command that say where its images and labels are, for another command on the same images."""
+    return {name: getattr(arguments, name) for name in ("data", "data_config", "image_column", "label_column")}
+
+
+def onnx_commands(model: str, output: str) -> list[str]:
+    """The command that writes a model as ONNX; none if its packages are not installed."""
+    is_possible = all(importlib.util.find_spec(name) for name in ONNX_PACKAGES)
+    return [command("onnx", model=model, output=output)] if is_possible else []
 
 
 def _width() -> int:

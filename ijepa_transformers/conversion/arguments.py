@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import CommandParser, require
+from ..display import ONNX_PACKAGES
 
 
 CONVERT, EXPORT, ONNX = "ijepa convert", "ijepa export", "ijepa onnx"
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = range(18, 24)  # 18 is the first that torch writes, 23 the last that every supported onnxruntime reads
 
 CONVERT_HELP = """\
@@ -99,7 +99,7 @@ def parse_onnx_arguments(argv: Sequence[str] | None = None) -> argparse.Namespac
 
 def check_onnx_arguments(arguments: argparse.Namespace) -> None:
     """Raises ValueError if the export cannot succeed, before anything is loaded or written."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     require(not missing, f'{", ".join(missing)} not found; run: pip install "ijepa-transformers[onnx]"')
     opset, output = arguments.opset, Path(arguments.output)
     require(opset in OPSETS, f"--opset must be one of {OPSETS[0]} to {OPSETS[-1]}, got {opset}")

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from ..display import in_python, show_end
 from ..failures import REFUSED, failures_told
 from ..files import disk_errors_of
 from ..locks import alone_with
@@ -51,6 +53,12 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
+
+
+def show_written(model: Path) -> None:
+    """Prints where a converted model is, and how to open it."""
+    code = f"from ijepa_transformers.encoders import load_encoder; print(load_encoder({in_python(model)}))"
+    show_end({"model": model}, [shlex.join(["python", "-c", code])])
 
 
 def run(command: Callable[..., None], arguments: argparse.Namespace, program: str) -> None:

@@ -27,10 +27,11 @@ from safetensors.torch import save_file
 
 from ..configuration_ijepa import IJEPA_SIZES, IJepaConfig
 from ..data.transforms import build_image_processor
+from ..display import show, show_facts
 from ..model_card import USAGE, in_code, in_markdown, in_quotes, write_card
 from ..modeling_ijepa import OTHER_NETWORKS, write_pretraining_index
 from .arguments import CONVERT, parse_convert_arguments
-from .command_line import run, written_aside
+from .command_line import run, show_written, written_aside
 from .directory import convert_directory
 from .key_mapping import NETWORKS, from_meta
 from .meta_file import check_finite, load_checkpoint, read_networks
@@ -146,21 +147,23 @@ def _print_report(
 ) -> None:
     """Prints what the checkpoint holds. With `verbose` also where every key goes; equal keys of all layers share a
     line."""
-    print(
-        f"encoder: {config.num_hidden_layers} layers of {config.hidden_size}, {config.num_attention_heads} heads,"
-        f" MLP {config.intermediate_size}; images of {config.image_size} pixels, {config.num_channels} channels,"
-        f" patches of {config.patch_size}, grid {config.grid_size}"
-    )
+    facts = {
+        "encoder": f"{config.num_hidden_layers} layers of {config.hidden_size}, {config.num_attention_heads} heads,"
+        f" MLP {config.intermediate_size}",
+        "images": f"{config.image_size} pixels, {config.num_channels} channels, patches of {config.patch_size}, grid"
+        f" {config.grid_size}",
+    }
+    if "opt" in checkpoint:
+        facts["optimizer"] = OPTIMIZER_FILE if with_optimizer else "left out (--with_optimizer includes it)"
+    others = [key for key in checkpoint if key not in (*networks, "opt")]
+    show_facts(facts | ({"other keys": f"{', '.join(others)}: in {FACTS_FILE}"} if others else {}))
     for network, state_dict in networks.items():
         if network not in NETWORKS_OF[encoder]:
-            print(f"{network}: {len(state_dict)} keys left out (--encoder {encoder})")
+            show(f"{network}: {len(state_dict)} keys left out (--encoder {encoder})")
             continue
-        print(f"{network}: {len(state_dict)} keys, {sum(v.numel() for v in state_dict.values()):,} numbers")
+        show(f"{network}: {len(state_dict)} keys, {sum(v.numel() for v in state_dict.values()):,} numbers")
         for line in _report_lines(network, state_dict, _prefix(network, encoder)) if verbose else []:
-            print(f"    {line}")
-    optimizer = OPTIMIZER_FILE if with_optimizer else "left out (--with_optimizer includes it)"
-    for key in (key for key in checkpoint if key not in networks):
-        print(f"{key} -> {optimizer if key == 'opt' else FACTS_FILE}")
+            show(f"    {line}")
 
 
 def _report_lines(network: str, state_dict: StateDict, prefix: str) -> list[str]:
@@ -318,13 +321,14 @@ def convert(
             check_finite(network, networks[network])
         moments = convert_optimizer(checkpoint.get("opt"), expected) if with_optimizer else {}
         check_finite("opt", moments)
+        show_facts({"source": file, "output": output})
         _print_report(checkpoint, networks, encoder, config, with_optimizer, verbose == "true")
         _write_model(directory, networks, encoder, config)
         _write_readme(directory, output.absolute().name, file.name, encoder, config)
         _write_facts(directory, checkpoint)
         if with_optimizer:
             _save_tensors(moments, directory / OPTIMIZER_FILE)
-    print(f"wrote {output}")
+    show_written(output)
 
 
 FILE_OPTIONS = {"encoder", "num_attention_heads", "image_size", "with_optimizer", "verbose"}

@@ -22,11 +22,12 @@ from ..data.bit_depth import setting_of
 from ..data.datasets import prepare_image
 from ..data.notices import counted
 from ..data.transforms import build_image_processor, default_image_statistics, normalize_pixel_values
+from ..display import show, show_facts
 from ..encoders import one_line, open_processor, opening
 from ..files import read_json_object
 from ..model_card import USAGE, in_code, in_markdown, in_quotes, inherited_license, write_card
 from ..modeling_ijepa import IJepaForImageClassification, IJepaModel
-from .command_line import written_aside
+from .command_line import show_written, written_aside
 from .meta_file import check_finite
 
 
@@ -71,6 +72,7 @@ def convert_directory(
     source, output = Path(source), Path(output)
     with written_aside(output) as directory:
         model, surplus = _load_model(source)
+        show_facts({"source": f"{source}, {type(model).__name__}", "output": output})
         check_finite(str(source), model.state_dict())
         findings = _convert_processor(source, directory, model.config, keep_image_processor)
         findings += _epsilon_faults(model.config, layer_norm_eps)
@@ -80,10 +82,10 @@ def convert_directory(
         model.save_pretrained(directory)
         _write_readme(directory, output.absolute().name, source, findings)
     for finding in findings:
-        print(finding)
+        show(finding)
     if inherited_license(str(source)) is None:
-        print(f"{source} names no licence; converted weights of Meta's are under CC BY-NC 4.0.")
-    print(f"wrote {output}")
+        show(f"{source} names no licence; converted weights of Meta's are under CC BY-NC 4.0.")
+    show_written(output)
 
 
 def _load_model(directory: Path) -> tuple[IJepaModel | IJepaForImageClassification, list[str]]:

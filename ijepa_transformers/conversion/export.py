@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..configuration_ijepa import IJepaConfig
+from ..display import show_end, show_facts
 from ..encoders import opening
 from ..files import read_json_object
 from ..modeling_ijepa import PRETRAINING_INDEX
@@ -133,11 +134,14 @@ def export(model: str | os.PathLike, output: str | os.PathLike, module_prefix: b
     with written_aside(output) as unfinished:
         with opening(f"The configuration of {directory}"):
             config = IJepaConfig.from_pretrained(directory)
+        optimizer = "weights and the moments of AdamW" if moments else "weights"
+        show_facts({"model": f"{directory}, {optimizer}", "output": output})
         checkpoint = meta_checkpoint(weights, config, moments, groups, facts, module_prefix)
         with open(unfinished, "wb") as file:  # given a name, torch refuses one without an ending
             torch.save(checkpoint, file)
     unknown = [key for key in ("opt", *FACTS) if checkpoint[key] is None and key not in facts]
-    print(f"wrote {output}" + (f"; not known, so None: {', '.join(unknown)}" if unknown else ""))
+    show_facts({"not known": f"{', '.join(unknown)}: None in the file"} if unknown else {})
+    show_end({"checkpoint": output})
 
 
 def execute(arguments: argparse.Namespace, argv: Sequence[str] = ()) -> None:

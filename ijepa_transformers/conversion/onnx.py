@@ -15,6 +15,7 @@ Needs the packages onnx, onnxscript and onnxruntime: pip install "ijepa-transfor
 import argparse
 import logging
 import os
+import shlex
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from ..display import in_python, show_end, show_facts, show_section
 from ..encoders import load_classifier, load_config, load_encoder, require_finite
 from ..failures import FAILED, REFUSED, end, failures_told
 from ..files import disk_errors_of, files_below, sync_to_disk
@@ -194,13 +196,26 @@ def execute(arguments: argparse.Namespace, argv: Sequence[str] = ()) -> None:
     output = Path(arguments.output)
     with failures_told(ONNX, REFUSED):
         model = _load_model(arguments.model)
+        sizes = "any height and width" if arguments.free_resolution else "images of the model's size"
+        show_facts(
+            {
+                "model": f"{arguments.model}, {type(model).__name__}, {model.num_parameters():,} parameters",
+                "file": f"ONNX operators of version {arguments.opset}, {sizes}",
+                "output": output,
+            }
+        )
         try:
             differences = export(model, output, arguments.free_resolution, arguments.opset)
         except ExportError as error:
             end(ONNX, error, str(error), FAILED)
-    for name, (difference, magnitude) in differences.items():
-        print(f"{name}: largest difference to PyTorch {difference:.2g}, of values up to {magnitude:.3g}")
-    print(f"wrote {output}")
+    found = [
+        f"{name}: largest difference to PyTorch {difference:.2g}, of values up to {magnitude:.3g}"
+        for name, (difference, magnitude) in differences.items()
+    ]
+    show_section("Compared with PyTorch", "\n".join(found))
+    session = f'onnxruntime.InferenceSession({in_python(output)}, providers=["CPUExecutionProvider"])'
+    code = f"import onnxruntime; print(*{session}.get_outputs())"
+    show_end({"ONNX file": output}, [shlex.join(["python", "-c", code])])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -26,7 +26,7 @@ from ..data.bit_depth import DepthSample, look_at_dataset, settle
 from ..data.labels import class_names, describe_classes, label_array
 from ..data.notices import counted
 from ..data.sources import available_split, open_split
-from ..display import Timer, command, show, show_end, show_facts
+from ..display import Timer, command, data_flags, show, show_end, show_facts
 from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import EncoderSpec, load_config, load_processor
 from ..failures import FAILED, REFUSED, failures_told
@@ -296,10 +296,10 @@ def _next_commands(run: Run) -> list[str]:
     source = next((entry.spec.source for entry in run.entries if entry.spec.kind == "model"), None)
     if source is None:
         return []
-    output_dir, split = run.arguments.output_dir, run.validation.name
-    data = {name: getattr(run.arguments, name) for name in ("data", "data_config", "image_column", "label_column")}
+    output_dir, split, data = run.output_dir, run.validation.name, data_flags(run.arguments)
+    splits = {"train_split": run.train.name, "validation_split": split}
     return [
-        command("finetune", model=source, **data, validation_split=split, output_dir=f"{output_dir}_classifier"),
+        command("finetune", model=source, **data, **splits, output_dir=f"{output_dir}_classifier"),
         command("extract", model=source, **data, split=split, output_dir=f"{output_dir}_features"),
     ]
 

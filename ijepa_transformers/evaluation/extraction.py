@@ -42,7 +42,7 @@ from ..data.labels import class_names, has_several, several_labels_of
 from ..data.notices import counted, tell
 from ..data.sources import open_split
 from ..data.workers import prepare_worker
-from ..display import SECONDS_BETWEEN_LINES, Progress, show, show_end, show_facts
+from ..display import SECONDS_BETWEEN_LINES, Progress, in_python, show, show_end, show_facts
 from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import load_encoder, load_processor, weights_digest
 from ..execution import configure
@@ -273,8 +273,8 @@ def _check_settings(output_dir: Path, settings: dict[str, Any], names: Callable[
         raise ValueError(f"{str(output_dir)!r} holds features of another run ({told}).")
 
 
-def start(run: Run) -> list[Shard]:
-    """Makes the directory and returns the shards that this process has to compute."""
+def start(run: Run, with_head: bool = True) -> list[Shard]:
+    """Makes the directory and returns the shards that this process has to compute. Prints the head if asked."""
     if run.accelerator.is_main_process:
         run.output_dir.mkdir(parents=True, exist_ok=True)
         write_text(run.output_dir / _SETTINGS, json.dumps(run.settings, indent=2))
@@ -289,7 +289,7 @@ def start(run: Run) -> list[Shard]:
     for shard in missing:
         if problems[shard.number]:
             run.accelerator.print(f"{run.path(shard).name} is computed again: {problems[shard.number]}.")
-    if run.accelerator.is_main_process:
+    if with_head and run.accelerator.is_main_process:
         _show_head(run, len(run.shards) - len(missing))
     return missing[run.accelerator.process_index :: run.accelerator.num_processes]
 
@@ -455,7 +455,7 @@ def _show_end(run: Run, num_bad: int) -> None:
     places = {"features": run.output_dir / f"features-*.{run.arguments.format}", "manifest": run.output_dir / MANIFEST}
     if num_bad:
         places["bad images"] = run.output_dir / _BAD_IMAGES
-    files = json.dumps(str(places["features"]), ensure_ascii=False)  # in double quotes, easy to read in a shell
+    files = in_python(places["features"])
     code = f'import datasets; print(datasets.load_dataset("parquet", data_files={files})["train"])'
     show_end(places, [shlex.join(["python", "-c", code])] if run.arguments.format == "parquet" else [])
 

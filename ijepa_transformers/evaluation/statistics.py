@@ -7,7 +7,7 @@ Every image counts the same, whatever its size is, because a crop of each has th
 Shape legend: N images, C channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -23,10 +23,20 @@ from ..data.notices import counted, tell
 from ..data.order import epoch_order
 from ..data.sources import open_split
 from ..data.workers import prepare_worker
+from ..display import (
+    SECONDS_BETWEEN_LINES,
+    Progress,
+    command,
+    data_flags,
+    on_standard_error,
+    show_end,
+    show_facts,
+)
 from ..failures import REFUSED, failures_told
 from .statistics_arguments import PROGRAM, StatisticsArguments, parse_statistics_arguments, statistics_arguments
 
 
+_RECIPE = "small_images"  # runs on any machine
 _ROWS_AT_A_TIME = 256  # whose numbers are kept as float64
 
 
@@ -51,10 +61,13 @@ class _Moments(torch.utils.data.Dataset):
         return sums / (image.shape[0] * image.shape[1])
 
 
-def measure(arguments: StatisticsArguments) -> dict[str, Any]:
+def measure(arguments: StatisticsArguments, shown: bool = False) -> dict[str, Any]:
     """`num_channels`, `image_mean` and `image_std` of a split, and `sixteen_bit_max` if it has images of 16 bits.
 
     Images that cannot be read are left out, and their number goes to stderr. So does what is uncommon.
+
+    Args:
+        shown: whether to show the head and a bar.
 
     Raises:
         ValueError: if the data cannot be opened, no image can be read, or nothing says what is white in images of 16
@@ -66,7 +79,9 @@ def measure(arguments: StatisticsArguments) -> dict[str, Any]:
     total = len(dataset)
     if total > arguments.max_images:
         dataset = dataset.select(np.sort(epoch_order(total, 0, epoch=0)[: arguments.max_images]))
-    results = list(_results(_Moments(dataset, arguments.num_channels, white), arguments.num_workers))
+    if shown:
+        _show_head(arguments, len(dataset), total)
+    results = list(_results(_Moments(dataset, arguments.num_channels, white), arguments.num_workers, shown))
     bad = [result for result in results if isinstance(result, BadImageError)]
     moments = [result for result in results if not isinstance(result, BadImageError)]
     require(moments, f"No image of {arguments.data!r} can be read; the first one is {bad[0] if bad else ''}")
@@ -83,11 +98,26 @@ def measure(arguments: StatisticsArguments) -> dict[str, Any]:
     }
 
 
-def _results(images: _Moments, num_workers: int) -> Iterator[np.ndarray | BadImageError]:
+def _show_head(arguments: StatisticsArguments, num_measured: int, num_images: int) -> None:
+    share = "all of them" if num_measured == num_images else f"a random sample of {num_measured:,}"
+    show_facts(
+        {
+            "data": f"{arguments.data}, split {arguments.split!r}: {counted(num_images, 'image')}",
+            "length": f"{share}, {counted(arguments.num_channels, 'channel')}",
+        }
+    )
+
+
+def _results(images: _Moments, num_workers: int, shown: bool) -> Iterator[np.ndarray | BadImageError]:
     """The result of each image, in order."""
-    yield from DataLoader(
+    loader = DataLoader(
         images, batch_size=None, num_workers=num_workers, collate_fn=_unchanged, worker_init_fn=prepare_worker
     )
+    wait = SECONDS_BETWEEN_LINES
+    with Progress(len(images), "image", shown=shown, seconds_between_lines=wait, leave=False) as progress:
+        for result in loader:
+            progress.update()
+            yield result
 
 
 def _unchanged(result: Any) -> Any:
@@ -110,9 +140,17 @@ def _rounded(values: np.ndarray) -> list[float]:
 def execute(arguments: StatisticsArguments, argv: Sequence[str] = ()) -> None:
     """Runs the command with its parsed arguments. Exits as a command does."""
     datasets.disable_progress_bars()
-    with failures_told(PROGRAM, REFUSED):
-        statistics = measure(arguments)
-    print(yaml.safe_dump(statistics, sort_keys=False, default_flow_style=None, width=1000), end="")
+    with failures_told(PROGRAM, REFUSED), on_standard_error():
+        statistics = measure(arguments, shown=True)
+    print(yaml.safe_dump(statistics, sort_keys=False, default_flow_style=None, width=1000), end="", flush=True)
+    with on_standard_error():
+        show_end({}, [next_command(arguments, statistics)])
+
+
+def next_command(arguments: StatisticsArguments, statistics: Mapping[str, Any]) -> str:
+    """The command that pretrains on the measured images, with what was measured."""
+    data = {**data_flags(arguments), "train_split": arguments.split}
+    return command("pretrain", recipe=_RECIPE, **data, **statistics, output_dir="out")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

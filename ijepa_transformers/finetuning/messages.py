@@ -9,7 +9,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..data.labels import describe_classes
 from ..data.notices import counted
-from ..display import SECONDS_BETWEEN_LINES, Progress, command, show, show_end, show_facts
+from ..display import (
+    SECONDS_BETWEEN_LINES,
+    Progress,
+    command,
+    data_flags,
+    onnx_commands,
+    show,
+    show_end,
+    show_facts,
+)
 from ..execution import describe
 from .checkpointing import step_of
 
@@ -138,15 +147,14 @@ def show_head(trainer: "ClassificationTrainer", total_steps: int) -> None:
 
 def show_results(trainer: "ClassificationTrainer") -> None:
     """Prints the results, where things are, and commands to go on with. First process only."""
-    directory = str(trainer.args.output_dir)
+    directory = str(Path(str(trainer.args.output_dir)))
     if trainer.results:
         results = [f"{name} {trainer.results[key]:.4g}" for key, name in _RESULTS.items() if key in trainer.results]
         count = counted(int(trainer.results["eval_images"]), "image")
         split = trainer.arguments.data.validation_split
         show(f"\nOn {count} of the {split!r} split: {', '.join(results)}")
     places = {"classifier": directory, "results": Path(directory) / "all_results.json"}
-    commands = [
-        command("onnx", model=directory, output=f"{directory}/classifier.onnx"),
-        command("extract", model=directory, data=trainer.arguments.data.data, output_dir=f"{directory}_features"),
-    ]
-    show_end(places, commands)
+    data = trainer.arguments.data
+    source = {**data_flags(data), "split": data.train_split}
+    extract = command("extract", model=directory, **source, output_dir=f"{directory}_features")
+    show_end(places, [*onnx_commands(directory, f"{directory}/classifier.onnx"), extract])

@@ -69,7 +69,7 @@ def _check_number(num_images: int, arguments: PretrainingArguments, state: dict,
 
 
 class IndexedData:
-    """A data set with random access to its images.
+    """A data set with random access to its images. `notes` are sentences for the user.
 
     Args:
         dataset: from `load_image_dataset`.
@@ -89,10 +89,11 @@ class IndexedData:
         inherited_white: int | None = None,
     ):
         _check_batch(len(dataset), arguments)
+        self.notes: list[str] = []
         self.dataset, self.arguments, self.config, self.accelerator = dataset, arguments, config, accelerator
         self.num_images = len(dataset)
         sample = look_at_dataset(dataset, config.num_channels, arguments.data)
-        self.sixteen_bit_max = white_of(sample, arguments.sixteen_bit_max, inherited_white, accelerator.print)
+        self.sixteen_bit_max = white_of(sample, arguments.sixteen_bit_max, inherited_white, self.notes.append)
         self.fingerprints: torch.Tensor | None = None  # (num_images,) on the main process
         on_main_process(accelerator, lambda: self._take_fingerprints(checkpoint))
         self.log = _open_log(self, is_resumed=checkpoint is not None)
@@ -145,9 +146,7 @@ class IndexedData:
             return None
         if not can_share(self.arguments.num_workers):
             if mode == "ram":
-                self.accelerator.print(
-                    "cache_images ram needs processes that are forked; images are decoded each time."
-                )
+                self.notes.append("cache_images ram needs processes that are forked; images are decoded each time.")
             return None
         free = free_memory()
         room = int(share[mode] * free / processes_here())
@@ -155,7 +154,7 @@ class IndexedData:
         if mode == AUTO and needed > room:
             return None
         sizes = f"{math.ceil(needed / 2**20):,} MiB of {free // 2**20:,} MiB that are free"
-        self.accelerator.print(f"Decoded images are kept in memory, about {sizes} (cache_images).", flush=True)
+        self.notes.append(f"Decoded images are kept in memory, about {sizes} (cache_images).")
         return DecodedImages(self.num_images, min(room, 2 * needed))
 
     def count(self, batch: dict) -> None:
@@ -205,6 +204,7 @@ class StreamedData:
         inherited_white: int | None = None,
     ):
         state = read_state(checkpoint) if checkpoint else None
+        self.notes: list[str] = []
         self.arguments, self.config, self.accelerator = arguments, config, accelerator
         self.stream = open_stream(
             arguments.data,
@@ -219,7 +219,7 @@ class StreamedData:
         self.start = LanePositions.from_state_dict(state["stream"]) if state else None
         lanes_before = int(self.start.settings["lanes"]) if self.start else None
         sample = look(self._first_images(), config.num_channels, arguments.data)
-        self.sixteen_bit_max = white_of(sample, arguments.sixteen_bit_max, inherited_white, accelerator.print)
+        self.sixteen_bit_max = white_of(sample, arguments.sixteen_bit_max, inherited_white, self.notes.append)
         self.lanes, self.num_workers = choose_lanes(
             self.stream.num_shards, accelerator.num_processes, arguments.num_workers, lanes_before
         )

@@ -63,6 +63,7 @@ class Run:
     checkpoint: Path | None  # to resume from
     metrics: list[dict[str, Any]] = field(default_factory=list)  # the rows of metrics.jsonl
     baseline: dict[str, float] = field(default_factory=dict)  # the k-NN accuracy of a random encoder
+    notes: list[str] = field(default_factory=list)  # what was decided for the user, in sentences
     start_spread: Spread | None = None  # of the features of the first images
     rows: list[dict[str, str | float]] | None = None  # of the final table of accuracies, on the main process
     verdict: Verdict | None = None  # at the end, on the main process
@@ -253,8 +254,6 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     arguments, why = _with_masks(arguments)
     arguments = with_batch_size(arguments)
     accelerator, launch = _accelerate(arguments)
-    if why:
-        accelerator.print(why)
     on_main_process(accelerator, lock.take_if_there)
     checkpoint = on_main_process(accelerator, lambda: _find_checkpoint(arguments, launch, accelerator.print))
     _require_unfinished(arguments, accelerator, checkpoint)
@@ -283,7 +282,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
         )
     probe = Probe(arguments, config, processor, accelerator, stop) if arguments.validation_split else None
     prepared_model, optimizer = _prepare_networks(arguments, accelerator, model)
-    first_step = checkpoint_step(checkpoint) if checkpoint else 0
+    loader = data.loader(masking, schedules.total_steps, checkpoint_step(checkpoint) if checkpoint else 0)
     return Run(
         arguments=arguments,
         accelerator=accelerator,
@@ -297,10 +296,11 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
         schedules=schedules,
         masking=masking,
         data=data,
-        loader=data.loader(masking, schedules.total_steps, first_step),
+        loader=loader,
         probe=probe,
         monitor=CollapseMonitor(),
         checkpoint=checkpoint,
+        notes=[*filter(None, [why]), *data.notes],
     )
 
 

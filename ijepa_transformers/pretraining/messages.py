@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..data.notices import counted
-from ..display import command, show, show_end, show_facts, show_section
+from ..display import show, show_end, show_facts, show_section
 from ..verdict import text_of
 from .arguments import PretrainingArguments
 from .build import Run, summarize
 from .finished import AlreadyFinished, saved_verdict
+from .next_commands import next_commands
 
 
 # The settings that a run prints unless all are asked for.
@@ -20,11 +21,13 @@ _MOST_BAD_IMAGES = 3  # are printed by name with a row of metrics
 
 
 def show_head(run: Run) -> None:
-    """Prints what is trained, how long, and where it is written. Main process only."""
+    """Prints what is trained, how long, where it is written, and what was decided for it. Main process only."""
     facts = summarize(run)
     if not run.arguments.verbose:
         facts = {name: facts[name] for name in _HEAD}
     show_facts({**facts, "output": run.output_dir})
+    for note in run.notes:
+        show(note)
 
 
 def show_bad_images(records: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -66,27 +69,3 @@ def show_finished(arguments: PretrainingArguments, finished: AlreadyFinished) ->
         show_section("Verdict", text_of(verdict.get("sentences", []), verdict.get("advice", [])))
     arguments = replace(arguments, validation_split=finished.validation_split)
     show_end({"model": output_dir}, next_commands(arguments))
-
-
-def next_commands(arguments: PretrainingArguments) -> list[str]:
-    """Three commands for the model of a run, with its paths."""
-    model, labels = arguments.output_dir, arguments.validation_split
-    source = {
-        "data": arguments.data,
-        "data_config": arguments.data_config,
-        "image_column": arguments.image_column,
-        "label_column": arguments.label_column,
-    }
-    labelled = {"data": arguments.validation_data} if arguments.validation_data else source
-    found = []
-    if not (arguments.streaming and "://" in arguments.data):  # the other commands look images up
-        found = [
-            command("visualize", model=model, **source, split=arguments.train_split, output=f"{model}/report.html"),
-            command("extract", model=model, **source, split=arguments.train_split, output_dir=f"{model}_features"),
-        ]
-    if labels:
-        splits = {"train_split": arguments.train_split, "validation_split": labels}
-        found.append(command("probe", models=model, **labelled, **splits, output_dir=f"{model}_probes"))
-    else:
-        found.append(command("onnx", model=model, output=f"{model}/encoder.onnx"))
-    return found

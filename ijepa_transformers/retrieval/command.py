@@ -1,6 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """`ijepa search`: the photos of a folder that are most like a query, near duplicates and outliers."""
 
+import importlib.util
 import json
 import shlex
 import sys
@@ -14,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..api import Result, process_as_before
 from ..arguments import require
 from ..data.notices import counted
+from ..display import command_again, on_standard_error, show, show_end
 from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, write_text
 from .arguments import PROGRAM, SearchArguments, parse_search_arguments, search_arguments
@@ -103,17 +105,24 @@ def _more(number: int, noun: str) -> list[str]:
     return [f"  and {counted(number - _MANY, f'more {noun}')}; --json true lists all."] if number > _MANY else []
 
 
-def _tell_of_index(results: dict[str, Any]) -> None:
-    """Says on standard error what was searched."""
-    unreadable = results["unreadable"]
+def _tell_of_unreadable(unreadable: Sequence[dict[str, str]]) -> None:
+    """Says which photos are left out. JSON has all."""
     for entry in unreadable[:_MANY]:
-        print(f"note: {entry['name']!r} cannot be read: {entry['reason']}", file=sys.stderr)
-    left_out = f", {len(unreadable):,} could not be read" if unreadable else ""
-    computed = f"{results['num_computed']:,} computed now" if results["num_computed"] else "re-used"
-    print(
-        f"{counted(results['num_photos'], 'photo')}{left_out}; features {computed}: {results['index']}",
-        file=sys.stderr,
-    )
+        show(f"bad image {entry['name']!r}: {entry['reason']}")
+    if len(unreadable) > _MANY:
+        show(f"{counted(len(unreadable) - _MANY, 'more image')} could not be read")
+
+
+def next_commands(arguments: SearchArguments) -> list[str]:
+    """What else can be asked of the same photos."""
+    again = {"query": None, "output": None, "k": None, "threshold": None}
+    both = arguments.duplicates and arguments.outliers
+    found = [] if both else [command_again("search", arguments, **again, duplicates=True, outliers=True)]
+    if arguments.output is None:
+        found.append(command_again("search", arguments, output="search.html"))
+    if importlib.util.find_spec("gradio"):
+        found.append(command_again("search", arguments, **again, duplicates=None, outliers=None, serve=True))
+    return found
 
 
 def execute(arguments: SearchArguments, argv: Sequence[str] = ()) -> None:
@@ -124,16 +133,21 @@ def execute(arguments: SearchArguments, argv: Sequence[str] = ()) -> None:
         if arguments.serve:
             require_gradio()
         finder, results = _find(arguments)
-        _tell_of_index(results)
+        with on_standard_error():
+            _tell_of_unreadable(results["unreadable"])
+            show()
     with failures_told(PROGRAM, FAILED):
         if arguments.serve:
             serve(finder, arguments)
             return
         print(json.dumps(results, indent=2) if arguments.json else format_results(results), flush=True)
+        places: dict[str, Any] = {}
         if arguments.output is not None:
             page = build_page(finder, results, f"{PROGRAM} {shlex.join(map(str, argv))}")
             write_text(Path(arguments.output), page)
-            print(f"{arguments.output}: {len(page) / 1e6:.1f} MB", file=sys.stderr)
+            places["page"] = f"{arguments.output} ({len(page) / 1e6:.1f} MB)"
+        with on_standard_error():
+            show_end(places, [] if arguments.json else next_commands(arguments))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,9 +14,7 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from transformers import PreTrainedModel
 
 from ..data.datasets import ProcessedImages
 from ..data.notices import counted, tell
+from ..display import on_standard_error, show_facts
 from ..encoders import weights_digest
 from ..evaluation.extraction import build_run, extract, finish, image_names, open_model, start
 from ..evaluation.extraction_arguments import FeatureExtractionArguments
@@ -98,7 +97,7 @@ class PhotoIndex:
 def open_index(arguments: SearchArguments, encoder: Encoder) -> PhotoIndex:
     """The features of all photos. Those that are missing in the directory are computed and written to it.
 
-    Messages and the progress go to standard error.
+    The head and the progress go to standard error.
 
     Raises:
         ValueError: if the directory has features of another model or of other photos, or other files.
@@ -114,11 +113,25 @@ def open_index(arguments: SearchArguments, encoder: Encoder) -> PhotoIndex:
     missing = found.missing()
     if missing:
         found.refuse_other_photos()
-        with redirect_stdout(sys.stderr):
+    with on_standard_error():
+        _show_head(arguments, directory, len(names), len(missing))
+        if missing:
             found.add(_compute(encoder, directory, missing, _have_own_names(names, dataset)))
     if found.features is None or found.missing():
         raise ValueError(f"Photos of {arguments.data!r} changed while they were read. Run the same command again.")
     return PhotoIndex(directory, names, found.features, found.errors, len(missing))
+
+
+def _show_head(arguments: SearchArguments, directory: Path, num_photos: int, num_missing: int) -> None:
+    computed = f"{num_missing:,} of {num_photos:,} to compute" if num_missing else "all were computed before"
+    show_facts(
+        {
+            "model": f"{arguments.model}, {arguments.encoder} encoder",
+            "data": f"{arguments.data}, split {arguments.split!r}: {counted(num_photos, 'photo')}",
+            "features": computed,
+            "index": directory,
+        }
+    )
 
 
 def _default_directory(arguments: SearchArguments, settings: dict[str, Any]) -> Path:
@@ -164,12 +177,11 @@ def _compute(encoder: Encoder, directory: Path, missing: list[int], have_own_nam
         numbers = [int(path.name[6:]) for path in directory.glob("added-*") if path.name[6:].isdigit()]
         part = directory / f"added-{max(numbers, default=0) + 1:04}"
     if have_own_names and len(missing) < num_photos:
-        print(f"Features of {len(missing):,} of {counted(num_photos, 'photo')} are missing.")
         images = ProcessedImages(images.dataset.select(missing), images.processor, images.num_channels)
     arguments = FeatureExtractionArguments(**{**vars(encoder.arguments), "output_dir": str(part)})
     with OutputLock(part) as lock:
         run = build_run(arguments, lock, (encoder.model, images))
-        extract(run, start(run))
+        extract(run, start(run, with_head=False))
         finish(run, with_end=False)
     return part
 

@@ -14,6 +14,7 @@ from ..arguments import require
 from ..data.contents import contents_digest
 from ..data.notices import counted
 from ..data.sources import open_split
+from ..display import show
 from ..encoders import weights_digest
 from ..modeling_ijepa import IJepaForPretraining
 from .arguments import VisualizationArguments
@@ -101,11 +102,11 @@ def obtain_decoders(study: Study, model: IJepaForPretraining) -> tuple[DecoderPa
         if isinstance(found, DecoderPair):
             return found, f"The decoder is the one in {path}."
         reason = f" The one in {path} was not used: {found}."
-        print(f"{path}: {found}. A decoder is trained again.", flush=True)
+        show(f"{path}: {found}. A decoder is trained again.")
     pool = read_pool(arguments, study.networks.config, dataset, rows, len(rows))
     pixels = cut_patches(study.whole_patches(None, pool), study.patch_size).flatten(2)
     masking = fitting_masking(study.grid_size, study.masks, study.masks.mask_mode)
-    print(f"training two decoders on {counted(len(pool.rows), 'image')}", flush=True)
+    show(f"training two decoders on {counted(len(pool.rows), 'image')}")
     trained = []
     for encoder in (model.ijepa, study.networks.random_encoder):
         features = model.normalize_targets(encode(encoder, pool, len(pool.rows), arguments.batch_size).patches)

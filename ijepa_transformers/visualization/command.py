@@ -19,6 +19,7 @@ from ..files import check_output_directory, write_text
 from ..locks import alone_with
 from .arguments import PROGRAM, VisualizationArguments, parse_visualization_arguments
 from .judging import cards, headline, judge_pool
+from .messages import show_end, show_head
 from .page import Section, build_page, write_pictures
 from .sections import SECTIONS
 from .study import Study, build_study
@@ -63,6 +64,7 @@ def execute(arguments: VisualizationArguments, argv: Sequence[str]) -> None:
         check_output_directory(output.parent, "The folder of output")
     with failures_told(PROGRAM, REFUSED), alone_with(output):
         study = build_study(arguments)
+        show_head(study)
         sections = [section(study) for section in SECTIONS]
         _write(study, sections, argv)
 
@@ -77,7 +79,7 @@ def _write(study: Study, sections: list[Section], argv: Sequence[str]) -> None:
         if arguments.pictures_dir:
             write_pictures(arguments.pictures_dir, sections)
         write_text(output, page)
-        print(f"{arguments.output}: {len(page) / 1e6:.1f} MB")
+    show_end(study, top, len(page))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import mse_loss
 
+from ..display import SECONDS_BETWEEN_LINES, Progress
 from ..files import disk_errors, written_aside
 from ..masking import Masking
 
@@ -75,16 +76,18 @@ def train_decoder(
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_share(step, num_steps))
     generator = torch.Generator().manual_seed(seed)
-    for step in range(num_steps):
-        images = torch.randint(len(features), (IMAGES_PER_STEP,), generator=generator)
-        blocks = first_blocks(masking.sample(len(images), seed + step)[1])  # (B, M, T)
-        rows = images[:, None, None]
-        chosen = features[rows, blocks].flatten(0, 1).to(device), blocks.flatten(0, 1).to(device)
-        truth = pixels[rows, blocks].flatten(0, 1).to(device).float() / 255
-        optimizer.zero_grad()
-        mse_loss(decoder(*chosen), truth).backward()
-        optimizer.step()
-        schedule.step()
+    with Progress(num_steps, "decoder step", seconds_between_lines=SECONDS_BETWEEN_LINES, leave=False) as progress:
+        for step in range(num_steps):
+            images = torch.randint(len(features), (IMAGES_PER_STEP,), generator=generator)
+            blocks = first_blocks(masking.sample(len(images), seed + step)[1])  # (B, M, T)
+            rows = images[:, None, None]
+            chosen = features[rows, blocks].flatten(0, 1).to(device), blocks.flatten(0, 1).to(device)
+            truth = pixels[rows, blocks].flatten(0, 1).to(device).float() / 255
+            optimizer.zero_grad()
+            mse_loss(decoder(*chosen), truth).backward()
+            optimizer.step()
+            schedule.step()
+            progress.update()
     return decoder.cpu().eval()
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..arguments import MaskArguments, flags_of, require, without_removed_keys
 from ..configuration_ijepa import IJepaConfig
-from ..data.notices import counted
+from ..display import SECONDS_BETWEEN_LINES, Progress
 from ..encoders import (
     is_pretraining_model,
     load_config,
@@ -160,12 +160,15 @@ class Features:
 
 @torch.no_grad()
 def encode(encoder: PreTrainedModel, pool: Pool, num_patch_images: int, batch_size: int) -> Features:
+    """The features of all images, with a bar while they are computed."""
     patches, pooled = [], []
-    for start in range(0, len(pool.images), batch_size):
-        pixel_values = pool.pixel_values(slice(start, start + batch_size)).to(encoder.device)
-        hidden_states = encoder(pixel_values).last_hidden_state
-        patches.append(hidden_states[: max(0, num_patch_images - start)].cpu())
-        pooled.append(hidden_states.mean(dim=1).cpu())
+    with Progress(len(pool.images), "image", seconds_between_lines=SECONDS_BETWEEN_LINES, leave=False) as progress:
+        for start in range(0, len(pool.images), batch_size):
+            pixel_values = pool.pixel_values(slice(start, start + batch_size)).to(encoder.device)
+            hidden_states = encoder(pixel_values).last_hidden_state
+            patches.append(hidden_states[: max(0, num_patch_images - start)].cpu())
+            pooled.append(hidden_states.mean(dim=1).cpu())
+            progress.update(len(hidden_states))
     return Features(torch.cat(patches), torch.cat(pooled))
 
 
@@ -220,7 +223,6 @@ class Study:
         return self.features if target is self.networks.encoder else self._encode(target)
 
     def _encode(self, encoder: PreTrainedModel) -> Features:
-        print(f"encoding {counted(len(self.pool.images), 'image')}", flush=True)
         return encode(encoder, self.pool, self.num_patch_images, self.arguments.batch_size)
 
     @property

@@ -40,6 +40,7 @@ from tests.conftest import (
     weights_of_reference,
     without_key_bias,
 )
+from tests.printed import proposed
 from tests.runs import saved_weights
 
 
@@ -148,7 +149,10 @@ def test_keys_without_module_give_the_same_directory(directory, tmp_path):
 def test_the_report_names_every_key_if_it_is_asked_for(directory, capsys):
     capsys.readouterr()
     convert(CHECKPOINT, directory.with_name("short"), **HEADS)
-    assert not any(line.startswith("    ") for line in capsys.readouterr().out.splitlines())
+    out = capsys.readouterr().out
+    assert not any(line.startswith("    ") for line in out.splitlines())
+    assert [line.split()[0] for line in out.splitlines()[:2]] == ["source", "output"]
+    assert [name for name, _ in proposed(out)] == ["python"]
     convert(CHECKPOINT, directory.with_name("again"), **HEADS, verbose="true")
     lines = capsys.readouterr().out.splitlines()
     for network, count in (("encoder", 41), ("target_encoder", 41), ("predictor", 32)):

@@ -31,6 +31,7 @@ from ijepa_transformers.evaluation import sweep
 from ijepa_transformers.evaluation.heads import HeadSettings
 from ijepa_transformers.verdict import Score
 from tests import forked
+from tests.printed import proposed
 from tests.runs import blind_to_brightness, reset_accelerate
 
 
@@ -636,7 +637,10 @@ def test_an_encoder_that_has_not_collapsed_but_is_worse_than_random_gets_no_prai
 
 def test_the_verdict_says_what_it_lacks(place, capsys):
     probe(place, no_baselines=True)
-    assert "ours is not judged, because the table has no random encoder" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "ours is not judged, because the table has no random encoder" in out
+    found = dict(proposed(out))
+    assert found["finetune"].data.train_split == "train" and found["extract"].split == "validation"
     verdict = probe(place, probes=["collapse"])["rows"][-1]["verdict"]
     assert verdict["learned"] is None and "nobody can say whether" in verdict["sentences"][0]
     assert verdict["sentences"][2].startswith("With random weights: ")

@@ -26,6 +26,7 @@ from ijepa_transformers.finetuning import trainer as finetuning_trainer
 from ijepa_transformers.finetuning import training_arguments
 from ijepa_transformers.finetuning.trainer import classification_loss
 from tests import forked
+from tests.printed import proposed
 from tests.runs import fine_tune, fine_tuning_argv, reset_accelerate, save_pretrained_model
 
 
@@ -311,6 +312,8 @@ def test_the_start_has_no_warning_of_an_untrained_head(directory, tmp_path, capf
     everything = written.err + written.out + caplog.text
     assert "no trained classifier" not in everything and "LOAD REPORT" not in everything
     assert "nothing is evaluated" in written.out and "30 images to train on" in written.out
+    found = dict(proposed(written.out))
+    assert found["extract"].model == str(tmp_path) and found["extract"].split == "train"
     assert logging.getLogger("ijepa_transformers").level == logging.NOTSET
 
 

@@ -1,27 +1,17 @@
 """What a run prints at its start and its end, and what a finished run says if it is resumed."""
 
-import shlex
-from importlib import import_module
-
 import pytest
 
-from ijepa_transformers import cli
 from ijepa_transformers import pretrain as pretrain_by_keywords
 from ijepa_transformers.pretraining import build
 from ijepa_transformers.pretraining.arguments import pretraining_arguments
-from ijepa_transformers.pretraining.messages import next_commands, show_bad_images
+from ijepa_transformers.pretraining.messages import show_bad_images
+from ijepa_transformers.pretraining.next_commands import next_commands
+from tests.printed import parsed, proposed
 from tests.runs import TINY, pretrain, rows
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-
-
-def parsed(line):
-    """The arguments of a printed command, as its parser reads them."""
-    program, name, *argv = shlex.split(line)
-    module, _, function = cli.COMMANDS[name].arguments.partition(":")
-    assert program == "ijepa"
-    return name, getattr(import_module(f"ijepa_transformers.{module}"), function)(argv)
 
 
 def arguments_with(**changes):
@@ -38,11 +28,20 @@ def test_the_next_commands_of_a_judged_run_are_accepted_with_its_paths(tmp_path)
     assert {each.label_column for each in found.values()} == {"label"}
 
 
-def test_a_run_without_labels_is_not_told_to_probe():
-    lines = next_commands(arguments_with())
-    assert [shlex.split(line)[1] for line in lines] == ["visualize", "extract", "onnx"]
+def test_a_run_without_labels_is_told_to_search_its_images(tmp_path):
+    output_dir = f"{tmp_path / 'my run'}/"  # as a shell completes it
+    found = dict(map(parsed, next_commands(arguments_with(output_dir=output_dir, train_split="test"))))
+    assert list(found) == ["visualize", "extract", "search"]
+    assert {each.model for each in found.values()} == {output_dir[:-1]}
+    assert {each.split for each in found.values()} == {"test"} and found["search"].outliers
+    assert found["extract"].output_dir == f"{tmp_path / 'my run'}_features"
+
+
+def test_a_streamed_run_is_told_to_write_onnx_if_that_is_possible(monkeypatch):
     streamed = arguments_with(data="hf://datasets/someone/photos/*.parquet", streaming=True, num_images=100)
-    assert [shlex.split(line)[1] for line in next_commands(streamed)] == ["onnx"]
+    assert [name for name, _ in map(parsed, next_commands(streamed))] == ["onnx"]
+    monkeypatch.setattr("ijepa_transformers.display.ONNX_PACKAGES", ("onnx", "a_package_nobody_has"))
+    assert next_commands(streamed) == []
 
 
 def test_bad_images_are_named_and_many_are_counted(capsys, tmp_path):
@@ -63,7 +62,9 @@ def test_a_run_in_a_file_has_a_short_head_lines_with_times_and_an_end(tmp_path, 
     assert all(" so far, " in line and " left" in line for line in lines[:2])
     assert "loss" in lines[1] and "loss" not in lines[0] and " left" not in lines[2]
     end = out[out.index("\nVerdict\n") :]
-    assert f"\nmodel        {tmp_path / 'run'}\n" in end and f"\n  ijepa extract --model {tmp_path / 'run'} " in end
+    assert f"\nmodel        {tmp_path / 'run'}\n" in end and dict(proposed(end))["search"].model == str(
+        tmp_path / "run"
+    )
 
 
 def test_a_finished_run_says_so_without_opening_data_or_model(tmp_path, monkeypatch, capsys):

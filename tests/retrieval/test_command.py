@@ -181,7 +181,9 @@ def test_text_quotes_names_and_page_escapes_them(place, gray_pretrained, capsys)
     told = capsys.readouterr()
     assert "'line\\nbreak.png'" in told.out and "'Ünï <b>&.png'" in told.out
     assert "1 group of near duplicates (cosine similarity of at least -1.0000)" in told.out
-    assert "7 photos; features 7 computed now" in told.err
+    head = [line.split()[0] for line in told.err.splitlines()[:4]]
+    assert head == ["model", "data", "features", "index"] and "7 of 7 to compute" in told.err
+    assert "page         page.html (" in told.err and told.err.count("photos, split 'train'") == 1
     page = Path("page.html").read_text(encoding="utf-8")
     assert "Ünï &lt;b&gt;&amp;.png" in page and "<b>&" not in page
     assert "default-src 'none'" in page and "http" not in page.replace("http-equiv", "")

@@ -22,6 +22,7 @@ from ijepa_transformers.visualization import curves as visualization_curves
 from ijepa_transformers.visualization import study as visualization_study
 from ijepa_transformers.visualization.judging import training_seconds
 from ijepa_transformers.visualization.predictions import score_predictions
+from tests.printed import proposed
 from tests.runs import blind_to_brightness
 
 
@@ -88,8 +89,11 @@ def files(place) -> set[str]:
     return {path.stem for path in (place / "pictures").iterdir()}
 
 
-def test_a_pretraining_directory_gets_every_section(place):
+def test_a_pretraining_directory_gets_every_section(place, capsys):
     page = visualize(place, pictures_dir=place / "pictures")
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[:4]] == ["model", "data", "computation", "output"]
+    assert f"\nVerdict\n\n{verdict(page)[1]}\n" in out and [name for name, _ in proposed(out)][0] == "visualize"
     assert titles(page) == TITLES
     assert page.count("<img") > len(PICTURES) and files(place) == PICTURES
     assert "left out" not in page and "9 images, 1 could not be read" in page and "&lt;script&gt;" in page
