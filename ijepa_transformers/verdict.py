@@ -105,6 +105,11 @@ class Comparison:
             return LEVEL
         return ABOVE if difference > 0 else BELOW
 
+    @property
+    def in_words(self) -> str:
+        """Such as "below raw pixels"."""
+        return f"{_IN_A_SENTENCE.get(self.standing, self.standing)} {_IN_A_SENTENCE[self.baseline]}"
+
 
 def compare(measure: str, score: Score, baseline: str, other: Score, num_images: int) -> Comparison:
     """Compares two accuracies. The margin is `STANDARD_ERRORS` of their difference, as of independent ones."""
@@ -122,6 +127,9 @@ def standing_over(comparisons: Sequence[Comparison]) -> str:
     if BELOW in standings:
         return MIXED if ABOVE in standings else BELOW
     return ABOVE if 2 * standings.count(ABOVE) >= len(standings) else LEVEL
+
+
+_IN_A_SENTENCE = {RANDOM: "the random encoder", PIXELS: "raw pixels", LEVEL: "level with"}
 
 
 # The verdict
@@ -233,19 +241,12 @@ def _headline(name: str, standings: Mapping[str, str]) -> str:
     return _BESIDE_PIXELS[standings[PIXELS]].format(name)
 
 
-_IN_A_SENTENCE = {RANDOM: "the random encoder", PIXELS: "raw pixels", LEVEL: "level with"}
-
-
 def _measure_sentences(comparisons: Sequence[Comparison]) -> list[str]:
     """One sentence for each measure."""
     sentences = []
     for measure in dict.fromkeys(each.measure for each in comparisons):
         found = [each for each in comparisons if each.measure == measure]
-        beside = [
-            f"{_IN_A_SENTENCE.get(each.standing, each.standing)} {_IN_A_SENTENCE[each.baseline]}"
-            f" ({each.baseline_accuracy:.3f})"
-            for each in found
-        ]
+        beside = [f"{each.in_words} ({each.baseline_accuracy:.3f})" for each in found]
         sentences.append(f"{measure} {found[0].accuracy:.3f} is {' and '.join(beside)}.")
     return sentences
 
@@ -299,7 +300,7 @@ _LABELS_WOULD_TELL = "A few hundred labelled images would tell."
 
 
 def read_verdict(directory: Path) -> Verdict | None:
-    """The verdict that a pretraining run left in its directory, without its comparisons; None if there is none.
+    """The verdict that a pretraining run left in its directory; None if there is none.
 
     Raises:
         ValueError: if the file is not one that a run writes.
@@ -310,9 +311,21 @@ def read_verdict(directory: Path) -> Verdict | None:
     try:
         content = json.loads(path.read_text())
         sentences, advice = (tuple(str(line) for line in content[key]) for key in ("sentences", "advice"))
-        standings = dict(content.get("standings") or {})
         if not sentences:
             raise ValueError("it has no sentences")
-        return Verdict(sentences, content.get("learned"), standings, content.get("state"), advice=advice)
+        return Verdict(
+            sentences,
+            content.get("learned"),
+            dict(content.get("standings") or {}),
+            content.get("state"),
+            tuple(map(_comparison_of, content.get("comparisons") or ())),
+            content.get("num_test_images"),
+            advice,
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(path)!r} is no verdict of a run: {error}") from error
+
+
+def _comparison_of(values: Mapping[str, Any]) -> Comparison:
+    """A comparison in verdict.json, which also has the standing."""
+    return Comparison(**{entry.name: values[entry.name] for entry in dataclasses.fields(Comparison)})

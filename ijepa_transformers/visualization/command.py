@@ -18,7 +18,7 @@ from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, write_text
 from ..locks import alone_with
 from .arguments import PROGRAM, VisualizationArguments, parse_visualization_arguments
-from .judging import cards, headline, judge_pool
+from .judging import cards, headline, judge_pool, shown_verdict
 from .messages import show_end, show_head
 from .page import Section, build_page, write_pictures
 from .sections import SECTIONS
@@ -73,8 +73,9 @@ def _write(study: Study, sections: list[Section], argv: Sequence[str]) -> None:
     """Writes the page and the pictures. Exits as a command."""
     arguments, output = study.arguments, Path(study.arguments.output)
     with failures_told(PROGRAM, FAILED):
-        verdict = judge_pool(study)
-        title, top = f"What {arguments.own_name} has learned", headline(study, verdict)
+        on_these_images = judge_pool(study)
+        verdict = shown_verdict(study, on_these_images)
+        title, top = f"What {arguments.own_name} has learned", headline(verdict, on_these_images)
         page = build_page(title, top, cards(study, verdict), sections, _describe(study, argv))
         if arguments.pictures_dir:
             write_pictures(arguments.pictures_dir, sections)

@@ -1,7 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """The top of the page: the verdict in one sentence, and the figures behind it on cards."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -16,6 +16,7 @@ from ..verdict import (
     COLLAPSED,
     PIXELS,
     RANDOM,
+    Comparison,
     Score,
     Verdict,
     judge,
@@ -29,23 +30,36 @@ from .study import Study
 NEIGHBORS = 20
 
 
-def headline(study: Study, on_these_images: Verdict) -> Headline:
-    """The verdict of the run if the model's directory holds one, otherwise that on the images of the page."""
+def shown_verdict(study: Study, on_these_images: Verdict) -> Verdict:
+    """The verdict that the page begins with, and that its cards belong to.
+
+    It is that of the run. It is that on the images of the page if the run left none, if the run had no labels and the
+    page has, or if the page shows the context encoder, on which a run passes no verdict.
+    """
     of_run = study.verdict_of_run
-    if of_run is None:
-        first, *rest = on_these_images.sentences
-        return Headline(first, tone_of(on_these_images), [*rest])
-    first, *rest = of_run.sentences
-    measured = ["Measured by the run:", *rest, *of_run.advice, f"On the images of this page: {on_these_images}"]
-    return Headline(first, tone_of(of_run), measured)
+    if of_run is None or study.arguments.encoder != "target":
+        return on_these_images
+    return on_these_images if on_these_images.standings and not of_run.standings else of_run
+
+
+def headline(verdict: Verdict, on_these_images: Verdict) -> Headline:
+    """The verdict of the page in one sentence, and the sentences behind it."""
+    first, *rest = verdict.sentences
+    if verdict is on_these_images:
+        return Headline(first, tone_of(verdict), rest)
+    others = f"The images of this page are others and may give other numbers: {on_these_images}"
+    return Headline(first, tone_of(verdict), ["Measured by the run:", *rest, *verdict.advice, others])
 
 
 def tone_of(verdict: Verdict) -> str:
     """Good only if labels show that the encoder is better than a random one and not worse than raw pixels."""
-    if verdict.state == COLLAPSED or verdict.standings.get(RANDOM) == BELOW:
+    return BAD if verdict.state == COLLAPSED else _tone_of_standings(verdict.standings)
+
+
+def _tone_of_standings(standings: Mapping[str, str]) -> str:
+    if standings.get(RANDOM) == BELOW:
         return BAD
-    is_above = verdict.standings.get(RANDOM) == ABOVE
-    return GOOD if is_above and verdict.standings.get(PIXELS) != BELOW else UNSURE
+    return GOOD if standings.get(RANDOM) == ABOVE and standings.get(PIXELS) != BELOW else UNSURE
 
 
 def judge_pool(study: Study) -> Verdict:
@@ -88,28 +102,40 @@ def _knn(features: torch.Tensor, labels: torch.Tensor) -> dict[str, Score]:
     return {f"{k}-NN": Score(knn_accuracy(train, labels[:half], test, labels[half:], k=k))}
 
 
-def cards(study: Study, on_these_images: Verdict) -> list[Card]:
-    """Accuracy beside its baselines, rank, data and time."""
-    return [_accuracy_card(on_these_images), _rank_card(study), _data_card(study), _time_card(study)]
+def cards(study: Study, verdict: Verdict) -> list[Card]:
+    """The accuracies of the verdict beside their baselines, rank, data and time."""
+    return [*accuracy_cards(verdict), _rank_card(study), _data_card(study), _time_card(study)]
 
 
-def _accuracy_card(verdict: Verdict) -> Card:
+def accuracy_cards(verdict: Verdict) -> list[Card]:
+    """A card for each measure. None looks better than the verdict over all of them."""
     if not verdict.comparisons:
-        return Card("Accuracy", "no labels", "Labels would tell whether the features are useful.")
-    first = verdict.comparisons[0]
+        return [Card("Accuracy", "no labels", "Labels would tell whether the features are useful.")]
+    measures = dict.fromkeys(each.measure for each in verdict.comparisons)
+    return [
+        _accuracy_card([each for each in verdict.comparisons if each.measure == measure], verdict)
+        for measure in measures
+    ]
+
+
+def _accuracy_card(comparisons: Sequence[Comparison], verdict: Verdict) -> Card:
+    first = comparisons[0]
     bars = [("this encoder", first.accuracy, True)]
-    bars += [(each.baseline, each.baseline_accuracy, False) for each in verdict.comparisons]
+    bars += [(each.baseline, each.baseline_accuracy, False) for each in comparisons]
+    own = _tone_of_standings({each.baseline: each.standing for each in comparisons})
     return Card(
-        f"{first.measure} accuracy on {verdict.num_test_images or 0:,} images of this page",
+        f"{first.measure} accuracy on {verdict.num_test_images or 0:,} test images",
         f"{first.accuracy:.1%}",
-        bars=_bars(bars),
+        " and ".join(each.in_words for each in comparisons),
+        _bars(bars),
+        min(own, tone_of(verdict), key=(BAD, UNSURE, GOOD).index),
     )
 
 
 def _rank_card(study: Study) -> Card:
     own, random = spread_of(study.features.pooled), spread_of(study.random_features.pooled)
     value = f"{own.effective_rank:.1f} of {own.highest_rank}"
-    note = f"A random encoder has {random.effective_rank:.1f}. Near 1 the encoder has collapsed."
+    note = f"A random encoder has {random.effective_rank:.1f}. Near 1 it has collapsed. A high rank proves nothing."
     return Card("Effective rank", value, note)
 
 

@@ -160,6 +160,7 @@ class Card:
     value: str
     note: str = ""
     bars: Sequence[Bar] = ()
+    tone: str = ""  # the colour of the value: one of the above, or none
 
 
 def build_page(

@@ -37,8 +37,9 @@ def test_a_run_without_labels_is_told_to_search_its_images(tmp_path):
     assert found["extract"].output_dir == f"{tmp_path / 'my run'}_features"
 
 
-def test_a_streamed_run_is_told_to_write_onnx_if_that_is_possible(monkeypatch):
-    streamed = arguments_with(data="hf://datasets/someone/photos/*.parquet", streaming=True, num_images=100)
+def test_a_streamed_run_is_told_to_write_onnx_if_that_is_possible(monkeypatch, tmp_path):
+    place = {"data": "hf://datasets/someone/photos/*.parquet", "output_dir": str(tmp_path)}
+    streamed = arguments_with(**place, streaming=True, num_images=100)
     assert [name for name, _ in map(parsed, next_commands(streamed))] == ["onnx"]
     monkeypatch.setattr("ijepa_transformers.display.ONNX_PACKAGES", ("onnx", "a_package_nobody_has"))
     assert next_commands(streamed) == []
@@ -62,9 +63,7 @@ def test_a_run_in_a_file_has_a_short_head_lines_with_times_and_an_end(tmp_path, 
     assert all(" so far, " in line and " left" in line for line in lines[:2])
     assert "loss" in lines[1] and "loss" not in lines[0] and " left" not in lines[2]
     end = out[out.index("\nVerdict\n") :]
-    assert f"\nmodel        {tmp_path / 'run'}\n" in end and dict(proposed(end))["search"].model == str(
-        tmp_path / "run"
-    )
+    assert f"\nmodel        {tmp_path / 'run'}\n" in end and dict(proposed(end))["search"].duplicates
 
 
 def test_a_finished_run_says_so_without_opening_data_or_model(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -16,11 +17,23 @@ from ijepa_transformers import arguments as ijepa_transformers_arguments
 from ijepa_transformers.data import datasets as data_datasets
 from ijepa_transformers.data import sources
 from ijepa_transformers.data.transforms import build_image_processor
+from ijepa_transformers.verdict import (
+    ABOVE,
+    BELOW,
+    LEVEL,
+    MIXED,
+    PIXELS,
+    RANDOM,
+    Score,
+    Verdict,
+    judge,
+    judge_without_labels,
+)
 from ijepa_transformers.visualization import beliefs, cells, guesses, sections
 from ijepa_transformers.visualization import command as visualization_command
 from ijepa_transformers.visualization import curves as visualization_curves
 from ijepa_transformers.visualization import study as visualization_study
-from ijepa_transformers.visualization.judging import training_seconds
+from ijepa_transformers.visualization.judging import accuracy_cards, headline, shown_verdict, tone_of, training_seconds
 from ijepa_transformers.visualization.predictions import score_predictions
 from tests.printed import proposed
 from tests.runs import blind_to_brightness
@@ -93,7 +106,7 @@ def test_a_pretraining_directory_gets_every_section(place, capsys):
     page = visualize(place, pictures_dir=place / "pictures")
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines()[:4]] == ["model", "data", "computation", "output"]
-    assert f"\nVerdict\n\n{verdict(page)[1]}\n" in out and [name for name, _ in proposed(out)][0] == "visualize"
+    assert f"\nVerdict\n\n{verdict(page)[1]}\n" in out and next(iter(dict(proposed(out)))) == "visualize"
     assert titles(page) == TITLES
     assert page.count("<img") > len(PICTURES) and files(place) == PICTURES
     assert "left out" not in page and "9 images, 1 could not be read" in page and "&lt;script&gt;" in page
@@ -151,6 +164,47 @@ def test_the_page_begins_with_the_verdict_and_a_model_that_is_worse_than_random_
     assert not any(word in words for word in ("good", "healthy", " fine"))
 
 
+def judged(knn, few_shot):
+    """A verdict on two measures, beside a random encoder with .5 and raw pixels with .6."""
+    baselines = {RANDOM: 0.5, PIXELS: 0.6}
+    others = {name: {"20-NN": Score(value), "5-shot": Score(value)} for name, value in baselines.items()}
+    return judge("It", {"20-NN": Score(knn), "5-shot": Score(few_shot)}, others, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("knn", "few_shot", "standing", "tones"),
+    [
+        (0.9, 0.9, ABOVE, ["good", "good", "good"]),
+        (0.9, 0.4, MIXED, ["unsure", "unsure", "bad"]),
+        (0.9, 0.5, ABOVE, ["good", "good", "unsure"]),
+        (0.5, 0.5, LEVEL, ["unsure", "unsure", "unsure"]),
+        (0.4, 0.4, BELOW, ["bad", "bad", "bad"]),
+    ],
+)
+def test_no_card_looks_better_than_the_verdict(knn, few_shot, standing, tones):
+    found = judged(knn, few_shot)
+    assert found.standings[RANDOM] == standing
+    assert [tone_of(found), *(card.tone for card in accuracy_cards(found))] == tones
+    assert [card.value for card in accuracy_cards(found)] == [f"{knn:.1%}", f"{few_shot:.1%}"]
+    collapsed = dataclasses.replace(found, state="collapsed")
+    assert {tone_of(collapsed), *(card.tone for card in accuracy_cards(collapsed))} == {"bad"}
+
+
+def test_the_page_begins_with_the_verdict_that_knows_most_about_what_it_shows():
+    by_labels, on_the_page = judged(0.9, 0.9), judged(0.4, 0.4)
+    without = judge_without_labels("It", None, None, "")
+
+    def choose(of_run: Verdict | None, on_these_images: Verdict, encoder: str = "target") -> Verdict:
+        return shown_verdict(
+            SimpleNamespace(verdict_of_run=of_run, arguments=SimpleNamespace(encoder=encoder)), on_these_images
+        )
+
+    assert choose(by_labels, on_the_page) is by_labels and choose(None, on_the_page) is on_the_page
+    assert choose(without, on_the_page) is on_the_page and choose(without, without) is without
+    assert choose(by_labels, on_the_page, "context") is on_the_page
+    assert headline(on_the_page, on_the_page).sentences == list(on_the_page.sentences[1:])
+
+
 def test_the_time_of_a_run_is_computed_from_the_speeds_in_its_log():
     rows = [{"step": 10, "images_per_second": 20.0}, {"step": 30, "images_per_second": 40.0}]
     assert training_seconds(rows, 8) == 10 * 8 / 20 + 20 * 8 / 40
@@ -169,10 +223,13 @@ def test_without_labels_the_page_shows_rank_and_spread_and_says_that_they_prove_
 
 def test_the_verdict_of_the_run_comes_first_and_a_damaged_one_is_refused(place, capsys):
     path = place / "run" / "verdict.json"
-    path.write_text(json.dumps({"sentences": ["It is <b>level</b>."], "advice": ["More steps."]}))
-    _, headline, sentences = verdict(visualize(place))
-    assert headline == "It is &lt;b&gt;level&lt;/b&gt;." and sentences[1] == "More steps."
-    assert sentences[-1].startswith("On the images of this page: ")
+    of_run = judge("The <b>encoder</b>", {"7-NN": Score(0.5)}, {RANDOM: {"7-NN": Score(0.5)}}, 100)
+    path.write_text(json.dumps(dataclasses.replace(of_run, advice=("More steps.",)).as_json()))
+    page = visualize(place)
+    tone, headline, sentences = verdict(page)
+    assert tone == "unsure" and headline.startswith("The &lt;b&gt;encoder&lt;/b&gt; is level with a random encoder.")
+    assert "More steps." in sentences and sentences[-1].startswith("The images of this page are others")
+    assert "<h2>7-NN accuracy on 100 test images</h2>" in page and "level with the random encoder</p>" in page
     path.write_text("[]")
     with pytest.raises(SystemExit) as stop:
         visualize(place)
