@@ -7,10 +7,10 @@ right. So `ijepa --help` and a mistyped flag are answered at once.
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import __version__
 from .arguments import RECIPES, CommandParser, find_recipe, list_recipes, near
@@ -27,11 +27,15 @@ class Command:
     summary: str
     arguments: str  # module and function, such as "pretraining.arguments:parse_pretraining_arguments"
     module: str  # its `execute(arguments, argv)` carries the command out
+    shortcut: str = ""  # a function of the command line that is True if it has done all that is to be done
 
 
 COMMANDS = {
     "pretrain": Command(
-        "pretrain I-JEPA on any images", "pretraining.arguments:parse_pretraining_arguments", "pretraining.command"
+        "pretrain I-JEPA on any images",
+        "pretraining.arguments:parse_pretraining_arguments",
+        "pretraining.command",
+        "pretraining.finished:told_as_finished",
     ),
     "finetune": Command(
         "fine-tune an encoder as an image classifier",
@@ -125,11 +129,18 @@ def run(name: str, argv: Sequence[str]) -> None:
     """Prepares the process, reads the arguments, then imports the command and carries it out."""
     command = COMMANDS[name]
     prepare_process()
+    if command.shortcut and _function(command.shortcut)(argv):
+        return
     if not {"--help", "-h"} & set(argv) and (sentence := sentence_for(argv)):
         CommandParser(prog=f"ijepa {name}").error(sentence)
-    module, _, function = command.arguments.partition(":")
-    arguments = getattr(importlib.import_module(f".{module}", __package__), function)(argv)
+    arguments = _function(command.arguments)(argv)
     importlib.import_module(f".{command.module}", __package__).execute(arguments, argv)
+
+
+def _function(place: str) -> Callable[..., Any]:
+    """The function of a place such as "pretraining.arguments:parse_pretraining_arguments"."""
+    module, _, function = place.partition(":")
+    return getattr(importlib.import_module(f".{module}", __package__), function)
 
 
 def launch(argv: Sequence[str]) -> None:

@@ -387,34 +387,8 @@ FREE_ON_RESUME = {
 
 
 @dataclass
-class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments, ModelArguments, DataArguments):
-    """Every argument of `ijepa pretrain`.
-
-    Raises:
-        ValueError: with the offending value, if one is out of range or two contradict each other.
-    """
-
-    def __post_init__(self):
-        self._check_data()
-        self.check_masks()
-        self._check_optimization()
-        self._check_output()
-        self._check_model()  # last, because it imports Transformers, which takes seconds
-        self._check_channels()
-
-    def _check_channels(self):
-        """Statistics for other channels than the model's, as far as the recipe says them."""
-        from ..configuration_ijepa import IJepaConfig  # slow to import
-
-        channels = self.num_channels or (None if self.init_from else IJepaConfig.num_channels)
-        for name in ("image_mean", "image_std"):
-            value = getattr(self, name)
-            fits = None in (value, channels) or len(value) == channels
-            require(fits, f"{name} has {len(value or [])} numbers, {value}, but num_channels is {channels}.")
-            require(
-                value or channels in (None, 1, 3),
-                f"num_channels {channels} needs {name}, because there is no usual one: measure it with ijepa stats.",
-            )
+class UncheckedArguments(OutputArguments, OptimizationArguments, MaskArguments, ModelArguments, DataArguments):
+    """Every argument of `ijepa pretrain`, as it was given. It needs no import that is slow."""
 
     def differences(self, other: dict) -> list[str]:
         """What `other`, the arguments of the first half of a run, has otherwise, of all that must not change.
@@ -445,9 +419,48 @@ class PretrainingArguments(OutputArguments, OptimizationArguments, MaskArguments
         return effective_values(dataclasses.asdict(self))
 
 
+@dataclass
+class PretrainingArguments(UncheckedArguments):
+    """Every argument of `ijepa pretrain`.
+
+    Raises:
+        ValueError: with the offending value, if one is out of range or two contradict each other.
+    """
+
+    def __post_init__(self):
+        self._check_data()
+        self.check_masks()
+        self._check_optimization()
+        self._check_output()
+        self._check_model()  # last, because it imports Transformers, which takes seconds
+        self._check_channels()
+
+    def _check_channels(self):
+        """Statistics for other channels than the model's, as far as the recipe says them."""
+        from ..configuration_ijepa import IJepaConfig  # slow to import
+
+        channels = self.num_channels or (None if self.init_from else IJepaConfig.num_channels)
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            fits = None in (value, channels) or len(value) == channels
+            require(fits, f"{name} has {len(value or [])} numbers, {value}, but num_channels is {channels}.")
+            require(
+                value or channels in (None, 1, 3),
+                f"num_channels {channels} needs {name}, because there is no usual one: measure it with ijepa stats.",
+            )
+
+
+_DESCRIPTION = "Pretrains I-JEPA."
+
+
 def parse_pretraining_arguments(argv: Sequence[str] | None = None) -> PretrainingArguments:
     """The arguments of `ijepa pretrain`; see `parse_arguments`."""
-    return parse_arguments(argv, GROUPS, PretrainingArguments, PROGRAM, "Pretrains I-JEPA.", without_removed_keys)
+    return parse_arguments(argv, GROUPS, PretrainingArguments, PROGRAM, _DESCRIPTION, without_removed_keys)
+
+
+def parse_unchecked_arguments(argv: Sequence[str]) -> UncheckedArguments:
+    """The same, before they are checked."""
+    return parse_arguments(argv, GROUPS, UncheckedArguments, PROGRAM, _DESCRIPTION, without_removed_keys)
 
 
 def pretraining_arguments(**keywords: Any) -> PretrainingArguments:

@@ -35,7 +35,6 @@ from .checkpointing import DirectoryLock, checkpoint_step, newest_checkpoint
 from .collapse_monitor import CollapseMonitor
 from .defaults import half_life_steps, with_masks_for
 from .evaluate import Probe, with_available_split
-from .finished import AlreadyFinished, is_finished
 from .preemption import StopRequest
 from .sanity import Plan, plan_of
 from .state import check_known_settings, note_on_version, read_state
@@ -237,26 +236,17 @@ def _accelerate(arguments: PretrainingArguments) -> tuple[Accelerator, Launch]:
     return accelerator, launch
 
 
-def _require_unfinished(arguments: PretrainingArguments, accelerator: Accelerator, checkpoint: Path | None) -> None:
-    """Raises AlreadyFinished if the run of the checkpoint has ended."""
-    if checkpoint is not None and on_main_process(accelerator, lambda: is_finished(arguments, checkpoint)):
-        split = read_state(checkpoint)["arguments"].get("validation_split")
-        raise AlreadyFinished(checkpoint_step(checkpoint), split, accelerator)
-
-
 def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRequest) -> Run:
     """Opens the data, finds the checkpoint to resume, and builds all that is trained.
 
     Raises:
         ValueError, OSError: if the arguments cannot work with the data, the output directory or the launch mode.
-        AlreadyFinished: if the run to resume has ended.
     """
     arguments, why = _with_masks(arguments)
     arguments = with_batch_size(arguments)
     accelerator, launch = _accelerate(arguments)
     on_main_process(accelerator, lock.take_if_there)
     checkpoint = on_main_process(accelerator, lambda: _find_checkpoint(arguments, launch, accelerator.print))
-    _require_unfinished(arguments, accelerator, checkpoint)
     config = _build_config(arguments, checkpoint)
     base = _base_processor(arguments, checkpoint)
     data = open_batches(arguments, config, accelerator, checkpoint, setting_of(base) if base else None)

@@ -29,10 +29,10 @@ from .batch_size import memory_estimate
 from .build import Run, build_run
 from .checkpointing import DirectoryLock
 from .evaluate import final_rows, random_encoder
-from .finished import STATUS_FILE, AlreadyFinished, last_metrics, saved_verdict
+from .finished import STATUS_FILE, finished_run, last_metrics, saved_verdict, show_finished
 from .judging import verdict_of
 from .loop import DivergenceError, divergence, train
-from .messages import show_finished, show_head, show_results
+from .messages import show_head, show_results
 from .preemption import Preempted, StopRequest
 from .records import begin_records
 from .sanity import warnings_for
@@ -55,12 +55,15 @@ def run(arguments: PretrainingArguments) -> Result:
         Preempted: if a signal stopped the run. What was trained is saved; `resume` continues it.
         DivergenceError, BadImageError, CheckpointError, OSError: if the run fails. The last checkpoint stays.
     """
+    if finished := finished_run(arguments):
+        if is_first_process():
+            show_finished(arguments, finished)
+        output_dir = finished.output_dir
+        return Result(output_dir, last_metrics(output_dir), verdict=saved_verdict(output_dir))
     others = multiprocessing.active_children()
     with StopRequest() as stop, DirectoryLock(Path(arguments.output_dir)) as lock:
         try:
             built = build_run(arguments, lock, stop)
-        except AlreadyFinished as finished:
-            return _finished_result(arguments, finished)
         except (ValueError, OSError) as error:
             raise SettingsError(str(error)) from error
         stop.raises_at_once = False  # from here on the loop stops, where everything can be saved
@@ -74,15 +77,6 @@ def run(arguments: PretrainingArguments) -> Result:
             finish(built)
         verdict = built.verdict.as_json() if built.verdict else None
         return Result(built.output_dir, built.metrics[-1] if built.metrics else {}, built.results, verdict)
-
-
-def _finished_result(arguments: PretrainingArguments, finished: AlreadyFinished) -> Result:
-    """What a run left that has ended before."""
-    if finished.accelerator.is_main_process:
-        show_finished(arguments, finished)
-    end_process_group(finished.accelerator)
-    output_dir = Path(arguments.output_dir)
-    return Result(output_dir, last_metrics(output_dir), verdict=saved_verdict(output_dir))
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 """What `auto` stands for: masks that follow from the grid, and a momentum that follows from the length of the run."""
 
 import dataclasses
+from typing import TypeVar
 
 from ..arguments import MaskArguments, unused_mask_settings
-from ..optimization import half_life_of_momentum
-from .arguments import AUTO, PretrainingArguments
+from .arguments import AUTO, UncheckedArguments
 
+
+Arguments = TypeVar("Arguments", bound=UncheckedArguments)
 
 # Random masks were better than blocks on photographs in grids of 8 x 8 patches. On 14 x 14 patches of ImageNet the
 # paper found the opposite. Nothing in between was tried.
@@ -21,7 +23,7 @@ def mask_mode_for(grid_size: tuple[int, int]) -> str:
     return "random" if grid_size[0] * grid_size[1] <= LARGEST_RANDOM_GRID else "unbiased"
 
 
-def with_masks_for(arguments: PretrainingArguments, grid_size: tuple[int, int]) -> tuple[PretrainingArguments, str]:
+def with_masks_for(arguments: Arguments, grid_size: tuple[int, int]) -> tuple[Arguments, str]:
     """The arguments with a mode in place of `mask_mode` auto, and a sentence that says why; empty without auto.
 
     Settings of the other mode get their defaults. `num_contexts` is kept for random masks only: with blocks each more
@@ -49,6 +51,8 @@ def half_life_steps(half_life: float | str, total_steps: int) -> float:
         half_life: a share of the run; or auto: 1 % of the run, but not more than the published momentum has (173
             steps).
     """
+    from ..optimization import half_life_of_momentum  # slow to import
+
     if isinstance(half_life, str):
         return max(1.0, min(HALF_LIFE_SHARE * total_steps, half_life_of_momentum(PUBLISHED_MOMENTUM)))
     return half_life * total_steps

@@ -1,73 +1,116 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""A run that is resumed after its end: nothing is left to do, and neither data nor model are opened."""
+"""A run that is resumed after its end: nothing is left to do, and neither data nor model are opened.
 
+This module imports nothing heavy, so that the command can say so at once.
+"""
+
+import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from .. import verdict
-from ..data.splits import AUTO, OR
-from ..files import read_rows
-from ..modeling_ijepa import weight_files
-from .arguments import PretrainingArguments
-from .checkpointing import checkpoint_step
-from .state import read_state
+from ..arguments import without_removed_keys
+from ..data.splits import AUTO as ANY_SPLIT
+from ..data.splits import OR
+from ..display import show, show_end, show_section
+from ..files import read_json_object, read_rows
+from ..launcher import is_first_process
+from .arguments import AUTO, UncheckedArguments, parse_unchecked_arguments
+from .defaults import with_masks_for
+from .next_commands import next_commands
 
 
-STATUS_FILE = "run_status.json"
+STATUS_FILE, STATE_FILE = "run_status.json", "run_state.json"
 # What changes the end of a run without changing how it trains, and where its images are. If one is new, the run is
 # opened, and its end is done again.
 _OF_THE_END = ("data", "validation_data", "knn_neighbors", "max_probe_images", "push_to_hub", "hub_model_id")
+_MODEL = ("model*.safetensors", "pytorch_model*.bin")
 
 
-class AlreadyFinished(Exception):
-    """The run to resume has all its steps and its end.
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """A run that has all its steps and its end. `validation_split` is what it was judged on; None if it was not."""
 
-    Attributes:
-        steps: how many it has.
-        validation_split: what it was judged on; None if it was not.
-        accelerator: of this process, to be closed.
+    output_dir: Path
+    steps: int
+    validation_split: str | None
+
+
+def finished_run(arguments: UncheckedArguments) -> FinishedRun | None:
+    """The run to resume, if nothing is left to do.
+
+    None if something is left, if the arguments are not those of the run, or if the files do not tell. Then the run is
+    opened as usual, and says what is wrong. The weights of the checkpoint are not read, because nothing continues
+    from them.
     """
+    output_dir = Path(arguments.output_dir)
+    checkpoints = sorted(output_dir.glob("checkpoints/step-*"))
+    if not arguments.resume or arguments.print_memory_estimate or not checkpoints:
+        return None
+    try:
+        return _finished_run(arguments, output_dir, checkpoints[-1])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
-    def __init__(self, steps: int, validation_split: str | None, accelerator: Accelerator):
-        super().__init__(f"all {steps:,} steps are done")
-        self.steps, self.validation_split, self.accelerator = steps, validation_split, accelerator
 
-
-def is_finished(arguments: PretrainingArguments, checkpoint: Path) -> bool:
-    """Whether the run of a whole checkpoint has ended, and its model is there.
-
-    Args:
-        arguments: of the process that resumes it. They train as those of the run.
-        checkpoint: the newest whole one.
-
-    Raises:
-        ValueError: as `read_state`.
-    """
-    output_dir, state = Path(arguments.output_dir), read_state(checkpoint)
-    total_steps = arguments.total_steps(state["num_images"] // arguments.batch_size)
-    return (
-        checkpoint_step(checkpoint) == total_steps
-        and status_of(output_dir) == "finished"
-        and bool(weight_files(output_dir))
-        and _has_same_end(arguments, state["arguments"])
+def _finished_run(arguments: UncheckedArguments, output_dir: Path, checkpoint: Path) -> FinishedRun | None:
+    """As `finished_run`. Raises OSError, ValueError, KeyError or TypeError if a file does not hold what it should."""
+    state = read_json_object(checkpoint / STATE_FILE)
+    before = without_removed_keys(state["arguments"], str(checkpoint))
+    if set(before) - {entry.name for entry in dataclasses.fields(arguments)}:
+        return None
+    step, asked = int(checkpoint.name.removeprefix("step-")), _without_auto(arguments, before)
+    is_finished = (
+        read_json_object(output_dir / STATUS_FILE)["status"] == "finished"
+        and any(path for pattern in _MODEL for path in output_dir.glob(pattern))
+        and not asked.differences(before)
+        and step == asked.total_steps(state["num_images"] // asked.batch_size)
+        and _has_same_end(asked, before)
     )
+    return FinishedRun(output_dir, step, before.get("validation_split")) if is_finished else None
 
 
-def _has_same_end(arguments: PretrainingArguments, before: dict[str, Any]) -> bool:
+def _without_auto(arguments: UncheckedArguments, before: Mapping[str, Any]) -> UncheckedArguments:
+    """The arguments with the values that `auto` had in the run."""
+    if arguments.per_device_batch_size == AUTO:
+        arguments = dataclasses.replace(arguments, per_device_batch_size=before["per_device_batch_size"])
+    image, patch = arguments.image_size, arguments.patch_size
+    if arguments.mask_mode != AUTO or not image or not patch:
+        return arguments
+    return with_masks_for(arguments, (image[0] // patch[0], image[-1] // patch[-1]))[0]
+
+
+def _has_same_end(arguments: UncheckedArguments, before: Mapping[str, Any]) -> bool:
     asked, split = arguments.validation_split, before.get("validation_split")
-    is_same_split = asked == split or (asked is not None and (asked == AUTO or OR in asked))
+    is_same_split = asked == split or (asked is not None and (asked == ANY_SPLIT or OR in asked))
     return is_same_split and all(getattr(arguments, name) == before.get(name) for name in _OF_THE_END)
 
 
-def status_of(output_dir: Path) -> str | None:
-    """What run_status.json says; None if it says nothing."""
-    try:
-        return json.loads((output_dir / STATUS_FILE).read_text())["status"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def told_as_finished(argv: Sequence[str]) -> bool:
+    """Whether a command line resumes a run that is finished. If so, this is printed.
+
+    Exits as `parse_arguments` does.
+    """
+    arguments = parse_unchecked_arguments(argv)
+    finished = finished_run(arguments)
+    if finished and is_first_process():
+        show_finished(arguments, finished)
+    return finished is not None
+
+
+def show_finished(arguments: UncheckedArguments, finished: FinishedRun) -> None:
+    """Prints that nothing is left to do, the verdict, and commands to go on with."""
+    output_dir = finished.output_dir
+    show(
+        f"The run in {output_dir} is finished: all {finished.steps:,} steps are done. For a longer one, choose another"
+        " output_dir."
+    )
+    if found := saved_verdict(output_dir):
+        show_section("Verdict", verdict.text_of(found.get("sentences", []), found.get("advice", [])))
+    arguments = dataclasses.replace(arguments, validation_split=finished.validation_split)
+    show_end({"model": output_dir}, next_commands(arguments))
 
 
 def last_metrics(output_dir: Path) -> dict[str, Any]:

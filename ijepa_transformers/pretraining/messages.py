@@ -2,16 +2,12 @@
 """What a pretraining run prints before the first step, with a row of metrics, and at its end."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..data.notices import counted
 from ..display import show, show_end, show_facts, show_section
-from ..verdict import text_of
-from .arguments import PretrainingArguments
 from .build import Run, summarize
-from .finished import AlreadyFinished, saved_verdict
 from .next_commands import next_commands
 
 
@@ -59,13 +55,3 @@ def show_results(run: Run) -> None:
         count = counted(len(run.data.log.indices), "image")
         places["bad images"] = f"{count} could not be read: {run.data.log.path}"
     show_end(places, next_commands(run.arguments))
-
-
-def show_finished(arguments: PretrainingArguments, finished: AlreadyFinished) -> None:
-    """Prints that nothing is left to do, the verdict, and commands to go on with."""
-    output_dir = Path(arguments.output_dir)
-    show(f"The run in {output_dir} is finished: {finished}. For a longer one, choose another output_dir.")
-    if verdict := saved_verdict(output_dir):
-        show_section("Verdict", text_of(verdict.get("sentences", []), verdict.get("advice", [])))
-    arguments = replace(arguments, validation_split=finished.validation_split)
-    show_end({"model": output_dir}, next_commands(arguments))

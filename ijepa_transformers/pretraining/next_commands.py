@@ -4,10 +4,10 @@
 from pathlib import Path
 
 from ..display import command, data_flags, onnx_commands
-from .arguments import PretrainingArguments
+from .arguments import UncheckedArguments
 
 
-def next_commands(arguments: PretrainingArguments) -> list[str]:
+def next_commands(arguments: UncheckedArguments) -> list[str]:
     """Commands for the model of a run, with its paths: three, or one if the images can only be streamed."""
     model = str(Path(arguments.output_dir))
     if arguments.streaming and "://" in arguments.data:  # the other commands look images up
@@ -23,7 +23,7 @@ def next_commands(arguments: PretrainingArguments) -> list[str]:
     return [*found, *_probe_commands(arguments, model)]
 
 
-def _probe_commands(arguments: PretrainingArguments, model: str) -> list[str]:
+def _probe_commands(arguments: UncheckedArguments, model: str) -> list[str]:
     """The command that judges the model by labels; none without labels."""
     if not arguments.validation_split:
         return []

@@ -10,9 +10,9 @@ from .. import __version__
 from ..distributed import Launch
 from ..files import read_json_object
 from ..verdict import Spread
+from .finished import STATE_FILE
 
 
-_FILE = "run_state.json"
 _KINDS: dict[str, type] = {
     "arguments": dict,
     "baseline": dict,
@@ -25,7 +25,7 @@ UNKNOWN_VERSION = "an earlier version"  # before checkpoints carried one
 
 def write_state(checkpoint: Path, state: Mapping[str, Any]) -> None:
     """Writes the state with the version of this package."""
-    (checkpoint / _FILE).write_text(json.dumps({"version": __version__, **state}))
+    (checkpoint / STATE_FILE).write_text(json.dumps({"version": __version__, **state}))
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -34,16 +34,16 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it lacks something that this version of the package needs.
     """
-    state = read_json_object(checkpoint / _FILE)
+    state = read_json_object(checkpoint / STATE_FILE)
     for name, kind in _KINDS.items():
         if not isinstance(state.get(name), kind):
-            raise ValueError(f"{checkpoint / _FILE} has no {name!r}. {_advice(state)}")
+            raise ValueError(f"{checkpoint / STATE_FILE} has no {name!r}. {_advice(state)}")
     for name, kind in (("launch", Launch), ("start_spread", Spread)):
         try:
             if state.get(name) is not None:
                 kind(**state[name])
         except TypeError:
-            raise ValueError(f"{checkpoint / _FILE} has the {name} {state[name]}. {_advice(state)}") from None
+            raise ValueError(f"{checkpoint / STATE_FILE} has the {name} {state[name]}. {_advice(state)}") from None
     return state
 
 

@@ -1,14 +1,18 @@
 """What a run prints at its start and its end, and what a finished run says if it is resumed."""
 
+import subprocess
+import sys
+
 import pytest
 
 from ijepa_transformers import pretrain as pretrain_by_keywords
 from ijepa_transformers.pretraining import build
-from ijepa_transformers.pretraining.arguments import pretraining_arguments
+from ijepa_transformers.pretraining.arguments import parse_unchecked_arguments, pretraining_arguments
+from ijepa_transformers.pretraining.finished import finished_run
 from ijepa_transformers.pretraining.messages import show_bad_images
 from ijepa_transformers.pretraining.next_commands import next_commands
 from tests.printed import parsed, proposed
-from tests.runs import TINY, pretrain, rows
+from tests.runs import TINY, pretrain, pretraining_argv, rows
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -66,20 +70,58 @@ def test_a_run_in_a_file_has_a_short_head_lines_with_times_and_an_end(tmp_path, 
     assert f"\nmodel        {tmp_path / 'run'}\n" in end and dict(proposed(end))["search"].duplicates
 
 
+WITHOUT_TORCH = """
+import sys
+from ijepa_transformers import cli
+cli.main(sys.argv[1:])
+print("slow imports:", sorted({"torch", "transformers", "accelerate", "datasets"} & sys.modules.keys()))
+"""
+
+
 def test_a_finished_run_says_so_without_opening_data_or_model(tmp_path, monkeypatch, capsys):
-    pretrain(tmp_path / "run")
+    pretrain(tmp_path / "run", mask_mode="auto")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     capsys.readouterr()
-    monkeypatch.setattr(build, "open_batches", lambda *_: pytest.fail("opens the data"))
-    monkeypatch.setattr(build, "_build_model", lambda *_: pytest.fail("opens the model"))
-    pretrain(tmp_path / "run", resume="true")
-    out = capsys.readouterr().out
+    argv = pretraining_argv(tmp_path / "run", mask_mode="auto", resume="true")
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, "pretrain", *argv], capture_output=True, text=True)
+    out, slow = done.stdout.split("slow imports: ")
+    assert slow == "[]\n" and done.stderr == ""
     assert out.startswith(f"The run in {tmp_path / 'run'} is finished: all 6 steps are done.")
-    assert "\nVerdict\n" in out and "What next:" in out
+    assert "\nVerdict\n" in out and [name for name, _ in proposed(out)] == ["visualize", "extract", "search"]
     after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert before == after
-    result = pretrain_by_keywords(**TINY, output_dir=tmp_path / "run", resume=True)
+    monkeypatch.setattr(build, "open_batches", lambda *_: pytest.fail("opens the data"))
+    result = pretrain_by_keywords(**TINY, output_dir=tmp_path / "run", mask_mode="auto", resume=True)
+    assert capsys.readouterr().out == out
     assert result.metrics == rows(tmp_path / "run")[-1] and result.verdict["sentences"] and result.table is None
+
+
+def test_a_run_is_not_called_finished_unless_its_files_and_the_arguments_say_so(tmp_path):
+    pretrain(tmp_path / "run")
+
+    def is_finished(**changes):
+        argv = pretraining_argv(tmp_path / "run", **{"resume": "true", **changes})
+        return finished_run(parse_unchecked_arguments(argv)) is not None
+
+    assert is_finished() and is_finished(validation_split=None, num_workers=1)
+    for other in ({"resume": "false"}, {"max_steps": 7}, {"data": "elsewhere"}, {"print_memory_estimate": "true"}):
+        assert not is_finished(**other)
+    later = tmp_path / "run" / "checkpoints" / "step-00000007"
+    later.mkdir()
+    for path, content in (
+        (tmp_path / "run" / "run_status.json", '{"status": "failed"}'),
+        (tmp_path / "run" / "run_status.json", "[]"),
+        (later.with_name("step-00000006") / "run_state.json", "{}"),
+        (tmp_path / "run" / "model.safetensors", None),
+    ):
+        assert not is_finished()  # there is a later checkpoint
+        later.rmdir()
+        before = path.read_bytes()
+        path.write_text(content) if content else path.unlink()
+        assert not is_finished(), path
+        path.write_bytes(before)
+        assert is_finished()
+        later.mkdir()
 
 
 def test_a_finished_run_is_judged_if_labels_are_named_afterwards(tmp_path, capsys):
