@@ -8,7 +8,6 @@ mistyped flag is answered at once.
 
 import argparse
 import dataclasses
-import difflib
 import enum
 import json
 import math
@@ -17,21 +16,19 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 
 from .launcher import leave_sentence, let_the_first_speak
+from .recipe_files import load_recipe, near
 
 
 T = TypeVar("T")
 Clean = Callable[[dict, str], dict]
 
-RECIPES = Path(__file__).parent / "recipes"  # found by bare name: --recipe quickstart
-MAX_RECIPE_BYTES = 1_000_000
 MANY_UNKNOWN_KEYS = 4  # with more of them a recipe is probably one of another command
 # Two ways to say one thing. Both at once are an error, but a flag of one replaces the other in the recipe.
 ALTERNATIVES = [("epochs", "max_steps"), ("warmup_epochs", "warmup_steps"), ("momentum", "momentum_half_life")]
@@ -130,107 +127,6 @@ class DatasetArguments:
         "white in 16-bit images: 4095 if they hold 12 bits; 65535, or that of the model, if it suits the images",
         parse=sixteen_bit_value,
     )
-
-
-_MULTI_BLOCK = (
-    *("num_targets", "target_scale", "target_aspect_ratio", "num_contexts", "context_scale", "min_patches"),
-    *("allow_overlap", "num_context_tokens", "num_target_tokens"),
-)
-# Settings of each mode of masks. The others do nothing in it.
-MASK_SETTINGS = {
-    "unbiased": _MULTI_BLOCK,
-    "meta": _MULTI_BLOCK,
-    "random": ("visible_share", "num_contexts"),
-    "inverse_block": ("visible_share", "visible_aspect_ratio", "num_contexts"),
-}
-
-
-def unused_mask_settings(mode: str | None) -> set[str]:
-    """The settings of masks that do nothing in a mode; none if the mode is unknown."""
-    every = {name for names in MASK_SETTINGS.values() for name in names}
-    return every - set(MASK_SETTINGS[mode]) if mode in MASK_SETTINGS else set()
-
-
-def _unused_mask_setting(name: str, values: Mapping[str, Any]) -> ValueError:
-    return ValueError(f"{name} {values[name]} does nothing with mask_mode {values['mask_mode']}: leave it out.")
-
-
-@dataclass
-class MaskArguments:
-    """What the model sees, and what it predicts from it (`ijepa_transformers/masking/`)."""
-
-    argument_group = "masks"
-
-    mask_mode: str = argument(
-        "unbiased",
-        "unbiased: target blocks and a context block; meta: the same by the released sampler with its quirks;"
-        " random: the context is a random share of the patches; inverse_block: the context is one block. In random and"
-        " inverse_block every other patch is a target; auto: random on grids of at most 100 patches, else unbiased",
-        (*MASK_SETTINGS, "auto"),
-    )
-    visible_share: float = argument(0.3, "share of the patches in the context (random and inverse_block only)")
-    visible_aspect_ratio: list[float] = argument(
-        [0.66, 1.5], "height over width of the context block (inverse_block only): least, most"
-    )
-    num_targets: int = argument(4, "target blocks per image (this and what follows: unbiased and meta only)")
-    target_scale: list[float] = argument([0.15, 0.2], "area of a target block as a share of the image: least, most")
-    target_aspect_ratio: list[float] = argument([0.75, 1.5], "height over width of a target block: least, most")
-    num_contexts: int = argument(1, "contexts per image (all modes)")
-    context_scale: list[float] = argument([0.85, 1.0], "area of the context block before targets are taken out")
-    min_patches: int = argument(10, "least number of context patches")
-    allow_overlap: bool = argument(False, "leave target patches in the context")
-    num_context_tokens: int | None = argument(None, "fixed number of context patches (steady memory and speed)")
-    num_target_tokens: int | None = argument(None, "fixed number of patches per target block")
-
-    def mask_fields(self) -> dict:
-        """Arguments of `build_masking` but the grid."""
-        fields = {name: getattr(self, name) for name in MASK_SETTINGS.get(self.mask_mode, ())}
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-        return {"mode": self.mask_mode, **fields}
-
-    def check_masks(self):
-        """What does not depend on the grid, of which `build_masking` speaks."""
-        self._check_unused_mask_settings()
-        require_numbers(self, "visible_share", above=0, below=1)
-        require_interval(self, "visible_aspect_ratio")
-        require_interval(self, "target_scale", "context_scale", most=1)
-        require_interval(self, "target_aspect_ratio")
-        require_numbers(self, "num_targets", "num_contexts", "min_patches", least=1)
-        require_numbers(self, "num_context_tokens", "num_target_tokens", least=1)
-
-    def _check_unused_mask_settings(self):
-        """A setting that does nothing in this mode must have its default."""
-        flags = flags_of([MaskArguments])
-        for name in sorted(unused_mask_settings(self.mask_mode)):
-            if getattr(self, name) != flags[name].default:
-                raise _unused_mask_setting(name, vars(self))
-
-
-# Keys of recipes that earlier versions wrote, with the values that mean what is done today.
-REMOVED_KEYS = {
-    "keep_all_context": (False,),
-    "normalize_targets": (None, True),
-    "predictor_attention": (None, "full"),
-    "token_multiple": (1,),
-}
-
-
-def without_removed_keys(values: dict, source: str) -> dict:
-    """`values`, which an earlier version may have written, without the keys of `REMOVED_KEYS`.
-
-    Raises:
-        ValueError: such a key has a value that this version does not support; `source` names the file in the message.
-    """
-    for name in REMOVED_KEYS.keys() & values.keys():
-        supported = values[name] in REMOVED_KEYS[name]
-        require(supported, f"{source} has {name} {values[name]!r}, which this version no longer supports.")
-    return {name: value for name, value in values.items() if name not in REMOVED_KEYS}
-
-
-def near(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """The sentence " Did you mean NAME?" with the known name nearest to `name`; an empty string if none is near."""
-    names = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {prefix}{names[0]}?" if names else ""
 
 
 @dataclass(frozen=True)
@@ -418,39 +314,6 @@ def check_flags(argv: Iterable[str], known: Iterable[str], parser: argparse.Argu
         parser.error(f"unrecognized arguments: {' '.join(unknown)}.{''.join(hints)}")
 
 
-class _RecipeLoader(yaml.SafeLoader):
-    """Refuses a key that is there twice. YAML would silently take the last."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {key!r} is there {keys.count(key)} times")
-        return super().construct_mapping(node, deep)
-
-
-def list_recipes() -> list[str]:
-    """The bare names of the package's recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def find_recipe(name: str) -> str:
-    """The path of a recipe.
-
-    Args:
-        name: a path, or the bare name of a recipe of the package.
-
-    Raises:
-        ValueError: for a bare name that is neither a file nor a recipe of the package.
-    """
-    if Path(name).name != name or Path(name).is_file() or Path(name).suffix in (".yaml", ".yml"):
-        return name
-    known = list_recipes()
-    hint = near(Path(name).stem, known) or f" The package has {', '.join(known)}."
-    require(name in known, f"There is no recipe {name!r}.{hint}")
-    return str(RECIPES / f"{name}.yaml")
-
-
 def read_recipe(name: str | os.PathLike[str], flags: Mapping[str, Flag], clean: Clean) -> dict[str, Any]:
     """The values that a recipe gives.
 
@@ -462,14 +325,7 @@ def read_recipe(name: str | os.PathLike[str], flags: Mapping[str, Flag], clean: 
     Raises:
         ValueError: if it cannot be read, or if a key or the type of a value is wrong.
     """
-    if not isinstance(name, str | os.PathLike):
-        raise ValueError(f"recipe must be the name or the path of a recipe, got {name!r}.")
-    path = find_recipe(os.fspath(name))
-    try:
-        recipe = yaml.load(_recipe_text(path), Loader=_RecipeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path!r} is not a YAML file of values: {' '.join(str(error).split())}") from None
-    require(isinstance(recipe, dict), f"{path!r} must hold `key: value` lines.")
+    path, recipe = load_recipe(name)
     recipe = clean(recipe, repr(path))
     unknown = sorted(str(key) for key in set(recipe) - set(flags))
     hints = "".join(dict.fromkeys(near(key, flags) for key in unknown))
@@ -480,32 +336,20 @@ def read_recipe(name: str | os.PathLike[str], flags: Mapping[str, Flag], clean: 
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _recipe_text(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_RECIPE_BYTES + 1)  # whatever is behind the name, /dev/zero for one
-    except FileNotFoundError:
-        raise ValueError(f"There is no recipe {path!r}.{near(Path(path).stem, list_recipes())}") from None
-    except OSError as error:
-        raise ValueError(f"The recipe {path!r} cannot be read: {error.strerror}.") from None
-    require(len(content) <= MAX_RECIPE_BYTES, f"{path!r} is no recipe: it has more than {MAX_RECIPE_BYTES:,} bytes.")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path!r} is no recipe: it is not UTF-8 text (byte {error.start}).") from None
-
-
-def _layered(flags: Mapping[str, Flag], recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def _layered(
+    groups: Sequence[type], flags: Mapping[str, Flag], recipe: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
     """Defaults, over them the recipe, over it what was given by flags or keywords.
 
-    What is given replaces what the recipe says in another way (`ALTERNATIVES`). A given mode of masks replaces the
-    recipe's settings of another mode, which would do nothing. Where the run is given shorter than
-    the recipe's warm-up (`WITHIN`), the warm-up keeps its share of the run. Given data that cannot be of the Hub
-    replace the recipe's `data_config`, which is for the Hub only.
+    What is given replaces what the recipe says in another way (`ALTERNATIVES`), and what would do nothing beside it
+    (`unused_settings`). Where the run is given shorter than the recipe's warm-up (`WITHIN`), the warm-up keeps its
+    share of the run. Given data that cannot be of the Hub replace the recipe's `data_config`, which is for the Hub
+    only.
     """
     replaced = {one for pair in ALTERNATIVES for one, other in (pair, pair[::-1]) if other in given}
-    if given.get("mask_mode", recipe.get("mask_mode")) != recipe.get("mask_mode"):
-        replaced |= unused_mask_settings(given["mask_mode"])
+    unused = unused_settings(groups, {**recipe, **given})
+    if unused.keys() != unused_settings(groups, recipe).keys():
+        replaced |= unused.keys()
     if "data" in given and not may_be_on_hub(given["data"]):
         replaced.add("data_config")
     kept = {name: value for name, value in recipe.items() if name not in replaced}
@@ -513,9 +357,15 @@ def _layered(flags: Mapping[str, Flag], recipe: dict[str, Any], given: dict[str,
         if part in kept and whole in given:
             kept[part] = _within(kept[part], given[whole], recipe.get(whole))
     values = {**{name: flag.default for name, flag in flags.items()}, **kept, **given}
-    for name in sorted(given.keys() & unused_mask_settings(values.get("mask_mode"))):
-        raise _unused_mask_setting(name, values)
+    unused = unused_settings(groups, values)
+    for name in sorted(given.keys() & unused.keys()):
+        raise does_nothing(name, values[name], unused[name])
     return values
+
+
+def does_nothing(name: str, value: Any, reason: str) -> ValueError:
+    """The error for a setting that does nothing beside another one."""
+    return ValueError(f"{name} {value} does nothing with {reason}: leave it out.")
 
 
 def may_be_on_hub(data: str) -> bool:
@@ -531,10 +381,18 @@ def _within(part: Any, whole: Any, whole_in_recipe: Any) -> Any:
     return type(part)(whole * share)
 
 
-def effective_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` as a recipe: only what has a value, in types that YAML has, and without tokens of the Hub."""
+def unused_settings(groups: Iterable[Any], values: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that do nothing beside the others: name -> the setting that makes them useless, in words.
+
+    A group of arguments that has such settings has a function `unused_settings` of the values.
+    """
+    found = [group.unused_settings(values) for group in groups if hasattr(group, "unused_settings")]
+    return {name: reason for each in found for name, reason in each.items()}
+
+
+def effective_values(values: Mapping[str, Any], unused: Collection[str] = ()) -> dict[str, Any]:
+    """`values` as a recipe: only what has a value and is used, in types of YAML, and without tokens of the Hub."""
     plain = {name: value.value if isinstance(value, enum.Enum) else value for name, value in values.items()}
-    unused = unused_mask_settings(plain.get("mask_mode"))
     return {
         name: value
         for name, value in plain.items()
@@ -593,9 +451,9 @@ def parse_arguments(
         given = vars(parser.parse_args(argv))
         names, print_config = given.pop("recipe"), given.pop("print_config")
         require(len(names) < 2, f"--recipe is given {len(names)} times ({', '.join(names)}); a run has one recipe.")
-        values = _layered(flags, read_recipe(names[0], flags, clean) if names else {}, given)
+        values = _layered(groups, flags, read_recipe(names[0], flags, clean) if names else {}, given)
         if print_config:
-            print(yaml.safe_dump(effective_values(values), sort_keys=False), end="")
+            print(yaml.safe_dump(effective_values(values, unused_settings(groups, values)), sort_keys=False), end="")
             parser.exit()
         return build(**values)
     except ValueError as error:
@@ -623,4 +481,4 @@ def arguments_from_keywords(
     given = {name: value for name, value in read.items() if value is not None}
     source = keywords.get("recipe")
     recipe = {} if source is None else read_recipe(source, flags, clean)
-    return build(**_layered(flags, recipe, given))
+    return build(**_layered(groups, flags, recipe, given))

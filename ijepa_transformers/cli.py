@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .arguments import RECIPES, CommandParser, find_recipe, list_recipes, near
+from .arguments import CommandParser
 from .files import written_aside
 from .hub import sentence_for
 from .process import prepare_process
+from .recipe_files import RECIPES, find_recipe, list_recipes, near
 from .terminal import lasting_output
 
 

@@ -21,8 +21,11 @@ GPU_ALLOCATORS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # PyTorch 2.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": 2**30, "MALLOC_TRIM_THRESHOLD_": 2**31 - 1, "MALLOC_TOP_PAD_": 2**26}
 VERBOSITY = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
 # Where warnings come from that a user of our commands cannot act on: kernels that are not used, accelerators that are
-# not there. A filter holds for the logger of this name only, not for those below it.
-QUIET_LOGGERS = ("DeepSpeed", "bitsandbytes.backends.cpu.ops", "bitsandbytes.cextension", "accelerate.utils.other")
+# not there, a list of fonts that is made once. A filter holds for the logger of this name, not for those below it.
+QUIET_LOGGERS = (
+    *("DeepSpeed", "bitsandbytes.backends.cpu.ops", "bitsandbytes.cextension", "accelerate.utils.other"),
+    "matplotlib.font_manager",
+)
 _MALLOPT = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_TOP_PAD_": -2}
 
 

@@ -9,10 +9,10 @@ import pytest
 
 import ijepa_transformers
 from ijepa_transformers import cli
-from ijepa_transformers.arguments import RECIPES, list_recipes
 from ijepa_transformers.finetuning.arguments import training_flags
 from ijepa_transformers.finetuning.training_arguments import FineTuningArguments
 from ijepa_transformers.pretraining import command as pretraining_command
+from ijepa_transformers.recipe_files import RECIPES, list_recipes
 
 
 def answer(capsys, *argv):
@@ -136,7 +136,7 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, monkeypatch, capsys):
 def test_one_process_with_several_gpus_is_told_how_to_use_all(monkeypatch):
     for name in [name for name in os.environ if name == "WORLD_SIZE" or name.startswith("ACCELERATE_")]:
         monkeypatch.delenv(name)
-    for count, expected in ((0, ""), (1, ""), (4, "accelerate launch --multi_gpu --num_processes 4 -m")):
+    for count, expected in ((0, ""), (1, ""), (4, "ijepa launch --multi_gpu --num_processes 4 pretrain")):
         monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
         said = pretraining_command._unused_gpus(["--data", "my photos"])
         assert expected in said and bool(said) == bool(expected)

@@ -50,9 +50,10 @@ from benchmarks.learning.learners import Settings, build_learner, built, embeddi
 from benchmarks.learning.training import Clock, Training, judge, pixel_features
 from benchmarks.speed.timing import environment
 from ijepa_transformers import IJepaForPretraining, process
-from ijepa_transformers.arguments import near, require
+from ijepa_transformers.arguments import require
 from ijepa_transformers.execution import set_matmul_precision
 from ijepa_transformers.files import read_rows, write_rows, write_text
+from ijepa_transformers.recipe_files import near
 
 
 BUDGETS = ("seconds", "steps")

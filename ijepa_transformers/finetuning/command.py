@@ -186,8 +186,8 @@ def _check_gpus(num_gpus: int) -> None:
     """Raises ValueError if one process has several GPUs. `Trainer` would multiply the loss by their number."""
     require(
         num_gpus <= 1,
-        f"One process cannot train on {num_gpus} GPUs: start it with accelerate launch --num_processes {num_gpus}, or"
-        " use one GPU (CUDA_VISIBLE_DEVICES=0).",
+        f"One process cannot train on {num_gpus} GPUs: start it with ijepa launch --num_processes {num_gpus} finetune"
+        " ..., or use one GPU (CUDA_VISIBLE_DEVICES=0).",
     )
 
 

@@ -16,7 +16,6 @@ import yaml
 
 from ..arguments import (
     DatasetArguments,
-    MaskArguments,
     argument,
     arguments_from_keywords,
     effective_values,
@@ -25,9 +24,9 @@ from ..arguments import (
     require_interval,
     require_numbers,
     require_text,
-    without_removed_keys,
 )
 from ..files import write_text
+from ..mask_arguments import MaskArguments, without_removed_keys
 
 
 AUTO = "auto"  # a value that follows from the GPU, the grid or the length of the run
@@ -416,7 +415,7 @@ class UncheckedArguments(OutputArguments, OptimizationArguments, MaskArguments, 
 
     def effective(self) -> dict:
         """The arguments that have a value, as a recipe."""
-        return effective_values(dataclasses.asdict(self))
+        return effective_values(dataclasses.asdict(self), self.unused_settings(vars(self)))
 
 
 @dataclass

@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, BitImageProcessorPil
 
-from ..arguments import require, without_removed_keys
+from ..arguments import require
 from ..configuration_ijepa import IJepaConfig
 from ..data.bit_depth import setting_of
 from ..data.decoding import jpeg_decoder
@@ -24,6 +24,7 @@ from ..encoders import load_pretraining_model, load_processor, opening
 from ..evaluation.probes import format_table
 from ..execution import choose_attention, describe
 from ..hub import hub_or_cache
+from ..mask_arguments import without_removed_keys
 from ..masking import Masking, MultiBlockMasking, build_masking
 from ..modeling_ijepa import IJepaForPretraining
 from ..optimization import Schedules, build_optimizer, half_life_of_momentum, momentum_of_half_life, parameter_groups

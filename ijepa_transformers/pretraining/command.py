@@ -203,7 +203,7 @@ def _unused_gpus(argv: Sequence[str]) -> str:
     is_launched = any(name == "WORLD_SIZE" or name.startswith("ACCELERATE_") for name in os.environ)
     if count < 2 or is_launched:
         return ""
-    launcher = f"accelerate launch --multi_gpu --num_processes {count} -m ijepa_transformers.cli"
+    launcher = f"ijepa launch --multi_gpu --num_processes {count}"
     return f"{count} GPUs are visible, and one is used. To use all:\n{launcher} pretrain {shlex.join(argv)}\n"
 
 

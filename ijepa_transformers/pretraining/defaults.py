@@ -4,7 +4,7 @@
 import dataclasses
 from typing import TypeVar
 
-from ..arguments import MaskArguments, unused_mask_settings
+from ..mask_arguments import MaskArguments, unused_mask_settings
 from .arguments import AUTO, UncheckedArguments
 
 

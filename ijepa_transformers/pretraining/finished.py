@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import verdict
-from ..arguments import without_removed_keys
 from ..data.splits import AUTO as ANY_SPLIT
 from ..data.splits import OR
 from ..display import show, show_end, show_section
 from ..files import read_json_object, read_rows
 from ..launcher import is_first_process
+from ..mask_arguments import without_removed_keys
 from .arguments import AUTO, UncheckedArguments, parse_unchecked_arguments
 from .defaults import with_masks_for
 from .next_commands import next_commands

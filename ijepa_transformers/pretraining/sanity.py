@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import yaml
 
-from ..arguments import find_recipe
 from ..data.notices import counted
+from ..recipe_files import find_recipe
 from .arguments import PretrainingArguments
 
 

@@ -184,7 +184,7 @@ def open_finder(arguments: SearchArguments) -> tuple[PhotoFinder, list[Query]]:
     accelerator = Accelerator()
     require(
         accelerator.num_processes == 1,
-        "ijepa search is one process: compute the features with accelerate launch and ijepa extract, and name their"
+        "ijepa search is one process: compute the features with ijepa launch extract, and name their"
         " directory as index.",
     )
     encoder = open_photos(arguments, open_split(arguments, arguments.split))

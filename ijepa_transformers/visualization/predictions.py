@@ -115,33 +115,36 @@ def draw_predictions(
         nearest_to_truth, nearest_to_prediction: (B, T, channels, patch height, patch width), uint8: the real patches
             with the features nearest to the block's true features, and to the predicted ones.
         titles: a line above each row.
+
+    Raises:
+        ValueError: as `draw_masks`.
     """
-    parts = images, context_indices, target_indices, nearest_to_truth, nearest_to_prediction
-    return prediction_sheet(*parts, patch_size, titles).draw()
+    parts = zip(images, context_indices, target_indices, nearest_to_truth, nearest_to_prediction, strict=True)
+    patch = height_and_width_pair(patch_size)
+    return prediction_sheet([prediction_row(*each, patch) for each in parts], titles).draw()
 
 
-def prediction_sheet(
-    images: torch.Tensor,
-    context_indices: torch.Tensor,
-    target_indices: torch.Tensor,
+def prediction_row(
+    image: torch.Tensor,
+    context: torch.Tensor,
+    block: torch.Tensor,
     nearest_to_truth: torch.Tensor,
     nearest_to_prediction: torch.Tensor,
-    patch_size: int | tuple[int, int],
-    titles: Sequence[str] = (),
-) -> Sheet:
-    """The sheet of `draw_predictions`."""
-    patch = height_and_width_pair(patch_size)
-    grid = check_masks(images, context_indices.unsqueeze(1), target_indices.unsqueeze(1), patch)
-    cells = []
-    for number, image in enumerate(images):
-        block = target_indices[number]
-        seen, filled = visible_patches(context_indices[number], *grid), visible_patches(block, *grid)
-        pasted = [paste(image, block, pieces[number], grid) for pieces in (nearest_to_truth, nearest_to_prediction)]
-        cells.append([enlarge(to_picture(image), patch), enlarge(to_picture(image), patch, seen)])
-        cells[-1] += [enlarge(to_picture(each), patch, seen | filled, filled) for each in (image, *pasted)]
+    patch: tuple[int, int],
+) -> list[Image.Image]:
+    """The pictures of one image (1 or 3, H, W), its context (N_ctx,) and a block (T,); see `draw_predictions`."""
+    grid = check_masks(image[None], context[None, None], block[None, None], patch)
+    seen, filled = visible_patches(context, *grid), visible_patches(block, *grid)
+    pasted = [paste(image, block, pieces, grid) for pieces in (nearest_to_truth, nearest_to_prediction)]
+    plain = [enlarge(to_picture(image), patch), enlarge(to_picture(image), patch, seen)]
+    return plain + [enlarge(to_picture(each), patch, seen | filled, filled) for each in (image, *pasted)]
+
+
+def prediction_sheet(rows: list[list[Image.Image]], titles: Sequence[str]) -> Sheet:
+    """The rows of `prediction_row` below their headers."""
     headers = [("image", ""), ("context: all that", "the model saw"), ("true block", "in the context")]
     headers += [("nearest patches", "to the truth"), ("nearest patches", "to the guess")]
-    return Sheet(cells, headers, titles)
+    return Sheet(rows, headers, titles)
 
 
 def draw_scores(scores: PredictionScores) -> Image.Image:

@@ -20,7 +20,7 @@ from .guesses import Guesses, guess
 from .maps import draw_map, map_points, scatter_of
 from .page import Bar, BarsBody, BrowserBody, Picture, PlotBody, Section, SheetBody, TableBody, TabsBody
 from .pool import TRAIN
-from .predictions import PredictionScores, draw_scores, prediction_sheet
+from .predictions import PredictionScores, draw_scores, prediction_row, prediction_sheet
 from .sheets import (
     attention_sheet,
     draw_attention,
@@ -108,13 +108,19 @@ def _predictions_picture(study: Study, guesses: Guesses) -> Picture:
     chosen = most_detailed_blocks(images, guesses.blocks[:number], study.patch_size).tolist()
     blocks = [guesses.block(image, block) for image, block in enumerate(chosen)]
     scores = [each.scores() for each in blocks]
+    rows = [
+        prediction_row(
+            image,
+            context,
+            each.blocks[0, 0],
+            each.nearest(each.truths),
+            each.nearest(each.predictions),
+            study.patch_size,
+        )
+        for image, context, each in zip(images, guesses.contexts[:number], blocks, strict=True)
+    ]
     sheet = prediction_sheet(
-        images,
-        guesses.contexts[:number],
-        torch.stack([each.blocks[0, 0] for each in blocks]),
-        torch.stack([each.nearest(each.truths) for each in blocks]),
-        torch.stack([each.nearest(each.predictions) for each in blocks]),
-        study.patch_size,
+        rows,
         [f"similarity to the truth: guess {each.prediction:.2f}, place alone {each.place:.2f}" for each in scores],
     )
     return Picture(

@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from ..arguments import MaskArguments, flags_of, require, without_removed_keys
+from ..arguments import flags_of, require
 from ..configuration_ijepa import IJepaConfig
 from ..display import SECONDS_BETWEEN_LINES, Progress
 from ..encoders import (
@@ -23,6 +23,7 @@ from ..encoders import (
     random_encoder,
 )
 from ..files import read_rows
+from ..mask_arguments import MaskArguments, without_removed_keys
 from ..masking import Masking, build_masking
 from ..modeling_ijepa import IJepaForPretraining
 from ..verdict import Verdict, read_verdict

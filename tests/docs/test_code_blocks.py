@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from ijepa_transformers import cli
-from ijepa_transformers.arguments import find_recipe, flags_of, list_recipes
+from ijepa_transformers.arguments import flags_of
 from ijepa_transformers.evaluation.arguments import GROUPS as PROBING
 from ijepa_transformers.evaluation.extraction_arguments import GROUPS as EXTRACTION
 from ijepa_transformers.finetuning.training_arguments import GROUPS as FINE_TUNING
 from ijepa_transformers.pretraining.arguments import GROUPS as PRETRAINING
+from ijepa_transformers.recipe_files import find_recipe, list_recipes
 from ijepa_transformers.retrieval.arguments import GROUPS as RETRIEVAL
 from tests.markdown_files import (
     REPOSITORY,

@@ -509,7 +509,7 @@ def test_one_process_with_several_gpus_is_refused(directory, tmp_path, capsys, m
     with pytest.raises(SystemExit) as stopped:
         finetuning_command.main(fine_tuning_argv(directory, tmp_path / "output"))
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert stopped.value.code == 2 and "2 GPUs: start it with accelerate launch --num_processes 2" in error
+    assert stopped.value.code == 2 and "2 GPUs: start it with ijepa launch --num_processes 2 finetune" in error
     assert not (tmp_path / "output").exists()
 
 

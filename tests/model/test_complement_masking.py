@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ijepa_transformers.arguments import MASK_SETTINGS
+from ijepa_transformers.mask_arguments import MASK_SETTINGS
 from ijepa_transformers.masking import (
     MODES,
     InverseBlockMasking,

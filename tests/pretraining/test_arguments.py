@@ -11,23 +11,20 @@ import pytest
 import yaml
 
 from ijepa_transformers.arguments import (
-    MASK_SETTINGS,
-    MAX_RECIPE_BYTES,
     argument,
     arguments_from_keywords,
-    list_recipes,
     parse_arguments,
-    unused_mask_settings,
-    without_removed_keys,
 )
 from ijepa_transformers.configuration_ijepa import IJEPA_SIZES
 from ijepa_transformers.distributed import check_launch
+from ijepa_transformers.mask_arguments import MASK_SETTINGS, unused_mask_settings, without_removed_keys
 from ijepa_transformers.pretraining.arguments import (
     SIZES,
     PretrainingArguments,
     parse_pretraining_arguments,
     pretraining_arguments,
 )
+from ijepa_transformers.recipe_files import MAX_RECIPE_BYTES, list_recipes
 
 
 REPOSITORY = Path(__file__).parents[2]

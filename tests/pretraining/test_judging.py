@@ -5,11 +5,11 @@ import json
 import pytest
 
 from ijepa_transformers import pretrain
-from ijepa_transformers.arguments import list_recipes
 from ijepa_transformers.pretraining import evaluate, judging, sanity
 from ijepa_transformers.pretraining.arguments import parse_pretraining_arguments
 from ijepa_transformers.pretraining.judging import Facts, advise, is_rising, leads
 from ijepa_transformers.pretraining.sanity import Plan, plan_of, warnings_for
+from ijepa_transformers.recipe_files import list_recipes
 from ijepa_transformers.verdict import COLLAPSED, NOT_COLLAPSED, PIXELS, RANDOM, Score, Verdict
 from tests.runs import TINY, rows
 from tests.runs import pretrain as pretrain_by_flags
