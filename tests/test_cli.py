@@ -140,7 +140,7 @@ def test_one_process_with_several_gpus_is_told_how_to_use_all(monkeypatch):
         monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
         said = pretraining_command._unused_gpus(["--data", "my photos"])
         assert expected in said and bool(said) == bool(expected)
-    assert said.endswith("-m ijepa_transformers.cli pretrain --data 'my photos'\n")
+    assert said.endswith("--num_processes 4 pretrain --data 'my photos'\n")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert pretraining_command._unused_gpus([]) == ""
 

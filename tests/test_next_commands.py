@@ -1,14 +1,16 @@
 """The commands that stand at the end of a command are accepted as they are printed, with real paths."""
 
 import pytest
+import yaml
 
+from ijepa_transformers.evaluation import statistics
 from ijepa_transformers.evaluation.statistics import next_command as after_stats
 from ijepa_transformers.evaluation.statistics_arguments import statistics_arguments
 from ijepa_transformers.retrieval.arguments import search_arguments
 from ijepa_transformers.retrieval.command import next_commands as after_search
 from ijepa_transformers.visualization.arguments import VisualizationArguments
 from ijepa_transformers.visualization.messages import next_commands as after_visualize
-from tests.printed import parsed
+from tests.printed import parsed, proposed
 
 
 def test_statistics_go_into_a_pretraining_run(tmp_path):
@@ -17,6 +19,16 @@ def test_statistics_go_into_a_pretraining_run(tmp_path):
     name, found = parsed(after_stats(arguments, {"num_channels": 1, "image_mean": [0.25], "image_std": [0.5]}))
     assert name == "pretrain" and (found.data, found.train_split, found.image_column) == (data, "test", "scan")
     assert (found.num_channels, found.image_mean, found.image_std) == (1, [0.25], [0.5])
+
+
+def test_statistics_alone_are_on_standard_output(capsys):
+    statistics.main(["--data", "digits", "--num_channels", "1", "--max_images", "20", "--num_workers", "0"])
+    out, err = capsys.readouterr()
+    measured = yaml.safe_load(out)
+    assert set(measured) == {"num_channels", "image_mean", "image_std"}
+    assert [line.split()[0] for line in err.splitlines()[:2]] == ["data", "measured"]
+    (found,) = (arguments for _, arguments in proposed(err))
+    assert found.image_mean == measured["image_mean"] and found.image_std == measured["image_std"]
 
 
 @pytest.mark.parametrize("has_gradio", [True, False])

@@ -99,11 +99,11 @@ def measure(arguments: StatisticsArguments, shown: bool = False) -> dict[str, An
 
 
 def _show_head(arguments: StatisticsArguments, num_measured: int, num_images: int) -> None:
-    share = "all of them" if num_measured == num_images else f"a random sample of {num_measured:,}"
+    measured = "all of them" if num_measured == num_images else f"a random sample of {num_measured:,}"
     show_facts(
         {
             "data": f"{arguments.data}, split {arguments.split!r}: {counted(num_images, 'image')}",
-            "length": f"{share}, {counted(arguments.num_channels, 'channel')}",
+            "measured": f"{measured}, {counted(arguments.num_channels, 'channel')}",
         }
     )
 

@@ -309,8 +309,9 @@ def summarize(run: Run) -> dict[str, str]:
     return {
         "data": f"{arguments.data} ({counted(run.data.num_images, 'image')}, split {arguments.train_split}{judged})",
         **_summarize_schedules(run),
-        "batch": f"{arguments.batch_size} images = {arguments.images_per_pass} per pass x"
-        f" {run.launch.num_processes} processes x {run.accelerator.gradient_accumulation_steps} accumulation steps",
+        "batch": f"{arguments.batch_size} images = {arguments.images_per_pass} per pass"
+        f" x {counted(run.launch.num_processes, 'process')}"
+        f" x {counted(run.accelerator.gradient_accumulation_steps, 'accumulation step')}",
         "images": f"{config.image_size} pixels, patches of {config.patch_size}, grid {config.grid_size}",
         "decoding": f"JPEG by {jpeg_decoder()}{_summarize_bits(run.data.sixteen_bit_max)}",
         "masks": _summarize_masks(run),

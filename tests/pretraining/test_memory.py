@@ -456,7 +456,7 @@ def test_a_run_with_auto_records_the_number_and_resumes_with_it(tmp_path, fresh_
     monkeypatch.setattr(batch_size_module, "free_bytes", lambda device: total_of(arguments, 4))
     pretrain(tmp_path / "run", per_device_batch_size="auto")
     printed = capsys.readouterr().out
-    assert "per_device_batch_size auto: 4" in printed and "8 images = 4 per pass x 1 processes x 2" in printed
+    assert "per_device_batch_size auto: 4" in printed and "8 images = 4 per pass x 1 process x 2" in printed
     assert recorded(tmp_path / "run") == (4, 4)
     monkeypatch.setattr(batch_size_module, "free_bytes", lambda device: None)  # what is recorded needs no GPU
     pretrain(tmp_path / "run", per_device_batch_size="auto", resume="true")

@@ -208,7 +208,7 @@ def test_two_processes_equal_one_at_the_same_global_batch(tmp_path):
     argv = ["run_pretraining.py", *pretraining_argv(tmp_path / "double", per_device_batch_size=4, **changes)]
     result = forked.fork_ranks(2, argv)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "4 per pass x 2 processes x 1 accumulation steps" in result.stdout
+    assert "4 per pass x 2 processes x 1 accumulation step" in result.stdout
     double = saved_weights(tmp_path / "double")
     for name in single:
         torch.testing.assert_close(double[name], single[name], atol=2e-6, rtol=0)
