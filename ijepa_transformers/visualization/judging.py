@@ -23,7 +23,7 @@ from ..verdict import (
     judge_without_labels,
     state_of,
 )
-from .page import BAD, GOOD, UNSURE, Bar, Card, Headline
+from .page import BAD, GOOD, UNSURE, Card, Headline, bars_of
 from .study import Study
 
 
@@ -120,14 +120,14 @@ def accuracy_cards(verdict: Verdict) -> list[Card]:
 
 def _accuracy_card(comparisons: Sequence[Comparison], verdict: Verdict) -> Card:
     first = comparisons[0]
-    bars = [("this encoder", first.accuracy, True)]
-    bars += [(each.baseline, each.baseline_accuracy, False) for each in comparisons]
+    bars = [("this encoder", first.accuracy), *((each.baseline, each.baseline_accuracy) for each in comparisons)]
+    standing = " and ".join(each.in_words for each in comparisons)
     own = _tone_of_standings({each.baseline: each.standing for each in comparisons})
     return Card(
         f"{first.measure} accuracy on {verdict.num_test_images or 0:,} test images",
         f"{first.accuracy:.1%}",
-        " and ".join(each.in_words for each in comparisons),
-        _bars(bars),
+        standing[0].upper() + standing[1:],
+        bars_of(bars),
         min(own, tone_of(verdict), key=(BAD, UNSURE, GOOD).index),
     )
 
@@ -137,10 +137,6 @@ def _rank_card(study: Study) -> Card:
     value = f"{own.effective_rank:.1f} of {own.highest_rank}"
     note = f"A random encoder has {random.effective_rank:.1f}. Near 1 it has collapsed. A high rank proves nothing."
     return Card("Effective rank", value, note)
-
-
-def _bars(values: Sequence[tuple[str, float, bool]]) -> list[Bar]:
-    return [Bar(name, 100 * max(0.0, value), f"{value:.2f}", is_main) for name, value, is_main in values]
 
 
 def _data_card(study: Study) -> Card:

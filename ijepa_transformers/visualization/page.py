@@ -45,6 +45,14 @@ class Bar:
     is_main: bool = False
 
 
+def bars_of(values: Sequence[tuple[str, float]]) -> list[Bar]:
+    """Bars of shares from 0 to 1, of which the first is the main one. A negative value has no bar."""
+    return [
+        Bar(name, 100 * max(0.0, value), f"{round(value, 2) + 0.0:.2f}", number == 0)  # -0.001 is written as 0.00
+        for number, (name, value) in enumerate(values)
+    ]
+
+
 @dataclass
 class BarsBody:
     bars: Sequence[Bar]

@@ -18,7 +18,7 @@ from .curves import plot_training_curves
 from .embedding import browser_data
 from .guesses import Guesses, guess
 from .maps import draw_map, map_points, scatter_of
-from .page import Bar, BarsBody, BrowserBody, Picture, PlotBody, Section, SheetBody, TableBody, TabsBody
+from .page import BarsBody, BrowserBody, Picture, PlotBody, Section, SheetBody, TableBody, TabsBody, bars_of
 from .pool import TRAIN
 from .predictions import PredictionScores, draw_scores, prediction_row, prediction_sheet
 from .sheets import (
@@ -79,20 +79,16 @@ def _beliefs_picture(study: Study, model: IJepaForPretraining) -> Picture:
 
 
 def _scores_picture(scores: PredictionScores) -> Picture:
-    values = {
-        "the guess of the predictor": scores.prediction,
-        "mean of that place in other images": scores.place,
-        "any patch of other images": scores.random,
-    }
-    bars = [
-        Bar(name, 100 * max(0.0, value), f"{value:.2f}", number == 0)
-        for number, (name, value) in enumerate(values.items())
+    values = [
+        ("the guess of the predictor", scores.prediction),
+        ("mean of that place in other images", scores.place),
+        ("any patch of other images", scores.random),
     ]
     return Picture(
         "How close the guesses are",
         "Cosine similarity to the true features (1 is the same). Only the difference between the first two bars comes"
         " from looking at the rest of the image.",
-        [BarsBody(bars)],
+        [BarsBody(bars_of(values))],
         more=f"The truth is more similar to the guess than {scores.rank:.1%} of the real patches of other images (50%"
         " would be chance).",
         good="The first bar is clearly longer than the second.",

@@ -229,7 +229,7 @@ def test_the_verdict_of_the_run_comes_first_and_a_damaged_one_is_refused(place, 
     tone, headline, sentences = verdict(page)
     assert tone == "unsure" and headline.startswith("The &lt;b&gt;encoder&lt;/b&gt; is level with a random encoder.")
     assert "More steps." in sentences and sentences[-1].startswith("The images of this page are others")
-    assert "<h2>7-NN accuracy on 100 test images</h2>" in page and "level with the random encoder</p>" in page
+    assert "<h2>7-NN accuracy on 100 test images</h2>" in page and "Level with the random encoder</p>" in page
     path.write_text("[]")
     with pytest.raises(SystemExit) as stop:
         visualize(place)

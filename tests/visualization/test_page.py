@@ -29,6 +29,7 @@ from ijepa_transformers.visualization.page import (
     TableBody,
     TabsBody,
     Thumbnail,
+    bars_of,
     build_page,
     write_pictures,
 )
@@ -111,6 +112,12 @@ def test_numbers_for_the_script_cannot_end_its_element():
     assert text.count("</script>") == 2 and "<script>alert" not in text
     inside = re.search(r'id="patches">(.*?)</script>', text, re.DOTALL).group(1)
     assert json.loads(inside) == body.data
+
+
+def test_negative_values_have_no_bar_and_zero_has_no_sign():
+    bars = bars_of([("first", 0.256), ("nothing", -0.001), ("opposite", -0.5)])
+    assert [(bar.percent, bar.text) for bar in bars] == [(25.6, "0.26"), (0.0, "0.00"), (0.0, "-0.50")]
+    assert [bar.is_main for bar in bars] == [True, False, False]
 
 
 def test_the_verdict_and_the_cards_come_first_and_facts_last():
