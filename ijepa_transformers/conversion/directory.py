@@ -140,8 +140,8 @@ def _convert_processor(source: Path, directory: Path, config: IJepaConfig, keep:
     processor = open_processor(str(source))
     faults = _processor_faults(processor)
     if faults and not keep:
-        statistics = (None, None) if _has_vit_statistics(processor) else _statistics(processor, num_channels)
-        right = build_image_processor(size, num_channels, *statistics, sixteen_bit_max=setting_of(processor))
+        mean, std = (None, None) if _has_vit_statistics(processor) else _statistics(processor, num_channels)
+        right = build_image_processor(size, num_channels, mean, std, sixteen_bit_max=setting_of(processor))
         _require_fit(right, source, config)
         right.save_pretrained(directory)
         return [*(f"{fault} Corrected." for fault in faults), *_other_statistics(right, num_channels)]
@@ -155,7 +155,7 @@ def _processor_faults(processor: BaseImageProcessor) -> list[str]:
     """How an image processor differs from the published training, where the right one is known."""
     faults, settings = [], processor.to_dict()
     if _has_vit_statistics(processor):
-        mean, std = list(processor.image_mean), list(processor.image_std)
+        mean, std = (list(settings[name]) for name in ("image_mean", "image_std"))
         faults.append(
             f"The image processor normalises with mean {mean} and std {std}; the published weights were trained with"
             " ImageNet's mean and standard deviation."

@@ -28,6 +28,7 @@ _MOST_FILES = 5000  # of a folder are compared by name
 _PAIRS_LOOKED_AT = 3
 _ROWS_LOOKED_AT = 512  # of an image
 _FLAT = 0.8  # of the pixels of a mask have the value of the pixel beside them
+_MUCH_OF_A_PHOTOGRAPH = 0.5  # likewise
 _BINS = 32  # of values
 _SHARE_OF_BIN = 0.005  # of the pixels; bins with fewer do not count, because JPEG writes some beside every edge
 _SINGLE_CHANNEL_MODES = ("1", "L", "P", "I", "I;16")
@@ -68,10 +69,15 @@ class _Looks:
             self._headers[path] = None if image is None else Header(image.size, image.mode)
         return self._headers[path]
 
-    def is_drawn(self, image: Path, other: Path) -> bool:
-        """Whether `other` consists of areas of few values, and `image` has at least twice as many values."""
+    def is_drawn(self, image: Path, other: Path, called_so: bool) -> bool:
+        """Whether `other` consists of areas of few values, and `image` has at least twice as many values.
+
+        Without the name of a mask, `image` must not have such areas: digits of two classes have, on black.
+        """
         flat, num_levels = self._areas_of(other)
-        return flat >= _FLAT and 2 * num_levels <= self._areas_of(image)[1]
+        flat_of_image, num_levels_of_image = self._areas_of(image)
+        is_photograph = called_so or flat_of_image < _MUCH_OF_A_PHOTOGRAPH
+        return flat >= _FLAT and 2 * num_levels <= num_levels_of_image and is_photograph
 
     def _open(self, path: Path) -> Image.Image | None:
         try:
@@ -207,7 +213,7 @@ def _is_mask(looks: _Looks, path: Path, other_path: Path, called_so: bool) -> bo
     if called_so and has_its_size:
         return True
     is_grey_beside_colour = other.is_grey and not image.is_grey
-    return (called_so or has_its_size) and (is_grey_beside_colour or looks.is_drawn(path, other_path))
+    return (called_so or has_its_size) and (is_grey_beside_colour or looks.is_drawn(path, other_path, called_so))
 
 
 # Masks beside their images
@@ -215,10 +221,12 @@ def _is_mask(looks: _Looks, path: Path, other_path: Path, called_so: bool) -> bo
 
 def _refuse_mask_files(source: str, files: Sequence[Path], looks: _Looks) -> None:
     """Raises ValueError for `7_mask.png` of `7.png`, or `7.png` of `7.jpg`."""
-    masks = [pair for *pair, called_so in _pairs_beside(files) if _is_mask(looks, *pair, called_so)]
-    if not masks and (pairs := _pairs_by_ending(files)):
-        are_masks = all(_has_size_of(looks, *pair) and looks.is_drawn(*pair) for pair in pairs)
-        masks = list(map(list, pairs)) if are_masks else []
+    masks = [
+        (image, other) for image, other, called_so in _pairs_beside(files) if _is_mask(looks, image, other, called_so)
+    ]
+    pairs = [] if masks else _pairs_by_ending(files)
+    if all(_has_size_of(looks, image, other) and looks.is_drawn(image, other, False) for image, other in pairs):
+        masks += pairs
     if masks:
         image, other = masks[0]
         raise ValueError(

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import datasets
 import numpy as np
@@ -301,9 +301,9 @@ def stream(
     """
     accelerator = run.accelerator
     round_size = run.arguments.per_device_batch_size * accelerator.num_processes
-    asked: deque[tuple[int, Keys]] = deque()  # of the loader, whose processes read ahead
+    asked: deque[tuple[int, list[Any]]] = deque()  # of the loader, whose processes read ahead
 
-    def batches() -> Iterator[Keys]:
+    def batches() -> Iterator[list[Any]]:
         for keys in passes:
             for size, positions in _rounds(
                 len(keys), round_size, accelerator.process_index, accelerator.num_processes

@@ -159,15 +159,19 @@ def test_grey_masks_of_grey_images_are_refused(tmp_path, photo, mask, pixels):
 
 
 def test_grey_images_that_are_called_alike_are_no_masks(tmp_path):
-    """Two views of one thing, drawings of another class, and drawings only."""
+    """Two views of one thing, drawings of another class, and drawings only, also if some have more values."""
     for number in range(3):
+        smooth = area_pixels().copy()
+        smooth[8:14, 10:20] = np.arange(60).reshape(6, 10) * 4
+        save(tmp_path / f"scans/one/{number}.png", area_pixels())
+        save(tmp_path / f"scans/eight/{number}.png", smooth)
         save(tmp_path / f"views/{number}.png", photo_pixels(seed=number)[..., 0])
         save(tmp_path / f"views/{number}_left.png", photo_pixels(seed=9)[..., 0])
         save(tmp_path / f"classes/photo/{number}.png", photo_pixels(seed=number)[..., 0])
         save(tmp_path / f"classes/drawing/{number}.png", area_pixels(31, 41))
         save(tmp_path / f"digits/one/{number}.png", area_pixels())
         save(tmp_path / f"digits/two/{number}.png", area_pixels(level=200))
-    for name, count in (("views", 6), ("classes", 6), ("digits", 6)):
+    for name, count in (("views", 6), ("classes", 6), ("digits", 6), ("scans", 6)):
         assert len(load_image_dataset(tmp_path / name)) == count
 
 
