@@ -228,8 +228,8 @@ class OpenedImage:
         if doubt:
             tell_of_first(
                 WHITE,
-                f"the 16-bit image {self.name!r} {doubt}, because sixteen_bit_max is {sixteen_bit_max} for all images."
-                " Others like it are not told of.",
+                f"the 16-bit image {self.name!r} {doubt}. sixteen_bit_max is {sixteen_bit_max} for all images. Others"
+                " like this one are not told of.",
             )
 
     def samples(self, num_channels: int) -> Samples | None:

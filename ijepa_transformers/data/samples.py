@@ -88,8 +88,10 @@ class Samples:
         largest = self.largest()
         if 0 < largest < (white + 1) // _DARK:
             return f"has no value above {largest:,}, so it is {'bright' if self.is_inverted else 'dark'}"
+        if 255 <= largest < white and not largest & (largest + 1):
+            return f"ends at exactly {largest:,}, as images of {largest.bit_length()} bits do"
         share = float((self.colours > white).mean()) if largest > white else 0.0
-        return f"has {100 * share:.2g} % of its values above it, which become white" if share > _MANY else None
+        return f"has {100 * share:.2g} % of its values above white" if share > _MANY else None
 
     def decode(self, num_channels: int, sixteen_bit_max: int | None) -> np.ndarray:
         """As uint8 (H, W, num_channels): grey or colours laid on white for 1 or 3 channels, else the samples.

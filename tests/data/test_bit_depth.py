@@ -69,10 +69,13 @@ def test_the_first_image_outside_of_the_sample_that_does_not_fit_is_told(capsys)
     for pixels, white in ((BLACK, 65535), (FULL, 65535), (TWELVE, 4095), (TWELVE, 65535), (TWELVE, 65535)):
         read(pixels, white)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("note: the 16-bit image 'scans/7.png' has no value above 4,080, so it is dark, because")
+    assert line.startswith("note: the 16-bit image 'scans/7.png' has no value above 4,080, so it is dark. sixteen")
     sample_of(TWELVE)
     read(FULL, 4095)
-    assert "of its values above it, which become white, because sixteen_bit_max is 4095" in capsys.readouterr().err
+    assert "of its values above white. sixteen_bit_max is 4095" in capsys.readouterr().err
+    sample_of(FULL)
+    read(in_bits(cells(), 32767), 65535)
+    assert "ends at exactly 32,767, as images of 15 bits do" in capsys.readouterr().err
 
 
 def test_forked_data_loading_processes_tell_once(capfd):
