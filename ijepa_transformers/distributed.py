@@ -22,6 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import datasets
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import (
@@ -343,6 +344,26 @@ def on_main_process(accelerator: Accelerator | PartialState, function: Callable[
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def shared_dataset(accelerator: Accelerator, open_dataset: Callable[[], datasets.Dataset]) -> datasets.Dataset:
+    """Opens a data set on the main process, and gives its table to the others, so that a folder is listed once and all
+    processes have the same order. A data set in files of `datasets` is opened by all, the main process first.
+
+    A collective call. Errors are raised on all processes, as in `on_main_process`.
+    """
+    if accelerator.num_processes == 1:
+        return open_dataset()
+    opened = []
+
+    def open_first() -> datasets.Dataset | None:
+        opened.append(open_dataset())
+        return None if opened[0].cache_files else opened[0]
+
+    shared = on_main_process(accelerator, open_first)
+    if shared is not None:
+        return shared
+    return opened[0] if opened else open_dataset()
 
 
 def end_process_group(accelerator: Accelerator) -> None:

@@ -13,7 +13,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import datasets
 import pyarrow as pa
@@ -24,6 +24,7 @@ from ..files import write_text
 from .decoding import FILE_URI, MAX_FILE_BYTES, path_of_uri
 
 
+Result = TypeVar("Result")
 _BLOCK = 1000  # images whose contents have one hash in the memory of `ContentDigests`
 _THREADS = 8  # reading files, above all remote ones, is mostly waiting
 _READ_BYTES = 2**20
@@ -44,8 +45,20 @@ def _blocks(dataset: datasets.Dataset, rows: Sequence[int]) -> Iterator[list[Sto
     for start in range(0, len(rows), _BLOCK):
         part = rows[start : start + _BLOCK]
         column = (table[part.start : part.stop] if isinstance(part, range) else table[list(part)])["image"]
-        contents = [scalar.as_buffer() for scalar in pc.struct_field(column, "bytes")]
+        stored = pc.struct_field(column, "bytes")
+        only_paths = stored.null_count == len(stored)
+        contents = [None] * len(stored) if only_paths else [scalar.as_buffer() for scalar in stored]
         yield list(map(StoredBytes, pc.struct_field(column, "path").to_pylist(), contents))
+
+
+def _in_threads(
+    threads: ThreadPoolExecutor, function: Callable[[StoredBytes], Result], block: list[StoredBytes]
+) -> list[Result]:
+    """The results of a function for each image of a block. A thread takes many at a time: handing over costs more than
+    to ask for the size of a local file."""
+    share = -(-len(block) // _THREADS)
+    parts = [block[first : first + share] for first in range(0, len(block), share)]
+    return [result for results in threads.map(lambda part: list(map(function, part)), parts) for result in results]
 
 
 # Names and sizes
@@ -60,15 +73,26 @@ def image_fingerprints(dataset: datasets.Dataset, source: str) -> torch.Tensor:
     """
     root, rows = _root(source), range(len(dataset))
     prefixes = (root, FILE_URI + urllib.parse.quote(os.fsencode(root)))
-    hashes = bytearray()
+    hashes, num_bytes = bytearray(), 0
     with ThreadPoolExecutor(_THREADS) as threads:
-        sizes = [size for block in _blocks(dataset, rows) for size in threads.map(_size, block)]
-        describe: Callable[[StoredBytes], object] = _content_digest if sum(sizes) <= _FEW_BYTES else _size
         for block in _blocks(dataset, rows):
-            for stored, description in zip(block, threads.map(describe, block), strict=True):
-                fact = f"{_without_prefix(stored.path, prefixes)} {description!r}".encode()
-                hashes += hashlib.blake2b(fact, digest_size=4).digest()
+            sizes = _in_threads(threads, _size, block)
+            num_bytes += sum(sizes)
+            hashes += _short_hashes(block, sizes, prefixes)
+        if num_bytes <= _FEW_BYTES:
+            hashes = bytearray()
+            for block in _blocks(dataset, rows):
+                hashes += _short_hashes(block, _in_threads(threads, _content_digest, block), prefixes)
     return torch.frombuffer(hashes, dtype=torch.int32)
+
+
+def _short_hashes(block: Sequence[StoredBytes], facts: Sequence[object], prefixes: tuple[str, str]) -> bytes:
+    """Four bytes for each image, of its name and what is known about it."""
+    told = (
+        f"{_without_prefix(stored.path, prefixes)} {fact!r}".encode()
+        for stored, fact in zip(block, facts, strict=True)
+    )
+    return b"".join(hashlib.blake2b(each, digest_size=4).digest() for each in told)
 
 
 def _root(source: str) -> str:
@@ -79,11 +103,11 @@ def _root(source: str) -> str:
     return os.path.join(path, "")
 
 
-def _without_prefix(path: str | None, prefixes: tuple[str, ...]) -> str:
-    for prefix in prefixes:
-        if path is not None and path.startswith(prefix):
-            return path.removeprefix(prefix)
-    return path or ""
+def _without_prefix(path: str | None, prefixes: tuple[str, str]) -> str:
+    if path is None:
+        return ""
+    plain, uri = prefixes
+    return path.removeprefix(plain if path.startswith(plain) else uri)
 
 
 def _size(stored: StoredBytes) -> int:
@@ -121,8 +145,7 @@ def contents_digest(dataset: datasets.Dataset, rows: Sequence[int]) -> str:
     digest = hashlib.sha256()
     with ThreadPoolExecutor(_THREADS) as threads:
         for block in _blocks(dataset, rows):
-            for content in threads.map(_content_digest, block):
-                digest.update(content)
+            digest.update(b"".join(_in_threads(threads, _content_digest, block)))
     return digest.hexdigest()
 
 

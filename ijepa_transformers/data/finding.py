@@ -19,6 +19,7 @@ from .kinds import (
     is_archive,
     may_hold_labels,
 )
+from .paths import extension_of
 from .splits import meanings_in
 
 
@@ -28,7 +29,9 @@ class ResolvedSource:
 
     Args:
         kind: "digits", "hub", "saved" (a `save_to_disk` folder), "url", "image", ".parquet", ".tar" or ".arrow".
-        files: the local files by split. Images of a folder are all in "train"; their paths say the split.
+        files: the local shards by split.
+        images: paths of the local images, with "/" between their parts, relative to `folder` if there is one. They are
+            plain strings, because there may be millions.
         folder: the folder, if the source is one.
         metadata: the files of METADATA_NAMES in a folder of images.
         tables: files beside the images that may hold labels, but are not read because of their names.
@@ -37,10 +40,16 @@ class ResolvedSource:
 
     kind: str
     files: Mapping[str, list[Path]] = field(default_factory=dict)
+    images: list[str] = field(default_factory=list)
     folder: Path | None = None
     metadata: tuple[Path, ...] = ()
     tables: tuple[Path, ...] = ()
     left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def num_files(self) -> int:
+        """How many images or shards there are."""
+        return len(self.images) + sum(map(len, self.files.values()))
 
     @property
     def data_files(self) -> dict[str, list[str]]:
@@ -75,9 +84,11 @@ def _resolve_files(source: str, path: Path) -> ResolvedSource:
         return _resolve_folder(path)
     if path.is_file() or glob.has_magic(source):
         # A file or a glob is one split, whatever the names of the files are.
-        files = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
-        found = _files_of_one_kind(source, files)
-        return ResolvedSource(found.kind, {"train": found.files}, left_out=found.left_out)
+        matching = [str(path)] if path.is_file() else glob.iglob(str(path), recursive=True)
+        found = _files_of_one_kind(source, sorted((Path(file).as_posix() for file in matching), key=_by_parts))
+        if found.kind == "image":
+            return ResolvedSource(found.kind, images=found.files, left_out=found.left_out)
+        return ResolvedSource(found.kind, {"train": list(map(Path, found.files))}, left_out=found.left_out)
     if _looks_like_a_path(source):
         raise ValueError(f"{source!r} is neither a file nor a folder on this machine")
     return ResolvedSource("hub")
@@ -87,12 +98,12 @@ def _resolve_folder(folder: Path) -> ResolvedSource:
     is_saved = (folder / "state.json").exists() and (folder / "dataset_info.json").exists()
     if is_saved or (folder / "dataset_dict.json").exists():
         return ResolvedSource("saved", folder=folder)
-    found = _files_of_one_kind(str(folder), _visible_files(folder, (os.path.realpath(folder),)))
+    found = _files_of_one_kind(str(folder), _visible_files(folder, "", (os.path.realpath(folder),)))
     if found.kind == "image":
-        files, beside = {"train": found.files}, (tuple(found.metadata), tuple(found.tables))
-        return ResolvedSource(found.kind, files, folder, *beside, found.left_out)
+        metadata, tables = (tuple(map(folder.joinpath, files)) for files in (found.metadata, found.tables))
+        return ResolvedSource(found.kind, {}, found.files, folder, metadata, tables, found.left_out)
     by_split = _shards_by_split(folder, found.files)
-    return ResolvedSource(found.kind, by_split, folder, left_out=found.left_out)
+    return ResolvedSource(found.kind, by_split, folder=folder, left_out=found.left_out)
 
 
 def _looks_like_a_path(source: str) -> bool:
@@ -100,15 +111,30 @@ def _looks_like_a_path(source: str) -> bool:
     return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source or source.endswith(extensions)
 
 
-def _visible_files(folder: Path, parents: tuple[str, ...]) -> Iterator[Path]:
-    """The files at any depth, sorted. Links to folders are followed, but not back to a folder above them."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith(".") or entry.name in IGNORED_FOLDERS:
-            continue
-        if not _is_folder(entry):
-            yield folder / entry.name
-        elif (real_path := os.path.realpath(entry.path)) not in parents:
-            yield from _visible_files(folder / entry.name, (*parents, real_path))
+def _by_parts(path: str) -> str:
+    """A key that sorts paths by the names of their folders, one after the other."""
+    return path.replace("/", "\0")
+
+
+def _visible_files(folder: Path, below: str, parents: tuple[str, ...]) -> Iterator[str]:
+    """The files at any depth in `folder` / `below`, sorted, relative to `folder`. `below` is empty or ends in "/".
+
+    Links to folders are followed, but not back to a folder above them.
+    """
+    names, folders = [], set()
+    with os.scandir(folder / below) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name in IGNORED_FOLDERS:
+                continue
+            names.append(entry.name)
+            if _is_folder(entry):
+                folders.add(entry.name)
+    names.sort()
+    for name in names:
+        if name not in folders:
+            yield below + name
+        elif (real_path := os.path.realpath(folder / below / name)) not in parents:
+            yield from _visible_files(folder, f"{below}{name}/", (*parents, real_path))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -123,24 +149,24 @@ class _Found:
     """The files of the one kind of data that a source has, and what lies beside them."""
 
     kind: str
-    files: list[Path]
-    metadata: list[Path]
-    tables: list[Path]
+    files: list[str]
+    metadata: list[str]
+    tables: list[str]
     left_out: Counter[str]
 
 
-def _files_of_one_kind(source: str, files: Iterable[Path]) -> _Found:
-    extensions = image_extensions()
-    by_kind: dict[str, list[Path]] = {}
+def _files_of_one_kind(source: str, files: Iterable[str]) -> _Found:
+    kinds = {**dict.fromkeys(image_extensions(), "image"), **{extension: extension for extension in SHARD_BUILDERS}}
+    by_kind: dict[str, list[str]] = {}
     for file in files:
-        extension = file.suffix.lower()
-        kind = "metadata" if file.name in METADATA_NAMES else "image" if extension in extensions else extension
-        by_kind.setdefault(kind if kind in ("metadata", "image", *SHARD_BUILDERS) else "other", []).append(file)
+        is_metadata = file.endswith(METADATA_NAMES) and os.path.basename(file) in METADATA_NAMES
+        kind = "metadata" if is_metadata else kinds.get(extension_of(file), "other")
+        by_kind.setdefault(kind, []).append(file)
     metadata, others = by_kind.pop("metadata", []), by_kind.pop("other", [])
-    if not by_kind and (arrays := [file for file in others if file.suffix.lower() in ARRAY_EXTENSIONS]):
+    if not by_kind and (arrays := [file for file in others if extension_of(file) in ARRAY_EXTENSIONS]):
         by_kind["image"] = arrays
-        others = [file for file in others if file.suffix.lower() not in ARRAY_EXTENSIONS]
-    if not by_kind and (tables := [file for file in metadata if file.suffix == ".parquet"]):
+        others = [file for file in others if extension_of(file) not in ARRAY_EXTENSIONS]
+    if not by_kind and (tables := [file for file in metadata if file.endswith(".parquet")]):
         by_kind[".parquet"] = tables  # shards that are called so
     if not by_kind:
         raise ValueError(_nothing_to_read(source, others))
@@ -153,14 +179,14 @@ def _files_of_one_kind(source: str, files: Iterable[Path]) -> _Found:
     return _Found(kind, chosen, metadata, list(filter(may_hold_labels, others)), count_kinds(others))
 
 
-def _nothing_to_read(source: str, others: list[Path]) -> str:
+def _nothing_to_read(source: str, others: list[str]) -> str:
     if glob.has_magic(source) and all(map(os.path.isdir, others)):
-        found = f"matches folders only, such as {str(others[0])!r}" if others else "matches no file"
+        found = f"matches folders only, such as {others[0]!r}" if others else "matches no file"
         raise ValueError(
             f"{source!r} {found}; name a folder, or files, such as {os.path.join('photos', '**', '*.jpg')!r}"
         )
     if len(others) == 1 and is_archive(others[0]):
-        return f"{source!r} is packed or compressed: unpack {others[0].name!r} first"
+        return f"{source!r} is packed or compressed: unpack {os.path.basename(others[0])!r} first"
     kinds = count_kinds(others)
     listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(10))
     there = f"; it holds {listed}.{advice(kinds)}" if kinds else ""
@@ -168,12 +194,12 @@ def _nothing_to_read(source: str, others: list[Path]) -> str:
     return f"{source!r} holds no images ({extensions}) and no .parquet, .tar or .arrow{there}"
 
 
-def _shards_by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+def _shards_by_split(folder: Path, files: list[str]) -> dict[str, list[Path]]:
     by_split: dict[str, list[Path]] = {}
     without_split: list[Path] = []
     for file in files:
-        found = meanings_in(str(file.relative_to(folder)))
-        (by_split.setdefault(found.pop(), []) if len(found) == 1 else without_split).append(file)
+        found = meanings_in(file)
+        (by_split.setdefault(found.pop(), []) if len(found) == 1 else without_split).append(folder / file)
     if without_split and by_split:
         raise ValueError(f"{str(folder)!r}: the split of {without_split[0].name!r} is unclear; name files with a glob")
     return by_split or {"train": without_split}

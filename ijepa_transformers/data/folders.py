@@ -2,6 +2,7 @@
 """Splits and classes of a folder of images, from the names of its folders.
 
 Not by the `imagefolder` builder of `datasets`, which takes splits from file names (`test_1.jpg`).
+What a folder means is found once for each folder, not for each image: there may be millions of images.
 """
 
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from .kinds import IGNORED_FOLDERS
 from .masks import refuse_masks
 from .notices import tell
+from .paths import parent_of, parents_of
 from .splits import meanings_in, split_meaning
 
 
@@ -29,13 +31,13 @@ class FolderLayout:
         class_names: sorted, of all splits.
     """
 
-    splits: dict[str, list[Path]]
+    splits: dict[str, list[str]]
     classes: dict[str, list[str]] = field(default_factory=dict)
-    strays: dict[str, Path] = field(default_factory=dict)
+    strays: dict[str, str] = field(default_factory=dict)
     class_names: list[str] = field(default_factory=list)
 
 
-def layout_of(folder: Path, files: list[Path]) -> FolderLayout:
+def layout_of(folder: Path, files: list[str]) -> FolderLayout:
     """Finds splits and classes.
 
     Args:
@@ -45,33 +47,36 @@ def layout_of(folder: Path, files: list[Path]) -> FolderLayout:
     Raises:
         ValueError: if it is unclear which folders are splits, or if images are masks of others.
     """
-    depth = _split_depth(folder, files)
-    splits: dict[str, list[Path]] = {}
+    parents = parents_of(files)
+    depth = _split_depth(folder, list(parents.values()))
+    splits: dict[str, list[str]] = {}
     for file in files:
-        splits.setdefault("train" if depth is None else file.parts[depth], []).append(file)
+        splits.setdefault("train" if depth is None else parents[parent_of(file)][depth], []).append(file)
     first = 0 if depth is None else depth + 1
     refuse_masks(str(folder), files, lambda file: {"bytes": None, "path": str(folder / file)})
     layout = FolderLayout(splits)
+    class_of = {parent: parts[first] for parent, parts in parents.items() if len(parts) > first}
     for split, paths in splits.items():
-        names = [file.parts[first] for file in paths if len(file.parts) > first + 1]
+        names = [class_of[parent] for file in paths if (parent := parent_of(file)) in class_of]
         if len(names) == len(paths):
             layout.classes[split] = names
         elif len(set(names)) > 1 and 2 * len(names) > len(paths):
-            layout.strays[split] = next(file for file in paths if len(file.parts) == first + 1)
+            layout.strays[split] = next(file for file in paths if parent_of(file) not in class_of)
     layout.class_names = sorted({name for names in layout.classes.values() for name in names})
     _tell_of_folders(folder, layout, first)
     return layout
 
 
-def splits_in(files: Iterable[Path]) -> list[str]:
+def splits_in(files: Iterable[str]) -> list[str]:
     """Folders with the names of at least two different splits, anywhere in these paths; or none."""
-    found = {meaning: part for file in files for part in file.parts[:-1] if (meaning := split_meaning(part))}
+    parents = parents_of(files).values()
+    found = {meaning: part for parts in parents for part in parts if (meaning := split_meaning(part))}
     return sorted(found.values()) if len(found) > 1 else []
 
 
 def _tell_of_folders(folder: Path, layout: FolderLayout, place: int) -> None:
     """Tells of class folders without an image, and of folders that are there twice, by a link."""
-    parents = {split: folder.joinpath(*paths[0].parts[:place]) for split, paths in layout.splits.items()}
+    parents = {split: folder.joinpath(*paths[0].split("/")[:place]) for split, paths in layout.splits.items()}
     _tell_of_twins(list(parents.values()) if place else [])
     for split in layout.classes if len(layout.class_names) > 1 else ():
         inside = sorted(path.name for path in parents[split].iterdir() if os.path.isdir(path))
@@ -95,19 +100,19 @@ def _tell_of_twins(folders: Sequence[Path]) -> None:
             tell(f"{str(folder)!r} and {str(first)!r} are the same folder, so their images are there twice.")
 
 
-def _split_depth(folder: Path, files: list[Path]) -> int | None:
-    """Which part of the paths is the split; None if there are no split folders.
+def _split_depth(folder: Path, parents: list[tuple[str, ...]]) -> int | None:
+    """Which part of the paths is the split; None if there are no split folders. `parents` is of `parents_of`.
 
     A folder that holds all images may lie above the split folders, as in images/train and images/val.
     """
     depth = 0
     while True:
-        tops = {file.parts[depth] if len(file.parts) > depth + 1 else "" for file in files}
+        tops = {parts[depth] if len(parts) > depth else "" for parts in parents}
         if any(split_meaning(top) for top in tops):
-            _require_only_splits(folder, tops, files[0].parts[:depth])
+            _require_only_splits(folder, tops, parents[0][:depth])
             return depth
         if len(tops) > 1 or "" in tops:
-            _refuse_hidden_splits(folder, files, depth, tops)
+            _refuse_hidden_splits(folder, parents, depth, tops)
             return None
         depth += 1
 
@@ -123,7 +128,7 @@ def _require_only_splits(folder: Path, tops: set[str], above: tuple[str, ...]) -
         )
 
 
-def _refuse_hidden_splits(folder: Path, files: list[Path], depth: int, tops: set[str]) -> None:
+def _refuse_hidden_splits(folder: Path, parents: list[tuple[str, ...]], depth: int, tops: set[str]) -> None:
     """Raises ValueError if folders further down look like splits, which would all be trained on."""
     named = sorted(top for top in tops if len(meanings_in(top)) == 1)
     few_or_all = len(tops) <= _MOST_SPLITS or len(named) == len(tops)  # train.X1 to train.X4 and val.X
@@ -133,10 +138,10 @@ def _refuse_hidden_splits(folder: Path, files: list[Path], depth: int, tops: set
             " test, or, if they are classes, move them into a folder 'train'"
         )
     below: dict[tuple[str, ...], set[str]] = {}
-    for file in files:
-        for place in range(depth + 1, len(file.parts) - 1):
-            if split_meaning(file.parts[place]):
-                below.setdefault(file.parts[:place], set()).add(file.parts[place])
+    for parts in parents:
+        for place in range(depth + 1, len(parts)):
+            if split_meaning(parts[place]):
+                below.setdefault(parts[:place], set()).add(parts[place])
     for above, names in below.items():
         meanings = {split_meaning(name) for name in names}
         if len(meanings) > 1 or (len(above) == depth + 1 and meanings != {"train"}):

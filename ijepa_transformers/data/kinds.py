@@ -4,9 +4,9 @@
 import importlib.util
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 from .notices import counted
+from .paths import extension_of, stem_of
 
 
 _PLAIN_EXTENSIONS = (
@@ -51,20 +51,20 @@ def image_extensions() -> tuple[str, ...]:
     return (*_PLAIN_EXTENSIONS, *(_HEIF_EXTENSIONS if reads_heif() else ()))
 
 
-def may_hold_labels(path: Path) -> bool:
+def may_hold_labels(path: str) -> bool:
     """Whether a file is a table, or a text that is called as if it had labels."""
-    extension, stem = path.suffix.lower(), path.stem.lower()
+    extension, stem = extension_of(path), stem_of(path).lower()
     return extension in _TABLES or (extension == ".txt" and any(name in stem for name in _NAMES_OF_LABELS))
 
 
-def is_archive(path: Path) -> bool:
+def is_archive(path: str) -> bool:
     """Whether a file is compressed or packed in a way that is not read."""
-    return path.suffix.lower() in _ARCHIVES
+    return extension_of(path) in _ARCHIVES
 
 
-def count_kinds(files: Iterable[Path]) -> Counter[str]:
+def count_kinds(files: Iterable[str]) -> Counter[str]:
     """How many of these files have each extension. Texts and other companions of images are not counted."""
-    kinds = (file.suffix.lower() or _NO_EXTENSION for file in files)
+    kinds = (extension_of(file) or _NO_EXTENSION for file in files)
     return Counter(kind for kind in kinds if kind not in _COMPANIONS)
 
 

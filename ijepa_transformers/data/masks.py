@@ -8,15 +8,17 @@ not. Which image it belongs to follows from their names: `masks/7.png` and `imag
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from .decoding import MAX_IMAGE_PIXELS, StoredImage, encoded_bytes, open_image
+from .paths import parent_of, parents_of, stem_of
 from .splits import split_meaning
 
 
+_Pair: TypeAlias = tuple[str, str, bool]  # an image, a file that may be its mask, and whether this is called so
 _MASK_NAMES = (
     *("mask", "masks", "annotation", "annotations", "label", "labels", "gt", "groundtruth", "ground_truth", "seg"),
     *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "trimaps", "trimap", "depth"),
@@ -57,19 +59,19 @@ class _Looks:
         read: the stored image of a path.
     """
 
-    def __init__(self, read: Callable[[Path], StoredImage]):
+    def __init__(self, read: Callable[[str], StoredImage]):
         self._read = read
-        self._headers: dict[Path, Header | None] = {}
-        self._areas: dict[Path, tuple[float, int]] = {}
+        self._headers: dict[str, Header | None] = {}
+        self._areas: dict[str, tuple[float, int]] = {}
 
-    def header(self, path: Path) -> Header | None:
+    def header(self, path: str) -> Header | None:
         """None if it cannot be opened. Bad images are told of elsewhere."""
         if path not in self._headers:
             image = self._open(path)
             self._headers[path] = None if image is None else Header(image.size, image.mode)
         return self._headers[path]
 
-    def is_drawn(self, image: Path, other: Path, called_so: bool) -> bool:
+    def is_drawn(self, image: str, other: str, called_so: bool) -> bool:
         """Whether `other` consists of areas of few values, and `image` has at least twice as many values.
 
         Without the name of a mask, `image` must not have such areas: digits of two classes have, on black.
@@ -79,13 +81,13 @@ class _Looks:
         is_photograph = called_so or flat_of_image < _MUCH_OF_A_PHOTOGRAPH
         return flat >= _FLAT and 2 * num_levels <= num_levels_of_image and is_photograph
 
-    def _open(self, path: Path) -> Image.Image | None:
+    def _open(self, path: str) -> Image.Image | None:
         try:
             return open_image(encoded_bytes(self._read(path)))
         except Exception:  # PIL raises errors of many classes
             return None
 
-    def _areas_of(self, path: Path) -> tuple[float, int]:
+    def _areas_of(self, path: str) -> tuple[float, int]:
         if path not in self._areas:
             image = self._open(path)
             try:
@@ -111,13 +113,13 @@ def _areas(pixels: np.ndarray) -> tuple[float, int]:
 
 
 def refuse_masks(
-    source: str, files: Sequence[Path], read: Callable[[Path], StoredImage], is_folder: bool = True
+    source: str, files: Sequence[str], read: Callable[[str], StoredImage], is_folder: bool = True
 ) -> None:
     """Raises ValueError if images are masks of others.
 
     Args:
         source: for the message.
-        files: the images, relative to one folder.
+        files: the images, relative to one folder, with "/" between the parts of a path.
         read: the stored image of one of them.
         is_folder: whether `source` is a folder, of which a part can be named.
     """
@@ -125,7 +127,7 @@ def refuse_masks(
     for folders in _folders_side_by_side(files):
         images, others, pairs = _mask_folders(folders, looks)
         if pairs:
-            example = str(Path(source) / pairs[0][0].parent)
+            example = str(Path(source) / parent_of(pairs[0][0]))
             advice = f"name the folder of the images alone, such as {example!r}" if is_folder else "take the masks out"
             raise ValueError(
                 f"{source!r}: the images in {others!r} look like masks of those in {images!r}, not like a class;"
@@ -137,28 +139,36 @@ def refuse_masks(
 # Folders of masks
 
 
-def _folders_side_by_side(files: Sequence[Path]) -> Iterator[dict[str, list[Path]]]:
+def _folders_side_by_side(files: Sequence[str]) -> Iterator[dict[str, list[str]]]:
     """Of each folder with a few folders in it: the images by folder, at any depth; "" has those beside the folders."""
+    parents = parents_of(files)
     names: dict[tuple[str, ...], set[str]] = {}
-    for file in files:
-        for place in range(len(file.parts)):
-            inside = names.setdefault(file.parts[:place], set())
+    for parts in parents.values():
+        for above, name in _steps(parts):
+            inside = names.setdefault(above, set())
             if len(inside) <= _MOST_FOLDERS:
-                inside.add(file.parts[place] if place < len(file.parts) - 1 else "")
-    found: dict[tuple[str, ...], dict[str, list[Path]]] = {
+                inside.add(name)
+    found: dict[tuple[str, ...], dict[str, list[str]]] = {
         above: {} for above, inside in names.items() if 2 <= len(inside) <= _MOST_FOLDERS
     }
+    found = dict(list(found.items())[: 2 * _PAIRS_LOOKED_AT])
+    belongs_to = {  # to which lists the images of each folder belong
+        parent: [found[above].setdefault(name, []) for above, name in _steps(parts) if above in found]
+        for parent, parts in parents.items()
+    }
     for file in files if found else ():
-        for place in range(len(file.parts)):
-            if file.parts[:place] in found:
-                name = file.parts[place] if place < len(file.parts) - 1 else ""
-                inside_folder = found[file.parts[:place]].setdefault(name, [])
-                if len(inside_folder) < _MOST_FILES:
-                    inside_folder.append(file)
-    yield from list(found.values())[: 2 * _PAIRS_LOOKED_AT]
+        for inside_folder in belongs_to[parent_of(file)]:
+            if len(inside_folder) < _MOST_FILES:
+                inside_folder.append(file)
+    yield from found.values()
 
 
-def _mask_folders(folders: dict[str, list[Path]], looks: _Looks) -> tuple[str, str, list[tuple[Path, Path]]]:
+def _steps(parts: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each folder on the way down, and the name of what is next in it; "" for a file."""
+    return ((parts[:place], name) for place, name in enumerate((*parts, "")))
+
+
+def _mask_folders(folders: dict[str, list[str]], looks: _Looks) -> tuple[str, str, list[tuple[str, str]]]:
     """The names of a folder of images and of one with their masks, and some pairs of an image and its mask."""
     for images, others in ((images, others) for images in folders for others in folders if images != others):
         if split_meaning(images) and split_meaning(others):
@@ -177,16 +187,16 @@ def _words(name: str) -> set[str]:
     return {name.lower(), *(word.lower() for word in _WORD.findall(name))}
 
 
-def _pairs(images: list[Path], others: list[Path]) -> list[tuple[Path, Path]]:
+def _pairs(images: list[str], others: list[str]) -> list[tuple[str, str]]:
     """Some images, each with the file that is called like it but for a word at its end or beginning, if most of
     `others` are called like one image each."""
     for cut_image in _CUTS:
-        by_name = {cut_image(image.stem): image for image in images}
-        if len(by_name) < len({image.stem for image in images}):
+        by_name = {cut_image(stem_of(image)): image for image in images}
+        if len(by_name) < len(set(map(stem_of, images))):
             continue  # without this word the images are called alike
         for cut in _CUTS:
-            found = {cut(other.stem): other for other in others if cut(other.stem) in by_name}
-            num_found = sum(cut(other.stem) in by_name for other in others)
+            found = {name: other for other in others if (name := cut(stem_of(other))) in by_name}
+            num_found = sum(cut(stem_of(other)) in by_name for other in others)
             if 2 * num_found > len(others) and 2 * len(found) >= min(len(images), len(others)):
                 return [(by_name[name], other) for name, other in found.items()][:_PAIRS_LOOKED_AT]
     return []
@@ -204,7 +214,7 @@ _CUTS: tuple[Callable[[str], str], ...] = (
 )
 
 
-def _is_mask(looks: _Looks, path: Path, other_path: Path, called_so: bool) -> bool:
+def _is_mask(looks: _Looks, path: str, other_path: str, called_so: bool) -> bool:
     """Whether a file is a mask of an image. A mask of another size than its image must be called a mask."""
     image, other = looks.header(path), looks.header(other_path)
     if image is None or other is None:
@@ -219,54 +229,88 @@ def _is_mask(looks: _Looks, path: Path, other_path: Path, called_so: bool) -> bo
 # Masks beside their images
 
 
-def _refuse_mask_files(source: str, files: Sequence[Path], looks: _Looks) -> None:
+def _refuse_mask_files(source: str, files: Sequence[str], looks: _Looks) -> None:
     """Raises ValueError for `7_mask.png` of `7.png`, or `7.png` of `7.jpg`."""
+    by_folder: dict[str, list[str]] = {}
+    for file in files:
+        by_folder.setdefault(parent_of(file), []).append(file)
+    folders = list(by_folder.values())
     masks = [
-        (image, other) for image, other, called_so in _pairs_beside(files) if _is_mask(looks, image, other, called_so)
+        (image, other)
+        for image, other, called_so in _pairs_beside(folders)
+        if _is_mask(looks, image, other, called_so)
     ]
-    pairs = [] if masks else _pairs_by_ending(files)
+    pairs = [] if masks else _pairs_by_ending(folders)
     if all(_has_size_of(looks, image, other) and looks.is_drawn(image, other, False) for image, other in pairs):
         masks += pairs
     if masks:
         image, other = masks[0]
         raise ValueError(
-            f"{source!r}: {str(other)!r} looks like a mask of {str(image)!r}, not like an image to learn"
+            f"{source!r}: {other!r} looks like a mask of {image!r}, not like an image to learn"
             " from; move the masks out of this folder, or rename them if they are images"
         )
 
 
-def _has_size_of(looks: _Looks, image: Path, other: Path) -> bool:
+def _has_size_of(looks: _Looks, image: str, other: str) -> bool:
     return (header := looks.header(image)) is not None and header.size == getattr(looks.header(other), "size", None)
 
 
-def _pairs_by_ending(files: Sequence[Path]) -> list[tuple[Path, Path]]:
+def _pairs_by_ending(folders: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
     """Some images, each with the file in its folder that has one more word: `7.png` and `7_lesion.png`. Nothing if
-    fewer than a third of the files have one."""
-    by_stem = {(file.parent, file.stem): file for file in files}
-    pairs = [(by_stem[key], file) for file in files if (key := (file.parent, _without_last(file.stem))) in by_stem]
-    pairs = [(image, other) for image, other in pairs if image.stem != other.stem]
-    return pairs[:_PAIRS_LOOKED_AT] if 3 * len(pairs) >= len(files) else []
+    fewer than a third of the files have one.
+
+    Args:
+        folders: the images of each folder.
+    """
+    pairs: list[tuple[str, str]] = []
+    num_pairs = 0
+    for files in folders:
+        by_stem = {stem_of(file): file for file in files}
+        for stem in map(stem_of, files):
+            shorter = _without_last(stem)
+            if shorter != stem and shorter in by_stem:
+                num_pairs += 1
+                if len(pairs) < _PAIRS_LOOKED_AT:
+                    pairs.append((by_stem[shorter], by_stem[stem]))
+    return pairs if 3 * num_pairs >= sum(map(len, folders)) else []
 
 
-def _pairs_beside(files: Sequence[Path]) -> list[tuple[Path, Path, bool]]:
-    """Some images, files in the same folder that may be masks of them, and whether these are called so."""
-    by_stem: dict[tuple[Path, str], list[Path]] = {}
-    by_start: dict[tuple[Path, str], Path] = {}  # 7_sat beside 7_mask
+def _pairs_beside(folders: Sequence[Sequence[str]]) -> list[_Pair]:
+    """Some images with files in the same folder that may be masks of them. `folders` as in `_pairs_by_ending`."""
+    found = [_pairs_in_folder(files) for files in folders if _may_have_pairs(files)]
+    called_so, by_start, alike = ([pair for kinds in found for pair in kinds[place]] for place in range(3))
+    return called_so[:_PAIRS_LOOKED_AT] + (by_start + alike)[: 2 * _PAIRS_LOOKED_AT]
+
+
+def _may_have_pairs(files: Sequence[str]) -> bool:
+    """A quick look at the images of a folder, because most folders have no pairs."""
+    stems = list(map(stem_of, files))
+    names = "\n".join(stems).lower()
+    return len(set(stems)) < len(stems) or any(name in names for name in _MASK_NAMES)
+
+
+def _pairs_in_folder(files: Sequence[str]) -> tuple[list[_Pair], list[_Pair], list[_Pair]]:
+    """The pairs of one folder: `7.png` and `7_mask.png`; `7_sat.png` and `7_mask.png`; `7.jpg` and `7.png`."""
+    by_stem: dict[str, list[str]] = {}
+    by_start: dict[str, str] = {}  # the files that are not called masks
     for file in files:
-        by_stem.setdefault((file.parent, file.stem), []).append(file)
-        if not _stems_of_image(file.stem):
-            by_start[file.parent, file.stem.rpartition("_")[0]] = file
-    called_so, others = [], []
+        stem = stem_of(file)
+        by_stem.setdefault(stem, []).append(file)
+        if not _stems_of_image(stem):
+            by_start[stem.rpartition("_")[0]] = file
+    called_so: list[_Pair] = []
+    same_start: list[_Pair] = []
+    alike: list[_Pair] = []
     for file in files:
-        for key in ((file.parent, stem) for stem in _stems_of_image(file.stem)):
-            if key in by_stem:
-                called_so.append((by_stem[key][0], file, True))
-            elif key in by_start:
-                others.append((by_start[key], file, False))
+        for stem in _stems_of_image(stem_of(file)):
+            if stem in by_stem:
+                called_so.append((by_stem[stem][0], file, True))
+            elif stem in by_start:
+                same_start.append((by_start[stem], file, False))
     for same in by_stem.values():
         if len(same) == 2:
-            others += [(same[0], same[1], False), (same[1], same[0], False)]
-    return called_so[:_PAIRS_LOOKED_AT] + others[: 2 * _PAIRS_LOOKED_AT]
+            alike += [(same[0], same[1], False), (same[1], same[0], False)]
+    return called_so, same_start, alike
 
 
 def _stems_of_image(stem: str) -> list[str]:

@@ -31,7 +31,7 @@ class Metadata:
     """
 
     def __init__(self, folder: Path, files: Sequence[Path]):
-        self._rows: dict[Path, int] = {}  # by path relative to the folder
+        self._rows: dict[str, int] = {}  # by path relative to the folder, with "/" between its parts
         self._origins: list[Path] = []  # the metadata file of each row
         self.without_names: dict[Path, list[str]] = {}  # files without a column of names, which are not used: columns
         self.empty: list[Path] = []  # files without a row
@@ -58,27 +58,29 @@ class Metadata:
             self._rows[path] = len(self._origins)
             self._origins.append(file)
 
-    def columns(self, images: Sequence[Path]) -> datasets.Dataset | None:
+    def columns(self, images: Sequence[str]) -> datasets.Dataset | None:
         """The columns of these images, in this order; null for an image without a row. None if no image has a row."""
+        if not self._table.num_columns:
+            return None
         rows = [self._rows.get(image) for image in images]
-        if not self._table.num_columns or all(row is None for row in rows):
+        if all(row is None for row in rows):
             return None
         return datasets.Dataset(self._table.take(pa.array(rows, pa.int64())))
 
-    def require_images(self, images: Mapping[str, Sequence[Path]]) -> None:
+    def require_images(self, images: Mapping[str, Sequence[str]]) -> None:
         """Raises ValueError if a row names an image that is in no split."""
-        there = {image for paths in images.values() for image in paths}
+        there = {image for paths in images.values() for image in paths} if self._rows else ()
         missing = [path for path in self._rows if path not in there]
         if missing:
             file = self._origins[self._rows[missing[0]]]
             number = "1 image that is" if len(missing) == 1 else f"{len(missing):,} images that are"
-            raise ValueError(f"{str(file)!r} names {number} not there, for example {str(missing[0])!r}")
+            raise ValueError(f"{str(file)!r} names {number} not there, for example {missing[0]!r}")
 
 
-def _relative(folder: Path, path: Path) -> Path:
+def _relative(folder: Path, path: Path) -> str:
     """A path relative to the folder, if it is in it."""
     path, absolute = Path(os.path.normpath(path)), Path(os.path.abspath(folder))
-    return path.relative_to(absolute) if path.is_relative_to(absolute) else path
+    return (path.relative_to(absolute) if path.is_relative_to(absolute) else path).as_posix()
 
 
 def _joined(folder: Path, tables: Sequence[pa.Table]) -> pa.Table:

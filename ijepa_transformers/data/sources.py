@@ -1,19 +1,21 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Opens images: folders, Parquet and tar shards, Hub data sets and the digits of scikit-learn."""
 
+import hashlib
 import io
 import itertools
 import os
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -28,11 +30,14 @@ from .labels import LabelError, describe_columns, is_value, label_column_of, rea
 from .masks import refuse_masks
 from .metadata import Metadata
 from .notices import tell
+from .paths import parents_of
 from .splits import AUTO, OR, choose_split, split_meaning
 from .tars import open_tars
 
 
 _FOOTER_THREADS = 16
+_IMAGE_FIELDS = ("bytes", "path")
+_ROWS_AT_A_TIME = 100_000  # paths that are Python strings and in a table at the same time
 _UNLABELLED_TAR = "has no labels: in a tar they are read from a .cls or a .json beside each image, not from folders"
 
 
@@ -133,6 +138,9 @@ class _OpenedSource:
     is_surprising: bool = False
 
 
+_opened: dict[tuple[str, str | None, str | os.PathLike | None], _OpenedSource] | None = None  # of `opened_once`
+
+
 def _load(
     source: str,
     split: str,
@@ -164,10 +172,30 @@ def _without(dataset: datasets.Dataset, column: str) -> list[str]:
     return [column] if column in dataset.column_names else []
 
 
+@contextmanager
+def opened_once() -> Iterator[None]:
+    """Inside the block, a source whose second split is asked for is not listed and looked at again."""
+    global _opened
+    before, _opened = _opened, {}
+    try:
+        yield
+    finally:
+        _opened = before
+
+
 def _open_source(source: str, config_name: str | None, cache_dir: str | os.PathLike | None) -> _OpenedSource:
+    if _opened is None:
+        return _find_splits(source, config_name, cache_dir)
+    key = source, config_name, cache_dir
+    if key not in _opened:
+        _opened[key] = _find_splits(source, config_name, cache_dir)
+    return _opened[key]
+
+
+def _find_splits(source: str, config_name: str | None, cache_dir: str | os.PathLike | None) -> _OpenedSource:
     resolved = resolve(source, config_name)
     if resolved.left_out:
-        tell(left_out_sentence(source, sum(map(len, resolved.files.values())), resolved.left_out))
+        tell(left_out_sentence(source, resolved.num_files, resolved.left_out))
     if resolved.kind == "image":
         return _open_images(source, resolved)
     tables = _open_tables(source, resolved, config_name, cache_dir)
@@ -276,12 +304,12 @@ def _features(class_names: Sequence[str] = ()) -> datasets.Features:
 
 
 def _open_images(source: str, resolved: ResolvedSource) -> _OpenedSource:
-    files = resolved.files["train"]
     folder = resolved.folder
     if folder is None:
-        _look_at_files(source, files)
-        return _OpenedSource({"train": _image_paths(files)}, "has no labels: it is a list of files, not a folder")
-    layout = layout_of(folder, [file.relative_to(folder) for file in files])
+        _look_at_files(source, resolved.images)
+        images = _image_paths(Path.cwd(), resolved.images)
+        return _OpenedSource({"train": images}, "has no labels: it is a list of files, not a folder")
+    layout = layout_of(folder, resolved.images)
     metadata = Metadata(folder, resolved.metadata)
     metadata.require_images(layout.splits)
     for file in metadata.empty:
@@ -293,10 +321,10 @@ def _open_images(source: str, resolved: ResolvedSource) -> _OpenedSource:
     )
 
 
-def _look_at_files(source: str, files: list[Path]) -> None:
+def _look_at_files(source: str, files: list[str]) -> None:
     """Raises ValueError if some of the files are masks of others; tells if their folders are several splits."""
-    above = Path(os.path.commonpath([file.parent.absolute() for file in files]))
-    inside = [file.absolute().relative_to(above) for file in files]
+    above = Path(os.path.commonpath([Path(parent).absolute() for parent in parents_of(files)]))
+    inside = [Path(file).absolute().relative_to(above).as_posix() for file in files]
     refuse_masks(str(above), inside, lambda file: {"bytes": None, "path": str(above / file)})
     if splits := splits_in(inside):
         tell(f"{source!r} matches files of {' and '.join(map(repr, splits))}; all of them are one split, train.")
@@ -306,14 +334,13 @@ def _open_folder_split(folder: Path, split: str, layout: FolderLayout, metadata:
     """A split with the columns of its metadata. The classes that its folders name are another column, unless the
     metadata have labels."""
     paths = layout.splits[split]
-    files = [folder / file for file in paths]
     columns = metadata.columns(paths)
     has_classes = split in layout.classes and len(layout.class_names) > 1
     if columns is not None and has_classes and _has_labels(columns):
         tell(f"The labels of {str(folder)!r} are those of its metadata; its folders are not used.")
         has_classes = False
     labels = (layout.classes[split], layout.class_names) if has_classes else ()
-    images = _image_paths(files, *labels)
+    images = _image_paths(folder.absolute(), paths, *labels)
     if columns is None:
         return images
     free = [name for name in columns.column_names if name not in images.column_names]
@@ -342,19 +369,45 @@ def _why_unlabelled(layout: FolderLayout, metadata: Metadata, tables: Sequence[P
             " column label"
         )
     if layout.strays:
-        stray = str(next(iter(layout.strays.values())))
+        stray = next(iter(layout.strays.values()))
         return f"has no labels, because {stray!r} lies beside the class folders; move it into one of them or away"
     if len(layout.class_names) == 1:
         return f"has only one class, the folder {layout.class_names[0]!r}; a classifier needs two"
     return ""
 
 
-def _image_paths(files: list[Path], labels: Sequence[str] = (), class_names: Sequence[str] = ()) -> datasets.Dataset:
-    columns: dict[str, list] = {"image": [_storable(str(file.absolute())) for file in files]}
+def _image_paths(
+    folder: Path, files: list[str], labels: Sequence[str] = (), class_names: Sequence[str] = ()
+) -> datasets.Dataset:
+    """A table of image files, which are relative to a folder (absolute ones may be too), with their classes.
+
+    It is made of Arrow columns: `Dataset.from_dict` would make a dictionary for each image.
+    """
+    features, start = _features(class_names), os.path.join(folder, "")
+    images = [
+        _path_column([_storable(os.path.join(start, file)) for file in files[first : first + _ROWS_AT_A_TIME]])
+        for first in range(0, len(files), _ROWS_AT_A_TIME)
+    ]
+    columns: dict[str, Any] = {"image": pa.chunked_array(images, features.arrow_schema.field("image").type)}
     if class_names:
         ids = {name: number for number, name in enumerate(class_names)}
-        columns["label"] = [ids[label] for label in labels]
-    return datasets.Dataset.from_dict(columns, features=_features(class_names))
+        columns["label"] = pa.array([ids[label] for label in labels], pa.int64())
+    table = pa.table(columns, schema=features.arrow_schema)
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=features), fingerprint=_hash_of(table))
+
+
+def _hash_of(table: pa.Table) -> str:
+    """A fingerprint for `datasets`, which would make one from a copy of the whole table."""
+    digest = hashlib.blake2b(str(table.schema).encode(), digest_size=8)
+    for chunk in (chunk for column in table.columns for chunk in column.chunks):
+        for buffer in filter(None, chunk.buffers()):
+            digest.update(buffer)
+    return digest.hexdigest()
+
+
+def _path_column(paths: list[str]) -> pa.StructArray:
+    """Images without bytes, as `datasets.Image` stores them."""
+    return pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), pa.array(paths, pa.string())], _IMAGE_FIELDS)
 
 
 def _storable(path: str) -> str:

@@ -10,7 +10,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import datasets
@@ -232,14 +232,14 @@ def _open_split(paths: Sequence[Path], cache_dir: str | os.PathLike | None) -> d
 
 def _check_names(name: str, images: Sequence[Member]) -> None:
     """Raises ValueError if images are masks of others, or of different splits."""
-    by_path = {Path(image.name): image for image in images}
+    by_path = {PurePosixPath(image.name).as_posix(): image for image in images}
     if splits := splits_in(by_path):
         raise ValueError(
             f"{name!r} has the folders {' and '.join(map(repr, splits))}, and a tar file is one split: unpack it, or"
             " make a tar file of each"
         )
 
-    def read(path: Path) -> StoredImage:
+    def read(path: str) -> StoredImage:
         return {"bytes": _content(by_path[path]), "path": None}
 
     refuse_masks(name, list(by_path), read, is_folder=False)

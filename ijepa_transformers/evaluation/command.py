@@ -25,7 +25,7 @@ from ..arguments import require
 from ..data.bit_depth import DepthSample, look_at_dataset, settle
 from ..data.labels import class_names, describe_classes, label_array
 from ..data.notices import counted
-from ..data.sources import available_split, open_split
+from ..data.sources import available_split, open_split, opened_once
 from ..display import Timer, command, data_flags, show, show_end, show_facts
 from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import EncoderSpec, load_config, load_processor
@@ -65,6 +65,7 @@ from .tables import Rows, report, summaries, update_model_cards, write_results
 _RAW_PIXELS, _RANDOM_ENCODER = "raw pixels", "random encoder"
 
 
+@opened_once()
 def build_run(arguments: ProbingArguments, lock: OutputLock | None = None) -> Run:
     """Opens the data and every encoder, and locks the output directory.
 

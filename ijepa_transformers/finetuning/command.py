@@ -26,7 +26,7 @@ from ..data.labels import (
 )
 from ..data.notices import counted
 from ..data.selection import select_labelled, select_listed
-from ..data.sources import open_split, split_to_judge_on
+from ..data.sources import open_split, opened_once, split_to_judge_on
 from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import load_processor
 from ..execution import configure
@@ -138,6 +138,7 @@ def _build_mixers(arguments: RegularizationArguments, num_classes: int) -> list[
     return [mixer(num_classes=num_classes, alpha=alpha) for mixer, alpha in alphas.items() if alpha is not None]
 
 
+@opened_once()
 def build_trainer(arguments: Arguments, lock: OutputLock | None = None) -> ClassificationTrainer:
     """Opens and checks everything. The output directory is made and locked after all checks.
 

@@ -39,7 +39,7 @@ from ..data.order import PretrainingBatchSampler
 from ..data.shards import count_images, open_stream
 from ..data.sources import image_name, open_split
 from ..data.streaming import LanePositions, StreamingBatches, choose_lanes, merge_positions
-from ..distributed import on_main_process
+from ..distributed import on_main_process, shared_dataset
 from ..masking import Masking, MaskingCollator
 from .arguments import AUTO, PretrainingArguments
 from .preemption import ignore_stop_signals
@@ -340,6 +340,5 @@ def open_batches(
     """
     if arguments.streaming:
         return StreamedData(arguments, config, accelerator, checkpoint, inherited_white)
-    with accelerator.main_process_first():  # the main process fills the cache of `datasets`, the others read it
-        dataset = open_split(arguments, arguments.train_split)
+    dataset = shared_dataset(accelerator, lambda: open_split(arguments, arguments.train_split))
     return IndexedData(dataset, arguments, config, accelerator, checkpoint, inherited_white)

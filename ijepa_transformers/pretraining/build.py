@@ -18,6 +18,7 @@ from ..configuration_ijepa import IJepaConfig
 from ..data.bit_depth import setting_of
 from ..data.decoding import jpeg_decoder
 from ..data.notices import counted
+from ..data.sources import opened_once
 from ..data.transforms import build_image_processor
 from ..distributed import Launch, build_accelerator, check_same_launch, on_main_process
 from ..encoders import load_pretraining_model, load_processor, opening
@@ -237,6 +238,7 @@ def _accelerate(arguments: PretrainingArguments) -> tuple[Accelerator, Launch]:
     return accelerator, launch
 
 
+@opened_once()
 def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRequest) -> Run:
     """Opens the data, finds the checkpoint to resume, and builds all that is trained.
 
@@ -251,7 +253,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     config = _build_config(arguments, checkpoint)
     base = _base_processor(arguments, checkpoint)
     data = open_batches(arguments, config, accelerator, checkpoint, setting_of(base) if base else None)
-    arguments = with_available_split(arguments)
+    arguments = with_available_split(arguments, accelerator)
     schedules = _build_schedules(arguments, data.num_images // arguments.batch_size)
     set_seed(arguments.seed)
     attention = arguments.attn_implementation or choose_attention(accelerator.device.type, launch.precision)

@@ -18,7 +18,7 @@ from ..data.datasets import EvaluationImages
 from ..data.labels import describe_classes, labels_of
 from ..data.sources import open_split, split_to_judge_on
 from ..data.transforms import normalize_pixel_values
-from ..distributed import whole_weights
+from ..distributed import on_main_process, shared_dataset, whole_weights
 from ..encoders import RawPixels, encoder_features, untrained
 from ..evaluation.probes import extract_features, few_shot_accuracy, knn_accuracy, standardize
 from ..modeling_ijepa import IJepaModel
@@ -105,7 +105,8 @@ class Probe:
     def _open(self, split: str) -> datasets.Dataset:
         """A split of `validation_data`, whose columns are found by themselves, or of `data`."""
         other = self.arguments.validation_data
-        return open_split(DatasetArguments(other) if other else self.arguments, split, labels="required")
+        source = DatasetArguments(other) if other else self.arguments
+        return shared_dataset(self.accelerator, lambda: open_split(source, split, labels="required"))
 
     def _num_train_images(self) -> int:
         return len(self.images[0])
@@ -156,17 +157,18 @@ class Probe:
         return row
 
 
-def with_available_split(arguments: PretrainingArguments) -> PretrainingArguments:
+def with_available_split(arguments: PretrainingArguments, accelerator: Accelerator) -> PretrainingArguments:
     """The arguments with one name as `validation_split`, where "validation or test" or "auto" was asked. None where
-    "auto" finds no split.
+    "auto" finds no split. All processes must call it.
 
     Raises:
         ValueError: if the data have none of these splits.
     """
-    if arguments.validation_split is None:
+    asked = arguments.validation_split
+    if asked is None:
         return arguments
     source = DatasetArguments(arguments.validation_data) if arguments.validation_data else arguments
-    return replace(arguments, validation_split=split_to_judge_on(source, arguments.validation_split))
+    return replace(arguments, validation_split=on_main_process(accelerator, lambda: split_to_judge_on(source, asked)))
 
 
 def evaluate(run: "Run") -> dict[str, float]:

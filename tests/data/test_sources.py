@@ -4,6 +4,7 @@
 import ast
 import io
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -14,11 +15,13 @@ import pytest
 import torch
 
 from ijepa_transformers.arguments import DatasetArguments
-from ijepa_transformers.data import decoding
+from ijepa_transformers.data import decoding, sources
 from ijepa_transformers.data.datasets import (
     EvaluationImages,
 )
 from ijepa_transformers.data.decoding import decode_image
+from ijepa_transformers.data.finding import resolve
+from ijepa_transformers.data.folders import layout_of
 from ijepa_transformers.data.labels import labels_of
 from ijepa_transformers.data.selection import select_labelled, select_listed
 from ijepa_transformers.data.shards import open_stream
@@ -293,3 +296,38 @@ def test_why_a_column_holds_no_images_is_said(tmp_path):
     pq.write_table(pa.table({"image": [b"text"] * 12}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"none of the first values of 'image' is an image .this is not an image"):
         load_image_dataset(tmp_path)
+
+
+def test_a_source_is_listed_once_while_a_command_opens_its_splits(tmp_path, monkeypatch):
+    write(tmp_path / "train/1.png")
+    write(tmp_path / "test/2.png")
+    listed, original = [], sources.resolve
+    monkeypatch.setattr(sources, "resolve", lambda *given: listed.append(given) or original(*given))
+    with sources.opened_once():
+        assert available_split(DatasetArguments(str(tmp_path)), "auto") == "test"
+        assert names(load_image_dataset(tmp_path, split="test")) == ["2.png"]
+        assert len(listed) == 1
+    write(tmp_path / "test/3.png")
+    assert names(load_image_dataset(tmp_path, split="test")) == ["2.png", "3.png"]
+
+
+def test_images_are_in_the_order_of_their_folders(tmp_path):
+    for name in ("a/2.png", "a-b/1.png", "a.png", "b.png", "a/c/0.png"):
+        write(tmp_path / name)
+    order = ["a/2.png", "a/c/0.png", "a-b/1.png", "a.png", "b.png"]
+    paths = [row["image"]["path"] for row in load_image_dataset(f"{tmp_path}/**/*.png")]
+    assert [path.removeprefix(f"{tmp_path}/") for path in paths] == order
+    assert [Path(path).name for path in paths] == names(load_image_dataset(tmp_path))
+
+
+def test_finding_many_images_takes_little_memory(tmp_path):
+    """A name of 30 letters and a few hundred bytes beside it: a million images must fit beside a training run."""
+    for number in range(2000):
+        (tmp_path / f"{number % 20:02}").mkdir(exist_ok=True)
+        (tmp_path / f"{number % 20:02}" / f"{number:026}.jpg").touch()
+    tracemalloc.start()
+    layout = layout_of(tmp_path, resolve(str(tmp_path)).images)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(layout.classes["train"]) == 2000
+    assert peak < 2000 * 400

@@ -3,11 +3,14 @@ processes: test_distributed.py.)"""
 
 import io
 import json
+import pickle
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from ijepa_transformers import distributed
 from ijepa_transformers.data.sources import load_image_dataset
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining import loop
@@ -149,3 +152,30 @@ def test_a_streamed_run_is_not_resumed_with_passes_of_another_size_or_without_st
             pretrain(tmp_path / "run", data=shards, resume="true", **changes)
         assert stop.value.code == 2 and message in capsys.readouterr().err
     assert_equal_weights(saved_weights(tmp_path / "run"), before)
+
+
+def test_only_the_main_process_lists_a_folder(tmp_path, monkeypatch):
+    """The others get its table, as two processes would send it. Tables in files are opened by each."""
+    for number in range(3):
+        (tmp_path / f"folder/{number}.png").parent.mkdir(exist_ok=True)
+        (tmp_path / f"folder/{number}.png").touch()
+    load_image_dataset(tmp_path / "folder").save_to_disk(tmp_path / "saved")
+    sent = []
+    for source, is_opened_again in ((tmp_path / "folder", False), (tmp_path / "saved", True)):
+        opened = []
+
+        def open_dataset(source=source, opened=opened):
+            opened.append(source)
+            return load_image_dataset(source)
+
+        monkeypatch.setattr(distributed, "broadcast_object_list", lambda outcome: sent.append(pickle.dumps(outcome)))
+        main = distributed.shared_dataset(SimpleNamespace(num_processes=2, is_main_process=True), open_dataset)
+        assert len(opened) == 1
+
+        def receive(outcome):
+            outcome[:] = pickle.loads(sent.pop())
+
+        monkeypatch.setattr(distributed, "broadcast_object_list", receive)
+        other = distributed.shared_dataset(SimpleNamespace(num_processes=2, is_main_process=False), open_dataset)
+        assert other[:] == main[:] and other.features == main.features and len(main) == 3
+        assert len(opened) == 1 + is_opened_again
