@@ -127,15 +127,23 @@ def _deepspeed_plugin(
     return plugin
 
 
-def fsdp_plugin() -> FullyShardedDataParallelPlugin:
-    """The settings of FSDP from the launch, with the precision left to autocast, as in every other mode.
+def fsdp_plugin(precision: str) -> FullyShardedDataParallelPlugin:
+    """The settings of FSDP from the launch, with the precision of products left to autocast, as in every other mode.
 
-    Accelerate's own policy for bfloat16 would sum the gradients, and pass tokens from layer to layer, in bfloat16. The
-    price is that weights are gathered in float32.
+    In bfloat16 the weights are gathered in bfloat16, which halves what is sent. Autocast would round them anyway, but
+    for norms and the mask token. Gradients are summed in float32, and tokens go from layer to layer in float32.
+    Accelerate's own policy would do both in bfloat16.
+
+    Args:
+        precision: no, bf16 or fp16.
     """
     plugin = FullyShardedDataParallelPlugin()
     if plugin.fsdp_version == 2:
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
+        if precision == "bf16":
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+            )
     return plugin
 
 
@@ -249,7 +257,7 @@ def build_accelerator(
         mixed_precision="no" if deepspeed else mixed_precision,
         gradient_accumulation_plugin=accumulation(steps),
         deepspeed_plugin=deepspeed,
-        fsdp_plugin=fsdp_plugin() if _uses_fsdp() else None,
+        fsdp_plugin=fsdp_plugin(computing_precision(mixed_precision)) if _uses_fsdp() else None,
         log_with=list(trackers) or None,
         project_dir=project_dir,
         kwargs_handlers=[

@@ -54,6 +54,21 @@ def set_matmul_precision(device_type: str, precision: str) -> str:
     return torch.get_float32_matmul_precision()
 
 
+def products_on_gpu(device_type: str, precision: str) -> str:
+    """How a GPU multiplies float32 matrices and how to change that, in a sentence; empty where nothing is to say."""
+    if device_type != "cuda" or precision not in FLOAT32:
+        return ""
+    if torch.get_float32_matmul_precision() == "highest":
+        return (
+            "float32 matrix products are exact; the environment variable TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 rounds"
+            " them to TensorFloat-32, which is faster, and --mixed_precision bf16 is faster still"
+        )
+    return (
+        "float32 matrix products are rounded to TensorFloat-32 (10 bits of 23); without"
+        " TORCH_ALLOW_TF32_CUBLAS_OVERRIDE and torch.set_float32_matmul_precision they are exact, and slower"
+    )
+
+
 def configure(model: torch.nn.Module, device_type: str, precision: str, training: bool = False) -> str:
     """Sets attention and matrix multiplication for a loaded model of Transformers; returns a description of both.
 

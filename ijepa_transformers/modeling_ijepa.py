@@ -230,6 +230,14 @@ class IJepaPatchEmbeddings(nn.Module):
         return kept.unflatten(2, shape).transpose(1, 2).flatten(2, 3)
 
 
+def stream_dtype(weight: torch.Tensor) -> torch.dtype:
+    """The precision of the tokens between the layers: that of the weights, because loading in half precision does not
+    cast the position tables. Under autocast it is float32, also where FSDP2 gathers a weight in bfloat16."""
+    device_type = weight.device.type
+    is_autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.float32 if is_autocast else weight.dtype
+
+
 class IJepaEmbeddings(nn.Module):
     """Patch embeddings plus fixed position embeddings; there is no class token."""
 
@@ -269,10 +277,8 @@ class IJepaEmbeddings(nn.Module):
                 f" {self.image_size}; pass interpolate_pos_encoding=True to use another resolution."
             )
         positions = resize_position_embeddings(self.position_embeddings, self.grid_size, self.patch_grid(pixel_values))
-        # Cast to the weights' precision, because loading in half precision does not cast buffers. Under autocast the
-        # weights are float32, so the sum, and with it the residual stream, stays float32. The dtype is read from
-        # `parameters()`: reading the attribute `weight` would gather a sharded weight.
-        positions = positions.to(next(self.parameters()).dtype)
+        # The dtype is read from `parameters()`: reading the attribute `weight` would gather a sharded weight.
+        positions = positions.to(stream_dtype(next(self.parameters())))
         if patch_indices is not None:
             positions = positions[0][patch_indices]  # (B, K, D)
         return self.dropout(self.patch_embeddings(pixel_values, patch_indices) + positions)
@@ -455,7 +461,7 @@ class IJepaPredictor(nn.Module):
             (B, C, M, N_tgt, D): for each context and each target block, the predicted features.
         """
         positions = resize_position_embeddings(self.position_embeddings, self.grid_size, grid_size or self.grid_size)
-        positions = positions.to(self.mask_token.dtype)
+        positions = positions.to(stream_dtype(self.mask_token))
         context = self.input_projection(context_hidden_states) + positions[0][context_indices]  # (B, C, N_ctx, P)
         targets = (self.mask_token + positions[0][target_indices]).to(context.dtype)  # (B, (C,) M, N_tgt, P)
         pairs = (*context.shape[:2], target_indices.shape[-2])  # (B, C, M)

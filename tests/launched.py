@@ -9,6 +9,7 @@ and which images it saw in which step. On a machine without accelerators, Accele
 although torch has it there; here it is let through.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -35,7 +36,15 @@ def let_fsdp_through():
     if not torch.distributed.is_initialized():  # a single process, for which Accelerate opens no group
         torch.distributed.init_process_group("gloo")
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    torch.nn.functional.layer_norm = functools.partial(layer_norm_as_on_a_gpu, torch.nn.functional.layer_norm)
     return state
+
+
+def layer_norm_as_on_a_gpu(layer_norm, tokens, shape, *weights_and_eps):
+    """Autocast on a GPU computes norms in float32, also with weights that FSDP2 has gathered in bfloat16. On a CPU it
+    leaves them alone, and PyTorch has no norm of float32 tokens with weights in bfloat16."""
+    *weights, eps = weights_and_eps or (1e-5,)
+    return layer_norm(tokens, shape, *(weight.to(tokens.dtype) for weight in weights), eps=eps)
 
 
 def leave_out_the_operator():

@@ -5,7 +5,7 @@ import torch
 
 from ijepa_transformers import IJepaModel
 from ijepa_transformers import execution as ijepa_transformers_execution
-from ijepa_transformers.execution import choose_attention, configure, set_matmul_precision
+from ijepa_transformers.execution import choose_attention, configure, products_on_gpu, set_matmul_precision
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +62,11 @@ def test_a_model_is_configured_and_what_the_user_chose_stays(tiny_config):
     assert model.config._attn_implementation == "eager"
     assert configure(model, "cuda", "no").startswith("eager attention")
     assert configure(torch.nn.Linear(2, 2), "cuda", "no") == "its own attention, float32 products highest"
+
+
+def test_how_a_gpu_multiplies_float32_is_said_with_what_to_change():
+    exact = products_on_gpu("cuda", "no")
+    assert "are exact" in exact and "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1" in exact and "--mixed_precision bf16" in exact
+    torch.set_float32_matmul_precision("high")
+    assert "are rounded to TensorFloat-32" in products_on_gpu("cuda", "no")
+    assert products_on_gpu("cuda", "bf16") == products_on_gpu("cpu", "no") == ""

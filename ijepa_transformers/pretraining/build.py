@@ -23,7 +23,7 @@ from ..data.transforms import build_image_processor
 from ..distributed import Launch, build_accelerator, check_same_launch, on_main_process
 from ..encoders import load_pretraining_model, load_processor, opening
 from ..evaluation.probes import format_table
-from ..execution import choose_attention, describe
+from ..execution import choose_attention, describe, products_on_gpu
 from ..hub import hub_or_cache
 from ..mask_arguments import without_removed_keys
 from ..masking import Masking, MultiBlockMasking, build_masking
@@ -293,7 +293,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
         probe=probe,
         monitor=CollapseMonitor(),
         checkpoint=checkpoint,
-        notes=[*filter(None, [why]), *data.notes],
+        notes=[*filter(None, [why, products_on_gpu(accelerator.device.type, launch.precision)]), *data.notes],
     )
 
 

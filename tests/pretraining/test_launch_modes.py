@@ -31,7 +31,9 @@ ZERO = [needs_deepspeed, pytest.mark.slow]
 MODES = ["ddp", "fsdp2", *(pytest.param(mode, marks=ZERO) for mode in ("zero1", "zero2", "zero3"))]
 QUICK_MODES = [*MODES[:-1], pytest.param("zero3", marks=needs_deepspeed)]  # ZeRO-3 stands for ZeRO in the main laws
 TOLERANCE = 1e-7  # of weights, against one process, after six steps: measured 4e-9
-BF16_TOLERANCE = 2e-6  # the same in bfloat16: measured 7e-7 under ZeRO-3, 1e-9 elsewhere; float32 is 6e-6 away
+# The same in bfloat16: measured 1e-9, under ZeRO-3 7e-7; float32 is 6e-6 away. FSDP2 rounds norms and the mask token
+# to bfloat16 too, which autocast leaves alone: measured 2.6e-6.
+BF16_TOLERANCE, FSDP2_BF16_TOLERANCE = 2e-6, 4e-6
 
 
 def rows(output_dir):
@@ -122,7 +124,7 @@ def test_bfloat16_computes_on_float32_weights(finished, mode):
     """In bfloat16 weights the moving average of momentum .9 would stand still more often than not."""
     ours, others = launched_weights(finished(mode, "bf16")), launched_weights(finished(None, "bf16"))
     assert launched_ranks(finished(mode, "bf16"))[0]["num_processes"] == 2
-    assert_close_weights(ours, others, BF16_TOLERANCE)
+    assert_close_weights(ours, others, FSDP2_BF16_TOLERANCE if mode == "fsdp2" else BF16_TOLERANCE)
     full = launched_weights(finished(mode))
     assert any(not torch.equal(ours[name], full[name]) for name in ours)  # it did compute in bfloat16
     averages = [name for name in ours if name.startswith("ijepa.layers")]

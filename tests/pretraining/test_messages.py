@@ -128,3 +128,9 @@ def test_a_finished_run_is_judged_if_labels_are_named_afterwards(tmp_path, capsy
     pretrain(tmp_path / "run")
     pretrain(tmp_path / "run", resume="true", validation_split="test", max_probe_images=60)
     assert "Accuracy on the 'test' split" in capsys.readouterr().out
+
+
+def test_a_run_says_at_its_start_how_a_gpu_multiplies(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "products_on_gpu", lambda *given: f"products {given}")
+    pretrain(tmp_path / "run", max_steps=1)
+    assert "products ('cpu', 'no')" in capsys.readouterr().out
