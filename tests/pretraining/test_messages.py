@@ -132,5 +132,5 @@ def test_a_finished_run_is_judged_if_labels_are_named_afterwards(tmp_path, capsy
 
 def test_a_run_says_at_its_start_how_a_gpu_multiplies(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(build, "products_on_gpu", lambda *given: f"products {given}")
-    pretrain(tmp_path / "run", max_steps=1)
+    pretrain(tmp_path / "run")
     assert "products ('cpu', 'no')" in capsys.readouterr().out
