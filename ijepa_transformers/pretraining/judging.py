@@ -145,8 +145,8 @@ def advise(verdict: Verdict, facts: Facts) -> list[str]:
         advice.append(f"k-NN was still rising at the end: more steps, such as --max_steps {2 * facts.total_steps}.")
     if verdict.learned and verdict.standings.get(PIXELS) != ABOVE:
         advice.append(
-            "These images are easy for raw pixels. Use both features together, or fine-tune the encoder"
-            " (docs/finetune.md)."
+            "Raw pixels are not worse on these images. Use both features together, fine-tune the encoder"
+            " (docs/finetune.md), or train on more images."
         )
     return advice
 

@@ -52,7 +52,7 @@ def test_a_run_above_random_is_named_so(tmp_path, monkeypatch):
     assert result.verdict["learned"] is True
     assert result.verdict["standings"] == {RANDOM: "above", PIXELS: "below"}
     assert "better than a random encoder and worse than raw pixels" in result.verdict["sentences"][0]
-    assert "easy for raw pixels" in " ".join(result.verdict["advice"])
+    assert "Raw pixels are not worse" in " ".join(result.verdict["advice"])
 
 
 def test_without_labels_rank_and_spread_stand_beside_those_of_the_start(tmp_path):
@@ -102,7 +102,7 @@ def test_the_advice_follows_from_what_was_seen():
     assert "momentum" not in advice(False, context_leads=True, total_steps=500)
     assert "--patch_embedding_init fan_in" in advice(False, patch_embedding_init="published")
     assert "fan_in" not in advice(False, patch_embedding_init="published", patch_values=768)
-    assert "easy for raw pixels" in advice(True, "above", pixels="below")
+    assert "Raw pixels are not worse" in advice(True, "above", pixels="below")
     assert "--max_steps 6000" in advice(True, "above", pixels="above", still_rising=True)
 
 
