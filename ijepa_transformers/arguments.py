@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from .launcher import leave_sentence, let_the_first_speak
+from .launcher import leave_sentence, said_by_the_first
 from .recipe_files import load_recipe, near
 
 
@@ -290,8 +290,7 @@ class CommandParser(argparse.ArgumentParser):
         sentence = re.sub(r"^argument --(\w+): must", r"\1 must", " ".join(message.split()))
         told = f"{self.prog}: error: {sentence}"
         leave_sentence(told)
-        let_the_first_speak()
-        self.exit(2, f"{told}\n")
+        self.exit(2, "" if said_by_the_first(told) else f"{told}\n")
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
         argv = sys.argv[1:] if args is None else args

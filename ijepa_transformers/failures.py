@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import torch
 
-from .launcher import leave_sentence, let_the_first_speak
+from .launcher import leave_sentence, said_by_the_first
 
 
 # Exit codes.
@@ -94,11 +94,11 @@ def end(program: str, error: BaseException, sentence: str | None, status: int) -
     """Ends the process with one sentence, or with the traceback of an unexpected error."""
     told = f"{program}: error: {sentence or f'{type(error).__name__}: {error}'}"
     leave_sentence(told)
-    let_the_first_speak()
-    if sentence is None:
-        traceback.print_exception(error)
-    else:
-        print(told, file=sys.stderr)
+    if not said_by_the_first(told):
+        if sentence is None:
+            traceback.print_exception(error)
+        else:
+            print(told, file=sys.stderr)
     sys.stderr.flush()
     end_workers()  # a normal exit would wait for those that ignore signals
     _forget(error)

@@ -9,10 +9,12 @@ import json
 import os
 import time
 from contextlib import suppress
+from pathlib import Path
 
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # the launcher sets it, one for each process
 FIRST_SPEAKS = 10.0  # seconds that the other processes give the first one to say the same
+_PAUSE = 0.25  # seconds
 
 
 def is_first_process() -> bool:
@@ -28,11 +30,26 @@ def leave_sentence(sentence: str) -> None:
             json.dump({"message": sentence, "timestamp": int(time.time())}, file)
 
 
-def let_the_first_speak() -> None:
-    """Waits, if a launcher will end this process, and it is not the first one.
+def said_by_the_first(sentence: str) -> bool:
+    """Whether the first process of this machine fails with the same sentence, so that this one can be silent.
 
-    Often all processes fail with the same sentence. Then the launcher ends the others while they wait here. If this
-    process failed alone, it goes on and tells why.
+    Often all processes fail alike. A process that is not the first one waits for what the first one says. Meanwhile
+    the launcher may end it. If the first process does not fail, or fails otherwise, this one tells why.
     """
-    if not is_first_process() and ERROR_FILE in os.environ:
-        time.sleep(FIRST_SPEAKS)
+    own = os.environ.get(ERROR_FILE)
+    if is_first_process() or not own:
+        return False
+    first = Path(own).parent.with_name("0") / Path(own).name  # the launcher's folders have the number of the process
+    for _ in range(round(FIRST_SPEAKS / _PAUSE)):
+        if first != Path(own) and _sentence_in(first) == sentence:
+            return True
+        time.sleep(_PAUSE)
+    return False
+
+
+def _sentence_in(path: Path) -> str | None:
+    """What `leave_sentence` has written; None if it has not."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["message"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -42,7 +42,21 @@ def test_the_launcher_finds_the_sentence_of_a_wrong_argument(error_file, waits, 
         cli.main(["extract", "--modell", "x"])
     sentence = capsys.readouterr().err.strip()
     assert "unrecognized arguments: --modell" in sentence and failure(error_file).message == sentence
-    assert waits == [launcher.FIRST_SPEAKS]  # the first process says the same
+    assert sum(waits) == launcher.FIRST_SPEAKS  # for the first process
+
+
+def test_a_process_is_silent_if_the_first_one_has_said_the_same(tmp_path, waits, monkeypatch, capsys):
+    def said_by(number, sentence):
+        (tmp_path / number).mkdir(exist_ok=True)
+        monkeypatch.setenv("RANK", number)
+        monkeypatch.setenv(launcher.ERROR_FILE, str(tmp_path / number / "error.json"))  # as torchrun places it
+        with pytest.raises(SystemExit):
+            end("ijepa pretrain", OSError("x"), sentence, 1)
+        return capsys.readouterr().err
+
+    assert "the disk is full." in said_by("0", "the disk is full.")
+    assert said_by("1", "the disk is full.") == "" and waits == []
+    assert "the network is down." in said_by("1", "the network is down.") and sum(waits) == launcher.FIRST_SPEAKS
 
 
 @pytest.mark.parametrize(
