@@ -18,6 +18,7 @@ from ijepa_transformers.data.sources import load_image_dataset
 from ijepa_transformers.evaluation import command as probing
 from ijepa_transformers.evaluation import extraction
 from ijepa_transformers.files import append_rows
+from ijepa_transformers.pretraining.checkpointing import DirectoryLock
 from ijepa_transformers.retrieval import command as search
 from ijepa_transformers.visualization import command as visualization
 
@@ -53,46 +54,29 @@ def place(tmp_path, monkeypatch):
 
 # The pictures; what is written whole before features; and what matplotlib keeps.
 KEPT = {*(f"{number}.png" for number in range(1, 7)), "settings.json", "contents.json", "fontlist-v3.11.0.json"}
-CONVERSION = ["--checkpoint", str(FIXTURES / "meta_tiny_checkpoint.pth.tar"), "--num_attention_heads", "3"]
+PAGE = "--model M --data photos --num_images 2 --bank_size 4 --output out"
 COMMANDS = {
-    "extract": (extraction.main, ["--model", "M", "--data", "photos", "--num_workers", "0", "--output_dir", "out"]),
-    "probe": (
-        probing.main,
-        [
-            "--models",
-            "M",
-            "--data",
-            "photos",
-            "--probes",
-            "knn",
-            "--k",
-            "1",
-            "--num_workers",
-            "0",
-            "--output_dir",
-            "out",
-        ],
-    ),
-    "search": (search.main, ["photos", "--model", "M", "--outliers", "--num_workers", "0", "--output", "out"]),
-    "visualize": (
-        visualization.main,
-        ["--model", "M", "--data", "photos", "--num_images", "2", "--bank_size", "4", "--output", "out"],
-    ),
-    "export": (export.main, ["--model", "M", "--output", "out"]),
-    "convert": (convert.main, [*CONVERSION, "--output", "out"]),
-    "recipes": (cli.recipes, ["copy", "quickstart", "out"]),
+    "extract": (extraction.main, "--model M --data photos --num_workers 0 --output_dir out"),
+    "probe": (probing.main, "--models M --data photos --probes knn --k 1 --num_workers 0 --output_dir out"),
+    "search": (search.main, "photos --model M --outliers --num_workers 0 --output out"),
+    "visualize": (visualization.main, PAGE),
+    "visualize with pictures": (visualization.main, f"{PAGE} --pictures_dir out_pictures"),
+    "export": (export.main, "--model M --output out"),
+    "convert": (convert.main, "--checkpoint C --num_attention_heads 3 --output out"),
+    "recipes": (cli.recipes, "copy quickstart out"),
 }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_names_what_it_could_not_write_and_leaves_nothing(name, place, gray_pretrained, capsys):
-    main, argv = COMMANDS[name]
-    argv = [str(gray_pretrained) if word == "M" else word for word in argv]
+    main, words = COMMANDS[name]
+    paths = {"M": str(gray_pretrained), "C": str(FIXTURES / "meta_tiny_checkpoint.pth.tar")}
+    argv = [paths.get(word, word) for word in words.split()]
     with pytest.raises(SystemExit) as stopped, room_for(1000):
         main(argv)
     told = capsys.readouterr()
     sentence = told.err.strip().splitlines()[-1]
-    assert stopped.value.code in (1, 2) and sentence.startswith(f"ijepa {name}: error: ")
+    assert stopped.value.code in (1, 2) and sentence.startswith(f"ijepa {name.split()[0]}: error: ")
     assert "Traceback" not in told.err and ("out" in sentence or "cache" in sentence)
     left = {path.name for path in place.rglob("*") if path.is_file()} - KEPT
     assert all(name.endswith(".lock") for name in left), left
@@ -124,3 +108,8 @@ def test_a_row_that_does_not_fit_is_not_half_written(tmp_path):
         with room_for(20), pytest.raises(OSError, match=f"File too large: '{rows}'"):
             append_rows(rows, [{"step": 2, "loss": "x" * 100}])
         assert (rows.read_text() if rows.exists() else "") == before
+
+
+def test_a_lock_that_cannot_be_written_is_named(tmp_path):
+    with room_for(0), pytest.raises(OSError, match=r"File too large: '.*/\.lock'"):
+        DirectoryLock(tmp_path).take()

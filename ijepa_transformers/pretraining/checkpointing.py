@@ -31,7 +31,7 @@ from ..checkpoints import (
     write_manifest,
 )
 from ..distributed import on_main_process
-from ..files import disk_errors, files_below, sync_to_disk
+from ..files import disk_errors, disk_errors_of, files_below, sync_to_disk
 from ..locks import OutputLock
 
 
@@ -73,7 +73,8 @@ class DirectoryLock:
             self._take_file()
         self._directory_lock.take_if_there()
         self._take_file()
-        self.path.write_text(f"process {os.getpid()} on {os.uname().nodename}")
+        with disk_errors_of(self.path):
+            self.path.write_text(f"process {os.getpid()} on {os.uname().nodename}")
         self.is_taken = True
 
     def _take_file(self) -> None:

@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from ..files import written_aside
 from .cells import Sheet
 
 
@@ -234,8 +235,7 @@ def data_address(image: Image.Image) -> str:
 
 def write_pictures(directory: str | Path, sections: Sequence[Section]) -> None:
     """Writes the files of all pictures as PNG."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     for picture in (picture for section in sections for picture in section.pictures):
         for name, image in picture.files.items():
-            image.save(directory / f"{name}.png", optimize=True)
+            with written_aside(Path(directory) / f"{name}.png") as unfinished:
+                image.save(unfinished, "png", optimize=True)
