@@ -6,7 +6,7 @@
     ijepa pretrain --recipe small_images --data data/animals_and_plants --validation_split test \\
         --image_size 80 --patch_size 8 --output_dir runs/animals
     python examples/readme_picture.py --model runs/animals --data data/animals_and_plants \\
-        --output docs/images/readme.png
+        --shown 0 2 3 --output docs/images/readme.png
 
 Each row is a photograph of the split test: the photograph, what the model sees of it, its guess of the rest as pixels,
 and its features as colours. The guess is drawn by a small decoder (`ijepa visualize --decoder`), which is trained on
@@ -67,11 +67,15 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="pretraining directory")
     parser.add_argument("--data", required=True, help="folder of data with the splits train and test")
     parser.add_argument("--output", required=True, help="the PNG file to write")
-    parser.add_argument("--rows", type=int, default=3, help="photographs that are shown")
+    parser.add_argument("--candidates", type=int, default=8, help="photographs to choose from")
+    parser.add_argument("--shown", type=int, nargs="+", help="numbers of those that are shown, from 0; all by default")
     parser.add_argument("--across", type=int, default=1, help="photographs beside each other")
     parser.add_argument("--seed", type=int, default=0, help="of the photographs and of what is hidden")
     parser.add_argument("--decoder_steps", type=int, default=1000, help="training steps of the decoder")
     arguments = parser.parse_args(words)
+    shown = arguments.shown or range(arguments.candidates)
+    if unknown := [number for number in shown if not 0 <= number < arguments.candidates]:
+        parser.error(f"--shown {unknown[0]}: there are the photographs 0 to {arguments.candidates - 1} (--candidates).")
     try:
         study = build_study(
             VisualizationArguments(
@@ -82,13 +86,14 @@ def main(words: list[str] | None = None) -> None:
                 decoder=True,
                 decoder_images=2000,
                 decoder_steps=arguments.decoder_steps,
-                num_images=max(2, arguments.rows),
+                num_images=arguments.candidates,
                 bank_size=256,
                 map_images=256,
                 seed=arguments.seed,
             )
         )
-        picture = draw(rows_of(study, arguments.rows), arguments.across)
+        rows = rows_of(study, arguments.candidates)
+        picture = draw([rows[number] for number in shown], arguments.across)
         with written_aside(Path(arguments.output)) as temporary:
             picture.save(temporary, "png", optimize=True)
     except (ValueError, OSError) as error:

@@ -70,7 +70,7 @@ def photographs(tmp_path):
     return tmp_path / "data"
 
 
-def test_the_picture_of_the_readme_has_a_row_for_each_photograph(trained, photographs, tmp_path):
+def test_the_picture_of_the_readme_has_a_row_for_each_photograph(trained, photographs, tmp_path, capsys):
     trained.save_pretrained(tmp_path / "run")
     build_image_processor(32).save_pretrained(tmp_path / "run")
     (tmp_path / "run/recipe.yaml").write_text("mask_mode: random\n")
@@ -78,8 +78,12 @@ def test_the_picture_of_the_readme_has_a_row_for_each_photograph(trained, photog
     sizes = []
     for across in ("1", "2"):
         output = tmp_path / f"{across}.png"
-        readme_picture.main([*words, "--output", str(output), "--rows", "2", "--across", across])
+        choice = ["--candidates", "3", "--shown", "2", "0", "--across", across]
+        readme_picture.main([*words, "--output", str(output), *choice])
         sizes.append(Image.open(output).size)
+    with pytest.raises(SystemExit):
+        readme_picture.main([*words, "--output", str(output), "--candidates", "3", "--shown", "3"])
+    assert "--shown 3: there are the photographs 0 to 2 (--candidates)" in capsys.readouterr().err
     (width, height), (wide, low) = sizes
     assert width > 4 * readme_picture.CELL and height > 2 * readme_picture.CELL
     assert wide > 2 * (width - readme_picture.GAP) and low < height
