@@ -2,11 +2,11 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Draws the picture at the top of the README from a pretrained model and photographs that may be shown:
 
-    python examples/datasets/build_animals_and_plants.py --output data/animals_and_plants
+    python examples/datasets/build_animals_and_plants.py --output data/animals_and_plants --train 12000
     ijepa pretrain --recipe small_images --data data/animals_and_plants --validation_split test \\
-        --image_size 80 --patch_size 8 --output_dir runs/animals
+        --image_size 80 --patch_size 8 --max_steps 8000 --warmup_steps 800 --output_dir runs/animals
     python examples/readme_picture.py --model runs/animals --data data/animals_and_plants \\
-        --shown 0 2 3 --output docs/images/readme.png
+        --shown 4 5 3 --output docs/images/animals/readme.png
 
 Each row is a photograph of the split test: the photograph, what the model sees of it, its guess of the rest as pixels,
 and its features as colours. The guess is drawn by a small decoder (`ijepa visualize --decoder`), which is trained on
