@@ -75,7 +75,7 @@ def main(words: list[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     shown = arguments.shown or range(arguments.candidates)
     if unknown := [number for number in shown if not 0 <= number < arguments.candidates]:
-        parser.error(f"--shown {unknown[0]}: there are the photographs 0 to {arguments.candidates - 1} (--candidates).")
+        parser.error(f"--shown {unknown[0]}: there are the photographs 0 to {arguments.candidates - 1} (--candidates)")
     try:
         study = build_study(
             VisualizationArguments(
