@@ -32,7 +32,7 @@ from ijepa_transformers.pretraining.memory import (
 )
 from ijepa_transformers.pretraining.token_counts import TokenCounts, sampled_tokens, worst_case_tokens
 from tests import forked
-from tests.runs import environment_of, launched_environment, pretrain, pretraining_argv
+from tests.runs import cut_back, environment_of, launched_environment, pretrain, pretraining_argv
 
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
@@ -460,6 +460,9 @@ def test_a_run_with_auto_records_the_number_and_resumes_with_it(tmp_path, fresh_
     assert recorded(tmp_path / "run") == (4, 4)
     monkeypatch.setattr(batch_size_module, "free_bytes", lambda device: None)  # what is recorded needs no GPU
     pretrain(tmp_path / "run", per_device_batch_size="auto", resume="true")
+    assert "is finished: all 6 steps are done." in capsys.readouterr().out
+    cut = cut_back(tmp_path, tmp_path / "cut") / "run"
+    pretrain(cut, per_device_batch_size="auto", resume="true")
     assert "per_device_batch_size auto: 4, as recorded" in capsys.readouterr().out
 
 
