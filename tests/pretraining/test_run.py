@@ -19,6 +19,7 @@ from PIL import Image
 from ijepa_transformers import IJepaForPretraining, configuration_ijepa, masking
 from ijepa_transformers.encoders import RawPixels
 from ijepa_transformers.model_card import write_model_card
+from ijepa_transformers.modeling_ijepa import remove_weights
 from ijepa_transformers.pretraining import build as pretraining_build
 from ijepa_transformers.pretraining import evaluate as pretraining_evaluate
 from ijepa_transformers.pretraining import loop
@@ -114,6 +115,7 @@ def test_a_run_continues_from_the_newest_whole_checkpoint(tmp_path, capsys):
     weights = tmp_path / "run/checkpoints/step-00000006/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "model.safetensors has" in damage(weights.parent)
+    remove_weights(tmp_path / "run")  # a finished run needs no checkpoint
     again = pretrain(tmp_path / "run", resume="true")
     assert_equal_weights(again, whole)
     output = capsys.readouterr().out

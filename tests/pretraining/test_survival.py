@@ -18,6 +18,7 @@ import torch
 
 from ijepa_transformers import modeling_ijepa
 from ijepa_transformers.data.datasets import PretrainingImages
+from ijepa_transformers.modeling_ijepa import remove_weights
 from ijepa_transformers.pretraining import build as pretraining_build
 from ijepa_transformers.pretraining import checkpointing as pretraining_checkpointing
 from ijepa_transformers.pretraining import command as pretraining_command
@@ -258,6 +259,7 @@ time.sleep(60)
 def test_a_second_run_in_the_same_directory_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pretraining_checkpointing, "LOCK_PATIENCE", 0.0)
     pretrain(tmp_path / "run", max_steps=3)
+    remove_weights(tmp_path / "run")  # a finished run is not opened
     holder = forked.start(["-c", HOLD_THE_LOCK, tmp_path / "run"])
     wait_until(lambda: holder.stdout == "held\n")
     before = files(tmp_path / "run")
@@ -360,6 +362,7 @@ def test_no_whole_checkpoint_is_removed_because_of_damaged_ones(checkpoints, tmp
     shutil.copytree(checkpoints.parent, run)
     for step in (4, 6):
         flip(run / f"checkpoints/step-{step:08d}/optimizer.bin")
+    remove_weights(run)  # a finished run needs no checkpoint
     pretrain(run, save_steps=3, keep_checkpoints=2, resume="true", max_steps=6)
     assert [damage(path) for path in sorted((run / "checkpoints").iterdir())] == [None, None]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
@@ -389,6 +392,7 @@ def test_if_all_checkpoints_are_damaged_the_run_does_not_start(checkpoints, tmp_
     shutil.copytree(checkpoints.parent, run)
     for step in (2, 4, 6):
         empty(run / f"checkpoints/step-{step:08d}/model.safetensors")
+    remove_weights(run)  # a finished run needs no checkpoint
     before = files(run)
     with pytest.raises(SystemExit) as stop:
         pretrain(run, save_steps=2, keep_checkpoints=5, resume="true")
