@@ -227,13 +227,13 @@ class Progress:
         if wait is not None and self.clock() - self._last_line >= wait:
             self._line()
 
-    def report(self, facts: Mapping[str, Any] | None = None) -> None:
-        """Shows facts: beside the bar, or in a line of their own."""
+    def report(self, facts: Mapping[str, Any] | None = None, at_once: bool = True) -> None:
+        """Shows facts: beside the bar, or in a file in a line of their own; without `at_once`, in its next line."""
         if facts is not None:
             self._facts = ", ".join(f"{name} {value}" for name, value in facts.items())
         if self._bar is not None:
             self._redraw()
-        else:
+        elif at_once:
             self._line()
 
     def _line(self) -> None:

@@ -75,6 +75,14 @@ def test_in_a_file_the_last_line_says_how_far_it_came(capsys, leave, lines):
     assert capsys.readouterr().out.splitlines() == lines
 
 
+def test_facts_that_can_wait_stand_in_the_next_line(capsys):
+    with Progress(3, "image", clock=Clock()) as progress:
+        for number in range(3):
+            progress.update()
+            progress.report({"shard": number + 1}, at_once=False)
+    assert capsys.readouterr().out == "image 3 of 3, 1 s so far: shard 3\n"
+
+
 def test_a_process_that_is_not_shown_prints_nothing(capsys):
     progress = Progress(2, "step", shown=False, seconds_between_lines=0.0)
     progress.update()

@@ -360,7 +360,7 @@ def extract(run: Run, shards: list[Shard]) -> None:
         record = ShardRecord.of(path, dataset, shard.rows)
         if record.files_status == before[done - 1]:  # otherwise `finish` finds no record
             write_record(run.output_dir, path.name, record)
-        progress.report({"shard": f"{done:,} of {len(shards):,}"})
+        progress.report({"shard": f"{done:,} of {len(shards):,}"}, at_once=False)
     progress.close()
 
 
