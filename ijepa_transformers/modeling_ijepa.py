@@ -233,9 +233,22 @@ class IJepaPatchEmbeddings(nn.Module):
 def stream_dtype(weight: torch.Tensor) -> torch.dtype:
     """The precision of the tokens between the layers: that of the weights, because loading in half precision does not
     cast the position tables. Under autocast it is float32, also where FSDP2 gathers a weight in bfloat16."""
-    device_type = weight.device.type
-    is_autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-    return torch.float32 if is_autocast else weight.dtype
+    return torch.float32 if _is_under_autocast(weight) else weight.dtype
+
+
+def _is_under_autocast(tensor: torch.Tensor) -> bool:
+    device_type = tensor.device.type
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def cast_once(tokens: torch.Tensor) -> torch.Tensor:
+    """Without gradients and under autocast, the tokens as autocast would cast them for each product that takes them.
+
+    With gradients they stay as they are: the sum of the gradients would be rounded otherwise.
+    """
+    if torch.is_grad_enabled() or not _is_under_autocast(tokens):
+        return tokens
+    return tokens.to(torch.get_autocast_dtype(tokens.device.type))
 
 
 class IJepaEmbeddings(nn.Module):
@@ -334,6 +347,8 @@ class IJepaAttention(nn.Module):
             The mixed tokens (B, K, D), and the attention probabilities (B, H, K, K' + K) if the attention function
             gives them (eager attention does).
         """
+        hidden_states = cast_once(hidden_states)
+        memory = None if memory is None else cast_once(memory)
         query = self._split_heads(self.q_proj(hidden_states))  # (B, H, K, D / H)
         key, value = (
             self._split_heads(self._project(projection, hidden_states, memory))  # (B, H, K' + K, D / H)

@@ -693,3 +693,22 @@ def test_no_warning_of_a_still_target_if_it_is_updated_or_nothing_is_trained(tin
     for _ in range(6):
         tiny_model(**tiny_batch)
     steps(tiny_model, tiny_batch, 4, update=True)
+
+
+def test_tokens_are_cast_once_for_three_products_without_gradients(tiny_config, monkeypatch):
+    model = IJepaModel._from_config(tiny_config, attn_implementation="eager").eval()
+    pixel_values = torch.randn(2, tiny_config.num_channels, *tiny_config.image_height_and_width)
+    seen = []
+    for layer in model.layers:
+        layer.attention.k_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+
+    def features():
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(pixel_values).last_hidden_state
+
+    with_gradients = features()
+    with torch.no_grad():
+        assert torch.equal(features(), with_gradients)
+        model(pixel_values)
+    depth = len(model.layers)
+    assert seen == [torch.float32] * depth + [torch.bfloat16] * depth + [torch.float32] * depth
