@@ -327,6 +327,9 @@ class OutputArguments:
     eval_steps: int | None = argument(None, "optimizer steps between k-NN evaluations; at the end only by default")
     save_steps: int = argument(1000, "optimizer steps between checkpoints")
     keep_checkpoints: int = argument(2, "how many of the newest checkpoints are kept")
+    async_checkpoints: bool = argument(
+        True, "complete a checkpoint while the next steps are computed; one process and DDP only"
+    )
     knn_neighbors: int = argument(20, "neighbours of the k-NN")
     max_probe_images: int = argument(5000, "labelled images of each split that probes use at most")
     trackers: list[str] = argument([], "Accelerate trackers beside metrics.jsonl, for example tensorboard")
@@ -381,7 +384,7 @@ FREE_ON_RESUME = {
     "mixed_precision",  # a checkpoint remembers what it came to, by recipe or by launcher
     *("cache_images", "compile_layers", "max_skipped_steps", "print_memory_estimate", "validation_data"),
     *("attn_implementation", "data", "knn_neighbors", "max_probe_images", "per_device_batch_size", "validation_split"),
-    "verbose",
+    *("verbose", "async_checkpoints"),
 }
 
 

@@ -33,7 +33,7 @@ from ..verdict import Spread, Verdict
 from .arguments import AUTO, PretrainingArguments
 from .batch_size import with_batch_size
 from .batches import IndexedData, StreamedData, open_batches
-from .checkpointing import DirectoryLock, checkpoint_step, newest_checkpoint
+from .checkpointing import CheckpointWriter, DirectoryLock, checkpoint_step, newest_checkpoint
 from .collapse_monitor import CollapseMonitor
 from .defaults import half_life_steps, with_masks_for
 from .evaluate import Probe, with_available_split
@@ -62,6 +62,7 @@ class Run:
     probe: Probe | None
     monitor: CollapseMonitor
     checkpoint: Path | None  # to resume from
+    checkpoints: CheckpointWriter
     metrics: list[dict[str, Any]] = field(default_factory=list)  # the rows of metrics.jsonl
     baseline: dict[str, float] = field(default_factory=dict)  # the k-NN accuracy of a random encoder
     notes: list[str] = field(default_factory=list)  # what was decided for the user, in sentences
@@ -293,6 +294,12 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
         probe=probe,
         monitor=CollapseMonitor(),
         checkpoint=checkpoint,
+        checkpoints=CheckpointWriter(
+            accelerator,
+            Path(arguments.output_dir) / "checkpoints",
+            arguments.keep_checkpoints,
+            in_background=arguments.async_checkpoints and launch.mode in ("single", "ddp"),
+        ),
         notes=[*filter(None, [why, products_on_gpu(accelerator.device.type, launch.precision)]), *data.notes],
     )
 

@@ -13,8 +13,10 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -22,6 +24,7 @@ from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 
 from ..checkpoints import (
+    CheckpointError,
     FileEntry,
     cannot_write,
     damage_of,
@@ -106,40 +109,92 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def save_checkpoint(
-    accelerator: Accelerator, directory: Path, step: int, write_extra: Callable[[Path], None], keep: int
-) -> Path:
-    """Saves the state of every prepared object after `step` optimizer steps, then removes all but the newest `keep`.
+class CheckpointWriter:
+    """Writes the checkpoints of a run, one after the other.
+
+    The state is written at once. To wait for the disk, to hash, to write the manifest and to rename can happen in a
+    thread of the main process while the run goes on. Until it is done there is no checkpoint, only `.tmp-...`.
 
     Args:
         directory: the `checkpoints` directory of the run.
-        write_extra: called on every process with the directory. It may add files.
-
-    Returns:
-        the directory `step-...`.
-
-    Raises:
-        CheckpointError: if this process or the main process cannot write its part. The older checkpoints stay. A
-            process that fails alone must end at once, because the others may wait for it inside a library.
+        keep: all but the newest `keep` are removed.
+        in_background: whether to use the thread. The main process then hashes the files of all processes.
     """
-    unfinished, finished = directory / f".tmp-{step}", directory / f"step-{step:08d}"
-    try:
-        on_main_process(accelerator, lambda: _make_empty(unfinished))
-        with disk_errors():
-            accelerator.save_state(str(unfinished))
-            write_extra(unfinished)
-        accelerator.wait_for_everyone()
-        parts = gather_object([_describe_share(accelerator, unfinished)])
-        files = {name: entry for part in parts for name, entry in part.items()}
-        on_main_process(accelerator, lambda: _finish(unfinished, finished, files))
-    except OSError as error:
-        if accelerator.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        left = max(_checkpoints_in(directory), default=None)
-        raise cannot_write(step, directory, error, left) from error
-    if accelerator.is_main_process:
-        _prune(finished, keep)
-    return finished
+
+    def __init__(self, accelerator: Accelerator, directory: Path, keep: int, in_background: bool = False):
+        self.accelerator, self.directory, self.keep, self.in_background = accelerator, directory, keep, in_background
+        self._threads = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int, write_extra: Callable[[Path], None], waits: bool = True) -> None:
+        """Saves the state of every prepared object after `step` optimizer steps. A collective call.
+
+        Args:
+            write_extra: called on every process with the directory. It may add files.
+            waits: whether the checkpoint must be complete before this returns.
+
+        Raises:
+            CheckpointError: if this process or the main process cannot write its part, or could not write the
+                checkpoint before. The older ones stay. A process that fails alone must end at once, because the others
+                may wait for it inside a library.
+        """
+        self.wait()
+        unfinished, finished = self.directory / f".tmp-{step}", self.directory / f"step-{step:08d}"
+        with self._told(step, unfinished):
+            on_main_process(self.accelerator, lambda: _make_empty(unfinished))
+            with disk_errors():
+                self.accelerator.save_state(str(unfinished))
+                write_extra(unfinished)
+            self.accelerator.wait_for_everyone()
+            if not self.in_background:
+                parts = gather_object([_describe_share(self.accelerator, unfinished)])
+                files = {name: entry for part in parts for name, entry in part.items()}
+                on_main_process(self.accelerator, lambda: _finish(unfinished, finished, files))
+                if self.accelerator.is_main_process:
+                    _prune(finished, self.keep)
+                return
+            names = _names_of_all(unfinished)
+        if self.accelerator.is_main_process:
+            self._pending = self._threads.submit(self._complete, step, unfinished, finished, names)
+        if waits:
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is complete. A collective call.
+
+        Raises:
+            CheckpointError: on all processes, if it cannot be written.
+        """
+        if self.in_background:
+            on_main_process(self.accelerator, self._take_result)
+
+    def join(self) -> None:
+        """Waits for the thread of this process, and raises nothing: for the end of a run that has failed already."""
+        if self._pending is not None:
+            wait_for([self._pending])
+
+    def _take_result(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _complete(self, step: int, unfinished: Path, finished: Path, names: list[str]) -> None:
+        with self._told(step, unfinished):
+            _finish(unfinished, finished, _describe(unfinished, names))
+        _prune(finished, self.keep)
+
+    @contextmanager
+    def _told(self, step: int, unfinished: Path) -> Iterator[None]:
+        """Raises CheckpointError for an error of the disk, and removes what was written."""
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except OSError as error:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            left = max(_checkpoints_in(self.directory), default=None)
+            raise cannot_write(step, self.directory, error, left) from error
 
 
 def _make_empty(directory: Path) -> None:
@@ -147,11 +202,19 @@ def _make_empty(directory: Path) -> None:
     directory.mkdir(parents=True)
 
 
+def _names_of_all(directory: Path) -> list[str]:
+    """The files of all processes, sorted. A collective call."""
+    # A process sees its own files. On a network file system it may not see those of the others for a while.
+    return sorted(set(gather_object([str(file.relative_to(directory)) for file in files_below(directory)])))
+
+
 def _describe_share(accelerator: Accelerator, directory: Path) -> dict[str, FileEntry]:
     """Every process hashes its share of the files, because for a large model it takes as long as writing them."""
-    # A process sees its own files. On a network file system it may not see those of the others for a while.
-    mine = [str(file.relative_to(directory)) for file in files_below(directory)]
-    names = sorted(set(gather_object(mine)))[accelerator.process_index :: accelerator.num_processes]
+    return _describe(directory, _names_of_all(directory)[accelerator.process_index :: accelerator.num_processes])
+
+
+def _describe(directory: Path, names: list[str]) -> dict[str, FileEntry]:
+    """Waits until these files are on the disk, and hashes them."""
     for name in names:
         sync_to_disk(directory / name)
     return describe_files(directory, names)

@@ -192,7 +192,10 @@ def train(run: Run) -> None:
     with Progress(
         run.schedules.total_steps, "step", done=run.first_step, shown=run.accelerator.is_main_process
     ) as progress:
-        _train(run, progress)
+        try:
+            _train(run, progress)
+        finally:
+            run.checkpoints.join()
 
 
 def _train(run: Run, progress: Progress) -> None:
@@ -224,9 +227,10 @@ def _train(run: Run, progress: Progress) -> None:
         stops = stops or (evaluates and any_process(run.accelerator, bool(run.stop)))
         if saves or stops:
             with stopwatch.paused():
-                save(run, done, exports=not stops and not last)  # `finish` exports after the last step
+                save(run, done, goes_on=not stops and not last)  # `finish` exports after the last step
             stops = stops or any_process(run.accelerator, bool(run.stop))
         if stops:
+            run.checkpoints.wait()
             raise divergence(run) if diverged else Preempted
 
 

@@ -17,7 +17,6 @@ from ..files import disk_errors, replace_files, write_text
 from ..model_card import write_model_card
 from ..visualization.curves import plot_training_curves
 from .build import Run, is_evaluated, summarize, with_found_values
-from .checkpointing import save_checkpoint
 from .evaluate import evaluate
 from .records import continue_records, write_metrics
 from .state import read_state, write_state
@@ -27,21 +26,16 @@ from .state import read_state, write_state
 LOCAL_FILES = ["checkpoints/*", ".tmp-*", ".lock", "run_status.json", "bad_images.jsonl", "skipped_steps.jsonl"]
 
 
-def save(run: Run, step: int, exports: bool) -> None:
-    """Writes a checkpoint to resume from. With `exports` it also makes the output directory a model.
+def save(run: Run, step: int, goes_on: bool) -> None:
+    """Writes a checkpoint to resume from. If the run goes on, it also makes the output directory a model, and the
+    checkpoint may be completed later.
 
     Raises:
         CheckpointError: if it cannot be written.
     """
     data_state = run.data.state()
-    save_checkpoint(
-        run.accelerator,
-        run.output_dir / "checkpoints",
-        step,
-        lambda directory: _write_state(run, directory, data_state),
-        run.arguments.keep_checkpoints,
-    )
-    if exports:
+    run.checkpoints.save(step, lambda directory: _write_state(run, directory, data_state), waits=not goes_on)
+    if goes_on:
         export(run)
 
 
