@@ -26,7 +26,7 @@ def test_statistics_alone_are_on_standard_output(capsys):
     out, err = capsys.readouterr()
     measured = yaml.safe_load(out)
     assert set(measured) == {"num_channels", "image_mean", "image_std"}
-    assert [line.split()[0] for line in err.splitlines()[:2]] == ["data", "measured"]
+    assert [line.split()[0] for line in err.splitlines()[:2]] == ["data", "measured"] and err.count("1,297") == 1
     (found,) = (arguments for _, arguments in proposed(err))
     assert found.image_mean == measured["image_mean"] and found.image_std == measured["image_std"]
 

@@ -85,9 +85,10 @@ def measure(arguments: StatisticsArguments, shown: bool = False) -> dict[str, An
     bad = [result for result in results if isinstance(result, BadImageError)]
     moments = [result for result in results if not isinstance(result, BadImageError)]
     require(moments, f"No image of {arguments.data!r} can be read; the first one is {bad[0] if bad else ''}")
-    tell(f"measured on {len(moments):,} of {counted(total, 'image')}; {len(bad):,} of those looked at cannot be read")
+    if not shown:  # the head has said so
+        tell(f"measured on {len(moments):,} of {counted(total, 'image')}")
     if bad:
-        tell(f"the first that cannot be read is {bad[0]}")
+        tell(f"{counted(len(bad), 'image')} of those looked at cannot be read; the first is {bad[0]}")
     means, squares = np.mean(moments, axis=0)
     deviations = np.sqrt(np.maximum(squares - np.square(means), 0))
     return {
