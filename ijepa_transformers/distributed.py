@@ -362,7 +362,7 @@ def shared_dataset(accelerator: Accelerator, open_dataset: Callable[[], datasets
     """
     if accelerator.num_processes == 1:
         return open_dataset()
-    opened = []
+    opened: list[datasets.Dataset] = []
 
     def open_first() -> datasets.Dataset | None:
         opened.append(open_dataset())
