@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,9 +35,11 @@ def written_aside(path: Path) -> Iterator[Path]:
             yield unfinished
             sync_to_disk(unfinished)
             os.replace(unfinished, path)
-    except Exception:
+    except Exception as error:
         with suppress(OSError):
             unfinished.unlink()
+        if isinstance(error, OSError) and error.filename == str(unfinished):
+            error.filename = str(path)  # the name that the user knows
         raise
 
 
@@ -101,10 +104,41 @@ def check_output_directory(path: Path, name: str = "output_dir") -> None:
     reason = None
     if not place.is_dir():
         reason = "is no directory"
-    elif not os.access(place, os.W_OK | os.X_OK):
+    elif not _takes_files(place):
         reason = "may not be written to"
     if reason:
         raise ValueError(f"{name} {str(path)!r} cannot be used: {place} {reason}.")
+
+
+def _takes_files(directory: Path) -> bool:
+    """Whether a file can be made in a directory. The rights do not tell: in /proc nobody can, also not root."""
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            return True
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)  # these have sentences of their own
+
+
+def check_page(path: str, name: str = "output") -> None:
+    """Checks that an HTML page can be written to a file, before any work.
+
+    An older page is replaced later. Another file, such as a photo or a model, is not.
+
+    Args:
+        name: of the argument, for the message.
+
+    Raises:
+        ValueError: if the path is a directory or a file of another kind, or cannot be written.
+    """
+    if not path.strip():
+        raise ValueError(f"{name} must not be empty, got {path!r}.")
+    if os.path.isdir(path):
+        raise ValueError(f"{name} must be a file, but {path!r} is a directory.")
+    if os.path.lexists(path) and not path.lower().endswith((".html", ".htm")):
+        raise ValueError(f"{name} {path!r} is there already and is no .html file: choose another name for the page.")
+    check_output_directory(Path(path).parent, f"{name} {path!r}: the folder")
 
 
 def replace_files(source: Path, destination: Path) -> None:

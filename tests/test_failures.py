@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from ijepa_transformers.conversion import command_line
 from ijepa_transformers.data.notices import counted
 from ijepa_transformers.data.workers import prepare_worker
 from ijepa_transformers.failures import end, explain, failures_told
-from ijepa_transformers.files import check_output_directory, write_text, written_aside
+from ijepa_transformers.files import check_output_directory, check_page, write_text, written_aside
 from ijepa_transformers.terminal import LastingStream, lasting_output
 from tests.runs import fine_tune, pretrain, send_in_step, status
 
@@ -251,6 +252,37 @@ def test_an_output_directory_is_checked_before_the_work(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="link is no directory"):
         check_output_directory(tmp_path / "link")
+
+
+def test_a_page_replaces_a_page_and_no_other_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.png", "model.safetensors", "no suffix", "page.HTML", "old.htm"):
+        Path(name).write_text("mine")
+    for name in ("page.HTML", "old.htm", "new.html", "new", "new/folder/page.html"):
+        check_page(name)
+    for name in ("photo.png", "model.safetensors", "no suffix"):
+        with pytest.raises(ValueError, match=f"output '{name}' is there already and is no .html file"):
+            check_page(name)
+    for name, message in (("  ", "must not be empty"), (".", "is a directory"), ("old.htm/x.html", "is no directory")):
+        with pytest.raises(ValueError, match=message):
+            check_page(name)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("photo.png", "model.safetensors", "no suffix"),
+        "page.HTML",
+        "old.htm",
+    }
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_folder_that_takes_no_files_is_refused_before_the_work():
+    with pytest.raises(ValueError, match=r"output '/proc/x\.html': the folder '/proc' cannot be used: /proc may not"):
+        check_page("/proc/x.html")
+
+
+def test_an_error_names_the_file_that_the_user_named(tmp_path):
+    with pytest.raises(OSError) as raised:
+        write_text(tmp_path / ("x" * 255), "text")  # the name of the temporary file is too long
+    assert raised.value.filename == str(tmp_path / ("x" * 255))
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

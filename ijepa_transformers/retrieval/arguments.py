@@ -4,7 +4,6 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..arguments import (
@@ -68,8 +67,6 @@ class SearchArguments(DatasetArguments):
         require_numbers(self, "num_workers", least=0)
         require_numbers(self, "threshold", least=-1, most=1)
         require_numbers(self, "port", least=1, most=65535)
-        folder = self.output is not None and Path(self.output).is_dir()
-        require(not folder, f"output must be a file, but {self.output!r} is a directory.")
 
     @property
     def query_text(self) -> str | None:

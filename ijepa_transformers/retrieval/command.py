@@ -17,7 +17,7 @@ from ..arguments import require
 from ..data.notices import counted
 from ..display import command_again, on_standard_error, show, show_end
 from ..failures import FAILED, REFUSED, failures_told
-from ..files import check_output_directory, write_text
+from ..files import check_page, write_text
 from .arguments import PROGRAM, SearchArguments, parse_search_arguments, search_arguments
 from .finder import Match, PhotoFinder, Query, open_finder
 from .page import build_page
@@ -35,7 +35,7 @@ def _find(arguments: SearchArguments) -> tuple[PhotoFinder, dict[str, Any]]:
         ValueError: with one sentence, if something cannot be opened or read.
     """
     if arguments.output is not None:
-        check_output_directory(Path(arguments.output).parent, "The folder of output")
+        check_page(arguments.output)
     finder, queries = open_finder(arguments)
     return finder, _results(arguments, finder, queries)
 

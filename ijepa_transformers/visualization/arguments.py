@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..arguments import DatasetArguments, argument, parse_arguments, require
+from ..arguments import DatasetArguments, argument, parse_arguments, require, require_text
 
 
 PROGRAM = "ijepa visualize"
@@ -48,7 +48,7 @@ class VisualizationArguments(DatasetArguments):
     def __post_init__(self):
         for name in ("model", "data", "output"):
             require(getattr(self, name), f"{name} is missing.")
-        require(not Path(self.output).is_dir(), f"output must be a file, but {self.output!r} is a directory.")
+        require_text(self, "output", "pictures_dir")
         for name, least in LEAST.items():
             require(getattr(self, name) >= least, f"{name} must be at least {least}, got {getattr(self, name)}.")
         for run in self.runs:

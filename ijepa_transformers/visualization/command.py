@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from .. import __version__
 from ..data.notices import counted
 from ..failures import FAILED, REFUSED, failures_told
-from ..files import check_output_directory, write_text
+from ..files import check_output_directory, check_page, write_text
 from ..locks import alone_with
 from .arguments import PROGRAM, VisualizationArguments, parse_visualization_arguments
 from .judging import cards, headline, judge_pool, shown_verdict
@@ -61,7 +61,9 @@ def execute(arguments: VisualizationArguments, argv: Sequence[str]) -> None:
     datasets.disable_progress_bars()
     with failures_told(PROGRAM, REFUSED):
         output = Path(arguments.output)
-        check_output_directory(output.parent, "The folder of output")
+        check_page(arguments.output)
+        if arguments.pictures_dir:
+            check_output_directory(Path(arguments.pictures_dir), "pictures_dir")
     with failures_told(PROGRAM, REFUSED), alone_with(output):
         study = build_study(arguments)
         show_head(study)

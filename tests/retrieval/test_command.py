@@ -220,7 +220,10 @@ def test_mistakes_end_in_one_sentence(refusal, ask, place):
     assert "'notes' holds other files" in refusal(*query, "--index", "notes")
     assert "lies among the photos" in refusal(*query, "--index", "photos/index")
     assert "photos are named twice" in refusal(*query, "--data", "others")
+    assert "is there already and is no .html file" in refusal("--outliers", "--output", "notes/my.txt")
+    assert refusal("--outliers", "--output", "   ").startswith("output must not be empty")
     assert sorted(path.name for path in (place / "notes").iterdir()) == ["my.txt"]
+    assert (place / "notes" / "my.txt").read_text() == "mine"
 
 
 def test_an_encoder_without_finite_features_is_refused(refusal, place):

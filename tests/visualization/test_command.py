@@ -482,6 +482,7 @@ def test_models_and_files_that_do_not_fit_are_one_sentence(place, tiny_config, c
     broken = place / "broken"
     broken.mkdir()
     (broken / "metrics.jsonl").write_text("no json\n")
+    before = (place / "run" / "recipe.yaml").read_bytes()
     for changes, message in (
         ({"model": place / "vit"}, "is a 'vit' model, no I-JEPA"),
         ({"model": place / "encoder", "encoder": "context"}, "holds no context encoder"),
@@ -489,8 +490,11 @@ def test_models_and_files_that_do_not_fit_are_one_sentence(place, tiny_config, c
         ({"model": place / "encoder"}, "gives (40, 40) pixels, but the model takes (32, 32)"),
         ({"runs": [f"x={broken}"]}, "cannot be read"),
         ({"output": place / "images"}, "is a directory"),
+        ({"output": "   "}, "output must not be empty"),
+        ({"output": place / "run" / "recipe.yaml"}, "recipe.yaml' is there already and is no .html file"),
+        ({"pictures_dir": place / "run" / "recipe.yaml"}, "recipe.yaml is no directory"),
     ):
         with pytest.raises(SystemExit) as end:
             visualize(place, **changes)
         assert end.value.code == 2 and message in capsys.readouterr().err
-    assert not (place / "page").exists()
+    assert not (place / "page").exists() and (place / "run" / "recipe.yaml").read_bytes() == before
