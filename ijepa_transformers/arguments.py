@@ -346,6 +346,8 @@ def _layered(
     only.
     """
     replaced = {one for pair in ALTERNATIVES for one, other in (pair, pair[::-1]) if other in given}
+    if "num_train_epochs" in given:
+        replaced.add("max_steps")  # `Trainer` would ignore the epochs
     unused = unused_settings(groups, {**recipe, **given})
     if unused.keys() != unused_settings(groups, recipe).keys():
         replaced |= unused.keys()
@@ -374,7 +376,7 @@ def may_be_on_hub(data: str) -> bool:
 
 def _within(part: Any, whole: Any, whole_in_recipe: Any) -> Any:
     """`part`; if it is longer than `whole`, the share of `whole` that it had in the recipe (a tenth if unknown)."""
-    if part <= whole:
+    if part <= whole or whole <= 0:  # `Trainer` has max_steps -1 for a length in epochs
         return part
     share = part / whole_in_recipe if whole_in_recipe else 0.1
     return type(part)(whole * share)

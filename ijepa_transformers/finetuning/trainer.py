@@ -37,6 +37,7 @@ from ..files import disk_errors, replace_files
 from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license, write_card
 from ..optimization import layer_decay_groups, parameter_places
 from .checkpointing import plain_values, require_whole, save_checkpoint, step_of
+from .divergence import require_finite_loss, require_finite_weights
 from .messages import ShowProgress
 from .training_arguments import Arguments, FineTuningArguments
 
@@ -185,6 +186,14 @@ class ClassificationTrainer(Trainer):
         layer_decay = self.arguments.regularization.layer_decay
         return layer_decay_groups(model, self.args.learning_rate, self.args.weight_decay, layer_decay, self.places)
 
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """One forward and backward pass. Raises DivergedError if the loss is not finite."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        require_finite_loss(loss, self.state.global_step + 1, self.args)
+        return loss
+
     def train_to_the_end(self) -> dict[str, float]:
         """Trains from the start or from the checkpoint, and returns the metrics of training.
 
@@ -206,7 +215,12 @@ class ClassificationTrainer(Trainer):
         return {"epoch": float(self.state.epoch or 0)}
 
     def export(self) -> None:
-        """Makes the output directory a model. Each of its files is complete, or still the one of before."""
+        """Makes the output directory a model. Each of its files is complete, or still the one of before.
+
+        Raises:
+            DivergedError: if a weight is not finite. Then nothing is written.
+        """
+        require_finite_weights(self.model, self.state.global_step, self.args)
         output_dir = Path(str(self.args.output_dir))
         unfinished = output_dir / ".tmp-export"
         with disk_errors():
@@ -219,6 +233,7 @@ class ClassificationTrainer(Trainer):
                 replace_files(unfinished, output_dir)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        require_finite_weights(self.model, self.state.global_step, self.args)
         save_checkpoint(self, partial(super()._save_checkpoint, model, trial), self.run_state)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

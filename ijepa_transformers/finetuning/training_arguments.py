@@ -2,12 +2,13 @@
 """The arguments of `ijepa finetune` that extend `transformers.TrainingArguments`, whose import takes seconds."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import IntervalStrategy, TrainingArguments
 
-from ..arguments import argument, flags_of, require
+from ..arguments import argument, flags_of, require, require_numbers
 from .arguments import OWN_GROUPS, DataArguments, ModelArguments, RegularizationArguments
 
 
@@ -40,10 +41,7 @@ class FineTuningArguments(TrainingArguments):
     def __post_init__(self):
         require(self.output_dir, "output_dir is missing: name the directory the classifier is written to.")
         require(not self.remove_unused_columns, "remove_unused_columns must stay False.")
-        require(
-            self.max_steps > 0 or self.max_steps == -1,
-            f"The run has no step: max_steps is {self.max_steps}; -1 leaves the length to num_train_epochs.",
-        )
+        self._check_numbers()
         require(
             self.label_smoothing_factor == 0,
             f"Give label_smoothing {self.label_smoothing_factor} instead of label_smoothing_factor: that one cannot"
@@ -53,6 +51,23 @@ class FineTuningArguments(TrainingArguments):
             self.dataloader_persistent_workers = False  # there are none to keep
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
+
+    def _check_numbers(self) -> None:
+        """Raises ValueError for numbers with which a run cannot begin, or would train to NaN."""
+        require_numbers(
+            self, "learning_rate", "weight_decay", "warmup_steps", "adam_epsilon", "max_grad_norm", least=0
+        )
+        counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        require_numbers(self, *counts, least=1)
+        require(
+            self.max_steps > 0 or self.max_steps == -1,
+            f"The run has no step: max_steps is {self.max_steps}. Give a number above 0, or leave it out and give"
+            " num_train_epochs.",
+        )
+        require(
+            0 < self.num_train_epochs < math.inf,
+            f"The run has no step: num_train_epochs is {self.num_train_epochs}. Give a number above 0.",
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """The values without tokens, because `Trainer` pickles them into training_args.bin and uploads this file."""
