@@ -124,12 +124,19 @@ def _fill_constants(fresh: PreTrainedModel, model: PreTrainedModel) -> None:
 
 
 def untrained(
-    model_class: type[PreTrainedModel], config: PreTrainedConfig, seed: int, dtype: torch.dtype = torch.float32
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    **settings: Any,
 ) -> PreTrainedModel:
-    """A model with untrained weights of a seed, in evaluation mode. Global random generators do not change."""
+    """A model with untrained weights of a seed, in evaluation mode. Global random generators do not change.
+
+    `settings` are those of `_from_config`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return model_class._from_config(config, dtype=dtype).eval()
+        return model_class._from_config(config, dtype=dtype, **settings).eval()
 
 
 @contextmanager

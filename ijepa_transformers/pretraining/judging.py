@@ -125,23 +125,25 @@ def _facts(run: "Run", spread: Spread | None) -> Facts:
 
 
 def advise(verdict: Verdict, facts: Facts) -> list[str]:
-    """What to change, the most promising first; empty if the features are better than pixels and nothing rises.
+    """What to change, the most promising first. Empty for a run of usual length that is better than pixels and no
+    longer rises.
 
     The cures are those of docs/pretrain.md, "If it does not learn", and docs/learning.md.
     """
     if verdict.state == COLLAPSED:
         half = facts.learning_rate / 2
         return [f"Half the learning rate: --learning_rate {half:g}.", *_larger_patch_embedding(facts)]
-    advice = _for_no_learning(verdict.standings[RANDOM], facts) if verdict.learned is False else []
-    if verdict.learned is None and facts.total_steps < FEW_STEPS:
-        advice += _more_steps(facts)
-    if facts.context_leads and facts.total_steps >= FEW_STEPS:  # in a short run, steps come first
+    is_short = facts.total_steps < FEW_STEPS  # then steps come first
+    advice = _more_steps(facts) if is_short else []
+    if verdict.learned is False:
+        advice += _larger_patch_embedding(facts) if is_short else _for_no_learning(verdict.standings[RANDOM], facts)
+    if facts.context_leads and not is_short:
         share = min(1.0, facts.half_life_share) / 2
         advice.append(
             "The context encoder is clearly better, so the target encoder follows too slowly:"
             f" --momentum_half_life {share:.2g} (half of now)."
         )
-    if verdict.learned and facts.still_rising:
+    if verdict.learned and facts.still_rising and not is_short:
         advice.append(f"k-NN was still rising at the end: more steps, such as --max_steps {2 * facts.total_steps}.")
     if verdict.learned and verdict.standings.get(PIXELS) != ABOVE:
         advice.append(
@@ -152,9 +154,7 @@ def advise(verdict: Verdict, facts: Facts) -> list[str]:
 
 
 def _for_no_learning(standing: str, facts: Facts) -> list[str]:
-    """For a run that has not collapsed and is not above the random encoder, but has the given standing."""
-    if facts.total_steps < FEW_STEPS:
-        return [*_more_steps(facts), *_larger_patch_embedding(facts)]
+    """For a run of usual length that has not collapsed and is not above the random encoder."""
     advice = _larger_patch_embedding(facts)
     if standing == BELOW:
         half = facts.learning_rate / 2

@@ -1,6 +1,7 @@
 """Laws of what a run says about itself: the verdict at its end, and the check of its length."""
 
 import json
+import signal
 
 import pytest
 
@@ -8,10 +9,11 @@ from ijepa_transformers import pretrain
 from ijepa_transformers.pretraining import evaluate, judging, sanity
 from ijepa_transformers.pretraining.arguments import parse_pretraining_arguments
 from ijepa_transformers.pretraining.judging import Facts, advise, is_rising, leads
+from ijepa_transformers.pretraining.preemption import Preempted
 from ijepa_transformers.pretraining.sanity import Plan, plan_of, warnings_for
 from ijepa_transformers.recipe_files import list_recipes
 from ijepa_transformers.verdict import COLLAPSED, NOT_COLLAPSED, PIXELS, RANDOM, Score, Verdict
-from tests.runs import TINY, rows
+from tests.runs import TINY, rows, send_in_step
 from tests.runs import pretrain as pretrain_by_flags
 
 
@@ -55,6 +57,24 @@ def test_a_run_above_random_is_named_so(tmp_path, monkeypatch):
     assert "Raw pixels are not worse" in " ".join(result.verdict["advice"])
 
 
+UNTRAINED = {"learning_rate": 0, "start_learning_rate": 0, "final_learning_rate": 0, "warmup_steps": 0}
+
+
+def test_an_untrained_run_is_level_with_the_random_encoder_also_after_a_resume(tmp_path, monkeypatch):
+    """The random encoder is the one that the run began with, not another draw."""
+    settings = {**TINY, **UNTRAINED, "validation_split": "test", "max_probe_images": 300, "resume": True}
+    send_in_step(monkeypatch, 3, signal.SIGTERM)
+    with pytest.raises(Preempted):
+        pretrain(**settings, output_dir=tmp_path / "run")
+    monkeypatch.undo()
+    verdict = pretrain(**settings, output_dir=tmp_path / "run").verdict
+    beside_random = [each for each in verdict["comparisons"] if each["baseline"] == RANDOM]
+    assert len(beside_random) == 2 and verdict["standings"][RANDOM] == "level" and verdict["learned"] is False
+    assert all(each["accuracy"] == each["baseline_accuracy"] for each in beside_random)
+    last = rows(tmp_path / "run")[-1]
+    assert last["knn_accuracy"] == last["random_knn_accuracy"]
+
+
 def test_without_labels_rank_and_spread_stand_beside_those_of_the_start(tmp_path):
     """Also after a resume. The start are the first 1,024 images, 128 steps of 8."""
     changes = {**TINY, "max_steps": 140, "save_steps": 130, "logging_steps": 70}
@@ -92,7 +112,8 @@ def advice(learned, standing="level", state=NOT_COLLAPSED, pixels="level", **cha
 
 def test_the_advice_follows_from_what_was_seen():
     assert advice(True, "above", pixels="above") == ""
-    assert "--max_steps 4000" in advice(False, total_steps=60) and "--max_steps 4000" in advice(None, total_steps=60)
+    for learned in (True, False, None):
+        assert "The run had 60 steps." in advice(learned, "above", pixels="above", total_steps=60)
     assert advice(None) == ""
     assert "--max_steps 6000" in advice(False) and "patches twice as large" in advice(False)
     assert "--learning_rate 0.0005" in advice(False, "below") and "--learning_rate" not in advice(False, "level")
@@ -104,6 +125,7 @@ def test_the_advice_follows_from_what_was_seen():
     assert "fan_in" not in advice(False, patch_embedding_init="published", patch_values=768)
     assert "Raw pixels are not worse" in advice(True, "above", pixels="below")
     assert "--max_steps 6000" in advice(True, "above", pixels="above", still_rising=True)
+    assert "rising" not in advice(True, "above", pixels="above", still_rising=True, total_steps=60)
 
 
 def test_a_run_is_rising_if_its_last_quarter_clearly_gains():
