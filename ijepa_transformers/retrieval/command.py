@@ -22,7 +22,7 @@ from .arguments import PROGRAM, SearchArguments, parse_search_arguments, search_
 from .finder import Match, PhotoFinder, Query, open_finder
 from .page import build_page
 from .serve import require_gradio, serve
-from .similarity import NEIGHBOURS
+from .similarity import LEAST_PHOTOS, NEIGHBOURS, TOO_FEW
 
 
 _MANY, _FEW_NAMES = 20, 8  # groups or unreadable photos in the text, and names of a group; JSON has all
@@ -75,7 +75,7 @@ def _rows(finder: PhotoFinder, matches: Sequence[Match]) -> list[dict[str, Any]]
 
 def format_results(results: dict[str, Any]) -> str:
     """The results as text for a terminal. Names are in quotes, with escapes for what cannot be printed."""
-    lines = []
+    lines = ["", TOO_FEW] if results["num_photos"] < LEAST_PHOTOS else []
     for part in results.get("queries", ()):
         lines += ["", f"Photos like {part['query']!r}, with their cosine similarity:", *_lines(part["similar"])]
     if "duplicates" in results:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..data.notices import counted
 from .finder import PhotoFinder
-from .similarity import NEIGHBOURS
+from .similarity import LEAST_PHOTOS, NEIGHBOURS, TOO_FEW
 
 
 _PICTURE_SIZE = 240  # pixels
@@ -40,7 +40,8 @@ h1 {{ line-height: 1.2; }}
 h2 {{ margin-top: 2.5rem; padding-top: 0.75rem; border-top: 1px solid var(--line); }}
 p {{ color: var(--weak); max-width: 45rem; }}
 .photos {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; }}
-.photos + .photos {{ margin-top: 1.5rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }}
+h3 {{ margin: 1.5rem 0 0.5rem; font-size: 1rem; }}
+.photos + h3 {{ padding-top: 1.5rem; border-top: 1px solid var(--line); }}
 figure {{ margin: 0; }}
 figure img {{ display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: contain; }}
 figcaption {{ font-size: 0.85rem; line-height: 1.35; }}
@@ -77,6 +78,7 @@ def build_page(finder: PhotoFinder, results: dict[str, Any], command: str) -> st
         f"{counted(results['num_photos'], 'photo')}, compared by the features of {results['model']}: cosine"
         f" similarity of standardised features, 1 for equal pictures. Made by: {command}"
     )
+    facts += f". {TOO_FEW}" if results["num_photos"] < LEAST_PHOTOS else ""
     title = f"Search in {results['data']}"
     return _PAGE.format(title=escape(title), facts=escape(facts), sections="\n".join(sections))
 
@@ -97,16 +99,28 @@ def _duplicates_section(finder: PhotoFinder, groups: Sequence[dict[str, Any]], t
         note += f" The first {_MANY_GROUPS} are shown."
     shown = []
     for group in groups[:_MANY_GROUPS]:
-        pairs = zip(group["names"], group["rows"], strict=True)
-        rows = [{"name": name, "row": row, "similarity": group["similarity"]} for name, row in pairs]
-        shown.append(_photos(finder, rows[:_MANY_PHOTOS]))
+        pairs = list(zip(group["names"], group["rows"], strict=True))[:_MANY_PHOTOS]
+        shown.append(
+            f"<h3>{_of_group(group)}</h3>\n" + _photos(finder, [{"name": name, "row": row} for name, row in pairs])
+        )
     return _section("Near duplicates", note, "\n".join(shown))
 
 
+def _of_group(group: dict[str, Any]) -> str:
+    """What holds for a group of near duplicates, not for each of its photos."""
+    number, similarity = len(group["names"]), f"{group['similarity']:.4f}"
+    if number == 2:
+        return f"2 photos with similarity {similarity}"
+    more = f", of which {_MANY_PHOTOS} are shown" if number > _MANY_PHOTOS else ""
+    return f"{number:,} photos{more}; the two most similar have {similarity}"
+
+
 def _photos(finder: PhotoFinder, rows: Sequence[dict[str, Any]]) -> str:
-    figures = [
-        _figure(finder.picture(row["row"], _PICTURE_SIZE), f"{row['similarity']:.3f}", row["name"]) for row in rows
-    ]
+    """The pictures of rows in a grid, with their similarities if they have any."""
+    figures = []
+    for row in rows:
+        title = f"{row['similarity']:.3f}" if "similarity" in row else ""
+        figures.append(_figure(finder.picture(row["row"], _PICTURE_SIZE), title, row["name"]))
     return '<div class="photos">\n' + "\n".join(figures) + "\n</div>"
 
 
@@ -114,9 +128,10 @@ def _figure(picture: Image.Image, title: str, name: str, kind: str = "") -> str:
     file = io.BytesIO()
     picture.convert("RGB").save(file, "jpeg", quality=85)
     data = base64.b64encode(file.getvalue()).decode()
+    title = f"<b>{escape(title)}</b>" if title else ""
     # A name may hold bytes that are not UTF-8, which no page can show.
     name = escape(name.encode(errors="replace").decode())
     return (
         f'<figure class="{kind}"><img src="data:image/jpeg;base64,{data}" alt="{name}">'
-        f"<figcaption><b>{escape(title)}</b>{name}</figcaption></figure>"
+        f"<figcaption>{title}{name}</figcaption></figure>"
     )

@@ -10,12 +10,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..evaluation.probes import nearest, standardization
+from ..evaluation.probes import ROUNDING_LEVEL, nearest, standardization
 
 
 NEIGHBOURS = 5  # whose mean similarity tells how much of an outlier a photo is
+LEAST_PHOTOS = 3  # of which similarities mean anything
+TOO_FEW = f"These are fewer than {LEAST_PHOTOS} photos: no number but 1, which is for equal photos, means anything."
 MAX_PAIRS = 1_000_000  # of near duplicates
-USUAL_SHARE = 0.05  # of the usual distance of nearest photos: near duplicates are closer. docs/search.md measures it.
+USUAL_SHARE = 0.03  # of the usual distance of nearest photos: near duplicates are closer. docs/search.md measures it.
+_MOST_COPIES = 20  # of one photo: more may hide what the usual distance of different photos is
 _ROUNDING = 1e-5  # of the cosine of equal photos
 _SAMPLE = 2000  # photos whose nearest photos tell the usual distance
 _CHUNK_VALUES = 2**25  # similarities that are computed at a time: 128 MiB
@@ -60,6 +63,9 @@ class SimilaritySearch:
     Each feature is shifted and scaled, so that it has mean 0 and standard deviation 1 over the photos. Without this,
     an offset that all photos share would make all cosines nearly 1.
 
+    A photo that equals the mean of all has no direction, such as each of a folder of equal photos. It has similarity
+    1 with its equals and 0 with all others.
+
     Args:
         features: (N, D), float32, finite.
 
@@ -73,13 +79,22 @@ class SimilaritySearch:
         if not features.isfinite().all():
             raise ValueError("the features hold NaN or infinity: the encoder has diverged.")
         self._mean, self._scale = standardization(features)
+        self._has_means = bool(self._are_means(features).any())
         self._vectors = self._directions(features)
 
     def __len__(self) -> int:
         return len(self._vectors)
 
     def _directions(self, features: torch.Tensor) -> torch.Tensor:
-        return F.normalize((features.float() - self._mean) * self._scale, dim=1)
+        directions = F.normalize((features.float() - self._mean) * self._scale, dim=1)
+        if not self._has_means:
+            return directions
+        are_means = self._are_means(features)[:, None]
+        return torch.cat([directions * ~are_means, are_means], dim=1)  # (N, D + 1)
+
+    def _are_means(self, features: torch.Tensor) -> torch.Tensor:
+        """(N,), bool: which photos equal the mean of all, up to rounding."""
+        return ((features.float() - self._mean).abs() <= ROUNDING_LEVEL * self._mean.abs()).all(dim=1)
 
     def query(self, features: torch.Tensor, k: int, without: int | None = None) -> Neighbours:
         """The `k` photos that are most similar to each query.
@@ -99,31 +114,38 @@ class SimilaritySearch:
         """The least cosine similarity of near duplicates, if the user names none.
 
         How similar two different photos are depends on the encoder and on the photos, so no number suits all. Near
-        duplicates are `USUAL_SHARE` times as far from one another as a photo usually is from its nearest one. The
-        distance is 1 minus the cosine, its usual value the median over up to 2,000 photos.
+        duplicates are `USUAL_SHARE` times as far from one another as a photo usually is from the nearest other one.
+        The distance is 1 minus the cosine, its usual value the median over up to 2,000 photos.
+
+        Copies do not count as the nearest other photo. They are those within `USUAL_SHARE` times the usual distance
+        to the 20th nearest photo (in a small folder: to half of the photos), since few photos have so many copies.
         """
         count = len(self)
         if count < 2:
             return 1 - _ROUNDING
         rows = torch.from_numpy(np.unique(np.linspace(0, count - 1, _SAMPLE).round().astype(np.int64)))
-        best = []
+        most_copies, parts = min(_MOST_COPIES, count // 2), []
         for part in rows.split(max(1, _CHUNK_VALUES // count)):
             similarities = self._vectors[part] @ self._vectors.T
             similarities[torch.arange(len(part)), part] = -torch.inf
-            best.append(similarities.amax(1))
-        distance = 1 - torch.cat(best).clamp(-1, 1).quantile(0.5).item()
-        return min(1 - USUAL_SHARE * distance, 1 - _ROUNDING)
+            parts.append(similarities.topk(most_copies, dim=1).values)
+        distances = 1 - torch.cat(parts).clamp(-1, 1)  # (sample, most_copies), the smallest first
+        to_copies = max(USUAL_SHARE * distances[:, -1].quantile(0.5).item(), _ROUNDING)
+        others = distances.masked_fill(distances <= to_copies, torch.inf).amin(1)
+        others = others[others.isfinite()]
+        return 1 - max(USUAL_SHARE * others.quantile(0.5).item() if len(others) else 0, _ROUNDING)
 
     def compare_all(self, threshold: float) -> Comparison:
         """Compares all photos with all others, some at a time. It takes N x N x D operations.
 
         Args:
-            threshold: the least cosine similarity of near duplicates.
+            threshold: the least cosine similarity of near duplicates. Also at 1 equal photos are found, whose cosine
+                is 1 up to rounding.
 
         Raises:
             ValueError: if there are more than MAX_PAIRS pairs of near duplicates.
         """
-        count, neighbours = len(self), min(NEIGHBOURS, len(self) - 1)
+        count, neighbours, threshold = len(self), min(NEIGHBOURS, len(self) - 1), min(threshold, 1 - _ROUNDING)
         size = max(1, _CHUNK_VALUES // count)
         closeness, pairs, values = [torch.zeros(0)], [torch.zeros(0, 2, dtype=torch.int64)], [torch.zeros(0)]
         for start in range(0, count, size):

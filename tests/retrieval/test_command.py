@@ -188,6 +188,29 @@ def test_text_quotes_names_and_page_escapes_them(place, gray_pretrained, capsys)
     assert "Ünï &lt;b&gt;&amp;.png" in page and "<b>&" not in page
     assert "default-src 'none'" in page and "http" not in page.replace("http-equiv", "")
     assert page.count("<img") == 1 + 6 + 7 + 7  # the query, those like it, one group, outliers
+    assert page.count("<figcaption><b>") == 1 + 6 + 7  # the similarity of a group is not that of its photos
+    assert page.count("<h3>7 photos; the two most similar have ") == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_one_or_two_photos_the_numbers_are_said_to_mean_nothing(place, gray_pretrained, capsys, count):
+    for number in range(count):
+        save_photo(place / "few" / f"{number}.png", number)
+    words = ["few", "--model", str(gray_pretrained), "--num_workers", "0", "--output", "page.html"]
+    command.main([*words, "--duplicates", "--outliers"])
+    told = "These are fewer than 3 photos: no number but 1, which is for equal photos, means anything."
+    out = capsys.readouterr().out
+    assert out.startswith(f"{told}\n\nNo near duplicates") and told in Path("page.html").read_text(encoding="utf-8")
+
+
+def test_equal_photos_are_near_duplicates_of_similarity_1(ask, place):
+    (place / "equal").mkdir()
+    for number in range(5):
+        shutil.copy("photos/b.png", f"equal/{number}.png")
+    for words in ((), ("--threshold", "1")):
+        found = ask("--duplicates", "--outliers", *words, data="equal")
+        assert [(len(group["names"]), group["similarity"]) for group in found["duplicates"]] == [(5, 1)]
+        assert [row["similarity"] for row in found["outliers"]] == [1] * 5
 
 
 def other_model(path):

@@ -72,6 +72,42 @@ def test_few_photos_and_equal_photos_have_answers():
     assert [group.rows for group in equal.compare_all(equal.usual_threshold()).groups] == [[0, 1]]
 
 
+@pytest.mark.parametrize("count", [2, 12])
+def test_equal_photos_are_one_group_with_similarity_1(features, count):
+    equal = features[:1].repeat(count, 1)
+    equal[1] *= 1 + 2e-7  # rounding
+    search = SimilaritySearch(equal)
+    for threshold in (search.usual_threshold(), 1):
+        found = search.compare_all(threshold)
+        assert [(group.rows, group.similarity) for group in found.groups] == [(list(range(count)), 1)]
+        assert found.closeness.tolist() == [1] * count
+    assert search.query(equal[:1], k=1, without=0).similarities.tolist() == [[1]]
+    assert search.query(features[5:6], k=1).similarities.tolist() == [[0]]  # another photo
+
+
+def test_equal_photos_among_others_are_found_at_threshold_1(features):
+    features[30] = features[3]
+    assert [group.rows for group in SimilaritySearch(features).compare_all(1).groups] == [[3, 30]]
+
+
+@pytest.mark.parametrize("copies", [0, 1, 5])
+def test_copies_do_not_move_the_usual_threshold(copies):
+    """Each photo has so many copies. Without these lines the usual distance would be that of the copies."""
+    generator = torch.Generator().manual_seed(1)
+    photos = torch.randn(60, 8, generator=generator)
+    noise = torch.randn(copies, 60, 8, generator=generator) * 0.003
+    alone, search = SimilaritySearch(photos), SimilaritySearch(torch.cat([photos, *(photos + noise)]))
+    assert 1 - search.usual_threshold() == pytest.approx(1 - alone.usual_threshold(), rel=0.05)
+    found = [group.rows for group in search.compare_all(search.usual_threshold()).groups]
+    assert sorted(found) == [list(range(row, 60 * (copies + 1), 60)) for row in range(60) if copies]
+
+
+def test_a_folder_that_is_mostly_one_photo_has_a_usual_threshold(features):
+    features[:30] = features[3]
+    search = SimilaritySearch(features)
+    assert [group.rows for group in search.compare_all(search.usual_threshold()).groups] == [list(range(30))]
+
+
 def test_what_cannot_be_compared_is_refused(features, monkeypatch):
     with pytest.raises(ValueError, match=r"features must be \(N, D\) with N > 0, got \(0, 3\)"):
         SimilaritySearch(torch.zeros(0, 3))
