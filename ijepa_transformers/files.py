@@ -15,6 +15,8 @@ from typing import Any
 # What safetensors, torch.save and pyarrow say of a disk.
 _DISK_SIGNS = ("os error", "No space left", "File too large", "PytorchStreamWriter", "unexpected pos")
 
+_LOGS = (".log", ".out", ".err")
+
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
@@ -108,6 +110,28 @@ def check_output_directory(path: Path, name: str = "output_dir") -> None:
         reason = "may not be written to"
     if reason:
         raise ValueError(f"{name} {str(path)!r} cannot be used: {place} {reason}.")
+
+
+def refuse_other_files(path: Path, own: Iterable[str], name: str = "output_dir") -> None:
+    """Checks that a directory holds nothing that a command could replace, before any work.
+
+    Hidden files and logs, as of a job script, may be there.
+
+    Args:
+        own: patterns of files that only an earlier run of the command has left; with one of them all is allowed.
+        name: of the argument, for the message.
+
+    Raises:
+        ValueError: if the directory holds other files and none of its own.
+    """
+    if not path.is_dir() or any(True for pattern in own for _ in path.glob(pattern)):
+        return
+    entries = sorted(entry.name for entry in path.iterdir())
+    others = [entry for entry in entries if not entry.startswith(".") and not entry.endswith(_LOGS)]
+    if others:
+        raise ValueError(
+            f"{name} {str(path)!r} holds other files, such as {others[0]!r}: choose an empty or a new directory."
+        )
 
 
 def _takes_files(directory: Path) -> bool:

@@ -30,10 +30,11 @@ from ..display import Timer, command, data_flags, show, show_end, show_facts
 from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import EncoderSpec, load_config, load_processor
 from ..failures import FAILED, REFUSED, failures_told
-from ..files import check_output_directory
+from ..files import check_output_directory, refuse_other_files
 from ..locks import OutputLock
 from .arguments import PLAIN_PROBES, PROGRAM, ProbingArguments, parse_probing_arguments, probing_arguments
 from .collapse import layer_spread
+from .earlier import RESULTS, drop_if_repeated, keep_earlier
 from .features import (
     DivergedError,
     Entry,
@@ -81,6 +82,7 @@ def build_run(arguments: ProbingArguments, lock: OutputLock | None = None) -> Ru
     check_launch(accelerator.num_processes)
     lock = lock or OutputLock(Path(arguments.output_dir))
     on_main_process(accelerator, lock.take_if_there)
+    on_main_process(accelerator, lambda: refuse_other_files(Path(arguments.output_dir), [RESULTS, "cache"]))
     entries = _all_entries(arguments)
     specs = dict.fromkeys(entry.spec for entry in entries)
     trials = {spec: try_encoder(arguments, open_spec(arguments, spec, accelerator.device)) for spec in specs}
@@ -308,7 +310,8 @@ def _next_commands(run: Run) -> list[str]:
 def evaluate(run: Run, origin: str) -> tuple[Rows, str]:
     """Measures all entries, and writes and prints the tables.
 
-    Tables are written after each entry, so its results stay if a later entry fails.
+    Tables are written after each entry, so its results stay if a later entry fails. Those of an earlier run stay too,
+    under another name.
 
     Args:
         origin: the command that the files name.
@@ -317,6 +320,7 @@ def evaluate(run: Run, origin: str) -> tuple[Rows, str]:
         the rows and the tables. Only the main process has tables; the others have an empty string.
     """
     rows: Rows = {}
+    kept = None
     timer = Timer(len(run.entries))
     for number, entry in enumerate(run.entries, start=1):
         if run.accelerator.is_main_process:
@@ -324,13 +328,16 @@ def evaluate(run: Run, origin: str) -> tuple[Rows, str]:
         rows.setdefault(entry.name, []).append(_evaluate_entry(run, entry))
         timer.count()
         if run.accelerator.is_main_process:
+            kept = keep_earlier(run.output_dir) if number == 1 else kept
             write_results(run, rows, origin, [entry.name for entry in run.entries[number:]])
     if not run.accelerator.is_main_process:
         return rows, ""
     if run.arguments.update_model_card:
         update_model_cards(run, rows, origin)
     show(f"\n{report(run, rows, with_layers=False)}")
-    show_end({"results": f"{run.output_dir / 'results.md'} and results.json"}, _next_commands(run))
+    kept = drop_if_repeated(run.output_dir, kept)
+    places = {"results": f"{run.output_dir / 'results.md'} and results.json"}
+    show_end({**places, "earlier": kept.with_suffix(".md")} if kept else places, _next_commands(run))
     return rows, report(run, rows)
 
 

@@ -47,7 +47,7 @@ from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import load_encoder, load_processor, weights_digest
 from ..execution import configure
 from ..failures import FAILED, REFUSED, failures_told
-from ..files import check_output_directory, write_rows, write_text
+from ..files import check_output_directory, refuse_other_files, write_rows, write_text
 from ..locks import OutputLock
 from .extraction_arguments import PROGRAM, FeatureExtractionArguments, extraction_arguments, parse_extraction_arguments
 from .shard_files import Columns, differences, read_bad_images, shard_files, write_shard
@@ -257,8 +257,7 @@ def _check_settings(output_dir: Path, settings: dict[str, Any], names: Callable[
     images."""
     path = output_dir / _SETTINGS
     if not path.exists():
-        if output_dir.exists() and any(not entry.name.startswith(".") for entry in output_dir.iterdir()):
-            raise ValueError(f"{str(output_dir)!r} holds other files; choose an empty or a new --output_dir.")
+        refuse_other_files(output_dir, [])
         return
     try:
         before = json.loads(path.read_text())

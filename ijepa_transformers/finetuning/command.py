@@ -31,7 +31,7 @@ from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import load_processor
 from ..execution import configure
 from ..failures import FAILED, REFUSED, failures_told
-from ..files import check_output_directory, write_text
+from ..files import check_output_directory, refuse_other_files, write_text
 from ..locks import OutputLock
 from ..modeling_ijepa import IJepaPreTrainedModel
 from .arguments import (
@@ -147,10 +147,12 @@ def build_trainer(arguments: Arguments, lock: OutputLock | None = None) -> Class
     """
     check_launch(arguments.training.world_size, "pass --use_cpu")
     _check_gpus(arguments.training.n_gpu)
-    check_output_directory(Path(str(arguments.training.output_dir)))
-    lock = lock or OutputLock(Path(str(arguments.training.output_dir)))
+    output_dir = Path(str(arguments.training.output_dir))
+    check_output_directory(output_dir)
+    lock = lock or OutputLock(output_dir)
     on_main_process(PartialState(), lock.take_if_there)
     checkpoint = find_checkpoint(arguments)
+    on_main_process(PartialState(), lambda: refuse_other_files(output_dir, [_RECIPE, "checkpoint-*"]))
     training_data = _open_training_split(arguments.data)
     names = class_names(training_data)
     state = state_of(arguments, training_data, names, label_array(training_data))

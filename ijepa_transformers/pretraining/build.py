@@ -24,6 +24,7 @@ from ..distributed import Launch, build_accelerator, check_same_launch, on_main_
 from ..encoders import load_pretraining_model, load_processor, opening
 from ..evaluation.probes import format_table
 from ..execution import choose_attention, describe, products_on_gpu
+from ..files import refuse_other_files
 from ..hub import hub_or_cache
 from ..mask_arguments import without_removed_keys
 from ..masking import Masking, MultiBlockMasking, build_masking
@@ -37,6 +38,7 @@ from .checkpointing import CheckpointWriter, DirectoryLock, checkpoint_step, new
 from .collapse_monitor import CollapseMonitor
 from .defaults import half_life_steps, with_masks_for
 from .evaluate import Probe, with_available_split
+from .finished import STATUS_FILE
 from .preemption import StopRequest
 from .sanity import Plan, plan_of
 from .state import check_known_settings, note_on_version, read_state
@@ -100,19 +102,21 @@ def _find_checkpoint(arguments: PretrainingArguments, launch: Launch, report: Ca
     """The checkpoint to resume from. None for a run that starts at step 0.
 
     Raises:
-        ValueError: if the directory already holds a run and `resume` is not set, if it holds a model without a
-            checkpoint, if all checkpoints are damaged, or if the checkpoint was written with other settings, under
-            another launch mode, or by a version of this package that it cannot be resumed from.
+        ValueError: if the directory already holds a run and `resume` is not set, if it holds other files or a model
+            without a checkpoint, if all checkpoints are damaged, or if the checkpoint was written with other settings,
+            under another launch mode, or by a version of this package that it cannot be resumed from.
     """
     output_dir = Path(arguments.output_dir)
     if not arguments.resume:
         if (output_dir / "metrics.jsonl").exists() or any(output_dir.glob("checkpoints/step-*")):
             raise ValueError(f"{output_dir} already holds a run: --resume continues it, or choose another output_dir.")
         _refuse_model(output_dir, "")
+        refuse_other_files(output_dir, [STATUS_FILE])
         return None
     checkpoint = newest_checkpoint(output_dir / "checkpoints", report)
     if checkpoint is None:
         _refuse_model(output_dir, ", but no checkpoint to resume from")
+        refuse_other_files(output_dir, [STATUS_FILE, "metrics.jsonl", "checkpoints/step-*"])
         anew = ", and metrics.jsonl begins anew" if (output_dir / "metrics.jsonl").exists() else ""
         report(f"{output_dir} holds no complete checkpoint to resume from: the run starts at step 0{anew}.")
         return None

@@ -33,7 +33,7 @@ from ..evaluation.extraction import build_run, extract, finish, image_names, ope
 from ..evaluation.extraction_arguments import FeatureExtractionArguments
 from ..evaluation.shard_files import shard_files
 from ..evaluation.shard_records import problem_of, read_records
-from ..files import check_output_directory
+from ..files import check_output_directory, refuse_other_files
 from ..locks import OutputLock
 from .arguments import SearchArguments
 
@@ -150,9 +150,7 @@ def _check_directory(directory: Path, data: str) -> None:
     folder = Path(data).expanduser().resolve()
     if folder.is_dir() and directory.resolve().is_relative_to(folder) and ".cache" not in directory.parts:
         raise ValueError(f"index {str(directory)!r} lies among the photos in {data!r}: choose another place.")
-    has_files = directory.exists() and any(not entry.name.startswith(".") for entry in directory.iterdir())
-    if has_files and not (directory / _SETTINGS).exists():
-        raise ValueError(f"index {str(directory)!r} holds other files; choose an empty or a new directory.")
+    refuse_other_files(directory, [_SETTINGS], "index")
 
 
 def _parts(directory: Path) -> list[Path]:
