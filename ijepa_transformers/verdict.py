@@ -32,6 +32,8 @@ NARROW_STD_FLOOR, NARROW_RANK_FLOOR = 0.1, 0.075
 # It is also narrow if the share of orphans is larger than this. 1000 Gaussian images have a share of at most .001 if
 # they vary in 2 to 1000 directions, and .73 if they vary in one direction.
 ORPHANS_CEILING = 0.5
+# Images whose random features differ by at most this share of their size are equal: the rest is rounding of float32.
+ROUNDING = 1e-6
 # The rank counts as risen from this factor on. A random encoder has rank 6.4 of 64 on digits
 # (benchmarks/results/evaluation_cpu_2026-11-22.md). Of the runs in docs/learning.md, the one that learned ended at
 # 18.5, the one that was too short at 6.2 and the half-collapsed one at 9.0.
@@ -62,6 +64,11 @@ def state_of(spread: Spread, orphan_share: float = 0.0) -> str:
     if std < NARROW_STD_FLOOR or rank_share < NARROW_RANK_FLOOR or orphan_share > ORPHANS_CEILING:
         return NARROW
     return NOT_COLLAPSED
+
+
+def are_equal(random: Spread | None) -> bool:
+    """Whether the images themselves do not differ, by the features of an encoder with random weights."""
+    return random is not None and random.relative_std <= ROUNDING
 
 
 def rank_share_of(spread: Spread) -> float:
@@ -274,6 +281,8 @@ def judge_without_labels(name: str, spread: Spread | None, reference: Spread | N
         return Verdict((unknown, "There are no features to measure, because no step moved the weights."))
     if not math.isfinite(spread.relative_std):
         return Verdict((unknown, "Its features hold NaN or infinity, so training has diverged."), state=COLLAPSED)
+    if are_equal(reference):
+        return Verdict((unknown, IMAGES_ARE_EQUAL))
     state = state_of(spread)
     sentences = [unknown, f"What the numbers say: {spread}."]
     if reference is not None:
@@ -286,6 +295,11 @@ def judge_without_labels(name: str, spread: Spread | None, reference: Spread | N
     return Verdict((*sentences, _LABELS_WOULD_TELL), state=state)
 
 
+WITH_RANDOM_WEIGHTS = "With random weights"  # name of a reference
+IMAGES_ARE_EQUAL = (
+    "The images do not differ, so their features are equal with any weights. That shows neither learning nor a"
+    " collapse."
+)
 _STATE_SENTENCES = {
     COLLAPSED: "It has collapsed: its features hardly depend on the image.",
     NARROW: "The features are narrow: images differ in few ways.",

@@ -131,9 +131,11 @@ def test_without_labels_there_is_no_praise_and_the_numbers_stand_beside_each_oth
     assert ("It has collapsed" in str(found)) == (rank == 1.5)
 
 
-def test_without_labels_divergence_and_missing_features_are_said():
+def test_without_labels_divergence_equal_images_and_missing_features_are_said():
     nan = spread_of(torch.full((4, 3), math.nan))
     assert "diverged" in str(judge_without_labels("It", nan, None, ""))
+    still = judge_without_labels("It", Spread(0.0, 1.0, 64), Spread(1e-8, 1.0, 64), "With random weights")
+    assert "The images do not differ" in str(still) and still.state is None
     assert "no step moved the weights" in str(judge_without_labels("It", None, ALIVE, ""))
 
 

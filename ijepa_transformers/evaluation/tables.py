@@ -21,7 +21,7 @@ from ..data.notices import counted
 from ..encoders import EncoderSpec
 from ..files import write_text
 from ..model_card import in_code, in_markdown, in_one_line, update_evaluation
-from ..verdict import COLLAPSED, PIXELS, RANDOM, Score, Verdict, judge, judge_without_labels
+from ..verdict import COLLAPSED, PIXELS, RANDOM, WITH_RANDOM_WEIGHTS, Score, Verdict, judge, judge_without_labels
 from .collapse import COLUMN_LEGEND, LayerSpread, collapse_summary
 from .features import Run, Split
 from .probes import Accuracies, format_table
@@ -129,7 +129,7 @@ def _verdict(rows: Rows, name: str, num_images: int) -> Verdict:
         return Verdict((f"{name} has no accuracies, so nothing can be said about it.",))
     layers = _random_layers(rows, all_but_weights)
     last = LayerSpread(**results[0]["collapse"][-1])
-    return judge_without_labels(name, last, layers[-1] if layers else None, "With random weights")
+    return judge_without_labels(name, last, layers[-1] if layers else None, WITH_RANDOM_WEIGHTS)
 
 
 def _collapse_summaries(rows: Rows) -> list[str]:

@@ -8,6 +8,7 @@
     count(batch)            notes that a batch was trained on
     bad_images(batch)       the images that could not be read, for `log.add`
     names(batch)            the names of the images
+    views(count)            whole images without random crops, the same in every call
     sixteen_bit_max         white in images of 16 bits, None if a sample has none
     log                     the bad images of the run, in bad_images.jsonl
     state()                 what a checkpoint must keep, as JSON. All processes must call it.
@@ -16,7 +17,8 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,14 @@ from ..data.bad_images import BadImageLog, bad_indices
 from ..data.bit_depth import SAMPLE_SIZE, look, look_at_dataset, white_of
 from ..data.contents import image_fingerprints
 from ..data.datasets import PretrainingImages
-from ..data.decoding import ImageValue
+from ..data.decoding import BadImageError, ImageValue, read_image
 from ..data.image_cache import DecodedImages, can_share, decoded_size, free_memory, processes_here
 from ..data.notices import counted
 from ..data.order import PretrainingBatchSampler
 from ..data.shards import count_images, open_stream
 from ..data.sources import image_name, open_split
 from ..data.streaming import LanePositions, StreamingBatches, choose_lanes, merge_positions
+from ..data.transforms import resize_center_crop
 from ..distributed import on_main_process, shared_dataset
 from ..masking import Masking, MaskingCollator
 from .arguments import AUTO, PretrainingArguments
@@ -47,6 +50,7 @@ from .state import read_state
 
 
 USUAL_BATCH = 32  # of the recipes for small sets
+_SHARDS_OF_VIEWS = 8  # at most, because opening a shard of a server takes a while
 _IMAGES = "images.safetensors"  # a number for the name and size of each image
 
 
@@ -166,6 +170,11 @@ class IndexedData:
     def names(self, batch: dict) -> list[str]:
         return [image_name(self.dataset, index) for index in batch["index"].tolist()]
 
+    def views(self, count: int) -> Iterator[torch.Tensor]:
+        """Up to `count` images of all parts of the data, uint8 (C, H, W). Those that cannot be read are left out."""
+        order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(0))[:count]
+        return _views(self, ((self.dataset[index]["image"], index) for index in order.sort().values.tolist()))
+
     def state(self) -> dict:
         return {"num_images": self.num_images}
 
@@ -277,12 +286,29 @@ class StreamedData:
         pairs = zip(batch["shard"].tolist(), batch["row"].tolist(), strict=True)
         return [f"{self.stream.names[shard]} row {row}" for shard, row in pairs]
 
+    def views(self, count: int) -> Iterator[torch.Tensor]:
+        """Up to `count` images from the beginnings of some shards, as in `IndexedData`."""
+        step = math.ceil(self.stream.num_shards / _SHARDS_OF_VIEWS)
+        shards = range(0, self.stream.num_shards, step)
+        rows = (itertools.islice(self.stream.rows(shard), math.ceil(count / len(shards))) for shard in shards)
+        values = ((value, row) for row, value in itertools.chain.from_iterable(rows) if value is not None)
+        return _views(self, itertools.islice(values, count))
+
     def state(self) -> dict:
         positions = merge_positions(gather_object([self.positions.state_dict()]))
         return {"num_images": self.num_images, "stream": positions}
 
     def write(self, checkpoint: Path) -> None:
         """Does nothing, because `state` is all."""
+
+
+def _views(data: IndexedData | StreamedData, values: Iterable[tuple[ImageValue, int]]) -> Iterator[torch.Tensor]:
+    """The readable ones of images and their numbers, resized and cropped as for an evaluation."""
+    size, channels = data.config.image_height_and_width, data.config.num_channels
+    for value, number in values:
+        with suppress(BadImageError):  # training has reported it
+            image = read_image(value, number, channels, data.sixteen_bit_max)
+            yield resize_center_crop(image, size, data.arguments.eval_resize_ratio)
 
 
 def _open_log(data: IndexedData | StreamedData, is_resumed: bool) -> BadImageLog:

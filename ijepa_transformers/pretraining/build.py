@@ -68,7 +68,8 @@ class Run:
     metrics: list[dict[str, Any]] = field(default_factory=list)  # the rows of metrics.jsonl
     baseline: dict[str, float] = field(default_factory=dict)  # the k-NN accuracy of a random encoder
     notes: list[str] = field(default_factory=list)  # what was decided for the user, in sentences
-    start_spread: Spread | None = None  # of the features of the first images
+    spread: Spread | None = None  # of the features at the end, on the main process
+    random_spread: Spread | None = None  # of the random encoder, for the same images
     rows: list[dict[str, str | float]] | None = None  # of the final table of accuracies, on the main process
     verdict: Verdict | None = None  # at the end, on the main process
     skipped_steps: int = 0

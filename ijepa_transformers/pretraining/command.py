@@ -28,10 +28,10 @@ from .arguments import PROGRAM, PretrainingArguments, parse_pretraining_argument
 from .batch_size import memory_estimate
 from .build import Run, build_run
 from .checkpointing import DirectoryLock
-from .evaluate import final_rows, random_encoder
+from .evaluate import DivergenceError, final_rows, measure_spreads, random_encoder
 from .finished import STATUS_FILE, finished_run, last_metrics, saved_verdict, show_finished
 from .judging import verdict_of
-from .loop import DivergenceError, divergence, train
+from .loop import divergence, train
 from .messages import show_head, show_results
 from .preemption import Preempted, StopRequest
 from .records import begin_records
@@ -155,8 +155,9 @@ def finish(run: Run) -> None:
     """Makes the table of accuracies, the verdict, the last export and the upload."""
     if run.probe:
         run.rows = final_rows(run, run.probe)
-        if any_process(run.accelerator, bool(run.stop)):
-            raise Preempted
+    measure_spreads(run)
+    if any_process(run.accelerator, bool(run.stop)):
+        raise Preempted
     if run.accelerator.is_main_process:
         run.verdict = verdict_of(run)
     export(run)

@@ -1,7 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Evaluates the encoders of a run with k-NN and few-shot probes. The main process computes while the others wait."""
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -20,9 +20,10 @@ from ..data.sources import open_split, split_to_judge_on
 from ..data.transforms import normalize_pixel_values
 from ..distributed import on_main_process, shared_dataset, whole_weights
 from ..encoders import RawPixels, encoder_features, untrained
+from ..evaluation.collapse import spread_of
 from ..evaluation.probes import extract_features, few_shot_accuracy, knn_accuracy, standardize
 from ..modeling_ijepa import IJepaForPretraining, IJepaModel
-from ..verdict import PIXELS, RANDOM
+from ..verdict import PIXELS, RANDOM, Spread
 from .arguments import PretrainingArguments
 from .preemption import Preempted, StopRequest, ignore_stop_signals
 
@@ -33,8 +34,37 @@ if TYPE_CHECKING:
 
 Encoder = IJepaModel | RawPixels
 TARGET, CONTEXT = "I-JEPA target encoder", "I-JEPA context encoder"  # in the final table
+NUM_IMAGES = 1024  # for rank and spread at the end
 NUM_DRAWS = 5  # of the labelled images of a few-shot accuracy
 Features = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # train (N, D), labels (N,), test, labels
+
+
+class DivergenceError(ValueError):
+    """Too many steps without a finite gradient, or features that are not finite."""
+
+
+class Embedding:
+    """Pooled features (B, D) of uint8 images (B, C, H, W) by an encoder, which is put into evaluation mode."""
+
+    def __init__(self, encoder: Encoder, processor: BitImageProcessorPil, accelerator: Accelerator, stop: StopRequest):
+        self.encoder, self.processor = encoder.eval(), processor
+        self.accelerator, self.stop = accelerator, stop
+
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Raises Preempted if the run was asked to stop."""
+        if self.stop:
+            raise Preempted
+        pixel_values = normalize_pixel_values(pixel_values, self.processor.image_mean, self.processor.image_std)
+        with nullcontext() if isinstance(self.encoder, RawPixels) else self.accelerator.autocast():
+            return encoder_features(self.encoder, pixel_values, ("last",))["last"]
+
+
+def _require_finite(features: torch.Tensor) -> None:
+    if not features.isfinite().all():
+        raise DivergenceError(
+            "The features hold NaN or infinity, so training has diverged. A lower learning rate or max_grad_norm may"
+            " help, in a new run."
+        )
 
 
 class Probe:
@@ -121,17 +151,11 @@ class Probe:
 
         Raises:
             Preempted: if the run was asked to stop.
+            DivergenceError: if features are not finite.
         """
-
-        def embed(pixel_values: torch.Tensor) -> torch.Tensor:
-            if self.stop:
-                raise Preempted
-            pixel_values = normalize_pixel_values(pixel_values, self.processor.image_mean, self.processor.image_std)
-            with nullcontext() if isinstance(encoder, RawPixels) else self.accelerator.autocast():
-                return encoder_features(encoder, pixel_values, ("last",))["last"]
-
-        encoder.eval()
-        features, labels = extract_features(embed, self.loader, self.accelerator.device)
+        embedding = Embedding(encoder, self.processor, self.accelerator, self.stop)
+        features, labels = extract_features(embedding, self.loader, self.accelerator.device)
+        _require_finite(features)
         labels, count = cast(torch.Tensor, labels), len(self.images[0])  # all images have labels
         train, test = standardize(features[:count], features[count:])
         return train, labels[:count], test, labels[count:]
@@ -231,3 +255,36 @@ def final_rows(run: "Run", probe: Probe) -> list[dict[str, str | float]] | None:
         return [probe.row(name, encoder) for name, encoder in encoders.items()]
     except Preempted:
         return None  # the caller asks all processes whether to stop
+
+
+def measure_spreads(run: "Run") -> None:
+    """Sets `run.spread` of the target encoder and `run.random_spread` of the random encoder, on the main process.
+
+    Both are of the same images without random crops, at most `NUM_IMAGES` and no more than the run has trained on.
+    Nothing is set if no step moved the weights, if fewer than two images can be read, or if a signal interrupts it.
+    All processes must call it.
+
+    Raises:
+        DivergenceError: if features are not finite.
+    """
+    target = whole_encoders(run, "ijepa")
+    if not run.accelerator.is_main_process or run.monitor.num_updates == 0:
+        return
+    count = min(NUM_IMAGES, run.schedules.total_steps * run.arguments.batch_size)
+    images = list(run.data.views(count))
+    if len(images) < 2:
+        return
+    with suppress(Preempted):  # the caller asks all processes whether to stop
+        run.random_spread = _spread(run, random_encoder(run), images)
+        run.spread = _spread(run, target["ijepa"], images)
+
+
+def _spread(run: "Run", encoder: IJepaModel, images: list[torch.Tensor]) -> Spread:
+    """Rank and spread of the features of images. They are exactly 0 and 1 if the images do not differ."""
+    embedding = Embedding(encoder, run.processor, run.accelerator, run.stop)
+    do_differ, size = any(not torch.equal(image, images[0]) for image in images), run.arguments.images_per_pass
+    starts = range(0, len(images) if do_differ else 1, size)
+    batches = ({"pixel_values": torch.stack(images[start : start + size])} for start in starts)
+    features, _ = extract_features(embedding, batches, run.accelerator.device)
+    _require_finite(features)
+    return spread_of(features if do_differ else features[:1].expand(len(images), -1))

@@ -14,9 +14,11 @@ from ..verdict import (
     COLLAPSED,
     PIXELS,
     RANDOM,
+    WITH_RANDOM_WEIGHTS,
     Score,
     Spread,
     Verdict,
+    are_equal,
     judge,
     judge_without_labels,
     state_of,
@@ -36,7 +38,6 @@ LOW_RANK = 10
 # From this number of values in a patch on (16 x 16 in colour), the position embeddings are hardly larger than the
 # embedding of a patch with published initial weights (docs/pretrain.md).
 LARGE_PATCH = 768
-AT_THE_START = "At the start of the run, after 1,024 images"
 # docs/pretrain.md calls the context encoder clearly better from .03 on. From 74 to 89 passes over the digits, 20-NN
 # rose by .02 to .04.
 CLEAR_LEAD, CLEAR_RISE = 0.03, 0.02
@@ -59,13 +60,16 @@ class Facts:
 
 def verdict_of(run: "Run") -> Verdict:
     """The verdict of the whole run, on the main process. `run.rows` are the final table, if there is a probe."""
-    spread = end_spread(run)
+    spread, random = run.spread, run.random_spread
     if run.rows is None or run.probe is None:
-        verdict = judge_without_labels("The target encoder", spread, run.start_spread, AT_THE_START)
+        reference = WITH_RANDOM_WEIGHTS if run.arguments.init_from else "With its initial weights"
+        verdict = judge_without_labels("The target encoder", spread, random, reference)
+        if are_equal(random):
+            return verdict
         return dataclasses.replace(verdict, advice=tuple(advise(verdict, _facts(run, spread))))
     num_images = run.probe.num_test_images
     scores = {str(row["features"]): scores_of(row) for row in run.rows}
-    state = None if spread is None else state_of(spread)
+    state = None if spread is None or are_equal(random) else state_of(spread)
     baselines = {RANDOM: scores[RANDOM], PIXELS: scores[PIXELS]}
     verdict = judge("The target encoder", scores[TARGET], baselines, num_images, state)
     context = judge("The context encoder", scores[CONTEXT], baselines, num_images)
@@ -86,15 +90,6 @@ def scores_of(row: Mapping[str, str | float]) -> dict[str, Score]:
         for column, value in values.items()
         if not column.endswith(" std")
     }
-
-
-def end_spread(run: "Run") -> Spread | None:
-    """Rank and spread of the target features at the end of the run; None if no step moved the weights."""
-    last, features = run.metrics[-1] if run.metrics else {}, run.monitor.features
-    if features is None or "target_std" not in last:
-        return None
-    highest_rank = max(1, min(len(features) - 1, features.shape[1]))
-    return Spread(last["target_std"], last["effective_rank"], highest_rank)
 
 
 def leads(scores: Mapping[str, Score], others: Mapping[str, Score]) -> bool:

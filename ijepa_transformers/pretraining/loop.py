@@ -13,10 +13,9 @@ from ..data.order import forward_seed
 from ..data.transforms import normalize_pixel_values
 from ..display import Progress, show
 from ..distributed import any_process, norm_and_agreement, update_target_encoder
-from ..evaluation.collapse import spread_of
 from ..files import append_rows
 from .build import Run, is_evaluated
-from .evaluate import evaluate
+from .evaluate import DivergenceError, evaluate
 from .messages import show_bad_images
 from .preemption import Preempted
 from .saving import save
@@ -38,10 +37,6 @@ SHOWN = {
 }
 # In a log file, the time that is left is said after so many steps, if the first row of metrics comes later.
 FIRST_LINE = 10
-
-
-class DivergenceError(ValueError):
-    """Too many steps without a finite gradient."""
 
 
 class Window:
@@ -72,11 +67,7 @@ class Window:
             self.grad_norm = step.grad_norm
             self.losses += step.losses
             for pooled in step.pooled_targets:
-                is_start = self.run.monitor.num_updates * len(pooled) < self.run.monitor.size
                 self.run.monitor.update(pooled)
-                if is_start and self.run.accelerator.is_main_process:
-                    with self.stopwatch.paused():
-                        _note_start(self.run)
 
     def row(self, step: int) -> dict[str, Any]:
         """The metrics after optimizer step `step` (from 0), over the steps since the last row. Starts a new window.
@@ -106,17 +97,6 @@ class Window:
             row.update(run.monitor.report())
         self._clear()
         return row
-
-
-def _note_start(run: Run) -> None:
-    """Measures the features of the first images, when the monitor has as many as it keeps.
-
-    In a run of usual length, warm-up and momentum have hardly moved the target encoder by then. Without labels the
-    end of the run is compared with this.
-    """
-    features = run.monitor.features
-    if features is not None and len(features) == run.monitor.size:
-        run.start_spread = spread_of(features)
 
 
 @dataclass

@@ -48,7 +48,6 @@ def _write_state(run: Run, directory: Path, data_state: dict[str, Any]) -> None:
     state = {
         "arguments": dataclasses.asdict(run.arguments),
         "baseline": run.baseline,
-        "start_spread": dataclasses.asdict(run.start_spread) if run.start_spread else None,
         **data_state,
         "skipped_steps": run.skipped_steps,
         "launch": dataclasses.asdict(run.launch),
@@ -98,8 +97,6 @@ def resume(run: Run, checkpoint: Path) -> None:
     _load_monitor(run, checkpoint)
     state = read_state(checkpoint)
     run.baseline, run.skipped_steps = state["baseline"], state["skipped_steps"]
-    start_spread = state.get("start_spread")  # checkpoints of earlier versions have none
-    run.start_spread = verdict.Spread(**start_spread) if start_spread else None
     continue_records(run)
     last = run.metrics[-1] if run.metrics else {}
     if last.get("step") == run.first_step and is_evaluated(run, run.first_step) and "knn_accuracy" not in last:

@@ -9,7 +9,6 @@ from typing import Any
 from .. import __version__
 from ..distributed import Launch
 from ..files import read_json_object
-from ..verdict import Spread
 from .finished import STATE_FILE
 
 
@@ -38,12 +37,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     for name, kind in _KINDS.items():
         if not isinstance(state.get(name), kind):
             raise ValueError(f"{checkpoint / STATE_FILE} has no {name!r}. {_advice(state)}")
-    for name, kind in (("launch", Launch), ("start_spread", Spread)):
-        try:
-            if state.get(name) is not None:
-                kind(**state[name])
-        except TypeError:
-            raise ValueError(f"{checkpoint / STATE_FILE} has the {name} {state[name]}. {_advice(state)}") from None
+    try:
+        Launch(**state["launch"])
+    except TypeError:
+        raise ValueError(f"{checkpoint / STATE_FILE} has the launch {state['launch']}. {_advice(state)}") from None
     return state
 
 

@@ -16,9 +16,11 @@ from ..verdict import (
     COLLAPSED,
     PIXELS,
     RANDOM,
+    WITH_RANDOM_WEIGHTS,
     Comparison,
     Score,
     Verdict,
+    are_equal,
     judge,
     judge_without_labels,
     state_of,
@@ -69,12 +71,13 @@ def judge_pool(study: Study) -> Verdict:
     features, random = study.features.pooled, study.random_features.pooled
     labelled = _labelled(study)
     if labelled is None or not features.isfinite().all():
-        return judge_without_labels(name, spread_of(features), spread_of(random), "With random weights")
+        return judge_without_labels(name, spread_of(features), spread_of(random), WITH_RANDOM_WEIGHTS)
     rows, labels = labelled
     pixels = _raw_pixels(study)
     found = {key: _knn(values[rows], labels) for key, values in (("", features), (RANDOM, random), (PIXELS, pixels))}
     baselines = {key: found[key] for key in (RANDOM, PIXELS)}
-    return judge(name, found[""], baselines, len(labels) - len(labels) // 2, state_of(spread_of(features)))
+    state = None if are_equal(spread_of(random)) else state_of(spread_of(features))
+    return judge(name, found[""], baselines, len(labels) - len(labels) // 2, state)
 
 
 def _raw_pixels(study: Study) -> torch.Tensor:

@@ -45,6 +45,8 @@ def test_a_streamed_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, shards, m
     assert_equal_weights(pretrain(tmp_path / "cut", resume="true", **changes), whole)
     last = [without_speed(rows(tmp_path / name))[-1] for name in ("cut", "whole")]
     assert last[0] == last[1] and last[0]["epoch"] == 12 * 8 / 40
+    verdicts = [(tmp_path / name / "verdict.json").read_text() for name in ("cut", "whole")]
+    assert verdicts[0] == verdicts[1] and "images differ by" in verdicts[0]
 
 
 def test_the_order_is_another_one_than_that_of_the_files(tmp_path, shards, monkeypatch):

@@ -1,19 +1,21 @@
 """Laws of what a run says about itself: the verdict at its end, and the check of its length."""
 
 import json
+import re
 import signal
 
 import pytest
+from PIL import Image
 
 from ijepa_transformers import pretrain
-from ijepa_transformers.pretraining import evaluate, judging, sanity
+from ijepa_transformers.pretraining import evaluate, sanity
 from ijepa_transformers.pretraining.arguments import parse_pretraining_arguments
 from ijepa_transformers.pretraining.judging import Facts, advise, is_rising, leads
 from ijepa_transformers.pretraining.preemption import Preempted
 from ijepa_transformers.pretraining.sanity import Plan, plan_of, warnings_for
 from ijepa_transformers.recipe_files import list_recipes
 from ijepa_transformers.verdict import COLLAPSED, NOT_COLLAPSED, PIXELS, RANDOM, Score, Verdict
-from tests.runs import TINY, rows, send_in_step
+from tests.runs import TINY, rows, send_in_step, status
 from tests.runs import pretrain as pretrain_by_flags
 
 
@@ -75,23 +77,50 @@ def test_an_untrained_run_is_level_with_the_random_encoder_also_after_a_resume(t
     assert last["knn_accuracy"] == last["random_knn_accuracy"]
 
 
-def test_without_labels_rank_and_spread_stand_beside_those_of_the_start(tmp_path):
-    """Also after a resume. The start are the first 1,024 images, 128 steps of 8."""
-    changes = {**TINY, "max_steps": 140, "save_steps": 130, "logging_steps": 70}
-    result = pretrain(**changes, output_dir=tmp_path / "run")
-    verdict, last = result.verdict, rows(tmp_path / "run")[-1]
-    assert verdict["learned"] is None and verdict["comparisons"] == [] and result.table is None
-    numbers = f"images differ by {last['target_std']:.1%} of the features' size, over {last['effective_rank']:.1f} of"
-    assert numbers in verdict["sentences"][1] and verdict["sentences"][2].startswith(judging.AT_THE_START)
-    assert "nobody can say whether its features are useful" in (tmp_path / "run" / "README.md").read_text()
-    again = pretrain(**changes, output_dir=tmp_path / "run", resume=True)
-    assert again.verdict == verdict
+def numbers_of(directory) -> list[str]:
+    """Spread and rank of the target encoder, and of its initial weights."""
+    sentences = json.loads((directory / "verdict.json").read_text())["sentences"]
+    assert "nobody can say whether its features are useful" in sentences[0]
+    return [" ".join(re.findall(r"[\d.]+", sentence)) for sentence in sentences[1:3]]
 
 
-def test_a_run_that_is_shorter_than_its_start_has_no_reference(tmp_path):
-    pretrain_by_flags(tmp_path / "run")
-    verdict = json.loads((tmp_path / "run" / "verdict.json").read_text())
-    assert not any(judging.AT_THE_START in sentence for sentence in verdict["sentences"])
+def test_without_labels_rank_and_spread_stand_beside_those_of_the_initial_weights(tmp_path):
+    """On the same images: without training they are equal."""
+    for name, changes in (("untrained", UNTRAINED), ("trained", {"learning_rate": 0.1, "momentum": 0.5})):
+        result = pretrain(**{**TINY, **changes}, output_dir=tmp_path / name)
+        assert result.verdict["learned"] is None and result.verdict["comparisons"] == [] and result.table is None
+    (now, initial), (trained, initial_again) = (numbers_of(tmp_path / name) for name in ("untrained", "trained"))
+    assert now == initial == initial_again != trained
+    assert "nobody can say whether its features are useful" in (tmp_path / "trained" / "README.md").read_text()
+
+
+def test_equal_images_are_said_to_be_equal_though_the_weights_moved(tmp_path):
+    (tmp_path / "black").mkdir()
+    for number in range(12):
+        Image.new("L", (16, 16)).save(tmp_path / "black" / f"{number}.png")
+    changes = {"data": str(tmp_path / "black"), "learning_rate": 0.1}
+    verdict = pretrain(**{**TINY, **changes}, output_dir=tmp_path / "run").verdict
+    assert verdict["sentences"][1].startswith("The images do not differ") and len(verdict["sentences"]) == 2
+    assert verdict["state"] is None and verdict["advice"] == []
+
+
+@pytest.mark.parametrize("validation_split", [None, "test"])
+def test_weights_that_diverge_end_in_one_sentence_and_leave_no_model(tmp_path, capsys, validation_split):
+    """Their gradient may be finite to the end."""
+    changes = {
+        "learning_rate": 1e30,
+        "start_learning_rate": 1e30,
+        "momentum": 0,
+        "final_momentum": 0,
+        "save_steps": 99,
+    }
+    with pytest.raises(SystemExit) as stopped:
+        pretrain_by_flags(tmp_path / "run", **changes, validation_split=validation_split, max_probe_images=50)
+    error = capsys.readouterr().err
+    assert (
+        stopped.value.code == 1 and "NaN or infinity, so training has diverged" in error and "Traceback" not in error
+    )
+    assert status(tmp_path / "run") == "failed" and not (tmp_path / "run" / "model.safetensors").exists()
 
 
 FACTS = Facts(

@@ -199,7 +199,7 @@ def test_a_checkpoint_carries_the_version_and_another_one_is_told(cut, capsys):
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("change", ["surplus setting", "no baseline", "other launch", "other spread"])
+@pytest.mark.parametrize("change", ["surplus setting", "no baseline", "other launch"])
 def test_a_state_that_this_version_does_not_understand_is_one_sentence(cut, capsys, change):
     checkpoint = cut / "run/checkpoints/step-00000002"
     settings = state_of(checkpoint)["arguments"]
@@ -207,7 +207,6 @@ def test_a_state_that_this_version_does_not_understand_is_one_sentence(cut, caps
         "surplus setting": {"arguments": {**settings, "wings": 2}},
         "no baseline": {"baseline": None},
         "other launch": {"launch": {"rockets": 3}},
-        "other spread": {"start_spread": {"butter": 3}},
     }[change]
     change_state(checkpoint, version="9.8.7", **changes)
     error = refusal(capsys, lambda: resume(cut))

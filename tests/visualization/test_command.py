@@ -221,6 +221,15 @@ def test_without_labels_the_page_shows_rank_and_spread_and_says_that_they_prove_
     assert any("With random weights:" in sentence for sentence in sentences)
 
 
+def test_equal_images_are_said_to_be_equal_and_not_that_the_encoder_collapsed(place):
+    (place / "black").mkdir()
+    for number in range(12):
+        Image.new("RGB", (32, 32)).save(place / "black" / f"{number}.png")
+    tone, _, sentences = verdict(visualize(place, data=place / "black"))
+    assert tone == "unsure" and sentences[0].startswith("The images do not differ")
+    assert not any("It has collapsed" in sentence for sentence in sentences)
+
+
 def test_the_verdict_of_the_run_comes_first_and_a_damaged_one_is_refused(place, capsys):
     path = place / "run" / "verdict.json"
     of_run = judge("The <b>encoder</b>", {"7-NN": Score(0.5)}, {RANDOM: {"7-NN": Score(0.5)}}, 100)
