@@ -55,7 +55,8 @@ class SearchArguments(DatasetArguments):
     def __post_init__(self):
         for name in ("data", "model"):
             require(getattr(self, name), f"{name} is missing.")
-        require_text(self, "query_text", "index", "output", "host")
+        require_text(self, "index", "output", "host")
+        require(all(map(str.strip, self.query)), "query must name image files, but one of the names is empty.")
         wanted = self.query or self.duplicates or self.outliers or self.serve
         require(wanted, "nothing to do: name a query image, or add --duplicates, --outliers or --serve true.")
         beside = self.query or self.duplicates or self.outliers or self.output or self.json
@@ -67,11 +68,6 @@ class SearchArguments(DatasetArguments):
         require_numbers(self, "num_workers", least=0)
         require_numbers(self, "threshold", least=-1, most=1)
         require_numbers(self, "port", least=1, most=65535)
-
-    @property
-    def query_text(self) -> str | None:
-        """None, or an empty string if a query is empty."""
-        return None if all(map(str.strip, self.query)) else ""
 
 
 GROUPS = (SearchArguments,)

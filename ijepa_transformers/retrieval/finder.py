@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..arguments import require
 from ..data.bit_depth import setting_of
 from ..data.datasets import ProcessedImages
-from ..data.decoding import BadImageError, ImageValue, OpenedImage, decode_image
+from ..data.decoding import BadImageError, ImageValue, OpenedImage, decode_image, path_of_uri
 from ..data.notices import counted
 from ..data.sources import open_split
 from ..evaluation.extraction import embed
@@ -64,7 +64,6 @@ class PhotoFinder:
         require(self.rows, f"No photo of {data!r} can be read.")
         self._search = SimilaritySearch(torch.from_numpy(index.features[self.rows]))
         self._place = {row: place for place, row in enumerate(self.rows)}  # in the search
-        self._row_by_name = {name: row for row, name in enumerate(index.names)}
         self._comparisons: dict[float, Comparison] = {}
 
     def __len__(self) -> int:
@@ -73,7 +72,7 @@ class PhotoFinder:
     def path(self, row: int) -> str | None:
         """The path of a photo. None if it is in a table."""
         value = self.images.dataset[row]["image"]
-        return value["path"] if value["bytes"] is None else None
+        return path_of_uri(value["path"]) if value["bytes"] is None else None
 
     def like_query(self, query: Query, k: int | None) -> list[Match]:
         """The `k` photos most like a query. A query that is a file of the folder is not listed itself.
@@ -114,16 +113,13 @@ class PhotoFinder:
         return Match(row, self.index.names[row], similarity)
 
     def _row_of_file(self, path: str) -> int | None:
-        """The row of a file, if it is one of the folder."""
-        folder = os.path.expanduser(self.data)
-        for place, root in (
-            (os.path.abspath(path), os.path.abspath(folder)),
-            (os.path.realpath(path), os.path.realpath(folder)),
-        ):
-            name = place.removeprefix(os.path.join(root, ""))
-            if name != place and name in self._row_by_name:
-                return self._row_by_name[name]
-        return None
+        """The row of a file, if it is one of the photos. Only photos whose files have the same name are looked at."""
+        names = {os.path.basename(os.path.abspath(path)), os.path.basename(os.path.realpath(path))}
+        rows = [row for row, name in enumerate(self.index.names) if os.path.basename(path_of_uri(name)) in names]
+        places = [(row, place) for row in rows if (place := self.path(row)) is not None]
+        first = [row for row, place in places if os.path.abspath(place) == os.path.abspath(path)]
+        linked = [row for row, place in places if os.path.realpath(place) == os.path.realpath(path)]
+        return next(iter(first + linked), None)
 
     def usual_threshold(self) -> float:
         """The least similarity of near duplicates, if the user names none."""
@@ -205,10 +201,13 @@ def read_query(images: ProcessedImages, path: str) -> Query:
         ValueError: if it cannot be read.
     """
     path = os.path.expanduser(path)
+    require(os.path.lexists(path), f"The query {path!r} cannot be read: there is no such file.")
+    require(not os.path.isdir(path), f"The query {path!r} cannot be read: this is a folder.")
     try:
         array = decode_image({"path": path, "bytes": None}, images.num_channels, None, setting_of(images.processor))
     except BadImageError as error:
-        raise ValueError(f"The query {path!r} cannot be read: {error.reason}") from None
+        reason = error.reason.removeprefix("ValueError: ")
+        raise ValueError(f"The query {path!r} cannot be read: {reason}") from None
     return Query(path, images.prepare(array))
 
 

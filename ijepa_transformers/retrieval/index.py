@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from ..evaluation.extraction import build_run, extract, finish, image_names, ope
 from ..evaluation.extraction_arguments import FeatureExtractionArguments
 from ..evaluation.shard_files import shard_files
 from ..evaluation.shard_records import problem_of, read_records
-from ..files import check_output_directory, refuse_other_files
+from ..files import check_output_directory, read_json_object, refuse_other_files
 from ..locks import OutputLock
 from .arguments import SearchArguments
 
@@ -107,18 +108,23 @@ def open_index(arguments: SearchArguments, encoder: Encoder) -> PhotoIndex:
     _check_directory(directory, arguments.data)
     dataset = encoder.images.dataset
     names = image_names(dataset, range(len(dataset)), arguments.data)
+    if not arguments.index:
+        _remove_parts_without_settings(directory)
     found = _Found(directory, names, dataset, settings)
     for part in _parts(directory):
         found.add(part)
     missing = found.missing()
     if missing:
         found.refuse_other_photos()
+        found.tell_of_damaged()
     with on_standard_error():
         _show_head(arguments, directory, len(names), len(missing))
         if missing:
             found.add(_compute(encoder, directory, missing, _have_own_names(names, dataset)))
     if found.features is None or found.missing():
         raise ValueError(f"Photos of {arguments.data!r} changed while they were read. Run the same command again.")
+    if not arguments.index:
+        found.remove_damaged()
     return PhotoIndex(directory, names, found.features, found.errors, len(missing))
 
 
@@ -158,6 +164,18 @@ def _parts(directory: Path) -> list[Path]:
     return [part for part in (directory, *sorted(directory.glob("added-*"))) if (part / _SETTINGS).exists()]
 
 
+def _remove_parts_without_settings(directory: Path) -> None:
+    """Removes the parts of an index in the cache whose settings are damaged. Their photos are computed again."""
+    for part in reversed(_parts(directory)):  # the directory itself is the last
+        try:
+            read_json_object(part / _SETTINGS)
+        except ValueError:
+            tell(f"{part / _SETTINGS} is damaged, so the features beside it are computed again.")
+            with OutputLock(part) as lock:
+                lock.take_if_there()
+                shutil.rmtree(part)
+
+
 def _have_own_names(names: Sequence[str], dataset: datasets.Dataset) -> bool:
     """Whether each photo has a name of its own, as files have. Rows of a table may have none."""
     table = dataset.select_columns(["image"]).with_format("arrow")[:]
@@ -192,6 +210,7 @@ class _Found:
         self.features: np.ndarray | None = None
         self.errors: list[str | None] = [None] * len(names)
         self._num_shards = 0
+        self._damaged: list[Path] = []
         self._rows = {name: row for row, name in enumerate(names)}
         self._is_found = np.zeros(len(names), dtype=bool)
         self._shares_names = False
@@ -205,6 +224,17 @@ class _Found:
         if self._num_shards and not self._shares_names:
             raise ValueError(f"index {str(self.directory)!r} holds features of other photos: name another index.")
 
+    def tell_of_damaged(self) -> None:
+        """Says which shards cannot be read."""
+        for path in self._damaged:
+            tell(f"{path} is damaged, so its photos are computed again.")
+
+    def remove_damaged(self) -> None:
+        """Removes shards that could not be read and were not replaced."""
+        for path in self._damaged:
+            if _read_shard(path) is None:
+                path.unlink(missing_ok=True)
+
     def add(self, part: Path) -> None:
         """Takes what is still right in the shards of a directory.
 
@@ -213,7 +243,7 @@ class _Found:
         """
         self._check_settings(part / _SETTINGS)
         records = read_records(part)
-        for path, table in _tables(part):
+        for path, table in self._tables(part):
             self._num_shards += 1
             names = table["name"].to_pylist()
             self._shares_names |= any(name in self._rows for name in names)
@@ -222,6 +252,15 @@ class _Found:
             is_right = len(known) == len(rows) and not self._is_found[known].all()
             if is_right and problem_of(path, records.get(path.name), self.dataset, known) is None:
                 self._take(known, table)
+
+    def _tables(self, part: Path) -> Iterator[tuple[Path, pa.Table]]:
+        """The shards of a directory with their tables. Damaged ones are left out: their photos are computed again."""
+        for path in shard_files(part):
+            table = _read_shard(path)
+            if table is None:
+                self._damaged.append(path)
+            else:
+                yield path, table
 
     def _check_settings(self, path: Path) -> None:
         try:
@@ -254,10 +293,9 @@ class _Found:
             self.errors[row] = error
 
 
-def _tables(part: Path) -> Iterator[tuple[Path, pa.Table]]:
-    """The shards of a directory with their tables. A damaged one is left out: its photos are computed again."""
-    for path in shard_files(part):
-        try:
-            yield path, pa.parquet.read_table(path, columns=_COLUMNS)
-        except (OSError, ValueError, KeyError):
-            tell(f"{path} is damaged, so its photos are computed again.")
+def _read_shard(path: Path) -> pa.Table | None:
+    """The table of a shard. None if it is damaged."""
+    try:
+        return pa.parquet.read_table(path, columns=_COLUMNS)
+    except (OSError, ValueError, KeyError):
+        return None

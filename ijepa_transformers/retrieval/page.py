@@ -80,7 +80,8 @@ def build_page(finder: PhotoFinder, results: dict[str, Any], command: str) -> st
     )
     facts += f". {TOO_FEW}" if results["num_photos"] < LEAST_PHOTOS else ""
     title = f"Search in {results['data']}"
-    return _PAGE.format(title=escape(title), facts=escape(facts), sections="\n".join(sections))
+    page = _PAGE.format(title=escape(title), facts=escape(facts), sections="\n".join(sections))
+    return page.encode(errors="replace").decode()  # names may hold bytes that are not UTF-8, which no page can show
 
 
 def _section(title: str, note: str, content: str) -> str:
@@ -129,8 +130,7 @@ def _figure(picture: Image.Image, title: str, name: str, kind: str = "") -> str:
     picture.convert("RGB").save(file, "jpeg", quality=85)
     data = base64.b64encode(file.getvalue()).decode()
     title = f"<b>{escape(title)}</b>" if title else ""
-    # A name may hold bytes that are not UTF-8, which no page can show.
-    name = escape(name.encode(errors="replace").decode())
+    name = escape(name)
     return (
         f'<figure class="{kind}"><img src="data:image/jpeg;base64,{data}" alt="{name}">'
         f"<figcaption>{title}{name}</figcaption></figure>"

@@ -1,7 +1,9 @@
 """`ijepa search`: what is found, what is computed again, and what is said when something is wrong."""
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,46 @@ def test_nothing_is_computed_twice_and_changes_are_noticed(ask, place, monkeypat
     assert values[0] == pytest.approx(values[1], abs=1e-5)
 
 
+@pytest.mark.parametrize("data", ["photos", "photos/*.png", "linked"])
+def test_a_query_that_is_in_the_data_is_not_listed(ask, place, data):
+    (place / "linked").symlink_to("photos")
+    found = ask("--query", "photos/b.png", "linked/b.png", data=data)
+    for part in found["queries"]:
+        assert part["similar"] and not any(row["path"].endswith("/b.png") for row in part["similar"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode only")
+def test_a_name_that_is_not_utf_8_is_found_and_shown(ask, place):
+    odd = os.fsdecode(b"photos/odd \xff.png")
+    save_photo(Path(odd), 50)
+    found = ask("--query", odd, "--output", "page.html")
+    similar = found["queries"][0]["similar"]
+    assert len(similar) == 7 and os.path.abspath(odd) not in [row["path"] for row in similar]
+    assert "Like photos/odd ?.png" in Path("page.html").read_text(encoding="utf-8")
+    others = ask("--query", "photos/b.png")["queries"][0]["similar"]
+    assert os.path.abspath(odd) in [row["path"] for row in others]
+
+
+@pytest.mark.parametrize("words", [(), ("--index", "kept")], ids=["cache", "named index"])
+def test_a_damaged_file_of_the_index_is_computed_again_and_told_of_once(ask, place, monkeypatch, words):
+    directory = Path(ask("--outliers", *words)["index"])
+    (directory / "features-000000.parquet").write_text("junk")
+    told = []
+    monkeypatch.setattr(index, "tell", told.append)
+    assert ask("--outliers", *words)["num_computed"] == 7
+    assert len(told) == 1 and told[0].endswith("features-000000.parquet is damaged, so its photos are computed again.")
+    assert ask("--outliers", *words)["num_computed"] == 0 and len(told) == 1
+    assert (directory / "features-000000.parquet").exists() == bool(words)  # a directory of the user is left alone
+
+
+def test_damaged_settings_cost_the_cache_and_are_refused_in_a_named_index(ask, refusal, place):
+    for words in ((), ("--index", "kept")):
+        directory = Path(ask("--outliers", *words)["index"])
+        (directory / "settings.json").write_text("{half")
+    assert ask("--outliers")["num_computed"] == 7 and ask("--outliers")["num_computed"] == 0
+    assert "settings.json' is damaged" in refusal("--outliers", "--index", "kept")
+
+
 def test_a_folder_that_was_moved_keeps_its_features(ask, place):
     assert ask("--outliers", "--index", "kept")["num_computed"] == 7
     (place / "photos").rename(place / "elsewhere")
@@ -227,7 +269,10 @@ def test_mistakes_end_in_one_sentence(refusal, ask, place):
     (place / "notes").mkdir()
     (place / "notes" / "my.txt").write_text("mine")
     query = ("--query", "photos/b.png")
-    assert refusal("--query", "gone.jpg").startswith("The query 'gone.jpg' cannot be read: FileNotFoundError")
+    assert refusal("--query", "gone.jpg") == "The query 'gone.jpg' cannot be read: there is no such file."
+    assert refusal("--query", "notes") == "The query 'notes' cannot be read: this is a folder."
+    assert refusal("--query", "/dev/null") == "The query '/dev/null' cannot be read: this is not a regular file"
+    assert refusal("--query", "") == "query must name image files, but one of the names is empty."
     assert refusal("--query", "text.jpg").startswith("The query 'text.jpg' cannot be read: this is not an image")
     assert "'empty'" in refusal(*query, data="empty")
     assert "'nowhere'" in refusal(*query, model="nowhere")
