@@ -82,8 +82,21 @@ COMMANDS = {
         "write an encoder or a classifier as ONNX", "conversion.arguments:parse_onnx_arguments", "conversion.onnx"
     ),
 }
+INTERRUPTED = 130  # `failures` has it too, whose import is slow
 LAUNCH_SUMMARY = "start a command in several processes: [FLAGS of accelerate launch] COMMAND ..."
 RECIPES_SUMMARY = "list, show or copy the recipes and launch configurations of the package"
+LAUNCH_USAGE = f"""\
+usage: ijepa launch [FLAGS] COMMAND [--FLAG VALUE ...]
+
+To {LAUNCH_SUMMARY}
+
+examples:
+  ijepa launch --num_processes 8 pretrain --recipe small_images --data my_photos --output_dir out
+  ijepa launch --config_file fsdp2.yaml pretrain --recipe small_images --data my_photos --output_dir out
+
+Without GPUs the processes compute on the CPU. `accelerate launch --help` explains all flags, and
+`ijepa recipes copy accelerate/fsdp2.yaml` writes the file of the second example.
+"""
 USAGE = f"""\
 usage: ijepa COMMAND [--FLAG VALUE ...]
 
@@ -100,9 +113,16 @@ options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a command; ends with status 2 and one sentence if the command or an argument is wrong."""
+    """Runs a command; ends with status 2 and one sentence if the command or an argument is wrong.
+
+    Ctrl-C at any time, also while libraries are imported, is one sentence and status 130.
+    """
     with lasting_output():
-        _choose(argv)
+        try:
+            _choose(argv)
+        except KeyboardInterrupt:
+            print("ijepa: error: interrupted.", file=sys.stderr)
+            sys.exit(INTERRUPTED)
 
 
 def _choose(argv: Sequence[str] | None) -> None:
@@ -147,7 +167,7 @@ def _function(place: str) -> Callable[..., Any]:
 def launch(argv: Sequence[str]) -> None:
     """`ijepa launch [FLAGS of accelerate launch] COMMAND [--FLAG VALUE ...]`."""
     if not argv or argv[0] in ("--help", "-h"):
-        print(f"usage: ijepa launch [FLAGS] COMMAND [--FLAG VALUE ...]\n\nTo {LAUNCH_SUMMARY}")
+        print(LAUNCH_USAGE, end="")
         return
     try:
         importlib.import_module(".launch", __package__).launch(argv, COMMANDS)

@@ -78,6 +78,9 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of an I-JEPA encoder and of the networks it is pretrained with.
 
+    The defaults are those of a base encoder, not of a published model such as
+    [facebook/ijepa_vith14_1k](https://huggingface.co/facebook/ijepa_vith14_1k).
+
     Args:
         hidden_size (`int`, defaults to 768): width of the encoder; a multiple of 4 and of `num_attention_heads`.
         num_hidden_layers (`int`, defaults to 12): layers of the encoder.

@@ -318,3 +318,14 @@ def test_output_is_flushed_at_the_end(monkeypatch):
 def test_one_of_a_kind_is_not_called_several():
     assert [counted(number, "image") for number in (0, 1, 1000)] == ["0 images", "1 image", "1,000 images"]
     assert counted(2, "process") == "2 processes"
+
+
+@pytest.mark.parametrize("name", ["pretrain", "search"])
+def test_ctrl_c_while_libraries_are_imported_is_one_sentence(monkeypatch, capsys, name):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.importlib, "import_module", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([name])
+    assert stopped.value.code == 130 and capsys.readouterr().err == "ijepa: error: interrupted.\n"

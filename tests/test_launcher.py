@@ -75,6 +75,7 @@ def test_a_launch_ends_with_the_code_of_its_process_and_no_traceback(monkeypatch
         given.append(arguments)
         raise error
 
+    monkeypatch.setenv(launch.USE_CPU, "true")
     monkeypatch.setattr(launch, "launch_command", launch_command)
     monkeypatch.setattr(launch.logging, "disable", lambda level: None)
     with pytest.raises(SystemExit) as stopped:
@@ -88,6 +89,42 @@ def test_a_launch_without_a_command_is_one_sentence(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["launch", "--num_processes", "2"])
     assert stopped.value.code == 2 and "Name a command after the flags" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--num_proceses", "2"], "accelerate launch has no flag --num_proceses. Did you mean --num_processes?"),
+        (["--num_processes", "two"], "--num_processes: invalid int value: 'two'."),
+        (["--num_processes", "0"], "num_processes must be at least 1, got 0."),
+    ],
+)
+def test_a_wrong_flag_of_a_launch_is_one_sentence(capsys, flags, sentence):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["launch", *flags, "pretrain", "--recipe", "quickstart"])
+    assert stopped.value.code == 2 and capsys.readouterr().err == f"ijepa: error: {sentence}\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["--cpu"]])
+def test_processes_without_gpus_work_together_on_the_cpu(monkeypatch, capsys, flags):
+    """Accelerate alone would start one process, and say nothing."""
+    given = []
+    monkeypatch.setenv(launch.USE_CPU, "")
+    monkeypatch.setattr(launch, "launch_command", given.append)
+    monkeypatch.setattr(launch.logging, "disable", lambda level: None)
+    monkeypatch.setattr(launch.torch.accelerator, "is_available", lambda: False)
+    cli.main(["launch", *flags, "--num_processes", "2", "pretrain"])
+    assert given[0].multi_gpu and not given[0].cpu and os.environ[launch.USE_CPU] == "true"
+    assert "2 processes compute on the CPU" in capsys.readouterr().err
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch, capsys):
+    monkeypatch.delenv(launch.USE_CPU, raising=False)
+    monkeypatch.setattr(launch.torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(launch.torch.accelerator, "device_count", lambda: 1)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["launch", "--num_processes", "2", "pretrain"])
+    assert stopped.value.code == 2 and "only 1 GPU can be seen" in capsys.readouterr().err
 
 
 @pytest.mark.slow

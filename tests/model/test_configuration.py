@@ -2,6 +2,7 @@
 
 import pytest
 import transformers
+from transformers.utils.auto_docstring import get_checkpoint_from_config_class
 
 from ijepa_transformers import IJEPA_SIZES, IJepaConfig
 
@@ -71,3 +72,8 @@ def test_removed_fields_load_with_the_value_of_todays_behaviour(name, usual, oth
     assert config.to_dict() == IJepaConfig.from_dict(today).to_dict() and not hasattr(config, name)
     with pytest.raises(ValueError, match=f"{name} {other!r} is no longer supported"):
         IJepaConfig.from_dict({name: other})
+
+
+def test_transformers_finds_a_model_for_its_examples():
+    """Otherwise the import of its I-JEPA prints an error, as `pipeline("image-classification", ...)` does."""
+    assert get_checkpoint_from_config_class(IJepaConfig) == "facebook/ijepa_vith14_1k"
