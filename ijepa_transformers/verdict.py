@@ -234,7 +234,7 @@ def judge(
         *([f"{name} has collapsed: its features hardly depend on the image."] if is_collapsed else []),
         _headline(name, standings),
         *_measure_sentences(comparisons),
-        _rule(comparisons, num_images),
+        _rule([each for each in comparisons if each.standing == LEVEL], num_images),
     ]
     learned = standings[RANDOM] == ABOVE and not is_collapsed
     return Verdict(tuple(sentences), learned, standings, state, tuple(comparisons), num_images)
@@ -258,8 +258,11 @@ def _measure_sentences(comparisons: Sequence[Comparison]) -> list[str]:
     return sentences
 
 
-def _rule(comparisons: Sequence[Comparison], num_images: int) -> str:
-    least, most = (function(each.margin for each in comparisons) for function in (min, max))
+def _rule(level: Sequence[Comparison], num_images: int) -> str:
+    """The number of test images, and what level means if something is level."""
+    if not level:
+        return f"All this is on {num_images:,} test images."
+    least, most = (function(each.margin for each in level) for function in (min, max))
     margins = f"{least:.3f}" if f"{least:.3f}" == f"{most:.3f}" else f"{least:.3f} to {most:.3f}"
     return (
         f"Level means a difference of at most {STANDARD_ERRORS:g} of its standard errors, here {margins}, on"

@@ -83,6 +83,11 @@ def test_level_is_level_and_no_learning():
     assert "level with a random encoder. The labels show no learning." in str(found) and not has_praise(str(found))
 
 
+def test_what_level_means_is_said_where_something_is_level():
+    for found, is_said in ((verdict(0.52, 0.48), True), (verdict(0.9, 0.9, pixels=(0.1, 0.1)), False)):
+        assert ("Level means" in str(found)) == is_said and "400 test images." in found.sentences[-1]
+
+
 def test_one_measure_of_many_does_not_make_an_encoder_better_but_worse():
     others = {f"{k}-NN": Score(0.5) for k in range(1, 6)}
     for changed, standing in ((0.7, LEVEL), (0.3, BELOW)):

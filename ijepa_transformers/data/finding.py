@@ -89,6 +89,8 @@ def _resolve_files(source: str, path: Path) -> ResolvedSource:
         if found.kind == "image":
             return ResolvedSource(found.kind, images=found.files, left_out=found.left_out)
         return ResolvedSource(found.kind, {"train": list(map(Path, found.files))}, left_out=found.left_out)
+    if source.startswith("/path/to/"):  # in recipes for own images
+        raise ValueError(f"--data is missing: {source!r} in the recipe stands for a folder or file of your own images")
     if _looks_like_a_path(source):
         raise ValueError(f"{source!r} is neither a file nor a folder on this machine")
     return ResolvedSource("hub")

@@ -134,7 +134,8 @@ def show_head(trainer: "ClassificationTrainer", total_steps: int) -> None:
         "head": trainer.head.removeprefix("the head is "),
         "data": f"{arguments.data.data}: {counted(num_images, 'image')} to train on; {evaluation}",
         "classes": describe_classes(trainer.train_dataset.dataset),
-        "length": f"{total_steps:,} steps of {batch:,} images, {total_steps * batch / num_images:.1f} epochs",
+        "length": f"{counted(total_steps, 'step')} of {counted(batch, 'image')},"
+        f" {total_steps * batch / num_images:.1f} epochs",
         "computation": f"{training.device.type}, {describe(model)}",
         "output": training.output_dir,
     }

@@ -54,12 +54,13 @@ _SHARDS_OF_VIEWS = 8  # at most, because opening a shard of a server takes a whi
 _IMAGES = "images.safetensors"  # a number for the name and size of each image
 
 
-def _check_batch(num_images: int, arguments: PretrainingArguments) -> None:
+def _check_batch(num_images: int, arguments: PretrainingArguments, num_processes: int) -> None:
     """Raises ValueError if the images do not fill a batch."""
     if num_images < arguments.batch_size:
+        share = max(1, min(USUAL_BATCH, num_images) // num_processes)
         raise ValueError(
-            f"{counted(num_images, 'image')} cannot fill one batch; lower batch_size {arguments.batch_size}, for"
-            f" example to {min(USUAL_BATCH, num_images)}."
+            f"{counted(num_images, 'image')} cannot fill one batch of batch_size {arguments.batch_size}; lower both"
+            f" sizes, for example --batch_size {share * num_processes} --per_device_batch_size {share}."
         )
 
 
@@ -92,7 +93,7 @@ class IndexedData:
         checkpoint: Path | None,
         inherited_white: int | None = None,
     ):
-        _check_batch(len(dataset), arguments)
+        _check_batch(len(dataset), arguments, accelerator.num_processes)
         self.notes: list[str] = []
         self.dataset, self.arguments, self.config, self.accelerator = dataset, arguments, config, accelerator
         self.num_images = len(dataset)
@@ -222,7 +223,7 @@ class StreamedData:
             image_column=arguments.image_column,
         )
         self.num_images = self._find_num_images()
-        _check_batch(self.num_images, arguments)
+        _check_batch(self.num_images, arguments, accelerator.num_processes)
         if state:
             _check_number(self.num_images, arguments, state)
         self.start = LanePositions.from_state_dict(state["stream"]) if state else None
@@ -252,7 +253,9 @@ class StreamedData:
     def _known_length(self) -> str:
         """What is known about the length of the run without the number of images."""
         steps, batch_size = self.arguments.max_steps, self.arguments.batch_size
-        return f"The run reads {steps * batch_size:,}, {steps:,} steps of batch {batch_size:,}." if steps else ""
+        return (
+            f"The run reads {steps * batch_size:,}, {counted(steps, 'step')} of batch {batch_size:,}." if steps else ""
+        )
 
     def loader(self, masking: Masking, total_steps: int, first_step: int) -> DataLoader:
         arguments, accelerator = self.arguments, self.accelerator

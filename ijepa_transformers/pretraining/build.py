@@ -277,7 +277,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
         values = list(getattr(processor, name))
         require(
             len(values) == config.num_channels,
-            f"{name} must be a number for each of the {config.num_channels} channels, got {values}.",
+            f"{name} must be a number for each of the {counted(config.num_channels, 'channel')}, got {values}.",
         )
     probe = Probe(arguments, config, processor, accelerator, stop) if arguments.validation_split else None
     prepared_model, optimizer = _prepare_networks(arguments, accelerator, model)
@@ -341,9 +341,9 @@ def summarize(run: Run) -> dict[str, str]:
 def _summarize_schedules(run: Run) -> dict[str, str]:
     schedules, batch_size, num_images = run.schedules, run.arguments.batch_size, run.data.num_images
     return {
-        "length": f"{schedules.total_steps:,} steps, {schedules.total_steps * batch_size / num_images:.1f}"
-        f" epochs of {num_images // batch_size:,} steps",
-        "warm-up": f"{schedules.warmup_steps:,} steps",
+        "length": f"{counted(schedules.total_steps, 'step')}, {schedules.total_steps * batch_size / num_images:.1f}"
+        f" epochs of {counted(num_images // batch_size, 'step')}",
+        "warm-up": counted(schedules.warmup_steps, "step"),
         "momentum": f"{schedules.start_momentum:.4g} to {schedules.final_momentum:.4g}; at first the target encoder"
         f" forgets half within {half_life_of_momentum(schedules.start_momentum):,.0f} steps",
     }

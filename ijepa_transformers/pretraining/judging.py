@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..configuration_ijepa import IJepaConfig
+from ..data.notices import counted
 from ..optimization import half_life_of_momentum
 from ..verdict import (
     ABOVE,
@@ -24,6 +24,7 @@ from ..verdict import (
     state_of,
 )
 from .evaluate import CONTEXT, NUM_DRAWS, TARGET
+from .sanity import MOST_EPOCHS, proposal, usual_steps
 
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 
 # Below this number of steps, more steps come first. In the quickstart of 23 November 2026 20-NN was .61 after 500
-# steps, .75 after 1,000, .87 after 2,000 and .90 after 3,000.
-FEW_STEPS, USUAL_STEPS = 2000, 4000
+# steps, .75 after 1,000, .87 after 2,000 and .90 after 3,000. Of few images the usual run is shorter.
+FEW_STEPS = 2000
 # Below this rank, a run whose k-NN does not rise has few features (docs/pretrain.md, "If it does not learn").
 LOW_RANK = 10
 # From this number of values in a patch on (16 x 16 in colour), the position embeddings are hardly larger than the
@@ -49,6 +50,9 @@ class Facts:
     """What the advice depends on, beside the verdict."""
 
     total_steps: int
+    few_steps: int  # below this number, more steps come first
+    most_steps: int  # more would be too many epochs
+    usual_run: str  # for the images, in a sentence
     learning_rate: float
     half_life_share: float  # of the run, within which the target encoder forgets half
     rank: float  # of the target features at the end; NaN if there are none
@@ -108,9 +112,12 @@ def is_rising(metrics: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _facts(run: "Run", spread: Spread | None) -> Facts:
-    config: IJepaConfig = run.config
+    config, plan = run.config, run.plan
     return Facts(
-        total_steps=run.schedules.total_steps,
+        total_steps=plan.total_steps,
+        few_steps=min(FEW_STEPS, usual_steps(plan) or FEW_STEPS),
+        most_steps=int(MOST_EPOCHS * plan.num_images / plan.batch_size),
+        usual_run=proposal(plan),
         learning_rate=run.arguments.learning_rate,
         half_life_share=half_life_of_momentum(run.schedules.start_momentum) / run.schedules.total_steps,
         rank=math.nan if spread is None else spread.effective_rank,
@@ -128,8 +135,8 @@ def advise(verdict: Verdict, facts: Facts) -> list[str]:
     if verdict.state == COLLAPSED:
         half = facts.learning_rate / 2
         return [f"Half the learning rate: --learning_rate {half:g}.", *_larger_patch_embedding(facts)]
-    is_short = facts.total_steps < FEW_STEPS  # then steps come first
-    advice = _more_steps(facts) if is_short else []
+    is_short = facts.total_steps < facts.few_steps  # then steps come first
+    advice = [_more_steps(facts)] if is_short else []
     if verdict.learned is False:
         advice += _larger_patch_embedding(facts) if is_short else _for_no_learning(verdict.standings[RANDOM], facts)
     if facts.context_leads and not is_short:
@@ -139,7 +146,7 @@ def advise(verdict: Verdict, facts: Facts) -> list[str]:
             f" --momentum_half_life {share:.2g} (half of now)."
         )
     if verdict.learned and facts.still_rising and not is_short:
-        advice.append(f"k-NN was still rising at the end: more steps, such as --max_steps {2 * facts.total_steps}.")
+        advice.append(f"k-NN was still rising at the end. {_twice_the_steps(facts)}")
     if verdict.learned and verdict.standings.get(PIXELS) != ABOVE:
         advice.append(
             "Raw pixels are not worse on these images. Use both features together, fine-tune the encoder"
@@ -159,16 +166,20 @@ def _for_no_learning(standing: str, facts: Facts) -> list[str]:
             f"The rank is low ({facts.rank:.1f}), so the target encoder may follow too fast:"
             f" --momentum_half_life {2 * facts.half_life_share:.2g} (twice as much as now)."
         )
-    advice.append(f"Twice the steps: --max_steps {2 * facts.total_steps}.")
+    advice.append(_twice_the_steps(facts))
     advice.append("Then patches twice as large or half as large. Small images do best with about 8 x 8 patches.")
     return advice
 
 
-def _more_steps(facts: Facts) -> list[str]:
-    return [
-        f"The run had {facts.total_steps:,} steps. Runs with fewer than about {FEW_STEPS:,} learn little:"
-        f" --max_steps {USUAL_STEPS}."
-    ]
+def _more_steps(facts: Facts) -> str:
+    steps = counted(facts.total_steps, "step")
+    return f"The run had {steps}. Runs with fewer than about {FEW_STEPS:,} learn little. {facts.usual_run}"
+
+
+def _twice_the_steps(facts: Facts) -> str:
+    if 2 * facts.total_steps > facts.most_steps:
+        return f"Collect more images: twice the steps would be more than {MOST_EPOCHS:,} epochs."
+    return f"Twice the steps: --max_steps {2 * facts.total_steps}."
 
 
 def _larger_patch_embedding(facts: Facts) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate.utils import gather_object
 
+from ..data.notices import counted
 from ..data.order import forward_seed
 from ..data.transforms import normalize_pixel_values
 from ..display import Progress, show
@@ -246,7 +247,7 @@ def _report_skipped_step(run: Run, step: Step, done: int) -> None:
 def divergence(run: Run) -> DivergenceError:
     """The error for a run with too many skipped steps."""
     return DivergenceError(
-        f"{run.skipped_steps} steps had no finite gradient, more than max_skipped_steps"
+        f"{counted(run.skipped_steps, 'step')} had no finite gradient, more than max_skipped_steps"
         f" {run.arguments.max_skipped_steps}. {run.output_dir / 'skipped_steps.jsonl'} lists their losses and images;"
         f" the state is saved in {run.output_dir / 'checkpoints'}. A lower learning rate, max_grad_norm, or"
         " mixed_precision bf16 in place of fp16 may help, in a new run."

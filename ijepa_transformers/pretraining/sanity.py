@@ -60,15 +60,21 @@ def warnings_for(plan: Plan) -> list[str]:
     return found
 
 
+def usual_steps(plan: Plan) -> int | None:
+    """Steps of the run that is proposed; None if there are too few images to propose one."""
+    length = proposed_length(_recipe(plan), plan.num_images)
+    return length and length[0]
+
+
 def _length_warnings(plan: Plan) -> list[str]:
     images = counted(plan.num_images, "image")
     steps = f"{counted(plan.total_steps, 'step')} of batch {plan.batch_size:,}"
     if plan.epochs > MOST_EPOCHS:
-        return [f"{images} and {steps} = {_number(plan.epochs)} epochs, which is very many. {_proposal(plan)}"]
+        return [f"{images} and {steps} = {_number(plan.epochs)} epochs, which is very many. {proposal(plan)}"]
     if plan.total_steps <= TOO_FEW_STEPS:
-        return [f"{images} and {steps}: runs of up to {TOO_FEW_STEPS} steps learned little. {_proposal(plan)}"]
+        return [f"{images} and {steps}: runs of up to {TOO_FEW_STEPS} steps learned little. {proposal(plan)}"]
     if plan.epochs < 1 and plan.num_images <= SMALL_SET:
-        return [f"{images} and {steps} = {plan.epochs:.2f} epochs: some images are never seen. {_proposal(plan)}"]
+        return [f"{images} and {steps} = {plan.epochs:.2f} epochs: some images are never seen. {proposal(plan)}"]
     return []
 
 
@@ -76,8 +82,8 @@ def _warmup_warnings(plan: Plan) -> list[str]:
     if plan.warmup_steps <= MOST_WARMUP * plan.total_steps:
         return []
     return [
-        f"The warm-up has {plan.warmup_steps:,} of {plan.total_steps:,} steps, so the full learning rate comes late. A"
-        f" tenth is usual: --warmup_steps {max(1, plan.total_steps // 10)}."
+        f"The warm-up has {plan.warmup_steps:,} of {counted(plan.total_steps, 'step')}, so the full learning rate"
+        f" comes late. A tenth is usual: --warmup_steps {max(1, plan.total_steps // 10)}."
     ]
 
 
@@ -85,15 +91,19 @@ def _number(epochs: float) -> str:
     return f"{epochs:,.0f}"
 
 
-def _proposal(plan: Plan) -> str:
-    """A recipe and a length, as flags."""
-    name = proposed_recipe(plan.num_images, plan.image_side, plan.num_channels)
+def proposal(plan: Plan) -> str:
+    """A recipe and a length for the images of a run, as flags."""
+    name = _recipe(plan)
     length = proposed_length(name, plan.num_images)
     if length is None:
         return "Collect more images."
     steps, batch_size = length
-    epochs = _number(steps * batch_size / plan.num_images)
-    return f"A usual run for them: --recipe {name} --max_steps {steps} ({epochs} epochs of its batch {batch_size})."
+    epochs = f"{_number(steps * batch_size / plan.num_images)} epochs of its batch {batch_size}"
+    return f"A usual run for these images: --recipe {name} --max_steps {steps} ({epochs})."
+
+
+def _recipe(plan: Plan) -> str:
+    return proposed_recipe(plan.num_images, plan.image_side, plan.num_channels)
 
 
 def proposed_recipe(num_images: int, image_side: int, num_channels: int) -> str:

@@ -41,7 +41,7 @@ def _describe(study: Study, argv: Sequence[str]) -> dict[str, str]:
         "Encoder shown": f"{shown}: {config.num_hidden_layers} layers of width {config.hidden_size} with"
         f" {config.num_attention_heads} heads, {_count_parameters(networks.encoder)}",
         "Predictor": predictor,
-        "Images": f"{image_height} x {image_width} pixels, {config.num_channels} channels{shown_as},"
+        "Images": f"{image_height} x {image_width} pixels, {counted(config.num_channels, 'channel')}{shown_as},"
         f" {config.grid_size[0]} x {config.grid_size[1]} patches"
         f" of {study.patch_size[0]} x {study.patch_size[1]} pixels",
         "Data": f"{arguments.data}, split {arguments.split}: {counted(len(study.pool.images), 'image')}{bad}",

@@ -155,8 +155,12 @@ def _time_card(study: Study) -> Card:
         return Card("Training", "not recorded", "The model's directory holds no log of a run.")
     seconds = training_seconds(rows, study.batch_size)
     if seconds is None:
-        return Card("Training", f"{steps:,} steps")
-    return Card("Training", in_words(seconds), f"about, for {steps:,} steps of {study.batch_size:,} images")
+        return Card("Training", counted(steps, "step"))
+    return Card(
+        "Training",
+        in_words(seconds),
+        f"about, for {counted(steps, 'step')} of {counted(study.batch_size or 1, 'image')}",
+    )
 
 
 def training_seconds(rows: Sequence[dict], batch_size: int | None) -> float | None:

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -64,7 +65,7 @@ UNTRAINED = {"learning_rate": 0, "start_learning_rate": 0, "final_learning_rate"
 
 def test_an_untrained_run_is_level_with_the_random_encoder_also_after_a_resume(tmp_path, monkeypatch):
     """The random encoder is the one that the run began with, not another draw."""
-    settings = {**TINY, **UNTRAINED, "validation_split": "test", "max_probe_images": 300, "resume": True}
+    settings = {**TINY, **UNTRAINED, "validation_split": "test", "max_probe_images": 100, "resume": True}
     send_in_step(monkeypatch, 3, signal.SIGTERM)
     with pytest.raises(Preempted):
         pretrain(**settings, output_dir=tmp_path / "run")
@@ -125,6 +126,9 @@ def test_weights_that_diverge_end_in_one_sentence_and_leave_no_model(tmp_path, c
 
 FACTS = Facts(
     total_steps=3000,
+    few_steps=2000,
+    most_steps=10**6,
+    usual_run="A usual run for these images: --recipe quickstart --max_steps 4000.",
     learning_rate=1e-3,
     half_life_share=0.02,
     rank=20.0,
@@ -143,6 +147,9 @@ def test_the_advice_follows_from_what_was_seen():
     assert advice(True, "above", pixels="above") == ""
     for learned in (True, False, None):
         assert "The run had 60 steps." in advice(learned, "above", pixels="above", total_steps=60)
+        assert "The run had 1 step." in advice(learned, total_steps=1)
+        assert "The run had" not in advice(learned, total_steps=1562, few_steps=1562)
+    assert "Collect more images" in advice(False, total_steps=4000, most_steps=7999)
     assert advice(None) == ""
     assert "--max_steps 6000" in advice(False) and "patches twice as large" in advice(False)
     assert "--learning_rate 0.0005" in advice(False, "below") and "--learning_rate" not in advice(False, "level")
@@ -248,6 +255,18 @@ def test_no_recipe_is_warned_of_on_the_data_it_names(recipe, num_images):
     arguments = parse_pretraining_arguments(["--recipe", recipe])
     size = arguments.model_fields()["image_size"]
     assert warnings_for(plan_of(arguments, num_images, (size, size), 3)) == []
+
+
+def test_the_end_of_a_short_run_proposes_the_same_as_its_start(tmp_path, capsys):
+    (tmp_path / "noise").mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(50):
+        pixels = generator.integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "noise" / f"{number}.png")
+    verdict = pretrain(**{**TINY, "data": str(tmp_path / "noise")}, output_dir=tmp_path / "run").verdict
+    (proposed,) = set(re.findall(r"A usual run for these images: .*", capsys.readouterr().out))
+    assert "--recipe quickstart --max_steps 3125 (1,000 epochs of its batch 16)" in proposed
+    assert proposed in verdict["advice"][0]
 
 
 def test_a_run_prints_its_warnings_before_the_first_step_and_goes_on(tmp_path, capsys):
