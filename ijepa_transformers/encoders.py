@@ -7,6 +7,7 @@ Shape legend: B images, N tokens, D features (layers of convolutional networks m
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ _IRRELEVANT_SETTINGS = (
     *("name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"),
     *("id2label", "label2id", "problem_type"),
 )
+_UNKNOWN_MODEL = "huggingface.co/models"  # in what Transformers says of a name that the Hub does not know
+_FILES_OF_A_RUN = ("recipe.yaml", "run_status.json", "metrics.jsonl")  # before and after it has saved a model
 _LONGEST_REASON = 1000  # characters; Transformers may list every class that it has
 _LAYER = re.compile(r"(?:ijepa\.|context_encoder\.|predictor\.)?(?:layers|encoder\.layer)\.\d+\.")
 
@@ -156,13 +159,50 @@ def opening(what: str) -> Iterator[None]:
         raise ValueError(f"{what} cannot be opened: {reason}") from error
 
 
+@contextmanager
+def opening_model(source: str) -> Iterator[None]:
+    """As `opening` and `hub_or_cache`, and says in one sentence that there is no such model."""
+    with opening(f"The model {source!r}"), _missing_in_short(source, "config.json"):
+        yield
+
+
+@contextmanager
+def _missing_in_short(source: str, *files: str) -> Iterator[None]:
+    """`hub_or_cache` with short sentences. Transformers' own are long, and also for a directory about the Hub.
+
+    Args:
+        files: of which a directory must hold one. The sentence names the first.
+
+    Raises:
+        ValueError: if a path is not there, a directory has none of the files, or the Hub knows no such name.
+    """
+    source = os.fspath(source)
+    if os.path.isdir(source):
+        if not any(os.path.exists(os.path.join(source, name)) for name in files):
+            is_run = any(os.path.exists(os.path.join(source, name)) for name in _FILES_OF_A_RUN)
+            raise ValueError(f"this {'run has saved no model yet' if is_run else f'directory has no {files[0]}'}.")
+    elif not os.path.exists(source) and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise ValueError(f"there is no directory {source!r}.")
+    try:
+        with hub_or_cache(source):
+            yield
+    except OSError as error:
+        if _UNKNOWN_MODEL not in str(error):
+            raise
+        if os.path.isdir(source):
+            raise ValueError(f"this directory has no {files[0]}.") from error
+        raise ValueError(
+            f"there is no directory {source!r}, and no model of this name on the Hub that you may read."
+        ) from error
+
+
 def load_config(source: str, **changes: Any) -> PreTrainedConfig:
     """The configuration of a directory or Hub repository, with `changes` to its fields.
 
     Raises:
         ValueError: if it cannot be opened.
     """
-    with opening(f"The model {source!r}"), hub_or_cache(source):
+    with opening_model(source):
         return AutoConfig.from_pretrained(source, **changes)
 
 
@@ -180,7 +220,7 @@ def load_pretraining_model(source: str, **settings: Any) -> IJepaForPretraining:
     Raises:
         ValueError: if it cannot be opened, lacks weights of an encoder, or holds NaN or infinity.
     """
-    with opening(f"The model {source!r}"), hub_or_cache(source):
+    with opening_model(source):
         model, report = IJepaForPretraining.from_pretrained(
             source, dtype=torch.float32, output_loading_info=True, **settings
         )
@@ -222,7 +262,7 @@ def open_classifier(source: str, config: PreTrainedConfig) -> tuple[PreTrainedMo
     Raises:
         ValueError: if it cannot be opened, or lacks weights of the encoder.
     """
-    with opening(f"The model {source!r}"), hub_or_cache(source):
+    with opening_model(source):
         model, loading = AutoModelForImageClassification.from_pretrained(
             source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
@@ -253,7 +293,7 @@ def load_encoder(source: str, encoder: str = "target", dtype: torch.dtype = torc
     Raises:
         ValueError: if it cannot be opened, lacks weights, or lacks the context encoder that is asked for.
     """
-    with opening(f"The model {source!r}"), hub_or_cache(source):
+    with opening_model(source):
         if encoder == "context":
             return _load_context_encoder(source, dtype)
         model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
@@ -294,7 +334,8 @@ def load_processor(source: str) -> BaseImageProcessor:
 
 def open_processor(source: str) -> BaseImageProcessor:
     """As `load_processor`, but an image processor of ViT is not told of."""
-    with opening(f"The image processor of {source!r}"), hub_or_cache(source):
+    files = ("preprocessor_config.json", "processor_config.json", "config.json")  # the last may name a class
+    with opening(f"The image processor of {source!r}"), _missing_in_short(source, *files):
         processor = AutoImageProcessor.from_pretrained(source)
     if getattr(processor, "do_normalize", True):
         _check_statistics(processor, source)

@@ -21,11 +21,10 @@ from ..data.notices import counted
 from ..data.sources import opened_once
 from ..data.transforms import build_image_processor
 from ..distributed import Launch, build_accelerator, check_same_launch, on_main_process
-from ..encoders import load_pretraining_model, load_processor, opening
+from ..encoders import load_pretraining_model, load_processor, opening_model
 from ..evaluation.probes import format_table
 from ..execution import choose_attention, describe, products_on_gpu
 from ..files import refuse_other_files
-from ..hub import hub_or_cache
 from ..mask_arguments import without_removed_keys
 from ..masking import Masking, MultiBlockMasking, build_masking
 from ..modeling_ijepa import IJepaForPretraining
@@ -153,7 +152,7 @@ def _build_config(arguments: PretrainingArguments, checkpoint: Path | None) -> I
     fields = {} if checkpoint else arguments.model_fields()
     if not source:
         return IJepaConfig(**fields)
-    with opening(f"The model {str(source)!r}"), hub_or_cache(source):
+    with opening_model(str(source)):
         return IJepaConfig.from_pretrained(source, **fields)
 
 

@@ -373,3 +373,46 @@ def test_weights_and_processor_errors(tmp_path):
         with pytest.raises(ValueError, match="cannot be opened") as error:
             open_it()
         assert "\n" not in str(error.value)
+
+
+def test_a_model_that_is_not_there_is_one_short_sentence(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("steps: 1\n")
+    for name, reason in (
+        ("nowhere", "there is no directory {!r}."),
+        ("empty", "this directory has no config.json."),
+        ("run", "this run has saved no model yet."),
+    ):
+        source = str(tmp_path / name)
+        for open_it in (load_config, load_encoder, load_pretraining_model):
+            with pytest.raises(ValueError) as refused:
+                open_it(source)
+            assert str(refused.value) == f"The model {source!r} cannot be opened: {reason.format(source)}"
+    with pytest.raises(ValueError, match=r"processor of .* cannot be opened: this run has saved no model yet\.$"):
+        load_processor(source)
+
+
+def test_a_model_without_an_image_processor_is_one_short_sentence(saved):
+    (Path(saved) / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"cannot be opened: this directory has no preprocessor_config\.json\.$"):
+        load_processor(saved)
+
+
+def test_a_name_that_the_hub_does_not_know_is_one_short_sentence(monkeypatch):
+    def unknown(*_, **__):
+        raise OSError(
+            "x is not a local folder and is not a valid identifier on 'https://huggingface.co/models'\nIf ..."
+        )
+
+    monkeypatch.setattr("ijepa_transformers.hub.why_unreachable", lambda: None)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unknown)
+    monkeypatch.setattr("transformers.AutoImageProcessor.from_pretrained", unknown)
+    with pytest.raises(ValueError, match="no model of this name on the Hub that you may read"):
+        load_processor("my_model")
+    with pytest.raises(ValueError) as refused:
+        load_config("my_model")
+    assert str(refused.value) == (
+        "The model 'my_model' cannot be opened: there is no directory 'my_model', and no model of this name on the"
+        " Hub that you may read."
+    )
