@@ -211,7 +211,7 @@ def _evaluate_entry(run: Run, entry: Entry) -> dict[str, Any]:
         result["probes"] = _accuracies_of(run, opened, train, validation)
     except DivergedError as error:
         run.add_note(f"{entry.name} ({entry.spec}) has no accuracies: {error}. The encoder has diverged.")
-        result["probes"] = {}
+        result |= {"probes": {}, "diverged": str(error)}
     if "layers" in validation.values and run.accelerator.is_main_process:
         layers = validation.values["layers"]
         names = sorted(layers, key=lambda name: int(name.removeprefix("layer_")))
@@ -318,6 +318,9 @@ def evaluate(run: Run, origin: str) -> tuple[Rows, str]:
 
     Returns:
         the rows and the tables. Only the main process has tables; the others have an empty string.
+
+    Raises:
+        DivergedError: after the tables are written, if no encoder that was named has finite features.
     """
     rows: Rows = {}
     kept = None
@@ -338,7 +341,20 @@ def evaluate(run: Run, origin: str) -> tuple[Rows, str]:
     kept = drop_if_repeated(run.output_dir, kept)
     places = {"results": f"{run.output_dir / 'results.md'} and results.json"}
     show_end({**places, "earlier": kept.with_suffix(".md")} if kept else places, _next_commands(run))
+    _require_a_result(rows)
     return rows, report(run, rows)
+
+
+def _require_a_result(rows: Rows) -> None:
+    """Raises DivergedError if all encoders that were named have diverged. With others, the table has a note."""
+    results = [result for entries in rows.values() for result in entries]
+    named = [result for result in results if EncoderSpec.parse(result["spec"]).kind == "model"]
+    if named and all("diverged" in result for result in named):
+        first = named[0]
+        raise DivergedError(
+            f"No encoder could be measured: the features of {first['spec']} hold {first['diverged']}. The training of"
+            " the encoder has diverged, or its weights are damaged."
+        )
 
 
 def execute(arguments: ProbingArguments, argv: Sequence[str]) -> None:

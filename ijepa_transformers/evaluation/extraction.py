@@ -14,6 +14,7 @@ Shape legend: B images of a batch, N tokens, D features.
 """
 
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -454,7 +455,8 @@ def _show_end(run: Run, num_bad: int) -> None:
     places = {"features": run.output_dir / f"features-*.{run.arguments.format}", "manifest": run.output_dir / MANIFEST}
     if num_bad:
         places["bad images"] = run.output_dir / _BAD_IMAGES
-    files = in_python(places["features"])
+    pattern = Path(glob.escape(str(run.output_dir))) / places["features"].name  # brackets are a pattern too
+    files = in_python(pattern)
     code = f'import datasets; print(datasets.load_dataset("parquet", data_files={files})["train"])'
     show_end(places, [shlex.join(["python", "-c", code])] if run.arguments.format == "parquet" else [])
 

@@ -21,6 +21,7 @@ from ..encoders import (
     load_pretraining_model,
     one_line,
     random_encoder,
+    require_finite,
 )
 from ..files import read_rows
 from ..mask_arguments import MaskArguments, without_removed_keys
@@ -67,6 +68,7 @@ def _load_networks(arguments: VisualizationArguments, device: torch.device) -> N
         encoder = pretraining.ijepa if arguments.encoder == "target" else pretraining.context_encoder
     else:
         encoder = _move(load_encoder(arguments.model, arguments.encoder, torch.float32), device)
+        require_finite(encoder, arguments.model)
         encoder.set_attn_implementation("eager")
     return Networks(encoder, _move(random_encoder(encoder, arguments.seed), device), pretraining, saved_from)
 

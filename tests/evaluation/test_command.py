@@ -713,6 +713,15 @@ def test_a_diverged_encoder_has_a_note_and_a_report_but_no_accuracies(place, tra
     assert "**bad** is collapsed: the features hold NaN or infinity, so training has diverged" in text
 
 
+def test_a_probe_of_diverged_encoders_alone_fails_in_one_sentence(place, trained, capsys):
+    save_diverged(trained, place / "diverged")
+    with pytest.raises(SystemExit) as stopped:
+        probe(place, models=[place / "diverged"])
+    assert stopped.value.code == 1
+    assert "No encoder could be measured: the features of " in capsys.readouterr().err.splitlines()[-1]
+    assert (place / "out" / "results.md").exists()
+
+
 def test_rows_that_are_measured_stay_when_a_later_encoder_fails(place, monkeypatch):
     original = evaluation_command._evaluate_entry
 

@@ -1,5 +1,7 @@
 """`ijepa extract`: the model's own features, in the order of the data, also after an interruption."""
 
+import ast
+import glob
 import itertools
 import json
 import os
@@ -21,6 +23,7 @@ from ijepa_transformers.data.transforms import build_image_processor
 from ijepa_transformers.evaluation import extraction, shard_files
 from ijepa_transformers.execution import configure
 from tests import forked
+from tests.printed import proposed
 from tests.runs import reset_accelerate
 
 
@@ -156,6 +159,13 @@ def test_datasets_opens_the_parquet_files(place, model):
     opened = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(place / "cache"))
     features = opened.with_format("torch")["last_hidden_state"][:]
     torch.testing.assert_close(features, expected_features(model.ijepa, place)[1], atol=2e-6, rtol=0)
+
+
+def test_the_command_that_opens_the_files_works_for_a_folder_with_brackets(place, capsys):
+    extract(place, output_dir=place / "fe[1]")
+    ((_, code),) = proposed(capsys.readouterr().out)
+    (pattern,) = (word for word in ast.walk(code) if isinstance(word, ast.keyword) and word.arg == "data_files")
+    assert len(glob.glob(pattern.value.value)) == 3
 
 
 def test_only_the_given_features_are_written(place):

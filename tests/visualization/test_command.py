@@ -488,12 +488,16 @@ def test_wrong_arguments_end_with_status_2_and_nothing_is_written(place, capsys,
 def test_models_and_files_that_do_not_fit_are_one_sentence(place, tiny_config, capsys):
     ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(place / "vit")
     save(IJepaModel(tiny_config), place / "encoder", image_size=40)
+    diverged = IJepaForImageClassification(tiny_config)
+    diverged.ijepa.layernorm.bias.data[0] = torch.nan
+    save(diverged, place / "diverged")
     broken = place / "broken"
     broken.mkdir()
     (broken / "metrics.jsonl").write_text("no json\n")
     before = (place / "run" / "recipe.yaml").read_bytes()
     for changes, message in (
         ({"model": place / "vit"}, "is a 'vit' model, no I-JEPA"),
+        ({"model": place / "diverged"}, "cannot be used: its weight layernorm.bias holds NaN or infinity"),
         ({"model": place / "encoder", "encoder": "context"}, "holds no context encoder"),
         ({"model": place / "encoder", "decoder": "true"}, "--decoder shows the guesses of a predictor, but"),
         ({"model": place / "encoder"}, "gives (40, 40) pixels, but the model takes (32, 32)"),
