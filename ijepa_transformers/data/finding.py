@@ -19,6 +19,7 @@ from .kinds import (
     is_archive,
     may_hold_labels,
 )
+from .notices import tell
 from .paths import extension_of
 from .splits import meanings_in
 
@@ -78,6 +79,10 @@ def resolve(source: str, config_name: str | None = None) -> ResolvedSource:
 
 
 def _resolve_files(source: str, path: Path) -> ResolvedSource:
+    if source == "digits" and path.exists():
+        tell(
+            "the data 'digits' are those of scikit-learn, not the 'digits' in this folder: for these write './digits'."
+        )
     if source == "digits" or "://" in source:
         return ResolvedSource("digits" if source == "digits" else "url")
     if path.is_dir():

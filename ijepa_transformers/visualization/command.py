@@ -18,7 +18,7 @@ from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, check_page, write_text
 from ..locks import alone_with
 from .arguments import PROGRAM, VisualizationArguments, parse_visualization_arguments
-from .judging import cards, headline, judge_pool, shown_verdict
+from .judging import cards, headline, judge_pool, measured_on, shown_verdict
 from .messages import show_end, show_head
 from .page import Section, build_page, write_pictures
 from .sections import SECTIONS
@@ -82,7 +82,7 @@ def _write(study: Study, sections: list[Section], argv: Sequence[str]) -> None:
         if arguments.pictures_dir:
             write_pictures(arguments.pictures_dir, sections)
         write_text(output, page)
-    show_end(study, top, len(page))
+    show_end(study, f"{top.headline}\n{measured_on(verdict, on_these_images)}", len(page))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

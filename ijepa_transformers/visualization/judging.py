@@ -53,6 +53,13 @@ def headline(verdict: Verdict, on_these_images: Verdict) -> Headline:
     return Headline(first, tone_of(verdict), ["Measured by the run:", *rest, *verdict.advice, others])
 
 
+def measured_on(verdict: Verdict, on_these_images: Verdict) -> str:
+    """The sentence for a terminal that says on which images the verdict of the page was measured."""
+    if verdict is on_these_images:
+        return "Measured on the images of this page."
+    return f"Measured by the run on its own images. On those of this page: {on_these_images.sentences[0]}"
+
+
 def tone_of(verdict: Verdict) -> str:
     """Good only if labels show that the encoder is better than a random one and not worse than raw pixels."""
     return BAD if verdict.state == COLLAPSED else _tone_of_standings(verdict.standings)

@@ -9,7 +9,6 @@ from ..display import command, command_again, data_flags, show_facts, show_secti
 from ..display import show_end as show_common_end
 from .arguments import VisualizationArguments
 from .beliefs import decoder_path
-from .page import Headline
 from .study import Study
 
 
@@ -28,10 +27,10 @@ def show_head(study: Study) -> None:
     )
 
 
-def show_end(study: Study, verdict: Headline, num_bytes: int) -> None:
+def show_end(study: Study, verdict: str, num_bytes: int) -> None:
     """Prints the verdict of the page, where things are, and commands to go on with."""
     arguments = study.arguments
-    show_section("Verdict", verdict.headline)
+    show_section("Verdict", verdict)
     places = {"page": f"{arguments.output} ({num_bytes / 1e6:.1f} MB)"}
     if arguments.pictures_dir:
         places["pictures"] = arguments.pictures_dir

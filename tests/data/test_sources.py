@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from ijepa_transformers.arguments import DatasetArguments
-from ijepa_transformers.data import decoding, sources
+from ijepa_transformers.data import decoding, finding, sources
 from ijepa_transformers.data.datasets import (
     EvaluationImages,
 )
@@ -331,3 +332,14 @@ def test_finding_many_images_takes_little_memory(tmp_path):
     tracemalloc.stop()
     assert len(layout.classes["train"]) == 2000
     assert peak < 2000 * 400
+
+
+def test_a_folder_that_is_called_as_the_digits_is_told_of(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(finding, "tell", told.append)
+    monkeypatch.chdir(tmp_path)
+    assert finding.resolve("digits").kind == "digits" and not told
+    (tmp_path / "digits").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "digits" / "0.png")
+    assert finding.resolve("digits").kind == "digits" and len(told) == 1 and "'./digits'" in told[0]
+    assert finding.resolve("./digits").images == ["0.png"] and len(told) == 1

@@ -106,7 +106,10 @@ def test_a_pretraining_directory_gets_every_section(place, capsys):
     page = visualize(place, pictures_dir=place / "pictures")
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines()[:4]] == ["model", "data", "computation", "output"]
-    assert f"\nVerdict\n\n{verdict(page)[1]}\n" in out and next(iter(dict(proposed(out)))) == "visualize"
+    assert (
+        f"\nVerdict\n\n{verdict(page)[1]}\nMeasured on the images of this page.\n" in out
+        and next(iter(dict(proposed(out)))) == "visualize"
+    )
     assert titles(page) == TITLES
     assert page.count("<img") > len(PICTURES) and files(place) == PICTURES
     assert "left out" not in page and "9 images, 1 could not be read" in page and "&lt;script&gt;" in page
@@ -238,6 +241,9 @@ def test_the_verdict_of_the_run_comes_first_and_a_damaged_one_is_refused(place, 
     tone, headline, sentences = verdict(page)
     assert tone == "unsure" and headline.startswith("The &lt;b&gt;encoder&lt;/b&gt; is level with a random encoder.")
     assert "More steps." in sentences and sentences[-1].startswith("The images of this page are others")
+    assert (
+        "\nMeasured by the run on its own images. On those of this page: The target encoder" in capsys.readouterr().out
+    )
     assert "<h2>7-NN accuracy on 100 test images</h2>" in page and "Level with the random encoder</p>" in page
     path.write_text("[]")
     with pytest.raises(SystemExit) as stop:
