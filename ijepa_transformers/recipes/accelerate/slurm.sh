@@ -18,7 +18,7 @@
 set -uo pipefail
 
 # For another mode: ijepa recipes copy accelerate/fsdp2.yaml; CONFIG=fsdp2.yaml sbatch ...
-CONFIG=${CONFIG:-$("${PYTHON:-python}" -c 'from ijepa_transformers.arguments import RECIPES; print(RECIPES / "accelerate" / "ddp.yaml")')}
+CONFIG=${CONFIG:-$("${PYTHON:-python}" -c 'from ijepa_transformers.recipe_files import RECIPES; print(RECIPES / "accelerate" / "ddp.yaml")')}
 [ -f "$CONFIG" ] || { echo "slurm.sh: there is no launch configuration '$CONFIG'" >&2; exit 2; }
 GPUS=${SLURM_GPUS_ON_NODE:-8}
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
