@@ -30,7 +30,8 @@ STD_FLOOR, RANK_FLOOR = 0.02, 0.02
 # shares of .05 to .07.
 NARROW_STD_FLOOR, NARROW_RANK_FLOOR = 0.1, 0.075
 # It is also narrow if the share of orphans is larger than this. 1000 Gaussian images have a share of at most .001 if
-# they vary in 2 to 1000 directions, and .73 if they vary in one direction.
+# they vary in 2 to 1000 directions. If they vary in one direction, all similarities are 1 or -1, and rounding decides:
+# .33 and .73 on two machines.
 ORPHANS_CEILING = 0.5
 # Images whose random features differ by at most this share of their size are equal: the rest is rounding of float32.
 ROUNDING = 1e-6
