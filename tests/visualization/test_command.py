@@ -266,7 +266,7 @@ def test_other_shapes_channels_and_a_classifier_work(place, tiny_config, size):
     config = IJepaConfig(**{**tiny_config.to_dict(), "image_size": size, "patch_size": (4, 6), "num_channels": 1})
     save(IJepaForPretraining(config), place / "grey", size, channels=1)
     page = visualize(place, model=place / "grey", pictures_dir=place / "pictures")
-    assert files(place) == PICTURES - {"curves"} and f"{size[0]} x {size[1]} pixels, 1 channels" in page
+    assert files(place) == PICTURES - {"curves"} and f"{size[0]} x {size[1]} pixels, 1 channel" in page
     save(IJepaForImageClassification(config), place / "classifier", size, channels=1)
     assert "saved from IJepaForImageClassification" in visualize(place, model=place / "classifier")
 
