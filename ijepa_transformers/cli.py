@@ -16,6 +16,7 @@ from . import __version__
 from .arguments import CommandParser
 from .files import written_aside
 from .hub import sentence_for
+from .launcher import INTERRUPTED
 from .process import prepare_process
 from .recipe_files import RECIPES, find_recipe, list_recipes, near
 from .terminal import lasting_output
@@ -82,7 +83,6 @@ COMMANDS = {
         "write an encoder or a classifier as ONNX", "conversion.arguments:parse_onnx_arguments", "conversion.onnx"
     ),
 }
-INTERRUPTED = 130  # `failures` has it too, whose import is slow
 LAUNCH_SUMMARY = "start a command in several processes: [FLAGS of accelerate launch] COMMAND ..."
 RECIPES_SUMMARY = "list, show or copy the recipes and launch configurations of the package"
 LAUNCH_USAGE = f"""\

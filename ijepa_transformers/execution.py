@@ -64,8 +64,8 @@ def products_on_gpu(device_type: str, precision: str) -> str:
             " them to TensorFloat-32, which is faster, and --mixed_precision bf16 is faster still"
         )
     return (
-        "float32 matrix products are rounded to TensorFloat-32 (10 bits of 23); without"
-        " TORCH_ALLOW_TF32_CUBLAS_OVERRIDE and torch.set_float32_matmul_precision they are exact, and slower"
+        "float32 matrix products are rounded to TensorFloat-32 (10 bits of 23). To make them exact and slower, take"
+        " away TORCH_ALLOW_TF32_CUBLAS_OVERRIDE or torch.set_float32_matmul_precision"
     )
 
 

@@ -15,15 +15,18 @@ from typing import NoReturn
 
 import torch
 
-from .launcher import leave_sentence, said_by_the_first
+from .launcher import INTERRUPTED, leave_sentence, said_by_the_first
 
 
 # Exit codes.
 FAILED = 1
 REFUSED = 2  # the arguments cannot work, and nothing was written; argparse exits with this code too
-INTERRUPTED = 130  # as a shell reports Ctrl-C
 _SHARED_MEMORY = ("shared memory", "Bus error", "</torch_")
 _FILE_DESCRIPTORS = ("Too many open files", "items of ancdata")
+
+
+class DivergedError(ValueError):
+    """A loss, gradients, weights or features are not finite, so the encoder is useless."""
 
 
 def explain(error: BaseException, workers: str = "num_workers") -> str | None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
+INTERRUPTED = 130  # the exit code of a command after Ctrl-C, as a shell reports it
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # the launcher sets it, one for each process
 FIRST_SPEAKS = 10.0  # seconds that the other processes give the first one to say the same
 _PAUSE = 0.25  # seconds

@@ -29,14 +29,13 @@ from ..data.sources import available_split, open_split, opened_once
 from ..display import Timer, command, data_flags, show, show_end, show_facts
 from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import EncoderSpec, load_config, load_processor
-from ..failures import FAILED, REFUSED, failures_told
+from ..failures import FAILED, REFUSED, DivergedError, failures_told
 from ..files import check_output_directory, refuse_other_files
 from ..locks import OutputLock
 from .arguments import PLAIN_PROBES, PROGRAM, ProbingArguments, parse_probing_arguments, probing_arguments
 from .collapse import layer_spread
 from .earlier import RESULTS, drop_if_repeated, keep_earlier
 from .features import (
-    DivergedError,
     Entry,
     OpenedEncoder,
     Run,

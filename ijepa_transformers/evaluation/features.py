@@ -46,6 +46,7 @@ from ..encoders import (
     weights_digest,
 )
 from ..execution import configure
+from ..failures import DivergedError
 from ..files import written_aside
 from ..locks import alone_with
 from .arguments import PLAIN_PROBES, ProbingArguments, head_features
@@ -137,10 +138,6 @@ def note_contents(run: Run) -> None:
 
 
 # Features
-class DivergedError(ValueError):
-    """Features are not finite, so no accuracy can be measured."""
-
-
 @dataclass
 class OpenedEncoder:
     """An encoder on its device, with all that its features depend on."""

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from ..data.order import epoch_order
+from ..failures import DivergedError
 from .arguments import head_features
 from .features import (
     AUGMENTED,
-    DivergedError,
     Images,
     Keys,
     OpenedEncoder,

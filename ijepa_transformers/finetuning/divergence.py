@@ -3,11 +3,8 @@
 
 import torch
 
+from ..failures import DivergedError
 from .training_arguments import FineTuningArguments
-
-
-class DivergedError(ValueError):
-    """The loss or the weights are not finite, so the model is useless."""
 
 
 def require_finite_loss(loss: torch.Tensor, step: int, arguments: FineTuningArguments) -> None:

@@ -243,6 +243,31 @@ def _accelerate(arguments: PretrainingArguments) -> tuple[Accelerator, Launch]:
     return accelerator, launch
 
 
+def _build_processor(
+    arguments: PretrainingArguments, config: IJepaConfig, base: BaseImageProcessor | None, sixteen_bit_max: int | None
+) -> BitImageProcessorPil:
+    """The image processor that the model directory gets; `base` is that of the weights it starts from.
+
+    Raises:
+        ValueError: if mean or standard deviation are not one number for each channel.
+    """
+    processor = build_image_processor(
+        config.image_height_and_width,
+        config.num_channels,
+        arguments.image_mean or getattr(base, "image_mean", None),
+        arguments.image_std or getattr(base, "image_std", None),
+        arguments.eval_resize_ratio,
+        sixteen_bit_max,
+    )
+    for name in ("image_mean", "image_std"):
+        values = list(getattr(processor, name))
+        require(
+            len(values) == config.num_channels,
+            f"{name} must be a number for each of the {counted(config.num_channels, 'channel')}, got {values}.",
+        )
+    return processor
+
+
 @opened_once()
 def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRequest) -> Run:
     """Opens the data, finds the checkpoint to resume, and builds all that is trained.
@@ -264,20 +289,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     attention = arguments.attn_implementation or choose_attention(accelerator.device.type, launch.precision)
     model = _build_model(arguments, config, attention, checkpoint)
     masking = build_masking(config.grid_size, **arguments.mask_fields())
-    processor = build_image_processor(
-        config.image_height_and_width,
-        config.num_channels,
-        arguments.image_mean or getattr(base, "image_mean", None),
-        arguments.image_std or getattr(base, "image_std", None),
-        arguments.eval_resize_ratio,
-        data.sixteen_bit_max,
-    )
-    for name in ("image_mean", "image_std"):
-        values = list(getattr(processor, name))
-        require(
-            len(values) == config.num_channels,
-            f"{name} must be a number for each of the {counted(config.num_channels, 'channel')}, got {values}.",
-        )
+    processor = _build_processor(arguments, config, base, data.sixteen_bit_max)
     probe = Probe(arguments, config, processor, accelerator, stop) if arguments.validation_split else None
     prepared_model, optimizer = _prepare_networks(arguments, accelerator, model)
     loader = data.loader(masking, schedules.total_steps, checkpoint_step(checkpoint) if checkpoint else 0)

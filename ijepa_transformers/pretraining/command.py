@@ -20,7 +20,7 @@ from ..api import Result, process_as_before
 from ..checkpoints import CheckpointError
 from ..data.decoding import BadImageError
 from ..distributed import any_process, end_process_group, on_main_process
-from ..failures import FAILED, REFUSED, cause_of, end, end_workers
+from ..failures import FAILED, REFUSED, DivergedError, cause_of, end, end_workers
 from ..failures import explain as explain_common
 from ..files import write_text
 from ..launcher import is_first_process
@@ -28,7 +28,7 @@ from .arguments import PROGRAM, PretrainingArguments, parse_pretraining_argument
 from .batch_size import memory_estimate
 from .build import Run, build_run
 from .checkpointing import DirectoryLock
-from .evaluate import DivergenceError, final_rows, measure_spreads, random_encoder
+from .evaluate import final_rows, measure_spreads, random_encoder
 from .finished import STATUS_FILE, finished_run, last_metrics, saved_verdict, show_finished
 from .judging import verdict_of
 from .loop import divergence, train
@@ -53,7 +53,7 @@ def run(arguments: PretrainingArguments) -> Result:
     Raises:
         SettingsError: if the arguments cannot work with the data, the output directory or the launch mode.
         Preempted: if a signal stopped the run. What was trained is saved; `resume` continues it.
-        DivergenceError, BadImageError, CheckpointError, OSError: if the run fails. The last checkpoint stays.
+        DivergedError, BadImageError, CheckpointError, OSError: if the run fails. The last checkpoint stays.
     """
     if finished := finished_run(arguments):
         if is_first_process():
@@ -177,7 +177,7 @@ def close(run: Run, others: Collection[BaseProcess] = ()) -> None:
 def explain(error: Exception) -> str | None:
     """One sentence for the user. None if the error may be a fault of this program."""
     text, sentence = cause_of(error), explain_common(error)
-    if isinstance(error, (BadImageError, DivergenceError, CheckpointError)):
+    if isinstance(error, (BadImageError, DivergedError, CheckpointError)):
         return text
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return (

@@ -22,6 +22,7 @@ from ..distributed import on_main_process, shared_dataset, whole_weights
 from ..encoders import RawPixels, encoder_features, untrained
 from ..evaluation.collapse import spread_of
 from ..evaluation.probes import extract_features, few_shot_accuracy, knn_accuracy, standardize
+from ..failures import DivergedError
 from ..modeling_ijepa import IJepaForPretraining, IJepaModel
 from ..verdict import PIXELS, RANDOM, Spread
 from .arguments import PretrainingArguments
@@ -37,10 +38,6 @@ TARGET, CONTEXT = "I-JEPA target encoder", "I-JEPA context encoder"  # in the fi
 NUM_IMAGES = 1024  # for rank and spread at the end
 NUM_DRAWS = 5  # of the labelled images of a few-shot accuracy
 Features = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # train (N, D), labels (N,), test, labels
-
-
-class DivergenceError(ValueError):
-    """Too many steps without a finite gradient, or features that are not finite."""
 
 
 class Embedding:
@@ -61,7 +58,7 @@ class Embedding:
 
 def _require_finite(features: torch.Tensor) -> None:
     if not features.isfinite().all():
-        raise DivergenceError(
+        raise DivergedError(
             "The features hold NaN or infinity, so training has diverged. A lower learning rate or max_grad_norm may"
             " help, in a new run."
         )
@@ -151,7 +148,7 @@ class Probe:
 
         Raises:
             Preempted: if the run was asked to stop.
-            DivergenceError: if features are not finite.
+            DivergedError: if features are not finite.
         """
         embedding = Embedding(encoder, self.processor, self.accelerator, self.stop)
         features, labels = extract_features(embedding, self.loader, self.accelerator.device)
@@ -265,7 +262,7 @@ def measure_spreads(run: "Run") -> None:
     All processes must call it.
 
     Raises:
-        DivergenceError: if features are not finite.
+        DivergedError: if features are not finite.
     """
     target = whole_encoders(run, "ijepa")
     if not run.accelerator.is_main_process or run.monitor.num_updates == 0:

@@ -14,9 +14,10 @@ from ..data.order import forward_seed
 from ..data.transforms import normalize_pixel_values
 from ..display import Progress, show
 from ..distributed import any_process, norm_and_agreement, update_target_encoder
+from ..failures import DivergedError
 from ..files import append_rows
 from .build import Run, is_evaluated
-from .evaluate import DivergenceError, evaluate
+from .evaluate import evaluate
 from .messages import show_bad_images
 from .preemption import Preempted
 from .saving import save
@@ -166,7 +167,7 @@ def train(run: Run) -> None:
 
     Raises:
         Preempted: if the run was asked to stop. Everything is saved.
-        DivergenceError: if too many steps had no finite gradient. Everything is saved.
+        DivergedError: if too many steps had no finite gradient. Everything is saved.
         BadImageError: if too many images cannot be read.
         CheckpointError: if a checkpoint cannot be written.
     """
@@ -244,9 +245,9 @@ def _report_skipped_step(run: Run, step: Step, done: int) -> None:
         show(f"WARNING at step {done:,}: the gradient is not finite; the step is skipped.")
 
 
-def divergence(run: Run) -> DivergenceError:
+def divergence(run: Run) -> DivergedError:
     """The error for a run with too many skipped steps."""
-    return DivergenceError(
+    return DivergedError(
         f"{counted(run.skipped_steps, 'step')} had no finite gradient, more than max_skipped_steps"
         f" {run.arguments.max_skipped_steps}. {run.output_dir / 'skipped_steps.jsonl'} lists their losses and images;"
         f" the state is saved in {run.output_dir / 'checkpoints'}. A lower learning rate, max_grad_norm, or"

@@ -15,7 +15,7 @@ from ..evaluation.probes import ROUNDING_LEVEL, nearest, standardization
 
 NEIGHBOURS = 5  # whose mean similarity tells how much of an outlier a photo is
 LEAST_PHOTOS = 3  # of which similarities mean anything
-TOO_FEW = f"These are fewer than {LEAST_PHOTOS} photos: no number but 1, which is for equal photos, means anything."
+TOO_FEW = f"With fewer than {LEAST_PHOTOS} photos similarities say nothing, except that 1 means equal photos."
 MAX_PAIRS = 1_000_000  # of near duplicates
 USUAL_SHARE = 0.03  # of the usual distance of nearest photos: near duplicates are closer. docs/search.md measures it.
 _MOST_COPIES = 20  # of one photo: more may hide what the usual distance of different photos is

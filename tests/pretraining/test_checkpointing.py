@@ -77,3 +77,15 @@ def test_a_checkpoint_that_cannot_be_completed_ends_the_run_with_its_name(tmp_pa
     assert stop.value.code == 1
     assert f"the checkpoint of step {save_steps} cannot be written to {place}" in capsys.readouterr().err
     assert not list(place.glob("*"))
+
+
+def test_without_the_thread_a_checkpoint_is_complete_before_the_next_step(tmp_path, monkeypatch):
+    there, original_step = {}, loop.optimizer_step
+
+    def optimizer_step(run, batches, number):
+        there[number] = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("*"))
+        return original_step(run, batches, number)
+
+    monkeypatch.setattr(loop, "optimizer_step", optimizer_step)
+    pretrain(tmp_path / "run", save_steps=2, keep_checkpoints=9, async_checkpoints="false")
+    assert there[2] == ["step-00000002"] and there[4] == ["step-00000002", "step-00000004"]

@@ -240,7 +240,7 @@ def test_of_one_or_two_photos_the_numbers_are_said_to_mean_nothing(place, gray_p
         save_photo(place / "few" / f"{number}.png", number)
     words = ["few", "--model", str(gray_pretrained), "--num_workers", "0", "--output", "page.html"]
     command.main([*words, "--duplicates", "--outliers"])
-    told = "These are fewer than 3 photos: no number but 1, which is for equal photos, means anything."
+    told = "With fewer than 3 photos similarities say nothing, except that 1 means equal photos."
     out = capsys.readouterr().out
     assert out.startswith(f"{told}\n\nNo near duplicates") and told in Path("page.html").read_text(encoding="utf-8")
 
