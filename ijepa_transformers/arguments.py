@@ -31,7 +31,11 @@ Clean = Callable[[dict, str], dict]
 
 MANY_UNKNOWN_KEYS = 4  # with more of them a recipe is probably one of another command
 # Two ways to say one thing. Both at once are an error, but a flag of one replaces the other in the recipe.
-ALTERNATIVES = [("epochs", "max_steps"), ("warmup_epochs", "warmup_steps"), ("momentum", "momentum_half_life")]
+ALTERNATIVES = [
+    *(("epochs", "max_steps"), ("num_train_epochs", "max_steps")),
+    *(("warmup_epochs", "warmup_steps"), ("momentum", "momentum_half_life")),
+]
+_NOT_SAID = {"max_steps": -1}  # in `Trainer`, which then counts epochs
 WITHIN = [("warmup_epochs", "epochs"), ("warmup_steps", "max_steps")]  # the first is a part of the second
 # What argparse takes as a value after a flag. Its own pattern takes -1e-3 and -inf for unknown flags.
 NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-(inf|nan)$", re.IGNORECASE)
@@ -341,19 +345,20 @@ def _layered(
     """Defaults, over them the recipe, over it what was given by flags or keywords.
 
     What is given replaces what the recipe says in another way (`ALTERNATIVES`), and what would do nothing beside it
-    (`unused_settings`). Where the run is given shorter than the recipe's warm-up (`WITHIN`), the warm-up keeps its
-    share of the run. Given data that cannot be of the Hub replace the recipe's `data_config`, which is for the Hub
-    only.
+    (`unused_settings`). Two ways in one place are an error. Where the run is given shorter than the recipe's warm-up
+    (`WITHIN`), the warm-up keeps its share of the run. Given data that cannot be of the Hub replace the recipe's
+    `data_config`, which is for the Hub only.
     """
-    replaced = {one for pair in ALTERNATIVES for one, other in (pair, pair[::-1]) if other in given}
-    if "num_train_epochs" in given:
-        replaced.add("max_steps")  # `Trainer` would ignore the epochs
+    said = _said(given)
+    replaced = {one for pair in ALTERNATIVES for one, other in (pair, pair[::-1]) if other in said}
     unused = unused_settings(groups, {**recipe, **given})
     if unused.keys() != unused_settings(groups, recipe).keys():
         replaced |= unused.keys()
     if "data" in given and not may_be_on_hub(given["data"]):
         replaced.add("data_config")
     kept = {name: value for name, value in recipe.items() if name not in replaced}
+    _require_one_of_two_ways(given, "")
+    _require_one_of_two_ways(kept, " in the recipe")
     for part, whole in WITHIN:
         if part in kept and whole in given:
             kept[part] = _within(kept[part], given[whole], recipe.get(whole))
@@ -362,6 +367,18 @@ def _layered(
     for name in sorted(given.keys() & unused.keys()):
         raise does_nothing(name, values[name], unused[name])
     return values
+
+
+def _said(values: Mapping[str, Any]) -> set[str]:
+    """The names of values that say something."""
+    return {name for name, value in values.items() if value != _NOT_SAID.get(name)}
+
+
+def _require_one_of_two_ways(values: Mapping[str, Any], place: str) -> None:
+    """Raises ValueError if `values` say one thing in two ways."""
+    for one, other in ALTERNATIVES:
+        both = {one, other} <= _said(values)
+        require(not both, f"Give {one} {values.get(one)} or {other} {values.get(other)}, not both{place}.")
 
 
 def does_nothing(name: str, value: Any, reason: str) -> ValueError:

@@ -267,10 +267,10 @@ def run(trainer: ClassificationTrainer) -> dict[str, float]:
     trainer.save_state()
     if trainer.is_fsdp_enabled:  # by default `Trainer` saves weights in shards, and no whole model
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.export()
-    if trainer.eval_dataset is not None:
-        trainer.results = trainer.evaluate()
-        trainer.save_metrics("eval", trainer.results)
+    with trainer.exporting():
+        if trainer.eval_dataset is not None:
+            trainer.results = trainer.evaluate()
+            trainer.save_metrics("eval", trainer.results)
     trainer.create_model_card()
     if trainer.is_world_process_zero():
         show_results(trainer)

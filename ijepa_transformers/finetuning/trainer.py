@@ -3,7 +3,8 @@
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -33,11 +34,12 @@ from ..data.notices import counted
 from ..data.order import EpochSampler
 from ..data.workers import prepare_worker
 from ..evaluation.probes import accuracy_metric, several_labels_scores
+from ..failures import DivergedError
 from ..files import disk_errors, replace_files
 from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license, write_card
 from ..optimization import layer_decay_groups, parameter_places
 from .checkpointing import plain_values, require_whole, save_checkpoint, step_of
-from .divergence import require_finite_loss, require_finite_weights
+from .divergence import require_finite_evaluation, require_finite_loss, require_finite_weights
 from .messages import ShowProgress
 from .training_arguments import Arguments, FineTuningArguments
 
@@ -194,6 +196,12 @@ class ClassificationTrainer(Trainer):
         require_finite_loss(loss, self.state.global_step + 1, self.args)
         return loss
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss and metrics. Raises DivergedError if the loss is not finite."""
+        metrics = super().evaluate(*args, **kwargs)
+        require_finite_evaluation(metrics, str(self.arguments.data.validation_split), self.state, self.args)
+        return metrics
+
     def train_to_the_end(self) -> dict[str, float]:
         """Trains from the start or from the checkpoint, and returns the metrics of training.
 
@@ -214,8 +222,13 @@ class ClassificationTrainer(Trainer):
         self._load_from_checkpoint(str(best or self.checkpoint))
         return {"epoch": float(self.state.epoch or 0)}
 
-    def export(self) -> None:
-        """Makes the output directory a model. Each of its files is complete, or still the one of before.
+    @contextmanager
+    def exporting(self) -> Iterator[None]:
+        """Makes the output directory a model after the block, which evaluates the model.
+
+        The model is written aside before, because an evaluation may change the precision of the weights. Each file in
+        the directory is complete, or still the one of before. A block that fails costs no model, unless it shows that
+        the training has diverged.
 
         Raises:
             DivergedError: if a weight is not finite. Then nothing is written.
@@ -229,8 +242,19 @@ class ClassificationTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             self.save_model(str(unfinished))
             self.accelerator.wait_for_everyone()
+        has_diverged = False
+        try:
+            yield
+        except DivergedError:
+            has_diverged = True
+            raise
+        finally:
             if self.is_world_process_zero():
-                replace_files(unfinished, output_dir)
+                if has_diverged:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                else:
+                    with disk_errors():
+                        replace_files(unfinished, output_dir)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         require_finite_weights(self.model, self.state.global_step, self.args)

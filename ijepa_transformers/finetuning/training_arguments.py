@@ -3,12 +3,13 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import IntervalStrategy, TrainingArguments
 
-from ..arguments import argument, flags_of, require, require_numbers
+from ..arguments import argument, does_nothing, flags_of, require, require_numbers
 from .arguments import OWN_GROUPS, DataArguments, ModelArguments, RegularizationArguments
 
 
@@ -37,6 +38,13 @@ class FineTuningArguments(TrainingArguments):
     dataloader_num_workers: int = argument(4, "image loading processes per process; 0 loads in it")
     dataloader_persistent_workers: bool = argument(True, "whether these processes stay from epoch to epoch")
     remove_unused_columns: bool = argument(False, "must stay False: nothing that the data set yields is unused")
+
+    @staticmethod
+    def unused_settings(values: Mapping[str, Any]) -> dict[str, str]:
+        """The settings that do nothing beside other values, each with what makes them useless, in words."""
+        strategies = {"save_steps": "save_strategy", "eval_steps": "eval_strategy"}
+        found = {name: (strategy, _plain(values.get(strategy))) for name, strategy in strategies.items()}
+        return {name: f"{strategy} {value}" for name, (strategy, value) in found.items() if value != "steps"}
 
     def __post_init__(self):
         require(self.output_dir, "output_dir is missing: name the directory the classifier is written to.")
@@ -114,6 +122,9 @@ class Arguments:
             return {entry.name: values[entry.name] for entry in dataclasses.fields(group) if entry.init}
 
         defaults = default_values()
+        for name, reason in FineTuningArguments.unused_settings(values).items():
+            if values[name] != defaults[name]:
+                raise does_nothing(name, values[name], reason)
         given = {name: value for name, value in values.items() if value != defaults[name] and name not in UNRECORDED}
         try:
             return cls(
@@ -125,6 +136,10 @@ class Arguments:
             )
         except ImportError as error:  # DeepSpeed, trackers and so on, if a flag needs them
             raise ValueError(" ".join(str(error).split())) from None
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)
 
 
 def default_values() -> dict[str, Any]:

@@ -20,9 +20,9 @@ from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_page, write_text
 from .arguments import PROGRAM, SearchArguments, parse_search_arguments, search_arguments
 from .finder import Match, PhotoFinder, Query, open_finder
-from .page import build_page
+from .page import all_equal, build_page
 from .serve import require_gradio, serve
-from .similarity import LEAST_PHOTOS, NEIGHBOURS, TOO_FEW
+from .similarity import ALL_EQUAL, LEAST_PHOTOS, NEIGHBOURS, TOO_FEW
 
 
 _MANY, _FEW_NAMES = 20, 8  # groups or unreadable photos in the text, and names of a group; JSON has all
@@ -78,6 +78,7 @@ def format_results(results: dict[str, Any]) -> str:
     lines = ["", TOO_FEW] if results["num_photos"] < LEAST_PHOTOS else []
     for part in results.get("queries", ()):
         lines += ["", f"Photos like {part['query']!r}, with their cosine similarity:", *_lines(part["similar"])]
+        lines += [ALL_EQUAL] if all_equal(part["similar"], results["num_photos"]) else []
     if "duplicates" in results:
         groups, threshold = results["duplicates"], results["threshold"]
         found = f"{counted(len(groups), 'group')} of near duplicates" if groups else "No near duplicates"

@@ -126,11 +126,7 @@ class PhotoFinder:
         return self._search.usual_threshold()
 
     def duplicates(self, threshold: float) -> list[Duplicates]:
-        """Groups of photos whose cosine similarity is at least `threshold`, the most similar first.
-
-        Raises:
-            ValueError: if there are too many pairs.
-        """
+        """Groups of photos whose cosine similarity is at least `threshold`, the most similar first."""
         groups = []
         for group in self._comparison(threshold).groups:
             rows = [self.rows[place] for place in group.rows]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..data.notices import counted
 from .finder import PhotoFinder
-from .similarity import LEAST_PHOTOS, NEIGHBOURS, TOO_FEW
+from .similarity import ALL_EQUAL, LEAST_PHOTOS, NEIGHBOURS, ROUNDING, TOO_FEW
 
 
 _PICTURE_SIZE = 240  # pixels
@@ -68,17 +68,18 @@ def build_page(finder: PhotoFinder, results: dict[str, Any], command: str) -> st
         results: what was found, as `ijepa search --json true` prints it.
         command: what the page was made with.
     """
-    sections = [_query_section(finder, part) for part in results.get("queries", ())]
+    num_photos = results["num_photos"]
+    sections = [_query_section(finder, part, num_photos) for part in results.get("queries", ())]
     if "duplicates" in results:
         sections.append(_duplicates_section(finder, results["duplicates"], results["threshold"]))
     if "outliers" in results:
         note = f"The number is the mean cosine similarity to the {NEIGHBOURS} nearest photos. The lowest comes first."
         sections.append(_section("Outliers", note, _photos(finder, results["outliers"])))
     facts = (
-        f"{counted(results['num_photos'], 'photo')}, compared by the features of {results['model']}: cosine"
+        f"{counted(num_photos, 'photo')}, compared by the features of {results['model']}: cosine"
         f" similarity of standardised features, 1 for equal pictures. Made by: {command}"
     )
-    facts += f". {TOO_FEW}" if results["num_photos"] < LEAST_PHOTOS else ""
+    facts += f". {TOO_FEW}" if num_photos < LEAST_PHOTOS else ""
     title = f"Search in {results['data']}"
     page = _PAGE.format(title=escape(title), facts=escape(facts), sections="\n".join(sections))
     return page.encode(errors="replace").decode()  # names may hold bytes that are not UTF-8, which no page can show
@@ -88,9 +89,16 @@ def _section(title: str, note: str, content: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(note)}</p>\n{content}\n</section>"
 
 
-def _query_section(finder: PhotoFinder, part: dict[str, Any]) -> str:
+def all_equal(similar: Sequence[dict[str, Any]], num_photos: int) -> bool:
+    """Whether the photos that are listed for a query all equal it, and there are more photos."""
+    more = len(similar) < num_photos - 1  # the query itself may be one of them
+    return bool(similar) and more and similar[-1]["similarity"] >= 1 - ROUNDING
+
+
+def _query_section(finder: PhotoFinder, part: dict[str, Any], num_photos: int) -> str:
     query = _figure(finder.query_picture(part["query"], _PICTURE_SIZE), "query", part["query"], "query")
     note = "The most similar photo comes first. The number is the cosine similarity."
+    note += f" {ALL_EQUAL}" if all_equal(part["similar"], num_photos) else ""
     return _section(f"Like {part['query']}", note, query + "\n" + _photos(finder, part["similar"]))
 
 

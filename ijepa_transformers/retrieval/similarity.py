@@ -15,11 +15,11 @@ from ..evaluation.probes import ROUNDING_LEVEL, nearest, standardization
 
 NEIGHBOURS = 5  # whose mean similarity tells how much of an outlier a photo is
 LEAST_PHOTOS = 3  # of which similarities mean anything
+ALL_EQUAL = "All of these equal the query, and more may: a larger k lists them and what comes after them."
 TOO_FEW = f"With fewer than {LEAST_PHOTOS} photos similarities say nothing, except that 1 means equal photos."
-MAX_PAIRS = 1_000_000  # of near duplicates
 USUAL_SHARE = 0.03  # of the usual distance of nearest photos: near duplicates are closer. docs/search.md measures it.
 _MOST_COPIES = 20  # of one photo: more may hide what the usual distance of different photos is
-_ROUNDING = 1e-5  # of the cosine of equal photos
+ROUNDING = 1e-5  # of the cosine of equal photos
 _SAMPLE = 2000  # photos whose nearest photos tell the usual distance
 _CHUNK_VALUES = 2**25  # similarities that are computed at a time: 128 MiB
 
@@ -119,21 +119,32 @@ class SimilaritySearch:
 
         Copies do not count as the nearest other photo. They are those within `USUAL_SHARE` times the usual distance
         to the 20th nearest photo (in a small folder: to half of the photos), since few photos have so many copies.
+        Equal photos count once, so there may be any number of them.
         """
         count = len(self)
-        if count < 2:
-            return 1 - _ROUNDING
         rows = torch.from_numpy(np.unique(np.linspace(0, count - 1, _SAMPLE).round().astype(np.int64)))
-        most_copies, parts = min(_MOST_COPIES, count // 2), []
-        for part in rows.split(max(1, _CHUNK_VALUES // count)):
-            similarities = self._vectors[part] @ self._vectors.T
-            similarities[torch.arange(len(part)), part] = -torch.inf
-            parts.append(similarities.topk(most_copies, dim=1).values)
-        distances = 1 - torch.cat(parts).clamp(-1, 1)  # (sample, most_copies), the smallest first
-        to_copies = max(USUAL_SHARE * distances[:, -1].quantile(0.5).item(), _ROUNDING)
+        rows = self._without_equals(rows)
+        distances = torch.cat([self._to_others(part) for part in rows.split(max(1, _CHUNK_VALUES // count))])
+        distances = distances[distances[:, 0].isfinite()]
+        if not len(distances):
+            return 1 - ROUNDING
+        farthest = distances.masked_fill(distances.isinf(), 0).amax(1)
+        to_copies = max(USUAL_SHARE * farthest.quantile(0.5).item(), ROUNDING)
         others = distances.masked_fill(distances <= to_copies, torch.inf).amin(1)
         others = others[others.isfinite()]
-        return 1 - max(USUAL_SHARE * others.quantile(0.5).item() if len(others) else 0, _ROUNDING)
+        return 1 - max(USUAL_SHARE * others.quantile(0.5).item() if len(others) else 0, ROUNDING)
+
+    def _without_equals(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows without those of photos that equal an earlier one of them."""
+        similarities = self._vectors[rows] @ self._vectors[rows].T
+        return rows[~(similarities >= 1 - ROUNDING).tril(-1).any(1)]
+
+    def _to_others(self, rows: torch.Tensor) -> torch.Tensor:
+        """Distances (rows, photos) to the nearest photos that are not equal, the smallest first; infinity for none."""
+        similarities = self._vectors[rows] @ self._vectors.T
+        similarities[similarities >= 1 - ROUNDING] = -torch.inf
+        most_copies = max(1, min(_MOST_COPIES, len(self) // 2))
+        return 1 - similarities.topk(most_copies, dim=1).values
 
     def compare_all(self, threshold: float) -> Comparison:
         """Compares all photos with all others, some at a time. It takes N x N x D operations.
@@ -141,43 +152,45 @@ class SimilaritySearch:
         Args:
             threshold: the least cosine similarity of near duplicates. Also at 1 equal photos are found, whose cosine
                 is 1 up to rounding.
-
-        Raises:
-            ValueError: if there are more than MAX_PAIRS pairs of near duplicates.
         """
-        count, neighbours, threshold = len(self), min(NEIGHBOURS, len(self) - 1), min(threshold, 1 - _ROUNDING)
+        count, neighbours, threshold = len(self), min(NEIGHBOURS, len(self) - 1), min(threshold, 1 - ROUNDING)
         size = max(1, _CHUNK_VALUES // count)
-        closeness, pairs, values = [torch.zeros(0)], [torch.zeros(0, 2, dtype=torch.int64)], [torch.zeros(0)]
+        closeness, groups = [torch.zeros(0)], _Groups(count)
         for start in range(0, count, size):
             similarities = self._vectors[start : start + size] @ self._vectors.T
             own = torch.arange(len(similarities))
             similarities[own, start + own] = -torch.inf
             best = similarities.topk(neighbours, dim=1).values if neighbours else torch.zeros(len(own), 1)
             closeness.append(best.mean(1).clamp(-1, 1))
-            found = (similarities >= threshold).nonzero()
-            found = found[found[:, 1] > found[:, 0] + start]
-            values.append(similarities[found[:, 0], found[:, 1]].clamp(-1, 1))
-            pairs.append(found + torch.tensor([start, 0]))
-            if sum(map(len, pairs)) > MAX_PAIRS:
-                raise ValueError(
-                    f"more than {MAX_PAIRS:,} pairs have a similarity of at least {threshold:g}: raise threshold."
-                )
-        return Comparison(_groups(torch.cat(pairs), torch.cat(values), count), torch.cat(closeness))
+            groups.join(start, similarities.clamp_(-1, 1), threshold)
+        return Comparison(groups.found(), torch.cat(closeness))
 
 
-def _groups(pairs: torch.Tensor, similarities: torch.Tensor, count: int) -> list[Group]:
-    """The groups that pairs (P, 2) with similarities (P,) form among `count` photos."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+class _Groups:
+    """The groups that pairs of `count` photos form. No pair is kept, because n equal photos have n (n - 1) / 2."""
 
-    left, right = pairs.numpy().T
-    links = coo_array((np.ones(len(pairs), dtype=np.int8), (left, right)), shape=(count, count))
-    _, component = connected_components(links, directed=False)
-    rows: dict[int, set[int]] = {}
-    best: dict[int, float] = {}
-    for one, other, value in zip(left.tolist(), right.tolist(), similarities.tolist(), strict=True):
-        group = int(component[one])
-        rows.setdefault(group, set()).update((one, other))
-        best[group] = max(value, best.get(group, -1.0))
-    found = [Group(sorted(members), best[group]) for group, members in rows.items()]
-    return sorted(found, key=lambda group: (-group.similarity, group.rows))
+    def __init__(self, count: int):
+        self._group = np.arange(count)  # of each photo
+        self._best = np.full(count, -np.inf)  # similarity of each photo with later ones
+
+    def join(self, start: int, similarities: torch.Tensor, threshold: float) -> None:
+        """Joins photos from `start` on with all later ones that are similar enough.
+
+        Args:
+            similarities: (photos, N), those of these photos with all.
+        """
+        are_pairs = (similarities >= threshold).triu(start + 1)
+        for place in are_pairs.any(1).nonzero()[:, 0].tolist():
+            others, row = are_pairs[place].numpy(), start + place
+            self._best[row] = similarities[place].numpy()[others].max()
+            groups = self._group[others]
+            groups = groups[groups != self._group[row]]
+            if len(groups):
+                self._group[np.isin(self._group, groups)] = self._group[row]
+
+    def found(self) -> list[Group]:
+        """The groups of at least two photos, the most similar first."""
+        order = self._group.argsort(kind="stable")
+        members = np.split(order, np.flatnonzero(np.diff(self._group[order])) + 1)
+        found = [Group(rows.tolist(), float(self._best[rows].max())) for rows in members if len(rows) > 1]
+        return sorted(found, key=lambda group: (-group.similarity, group.rows))

@@ -1,10 +1,11 @@
 """Numbers with which a fine-tuning would train to NaN are refused, and one that diverges leaves no model."""
 
-import pytest
-import yaml
+from unittest.mock import Mock
 
-from ijepa_transformers.finetuning import arguments as finetuning_arguments
+import pytest
+
 from ijepa_transformers.finetuning import command
+from ijepa_transformers.finetuning.trainer import ClassificationTrainer
 from tests.runs import fine_tuning_argv
 
 
@@ -24,7 +25,8 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 )
 def test_a_number_that_cannot_work_is_refused_before_anything_is_opened(tmp_path, capsys, name, value):
     with pytest.raises(SystemExit) as stopped:
-        command.main(fine_tuning_argv("no model", tmp_path / "output", **{name: value}))
+        changes = {"max_steps": None, name: value}
+        command.main(fine_tuning_argv("no model", tmp_path / "output", **changes))
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1 and f"{name} " in error
     assert not (tmp_path / "output").exists()
@@ -41,27 +43,23 @@ def test_a_run_that_diverges_fails_and_leaves_no_model(gray_pretrained, tmp_path
     assert not any(path.suffix == ".safetensors" for path in tmp_path.rglob("*"))
 
 
-def parsed(recipe, *flags):
-    argv = [
-        "--recipe",
-        str(recipe),
-        "--data",
-        "digits",
-        "--model",
-        "model",
-        "--output_dir",
-        "out",
-        "--use_cpu",
-        *flags,
-    ]
-    return finetuning_arguments.parse_fine_tuning_arguments(argv).training
+@pytest.mark.parametrize("eval_strategy", ["no", "steps"])
+def test_a_loss_on_the_validation_split_that_is_not_finite_fails_and_leaves_no_model(
+    gray_pretrained, tmp_path, capsys, eval_strategy
+):
+    """The weights are finite, but so large that the scores are not. Both after training and within it."""
+    settings = {"learning_rate": 1e37, "adam_epsilon": 0, "warmup_steps": 0, "max_steps": 1, "weight_decay": 0}
+    evaluation = {"validation_split": "test", "eval_strategy": eval_strategy}
+    with pytest.raises(SystemExit) as stopped:
+        command.main(fine_tuning_argv(gray_pretrained, tmp_path, **settings, **evaluation))
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 1 and "diverged: the loss on the 'test' split is nan after step 1" in sentence
+    assert not any(path.suffix == ".safetensors" for path in tmp_path.rglob("*"))
+    assert not (tmp_path / "eval_results.json").exists()
 
 
-def test_epochs_that_are_given_replace_the_steps_of_a_recipe(tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({"max_steps": 200, "warmup_steps": 0.1, "num_train_epochs": 30}))
-    found = parsed(recipe, "--num_train_epochs", "1")
-    assert (found.max_steps, found.num_train_epochs) == (-1, 1)
-    found = parsed(recipe, "--max_steps", "-1")
-    assert (found.max_steps, found.num_train_epochs, found.warmup_steps) == (-1, 30, 0.1)
-    assert parsed(recipe).max_steps == 200
+def test_an_evaluation_that_fails_costs_no_model(gray_pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(ClassificationTrainer, "evaluate", Mock(side_effect=OSError("no such image")))
+    with pytest.raises(SystemExit):
+        command.main(fine_tuning_argv(gray_pretrained, tmp_path, validation_split="test", max_steps=1))
+    assert (tmp_path / "model.safetensors").exists() and not (tmp_path / ".tmp-export").exists()

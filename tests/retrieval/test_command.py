@@ -255,6 +255,16 @@ def test_equal_photos_are_near_duplicates_of_similarity_1(ask, place):
         assert [row["similarity"] for row in found["outliers"]] == [1] * 5
 
 
+@pytest.mark.parametrize(("k", "is_told"), [("4", True), ("5", False), ("6", False)])
+def test_a_list_of_copies_alone_says_that_others_may_follow(place, gray_pretrained, capsys, k, is_told):
+    for number in range(4):
+        shutil.copy("photos/b.png", f"photos/copy {number}.png")
+    words = ["photos", "--model", str(gray_pretrained), "--num_workers", "0", "--output", "page.html"]
+    command.main([*words, "--query", "photos/b.png", "--k", k])
+    told = "All of these equal the query, and more may"
+    assert (told in capsys.readouterr().out, told in Path("page.html").read_text(encoding="utf-8")) == (is_told,) * 2
+
+
 def other_model(path):
     torch.manual_seed(1)
     return save_pretrained_model(path, num_channels=3)

@@ -108,12 +108,23 @@ def test_a_folder_that_is_mostly_one_photo_has_a_usual_threshold(features):
     assert [group.rows for group in search.compare_all(search.usual_threshold()).groups] == [list(range(30))]
 
 
-def test_what_cannot_be_compared_is_refused(features, monkeypatch):
+def test_a_crowd_of_equal_photos_is_one_group_and_hides_nothing():
+    """1,500 equal photos have more than a million pairs. They move neither the usual threshold nor the outliers."""
+    generator = torch.Generator().manual_seed(2)
+    photos = torch.randn(60, 8, generator=generator)
+    near = photos[:30] + torch.randn(30, 8, generator=generator) * 0.02
+    search = SimilaritySearch(torch.cat([photos, near, photos[:1].repeat(1500, 1)]))
+    found = search.compare_all(search.usual_threshold())
+    pairs = [[row, 60 + row] for row in range(1, 30)]
+    assert sorted(group.rows for group in found.groups) == [[0, 60, *range(90, 1590)], *pairs]
+    assert found.groups[0].similarity == 1 and not set(found.outliers(50)) & {0, *range(90, 1590)}
+    assert [len(group.rows) for group in search.compare_all(1).groups] == [1501]
+    assert [len(group.rows) for group in search.compare_all(-1).groups] == [1590]
+
+
+def test_what_cannot_be_compared_is_refused(features):
     with pytest.raises(ValueError, match=r"features must be \(N, D\) with N > 0, got \(0, 3\)"):
         SimilaritySearch(torch.zeros(0, 3))
     features[2, 1] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinity: the encoder has diverged"):
         SimilaritySearch(features)
-    monkeypatch.setattr(similarity, "MAX_PAIRS", 3)
-    with pytest.raises(ValueError, match="more than 3 pairs have a similarity of at least -1: raise threshold"):
-        SimilaritySearch(torch.randn(5, 3)).compare_all(-1)
