@@ -20,6 +20,7 @@ TOO_FEW = f"With fewer than {LEAST_PHOTOS} photos similarities say nothing, exce
 USUAL_SHARE = 0.03  # of the usual distance of nearest photos: near duplicates are closer. docs/search.md measures it.
 _MOST_COPIES = 20  # of one photo: more may hide what the usual distance of different photos is
 ROUNDING = 1e-5  # of the cosine of equal photos
+_SHARE_OF_STD = 1e-3  # by which each feature of equal photos differs at most
 _SAMPLE = 2000  # photos whose nearest photos tell the usual distance
 _CHUNK_VALUES = 2**25  # similarities that are computed at a time: 128 MiB
 
@@ -61,7 +62,8 @@ class SimilaritySearch:
     """Cosine similarity of standardised features, as in the k-NN of `ijepa probe`.
 
     Each feature is shifted and scaled, so that it has mean 0 and standard deviation 1 over the photos. Without this,
-    an offset that all photos share would make all cosines nearly 1.
+    an offset that all photos share would make all cosines nearly 1. Equal photos count once: many of them would be the
+    mean, and what is near the mean has no direction.
 
     A photo that equals the mean of all has no direction, such as each of a folder of equal photos. It has similarity
     1 with its equals and 0 with all others.
@@ -78,7 +80,7 @@ class SimilaritySearch:
             raise ValueError(f"features must be (N, D) with N > 0, got {tuple(features.shape)}.")
         if not features.isfinite().all():
             raise ValueError("the features hold NaN or infinity: the encoder has diverged.")
-        self._mean, self._scale = standardization(features)
+        self._mean, self._scale = standardization(features[_are_distinct(features)])
         self._has_means = bool(self._are_means(features).any())
         self._vectors = self._directions(features)
 
@@ -164,6 +166,22 @@ class SimilaritySearch:
             closeness.append(best.mean(1).clamp(-1, 1))
             groups.join(start, similarities.clamp_(-1, 1), threshold)
         return Comparison(groups.found(), torch.cat(closeness))
+
+
+def _are_distinct(features: torch.Tensor) -> torch.Tensor:
+    """(N,), bool: the photos without those that equal another one up to rounding; all if they are all equal.
+
+    Equal photos are next to one another if all are sorted by any number that is computed from their features.
+    """
+    mean, scale = standardization(features)
+    scaled = (features.float() - mean) * scale
+    mix = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0))
+    order = (scaled @ mix).argsort(stable=True)
+    differences = (scaled[order[1:]] - scaled[order[:-1]]).abs()
+    are_equal = (differences <= _SHARE_OF_STD + ROUNDING_LEVEL * mean.abs() * scale).all(1)
+    distinct = torch.ones(len(features), dtype=torch.bool)
+    distinct[order[1:][are_equal]] = False
+    return distinct if distinct.sum() > 1 else torch.ones_like(distinct)
 
 
 class _Groups:
