@@ -11,7 +11,7 @@ from tests.markdown_files import REPOSITORY
 ROWS = re.findall(
     r"^\| `([^`]+)` \|", (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), flags=re.MULTILINE
 )
-OF_OTHERS = ("No space left on device", "pooler_output")  # the system, Transformers
+OF_OTHERS = ("No space left on device", "pooler_output", "image file is truncated")  # the system, Transformers, PIL
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def texts():
 @pytest.mark.parametrize("sentence", [row for row in ROWS if row not in OF_OTHERS])
 def test_a_sentence_is_one_of_the_package(sentence, texts):
     parts = [part.strip() for part in sentence.split("…")]
-    assert parts and max(map(len, parts)) > 12, "too short to be found"
+    assert parts and max(map(len, parts)) >= 12, "too short to be found"
     missing = [part for part in parts if part not in texts]
     assert missing == []
 
