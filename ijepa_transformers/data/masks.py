@@ -2,7 +2,9 @@
 """Finds masks of a segmentation data set among the images: they are neither a class nor images to learn from.
 
 A mask is called a mask, is grey where the image has colours, or consists of areas of few values where the image does
-not. Which image it belongs to follows from their names: `masks/7.png` and `images/7.jpg`, `7_mask.png` and `7.png`.
+not. If the image has such areas too, as on a black background, the mask must show the areas of its own image better
+than those of others. Which image it belongs to follows from their names: `masks/7.png` and `images/7.jpg`,
+`7_mask.png` and `7.png`.
 """
 
 import re
@@ -28,6 +30,10 @@ _IMAGE_WORDS = {"image", "images", "img", "imgs", "photo", "photos", "picture", 
 _MOST_FOLDERS = 8  # side by side; more are classes
 _MOST_FILES = 5000  # of a folder are compared by name
 _PAIRS_LOOKED_AT = 3
+_PAIRS_COMPARED = 8  # with one another
+_SHARE_OF_OWN = 0.75  # of the compared masks must fit their own image best
+_FEW_VALUES = 16  # in a mask. MNIST's digits have about a hundred
+_MANY_VALUES = 32  # in an image
 _ROWS_LOOKED_AT = 512  # of an image
 _FLAT = 0.8  # of the pixels of a mask have the value of the pixel beside them
 _MUCH_OF_A_PHOTOGRAPH = 0.5  # likewise
@@ -81,6 +87,30 @@ class _Looks:
         is_photograph = called_so or flat_of_image < _MUCH_OF_A_PHOTOGRAPH
         return flat >= _FLAT and 2 * num_levels <= num_levels_of_image and is_photograph
 
+    def fit_together(self, pairs: Sequence[tuple[str, str]]) -> bool:
+        """Whether of these pairs of an image and another file of its size the others are drawings that show areas of
+        their own image: nearly each explains its image better than all other drawings do."""
+        pairs = pairs[:_PAIRS_COMPARED]
+        planes = [[self._plane(path) for path in pair] for pair in pairs]
+        if len(pairs) < _PAIRS_LOOKED_AT or not all(map(_may_be_mask_of, *zip(*planes, strict=True))):
+            return False
+        own = 0
+        for place, (image, _) in enumerate(planes):
+            explained = [_explained(image, mask) for _, mask in planes]
+            own += explained[place] > max(explained[:place] + explained[place + 1 :])
+        return own >= _SHARE_OF_OWN * len(pairs)
+
+    def _plane(self, path: str) -> np.ndarray:
+        """The first channel, (H, W); empty if the image cannot be read."""
+        image = self._open(path)
+        try:
+            if image is not None and image.width * image.height <= MAX_IMAGE_PIXELS:
+                pixels = np.asarray(image).astype(np.float64)
+                return pixels.reshape(*pixels.shape[:2], -1)[..., 0]
+        except Exception:  # damaged behind its header
+            pass
+        return np.zeros((0, 0))
+
     def _open(self, path: str) -> Image.Image | None:
         try:
             return open_image(encoded_bytes(self._read(path)))
@@ -96,6 +126,24 @@ class _Looks:
             except Exception:  # damaged behind its header
                 self._areas[path] = (0.0, 0)
         return self._areas[path]
+
+
+def _may_be_mask_of(image: np.ndarray, other: np.ndarray) -> bool:
+    """Whether `other` (H, W) has few values, in areas on black, and `image` has many and the same size."""
+    if image.shape != other.shape or not other.size:
+        return False
+    is_drawn_on_black = _areas(other)[0] >= _FLAT and (other == 0).mean() >= 0.5
+    return is_drawn_on_black and len(np.unique(other)) <= _FEW_VALUES and len(np.unique(image)) >= _MANY_VALUES
+
+
+def _explained(image: np.ndarray, mask: np.ndarray) -> float:
+    """The share of the variance of `image` that lies between the areas of `mask`, which may have another size."""
+    rows, columns = (np.arange(size) * other // size for size, other in zip(image.shape, mask.shape, strict=True))
+    _, areas = np.unique(mask[np.ix_(rows, columns)], return_inverse=True)
+    areas, values = areas.reshape(-1), image.reshape(-1)
+    counts = np.bincount(areas)
+    means = np.bincount(areas, values) / counts
+    return float((counts * (means - values.mean()) ** 2).sum() / max(((values - values.mean()) ** 2).sum(), 1e-12))
 
 
 def _areas(pixels: np.ndarray) -> tuple[float, int]:
@@ -177,7 +225,8 @@ def _mask_folders(folders: dict[str, list[str]], looks: _Looks) -> tuple[str, st
         pairs = _pairs(folders[images], folders[others])
         if not pairs and called_so and _words(images) & _IMAGE_WORDS:
             pairs = list(zip(folders[images], folders[others], strict=False))[:1]
-        if pairs and all(_is_mask(looks, image, other, called_so) for image, other in pairs):
+        are_masks = all(_is_mask(looks, image, other, called_so) for image, other in pairs[:_PAIRS_LOOKED_AT])
+        if pairs and (are_masks or looks.fit_together(pairs)):
             return images, others, pairs
     return "", "", []
 
@@ -198,7 +247,7 @@ def _pairs(images: list[str], others: list[str]) -> list[tuple[str, str]]:
             found = {name: other for other in others if (name := cut(stem_of(other))) in by_name}
             num_found = sum(cut(stem_of(other)) in by_name for other in others)
             if 2 * num_found > len(others) and 2 * len(found) >= min(len(images), len(others)):
-                return [(by_name[name], other) for name, other in found.items()][:_PAIRS_LOOKED_AT]
+                return [(by_name[name], other) for name, other in found.items()][:_PAIRS_COMPARED]
     return []
 
 
@@ -241,7 +290,11 @@ def _refuse_mask_files(source: str, files: Sequence[str], looks: _Looks) -> None
         if _is_mask(looks, image, other, called_so)
     ]
     pairs = [] if masks else _pairs_by_ending(folders)
-    if all(_has_size_of(looks, image, other) and looks.is_drawn(image, other, False) for image, other in pairs):
+    are_masks = all(
+        _has_size_of(looks, image, other) and looks.is_drawn(image, other, False)
+        for image, other in pairs[:_PAIRS_LOOKED_AT]
+    )
+    if are_masks or looks.fit_together(pairs):
         masks += pairs
     if masks:
         image, other = masks[0]
@@ -270,7 +323,7 @@ def _pairs_by_ending(folders: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
             shorter = _without_last(stem)
             if shorter != stem and shorter in by_stem:
                 num_pairs += 1
-                if len(pairs) < _PAIRS_LOOKED_AT:
+                if len(pairs) < _PAIRS_COMPARED:
                     pairs.append((by_stem[shorter], by_stem[stem]))
     return pairs if 3 * num_pairs >= sum(map(len, folders)) else []
 

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from ijepa_transformers.arguments import DatasetArguments
 from ijepa_transformers.data import kinds, notices
@@ -156,6 +157,45 @@ def test_grey_masks_of_grey_images_are_refused(tmp_path, photo, mask, pixels):
         save(tmp_path / mask.format(number), pixels)
     with pytest.raises(ValueError, match=r"look like masks of|looks like a mask of"):
         load_image_dataset(tmp_path)
+
+
+def thing_on_black(seed):
+    """A grey image of a thing on black, (40, 50) uint8, and where it is."""
+    generator = np.random.default_rng(seed)
+    top, left, height, width = generator.integers((2, 2, 8, 8), (20, 25, 16, 20))
+    mask = np.zeros((40, 50), bool)
+    mask[top : top + height, left : left + width] = True
+    return np.where(mask, generator.integers(60, 256, mask.shape), 0).astype(np.uint8), mask
+
+
+@pytest.mark.parametrize("pattern", ["b/{}.png", "a/{}_thing.png"])
+@pytest.mark.parametrize("levels", [(1,), (255,), (1, 2)])
+def test_grey_masks_of_things_on_black_are_refused(tmp_path, pattern, levels):
+    """Their images have areas too, and nothing is called a mask. Some things have no mask."""
+    for number in range(5):
+        image, mask = thing_on_black(number)
+        save(tmp_path / f"a/{number}.png", image)
+        lower = mask & (np.arange(len(mask))[:, None] > 20) if len(levels) > 1 else mask & False
+        drawn = np.where(lower, levels[-1], np.where(mask, levels[0], 0)) * (number != 3)
+        save(tmp_path / pattern.format(number), drawn.astype(np.uint8))
+    with pytest.raises(ValueError, match=r"look like masks of|looks like a mask of"):
+        load_image_dataset(tmp_path)
+
+
+def digit_pixels(label, number, has_few_values):
+    """A digit of scikit-learn on black, (28, 28) uint8: smooth as MNIST's, or black and white."""
+    digits = load_digits()
+    image = Image.fromarray((digits.images[digits.target == label][number] * 15).astype(np.uint8))
+    pixels = np.pad(np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC)), 6)
+    return (pixels > 120).astype(np.uint8) * 255 if has_few_values else pixels
+
+
+@pytest.mark.parametrize("are_black_and_white", [(False, False), (True, True), (False, True), (True, False)])
+def test_digits_on_black_are_no_masks_of_one_another(tmp_path, are_black_and_white):
+    for label, has_few_values in zip((0, 1), are_black_and_white, strict=True):
+        for number in range(10):
+            save(tmp_path / f"{label}/{number}.png", digit_pixels(label, number, has_few_values))
+    assert load_image_dataset(tmp_path).features["label"].names == ["0", "1"]
 
 
 def test_grey_images_that_are_called_alike_are_no_masks(tmp_path):
