@@ -69,6 +69,11 @@ class Launch:
         """Whether each process holds only a part of the weights."""
         return self.mode in ("fsdp2", "zero3")
 
+    @property
+    def writes_whole_weights(self) -> bool:
+        """Whether a checkpoint holds the weights whole, in the files of a model, written by the main process."""
+        return self.mode in ("single", "ddp")
+
 
 def uses_deepspeed() -> bool:
     """Whether `accelerate launch` asked for DeepSpeed."""
@@ -330,6 +335,26 @@ def any_process(accelerator: Accelerator, condition: bool) -> bool:
     flag = torch.tensor(float(bool(condition)), device=accelerator.device)
     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
     return bool(flag.item())
+
+
+def gathered_on_main_process(accelerator: Accelerator, value: Any) -> list[Any] | None:
+    """The values of all processes, in their order, on the main process; None on the others. A collective call.
+
+    Args:
+        value: anything that can be pickled. Tensors should be on the CPU.
+    """
+    if accelerator.num_processes == 1:
+        return [value]
+    values = [None] * accelerator.num_processes if accelerator.is_main_process else None
+    torch.distributed.gather_object(value, values)
+    return values
+
+
+def send_to_all(accelerator: Accelerator, tensors: Iterable[torch.Tensor]) -> None:
+    """Fills the tensors of all processes, on their devices, with those of the main process. A collective call."""
+    if accelerator.num_processes > 1:
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, src=0)
 
 
 def on_main_process(accelerator: Accelerator | PartialState, function: Callable[[], Result]) -> Result:

@@ -91,6 +91,18 @@ def sync_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def link_or_copy(source: Path, destination: Path) -> None:
+    """Gives a file a second name, or copies it where the file system has no hard links.
+
+    Raises:
+        OSError: if it can be neither linked nor copied.
+    """
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)
+
+
 def check_output_directory(path: Path, name: str = "output_dir") -> None:
     """Checks that a directory can be made or written to, before hours of computing.
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from ijepa_transformers import IJepaConfig, IJepaForPretraining
 from ijepa_transformers.conversion.key_mapping import from_meta
 from ijepa_transformers.optimization import Schedules
-from ijepa_transformers.pretraining import saving
+from ijepa_transformers.pretraining import exporting
 from ijepa_transformers.visualization.curves import plot_training_curves
 from tests.runs import reset_accelerate, save_pretrained_model
 
@@ -38,14 +38,14 @@ def pytest_collection_finish():
 def curves_are_not_drawn():
     """To draw the curves takes longer than the tiny run that they show. `drawn_curves` draws them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saving, "plot_training_curves", lambda rows, path, **_: Image.new("L", (1, 1)).save(path))
+        patch.setattr(exporting, "plot_training_curves", lambda rows, path, **_: Image.new("L", (1, 1)).save(path))
         yield
 
 
 @pytest.fixture
 def drawn_curves(monkeypatch):
     """The runs of this test leave real curves."""
-    monkeypatch.setattr(saving, "plot_training_curves", plot_training_curves)
+    monkeypatch.setattr(exporting, "plot_training_curves", plot_training_curves)
 
 
 @pytest.fixture(autouse=True)

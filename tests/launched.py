@@ -25,7 +25,7 @@ from accelerate.state import DistributedType, PartialState
 
 from ijepa_transformers import modeling_ijepa, optimization
 from ijepa_transformers.pretraining import command as pretraining_command
-from ijepa_transformers.pretraining import loop, saving
+from ijepa_transformers.pretraining import exporting, loop
 
 
 LAUNCHERS = ("ACCELERATE_", "FSDP_")  # variables by which `accelerate launch` tells its processes the mode
@@ -89,7 +89,7 @@ def watch(directory):
         close(run, others)
 
     loop.optimizer_step, pretraining_command.close = watched_step, watched_close
-    saving.plot_training_curves = lambda rows, path, **_: Path(path).touch()  # takes longer than the run
+    exporting.plot_training_curves = lambda rows, path, **_: Path(path).touch()  # takes longer than the run
 
 
 def spoil(rank, step):

@@ -327,6 +327,9 @@ class OutputArguments:
     eval_steps: int | None = argument(None, "optimizer steps between k-NN evaluations; at the end only by default")
     save_steps: int = argument(1000, "optimizer steps between checkpoints")
     keep_checkpoints: int = argument(2, "how many of the newest checkpoints are kept")
+    export_every: int = argument(
+        1, "output_dir becomes the model of every n-th checkpoint, and of the end; 0: of the end only"
+    )
     async_checkpoints: bool = argument(
         True, "complete a checkpoint while the next steps are computed; one process and DDP only"
     )
@@ -345,6 +348,7 @@ class OutputArguments:
             f"output_dir {self.output_dir!r} is there already and is no directory.",
         )
         require_numbers(self, "logging_steps", "eval_steps", "save_steps", "keep_checkpoints", least=1)
+        require_numbers(self, "export_every", least=0)
         require_numbers(self, "knn_neighbors", "max_probe_images", least=1)
         self._check_trackers()
         require(not self.push_to_hub or self.hub_model_id, "push_to_hub needs hub_model_id.")
@@ -384,7 +388,7 @@ FREE_ON_RESUME = {
     "mixed_precision",  # a checkpoint remembers what it came to, by recipe or by launcher
     *("cache_images", "compile_layers", "max_skipped_steps", "print_memory_estimate", "validation_data"),
     *("attn_implementation", "data", "knn_neighbors", "max_probe_images", "per_device_batch_size", "validation_split"),
-    *("verbose", "async_checkpoints"),
+    *("verbose", "async_checkpoints", "export_every"),
 }
 
 

@@ -314,7 +314,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
             accelerator,
             Path(arguments.output_dir) / "checkpoints",
             arguments.keep_checkpoints,
-            in_background=arguments.async_checkpoints and launch.mode in ("single", "ddp"),
+            in_background=arguments.async_checkpoints and launch.writes_whole_weights,
         ),
         notes=[*filter(None, [why, products_on_gpu(accelerator.device.type, launch.precision)]), *data.notes],
     )

@@ -2,9 +2,13 @@
 """Writes and finds checkpoints that are complete or not there, and locks the directory of a run.
 
 A checkpoint is a directory `checkpoints/step-00001000`. It holds whatever `Accelerator.save_state` writes, a
-configuration and a manifest with the size and the SHA-256 of every file, which is written last. The directory is
-written under another name and renamed when every process is done. So a run that is killed at any moment leaves only
-whole checkpoints behind. If a disk or a transfer damages one later, this is noticed before anything of it is loaded.
+configuration and a manifest with the size and the SHA-256 of every file, which is written last. With one process or
+DDP its weights are the files of a model. The directory is written under another name and renamed when every process is
+done. So a run that is killed at any moment leaves only whole checkpoints behind. If a disk or a transfer damages one
+later, this is noticed before anything of it is loaded.
+
+Files are hashed by reading them back, because libraries write them: the hash of a tensor in memory would not tell what
+is on the disk.
 
 The directory must be on a file system that all processes share.
 """
@@ -19,9 +23,11 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
+from safetensors.torch import load_file
 
 from ..checkpoints import (
     CheckpointError,
@@ -36,6 +42,7 @@ from ..checkpoints import (
 from ..distributed import on_main_process
 from ..files import disk_errors, disk_errors_of, files_below, sync_to_disk
 from ..locks import OutputLock
+from ..modeling_ijepa import PRETRAINING_INDEX, weight_files
 
 
 LOCK_FILE = ".lock"
@@ -104,6 +111,27 @@ class DirectoryLock:
         self.is_taken = False
 
 
+def _keep_models_in_checkpoints(accelerator: Accelerator) -> None:
+    """Lets `Accelerator.save_state` write the weights in the files of a model, and `load_state` read these.
+
+    Nothing changes under FSDP2 and DeepSpeed, which write files of their own. Checkpoints of earlier versions have one
+    file for all networks, which Accelerate reads.
+    """
+
+    def write(models: list[torch.nn.Module], weights: list[dict[str, torch.Tensor]], directory: str) -> None:
+        if weights and accelerator.is_main_process:
+            accelerator.unwrap_model(models[0]).save_pretrained(directory)
+        weights.clear()  # Accelerate writes what is left
+
+    def read(models: list[torch.nn.Module], directory: str) -> None:
+        if models and (Path(directory) / PRETRAINING_INDEX).exists():
+            weights = {key: value for path in weight_files(Path(directory)) for key, value in load_file(path).items()}
+            accelerator.unwrap_model(models.pop()).load_state_dict(weights)  # Accelerate reads what is left
+
+    accelerator.register_save_state_pre_hook(write)
+    accelerator.register_load_state_pre_hook(read)
+
+
 def checkpoint_step(checkpoint: Path) -> int:
     """The number of optimizer steps that were done when this checkpoint was written."""
     return int(checkpoint.name.removeprefix("step-"))
@@ -123,8 +151,10 @@ class CheckpointWriter:
 
     def __init__(self, accelerator: Accelerator, directory: Path, keep: int, in_background: bool = False):
         self.accelerator, self.directory, self.keep, self.in_background = accelerator, directory, keep, in_background
+        self.last: Path | None = None  # the newest checkpoint of this process, which may not be complete yet
         self._threads = ThreadPoolExecutor(1, "checkpoint")
-        self._pending: Future[None] | None = None
+        self._pending: list[Future[None]] = []
+        _keep_models_in_checkpoints(accelerator)
 
     def save(self, step: int, write_extra: Callable[[Path], None], waits: bool = True) -> None:
         """Saves the state of every prepared object after `step` optimizer steps. A collective call.
@@ -139,7 +169,8 @@ class CheckpointWriter:
                 may wait for it inside a library.
         """
         self.wait()
-        unfinished, finished = self.directory / f".tmp-{step}", self.directory / f"step-{step:08d}"
+        unfinished = self.directory / f".tmp-{step}"
+        self.last = finished = self.directory / f"step-{step:08d}"
         with self._told(step, unfinished):
             on_main_process(self.accelerator, lambda: _make_empty(unfinished))
             with disk_errors():
@@ -155,28 +186,39 @@ class CheckpointWriter:
                 return
             names = _names_of_all(unfinished)
         if self.accelerator.is_main_process:
-            self._pending = self._threads.submit(self._complete, step, unfinished, finished, names)
+            self._pending.append(self._threads.submit(self._complete, step, unfinished, finished, names))
         if waits:
             self.wait()
 
+    def afterwards(self, function: Callable[[], None]) -> None:
+        """Calls a function on the main process when the last checkpoint is complete: in the thread, if there is one.
+
+        A collective call. What the function raises is raised here or by the next `wait`, on all processes.
+        """
+        if not self.in_background:
+            on_main_process(self.accelerator, function)
+        elif self.accelerator.is_main_process:
+            self._pending.append(self._threads.submit(function))
+
     def wait(self) -> None:
-        """Waits until the last checkpoint is complete. A collective call.
+        """Waits until the last checkpoint is complete, and what comes after it done. A collective call.
 
         Raises:
             CheckpointError: on all processes, if it cannot be written.
+            OSError: on all processes, if what comes after it fails.
         """
         if self.in_background:
             on_main_process(self.accelerator, self._take_result)
 
     def join(self) -> None:
         """Waits for the thread of this process, and raises nothing: for the end of a run that has failed already."""
-        if self._pending is not None:
-            wait_for([self._pending])
+        wait_for(self._pending)
 
     def _take_result(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        pending, self._pending = self._pending, []
+        wait_for(pending)
+        for future in pending:  # the first error counts: it is the cause of those after it
+            future.result()
 
     def _complete(self, step: int, unfinished: Path, finished: Path, names: list[str]) -> None:
         with self._told(step, unfinished):

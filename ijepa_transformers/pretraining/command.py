@@ -28,7 +28,8 @@ from .arguments import PROGRAM, PretrainingArguments, parse_pretraining_argument
 from .batch_size import memory_estimate
 from .build import Run, build_run
 from .checkpointing import DirectoryLock
-from .evaluate import final_rows, measure_spreads, random_encoder
+from .evaluate import baseline, final_rows, measure_spreads
+from .exporting import export
 from .finished import STATUS_FILE, finished_run, last_metrics, saved_verdict, show_finished
 from .judging import verdict_of
 from .loop import divergence, train
@@ -36,7 +37,7 @@ from .messages import show_head, show_results
 from .preemption import Preempted, StopRequest
 from .records import begin_records
 from .sanity import warnings_for
-from .saving import export, push_to_hub, resume
+from .saving import push_to_hub, resume
 
 
 # Exit code, beside those of `failures`
@@ -142,9 +143,8 @@ def start(run: Run) -> None:
     if run.checkpoint:
         resume(run, run.checkpoint)
         run.accelerator.print(f"resuming {run.checkpoint} at step {run.first_step:,}")
-    elif run.probe and run.accelerator.is_main_process:
-        with suppress(Preempted):  # all processes are asked below
-            run.baseline = {"random_knn_accuracy": run.probe.knn(random_encoder(run))}
+    else:
+        run.baseline = baseline(run)
     if run.skipped_steps > run.arguments.max_skipped_steps:
         raise divergence(run)
     if any_process(run.accelerator, bool(run.stop)):
@@ -161,6 +161,7 @@ def finish(run: Run) -> None:
     if run.accelerator.is_main_process:
         run.verdict = verdict_of(run)
     export(run)
+    run.checkpoints.wait()
     if run.accelerator.is_main_process:
         show_results(run)
     if run.arguments.push_to_hub and run.arguments.hub_model_id and run.accelerator.is_main_process:

@@ -1,8 +1,13 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Evaluates the encoders of a run with k-NN and few-shot probes. The main process computes while the others wait."""
+"""Evaluates the encoders of a run with k-NN and few-shot probes.
+
+Every process embeds its share of the images. The main process gets all features, and searches the neighbours on its
+device.
+"""
 
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, cast
 
 import datasets
@@ -18,7 +23,14 @@ from ..data.datasets import EvaluationImages
 from ..data.labels import describe_classes, labels_of
 from ..data.sources import open_split, split_to_judge_on
 from ..data.transforms import normalize_pixel_values
-from ..distributed import on_main_process, shared_dataset, whole_weights
+from ..distributed import (
+    any_process,
+    gathered_on_main_process,
+    on_main_process,
+    send_to_all,
+    shared_dataset,
+    whole_weights,
+)
 from ..encoders import RawPixels, encoder_features, untrained
 from ..evaluation.collapse import spread_of
 from ..evaluation.probes import extract_features, few_shot_accuracy, knn_accuracy, standardize
@@ -56,8 +68,8 @@ class Embedding:
             return encoder_features(self.encoder, pixel_values, ("last",))["last"]
 
 
-def _require_finite(features: torch.Tensor) -> None:
-    if not features.isfinite().all():
+def _require_finite(are_finite: bool) -> None:
+    if not are_finite:
         raise DivergedError(
             "The features hold NaN or infinity, so training has diverged. A lower learning rate or max_grad_norm may"
             " help, in a new run."
@@ -65,7 +77,10 @@ def _require_finite(features: torch.Tensor) -> None:
 
 
 class Probe:
-    """k-NN and few-shot accuracy of frozen encoders on the training and validation split. Main process only.
+    """k-NN and few-shot accuracy of frozen encoders on the training and validation split.
+
+    Its methods are collective calls: every process embeds its share of the batches. Only the main process gets
+    results, the others get None. The batches are those of a single process, so the features are the same.
 
     Args:
         stop: asked before every batch, because evaluating a large encoder takes minutes.
@@ -108,21 +123,24 @@ class Probe:
         )
         return Subset(images, chosen.tolist())
 
-    def _loader(self) -> DataLoader:
-        """Batches of the training images, then of the validation images.
-
-        One set of processes serves both splits and all evaluations of a run. Without fork, starting one takes seconds.
-        """
+    def _batches(self) -> list[list[int]]:
+        """Indices of all batches: those of the training images, then those of the validation images."""
         ends = len(self.images[0]), len(self.images[0]) + len(self.images[1])
         size = self.arguments.images_per_pass
-        batches = [
-            range(start, min(start + size, end))
+        return [
+            list(range(start, min(start + size, end)))
             for first, end in zip((0, ends[0]), ends, strict=True)
             for start in range(first, end, size)
         ]
+
+    def _loader(self) -> DataLoader:
+        """The batches of this process: every n-th of n processes.
+
+        One set of processes serves both splits and all evaluations of a run. Without fork, starting one takes seconds.
+        """
         return DataLoader(
             ConcatDataset(self.images),
-            batch_sampler=[list(batch) for batch in batches],
+            batch_sampler=self._batches()[self.accelerator.process_index :: self.accelerator.num_processes],
             num_workers=self.arguments.num_workers,
             persistent_workers=self.arguments.num_workers > 0,
             worker_init_fn=ignore_stop_signals,
@@ -143,22 +161,43 @@ class Probe:
         """Labelled images that the accuracies are measured on."""
         return len(self.images[1])
 
-    def features_of(self, encoder: Encoder) -> Features:
+    def features_of(self, encoder: Encoder) -> Features | None:
         """Standardised features and labels of the training split, then of the validation split.
 
         Raises:
-            Preempted: if the run was asked to stop.
-            DivergedError: if features are not finite.
+            Preempted: on all processes, if one was asked to stop.
+            DivergedError: on all processes, if features are not finite.
         """
-        embedding = Embedding(encoder, self.processor, self.accelerator, self.stop)
-        features, labels = extract_features(embedding, self.loader, self.accelerator.device)
-        _require_finite(features)
-        labels, count = cast(torch.Tensor, labels), len(self.images[0])  # all images have labels
+        gathered = gathered_on_main_process(self.accelerator, self._features_of_share(encoder))
+        if gathered is None:
+            return None
+        features, labels = (_in_turns([share[kind] for share in gathered]) for kind in (0, 1))
+        count = len(self.images[0])
         train, test = standardize(features[:count], features[count:])
         return train, labels[:count], test, labels[count:]
 
-    def knn(self, encoder: Encoder) -> float:
-        return self._knn(*self.features_of(encoder))
+    def _features_of_share(self, encoder: Encoder) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Features (B, D) and labels (B,) of each batch of this process, on the CPU."""
+        embedding = Embedding(encoder, self.processor, self.accelerator, self.stop)
+        features, labels = [], []
+        try:
+            for batch in self.loader:
+                found, known = extract_features(embedding, [batch], self.accelerator.device)
+                features.append(found)
+                labels.append(cast(torch.Tensor, known))  # all images have labels
+            preempted = False
+        except Preempted:
+            preempted = True
+        if any_process(self.accelerator, preempted):
+            raise Preempted
+        diverged = not all(each.isfinite().all() for each in features)
+        _require_finite(not any_process(self.accelerator, diverged))
+        return features, labels
+
+    def knn(self, encoder: Encoder) -> float | None:
+        """Accuracy of k-NN on the main process."""
+        found = self.features_of(encoder)
+        return self._knn(*found) if found else None
 
     def _knn(
         self, train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor
@@ -167,15 +206,24 @@ class Probe:
         device = self.accelerator.device
         return knn_accuracy(train.to(device), train_labels, test.to(device), test_labels, k=self.num_neighbors)
 
-    def row(self, name: str, encoder: Encoder, shots: int = 5) -> dict[str, str | float]:
+    def row(self, name: str, encoder: Encoder, shots: int = 5) -> dict[str, str | float] | None:
         """One row of the final table. Few-shot accuracy is left out where a class has too few images."""
-        train, train_labels, test, test_labels = self.features_of(encoder)
+        found = self.features_of(encoder)
+        if found is None:
+            return None
+        train, train_labels, test, test_labels = found
         accuracy = self._knn(train, train_labels, test, test_labels)
         row: dict[str, str | float] = {"features": name, self.knn_name: accuracy}
         if train_labels.unique(return_counts=True)[1].min() >= shots:
             result = few_shot_accuracy(train, train_labels, test, test_labels, shots=shots, num_draws=NUM_DRAWS)
             row |= {f"{shots}-shot": result.mean, f"{shots}-shot std": result.std}
         return row
+
+
+def _in_turns(shares: list[list[torch.Tensor]]) -> torch.Tensor:
+    """The batches of all processes as one tensor, in the order of a single process. Each of n has every n-th batch."""
+    batches = [batch for turn in zip_longest(*shares) for batch in turn if batch is not None]
+    return torch.cat(batches)
 
 
 def with_available_split(arguments: PretrainingArguments, accelerator: Accelerator) -> PretrainingArguments:
@@ -197,30 +245,45 @@ def evaluate(run: "Run") -> dict[str, float]:
 
     Empty on all but the main process, without a probe, and if a signal interrupts the evaluation.
     """
-    encoders = whole_encoders(run, "ijepa")
-    if run.probe is None or not run.accelerator.is_main_process:
+    if run.probe is None:
         return {}
-    try:
-        return {**run.baseline, "knn_accuracy": run.probe.knn(encoders["ijepa"])}
-    except Preempted:
-        return {}  # the run stops, and --resume makes up for it
+    with suppress(Preempted):  # the run stops, and --resume makes up for it
+        accuracy = run.probe.knn(whole_encoders(run, "ijepa")["ijepa"])
+        return {} if accuracy is None else {**run.baseline, "knn_accuracy": accuracy}
+    return {}
+
+
+def baseline(run: "Run") -> dict[str, float]:
+    """The k-NN accuracy of the random encoder. All processes must call it.
+
+    Empty on all but the main process, without a probe, and if a signal interrupts the evaluation.
+    """
+    if run.probe is None:
+        return {}
+    with suppress(Preempted):  # the caller asks all processes whether to stop
+        accuracy = run.probe.knn(random_encoder(run))
+        return {} if accuracy is None else {"random_knn_accuracy": accuracy}
+    return {}
 
 
 def whole_encoders(run: "Run", *names: str) -> dict[str, IJepaModel]:
-    """Encoders with whole weights, also where processes share the weights. All processes must call it.
+    """Encoders with whole weights on every process. All processes must call it.
 
-    Only the main process may count on getting them.
+    Where processes share the weights, each of them holds the whole encoders as long as they are used.
     """
     if not run.launch.shards_weights:
         return {name: getattr(run.networks, name) for name in names}
-    weights = whole_weights(run.accelerator, run.model)
-    return {name: _plain_encoder(run, weights, f"{name}.") for name in names if run.accelerator.is_main_process}
+    weights = whole_weights(run.accelerator, run.model)  # on the main process
+    return {name: _plain_encoder(run, weights, f"{name}.") for name in names}
 
 
 def _plain_encoder(run: "Run", weights: dict[str, torch.Tensor], prefix: str) -> IJepaModel:
     encoder = IJepaModel._from_config(run.config)
-    encoder.load_state_dict({key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)})
-    return encoder.to(run.accelerator.device)
+    if run.accelerator.is_main_process:
+        encoder.load_state_dict({key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)})
+    encoder.to(run.accelerator.device)
+    send_to_all(run.accelerator, encoder.state_dict().values())
+    return encoder
 
 
 def random_encoder(run: "Run") -> IJepaModel:
@@ -240,8 +303,6 @@ def final_rows(run: "Run", probe: Probe) -> list[dict[str, str | float]] | None:
     None on all but the main process, and if a signal interrupts the evaluation.
     """
     trained = whole_encoders(run, "ijepa", "context_encoder")
-    if not run.accelerator.is_main_process:
-        return None
     encoders: dict[str, Encoder] = {
         PIXELS: RawPixels(),
         RANDOM: random_encoder(run),
@@ -249,9 +310,10 @@ def final_rows(run: "Run", probe: Probe) -> list[dict[str, str | float]] | None:
         CONTEXT: trained["context_encoder"],
     }
     try:
-        return [probe.row(name, encoder) for name, encoder in encoders.items()]
+        rows = [probe.row(name, encoder) for name, encoder in encoders.items()]
     except Preempted:
         return None  # the caller asks all processes whether to stop
+    return [row for row in rows if row is not None] or None
 
 
 def measure_spreads(run: "Run") -> None:
@@ -283,5 +345,5 @@ def _spread(run: "Run", encoder: IJepaModel, images: list[torch.Tensor]) -> Spre
     starts = range(0, len(images) if do_differ else 1, size)
     batches = ({"pixel_values": torch.stack(images[start : start + size])} for start in starts)
     features, _ = extract_features(embedding, batches, run.accelerator.device)
-    _require_finite(features)
+    _require_finite(bool(features.isfinite().all()))
     return spread_of(features if do_differ else features[:1].expand(len(images), -1))

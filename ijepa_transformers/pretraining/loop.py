@@ -159,7 +159,9 @@ def _update_weights(run: Run, step: Step) -> None:
         torch._foreach_mul_(gradients, limit / (step.grad_norm + 1e-6))
     if step.moved or accelerator.scaler is not None:  # with fp16 the scaler skips the step itself and lowers its scale
         run.optimizer.step()
-    run.optimizer.zero_grad()
+    # DDP averages gradients where they lie. If they were freed, the next passes would accumulate into new ones beside
+    # its buckets, and there would be two copies of them.
+    run.optimizer.zero_grad(set_to_none=run.launch.mode != "ddp")
 
 
 def train(run: Run) -> None:

@@ -21,7 +21,7 @@ from .token_counts import TokenCounts
 
 
 GIB = 2**30
-FLOAT32 = 4
+FLOAT32, BFLOAT16 = 4, 2  # bytes
 
 MODES = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 PRECISIONS = ("no", "bf16", "fp16")  # Accelerate's names
@@ -48,11 +48,13 @@ class MemoryEstimate:
         gradients: of context encoder and predictor, float32.
         optimizer: states of AdamW, and DeepSpeed's second copy of the weights it trains.
         activations: what the forward pass saves for the backward pass.
-        autocast: low-precision copies of weights, which autocast keeps at least until the forward pass ends.
+        autocast: low-precision copies of weights, which autocast keeps at least until the forward pass ends. There are
+            none under FSDP2 with bf16, which gathers weights in bfloat16.
         working: the rest of what is alive at the fullest moment of a pass, such as the outputs and the tensors of the
             layer at work.
         batch: images and indices.
-        communication: buckets of gradients, weights gathered for the layer at work.
+        communication: buckets of gradients, weights gathered for the layer at work. DDP adds nothing, because its
+            buckets are the gradients.
         margin: a flat GiB and 5 % of the rest, for what cannot be computed. A guess.
     """
 
@@ -108,10 +110,11 @@ def estimate_memory(
     _check_settings(per_device_batch_size, precision, optimizer, mode, num_processes)
     runs = dry_runs(config, tokens, precision, gradient_checkpointing, attention)
     counted = runs.pass_of(per_device_batch_size)
-    shared = _shared_parts(runs.weights, optimizer, mode, num_processes)
+    gathers_bfloat16 = mode == "fsdp2" and precision == "bf16"
+    shared = _shared_parts(runs.weights, optimizer, mode, num_processes, gathers_bfloat16)
     own = {
         "activations": counted.saved,
-        "autocast": counted.casts,
+        "autocast": 0 if gathers_bfloat16 else counted.casts,
         "working": max(counted.forward_peak, counted.backward_peak) - counted.saved - counted.casts,
         "batch": per_device_batch_size * _image_bytes(config, tokens),
     }
@@ -152,7 +155,9 @@ def _check_settings(batch_size: int, precision: str, optimizer: str, mode: str, 
         raise ValueError("optimizer adamw_8bit does not work under FSDP2: bitsandbytes cannot read sharded weights.")
 
 
-def _shared_parts(weights: Weights, optimizer: str, mode: str, num_processes: int) -> dict[str, int]:
+def _shared_parts(
+    weights: Weights, optimizer: str, mode: str, num_processes: int, gathers_bfloat16: bool
+) -> dict[str, int]:
     """The parts that a launch mode may divide among processes."""
     trained = sum(weights.trained)
     states = optimizer_bytes(weights.trained, optimizer)
@@ -167,17 +172,20 @@ def _shared_parts(weights: Weights, optimizer: str, mode: str, num_processes: in
         "parameters": part("p", FLOAT32 * weights.parameters) + FLOAT32 * weights.tables,
         "gradients": part("g", FLOAT32 * trained),
         "optimizer": part("s", states),
-        "communication": _communication(weights, mode),
+        "communication": _communication(weights, mode, gathers_bfloat16),
     }
 
 
-def _communication(weights: Weights, mode: str) -> int:
-    """Bytes of gradient buckets, or of the weights and gradients that are whole for a moment."""
+def _communication(weights: Weights, mode: str, gathers_bfloat16: bool) -> int:
+    """Bytes of gradient buckets, or of the weights and gradients that are whole for a moment.
+
+    DDP needs none: its buckets are the gradients themselves (`gradient_as_bucket_view`), also while they accumulate.
+    """
     trained = sum(weights.trained)
-    if mode == "single":
+    if mode in ("single", "ddp"):
         return 0
-    if mode == "ddp":
-        return FLOAT32 * trained  # as much as the gradients: they are copied into buckets
+    if gathers_bfloat16:  # as below, but weights and gradients have two bytes, and the bucket, which is summed, four
+        return BFLOAT16 * (3 * weights.layer + weights.outside) + FLOAT32 * weights.layer
     bucket = FLOAT32 * min(DEEPSPEED_BUCKET, trained) if mode.startswith("zero") else 0
     if mode in ("zero1", "zero2"):
         return bucket

@@ -1,9 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Saves checkpoints, exports the output directory as a model, and resumes."""
+"""Saves checkpoints and resumes from them."""
 
 import dataclasses
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +9,9 @@ import torch
 from huggingface_hub import create_repo, upload_folder
 from safetensors.torch import load_file, save_file
 
-from .. import verdict
-from ..distributed import on_main_process, whole_weights
-from ..files import disk_errors, replace_files, write_text
-from ..model_card import write_model_card
-from ..visualization.curves import plot_training_curves
-from .build import Run, is_evaluated, summarize, with_found_values
+from .build import Run, is_evaluated
 from .evaluate import evaluate
+from .exporting import export, is_exported
 from .records import continue_records, write_metrics
 from .state import read_state, write_state
 
@@ -27,15 +21,18 @@ LOCAL_FILES = ["checkpoints/*", ".tmp-*", ".lock", "run_status.json", "bad_image
 
 
 def save(run: Run, step: int, goes_on: bool) -> None:
-    """Writes a checkpoint to resume from. If the run goes on, it also makes the output directory a model, and the
-    checkpoint may be completed later.
+    """Writes a checkpoint to resume from.
+
+    If the run goes on, the checkpoint may be completed later, and the output directory becomes the model of every n-th
+    one (`export_every`).
 
     Raises:
         CheckpointError: if it cannot be written.
+        OSError: if the model cannot be written.
     """
     data_state = run.data.state()
     run.checkpoints.save(step, lambda directory: _write_state(run, directory, data_state), waits=not goes_on)
-    if goes_on:
+    if goes_on and is_exported(run.arguments, step):
         export(run)
 
 
@@ -56,37 +53,6 @@ def _write_state(run: Run, directory: Path, data_state: dict[str, Any]) -> None:
     run.data.write(directory)
     run.networks.config.save_pretrained(directory)
     run.processor.save_pretrained(directory)
-
-
-def export(run: Run) -> None:
-    """Makes the output directory a model: weights, configuration, image processor, recipe, curves and card."""
-    weights = whole_weights(run.accelerator, run.model)
-    on_main_process(run.accelerator, lambda: _write_model(run, weights))
-
-
-@disk_errors()
-def _write_model(run: Run, weights: dict[str, torch.Tensor]) -> None:
-    unfinished = run.output_dir / ".tmp-export"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    run.networks.save_pretrained(unfinished, state_dict=weights)
-    run.processor.save_pretrained(unfinished)
-    arguments = with_found_values(run)
-    arguments.save(unfinished / "recipe.yaml")
-    if run.metrics:
-        plot_training_curves(run.metrics, unfinished / "curves.png", title=run.output_dir.name)
-    if run.verdict:
-        write_text(unfinished / verdict.FILE_NAME, json.dumps(run.verdict.as_json(), indent=2) + "\n")
-    write_model_card(
-        unfinished,
-        name=run.arguments.hub_model_id or run.output_dir.name,
-        summary=summarize(run),
-        metrics=run.metrics[-1] if run.metrics else {},
-        recipe=arguments.effective(),
-        results=run.results,
-        verdict=run.verdict.as_markdown() if run.verdict else None,
-        base_model=run.arguments.init_from,
-    )
-    replace_files(unfinished, run.output_dir)
 
 
 def resume(run: Run, checkpoint: Path) -> None:

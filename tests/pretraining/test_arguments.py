@@ -243,6 +243,7 @@ OUT_OF_RANGE = {
     "eval_steps": POSITIVE,
     "save_steps": POSITIVE,
     "keep_checkpoints": POSITIVE,
+    "export_every": NOT_NEGATIVE,
     "knn_neighbors": POSITIVE,
     "max_probe_images": POSITIVE,
     "trackers": ["excel", "excel tensorboard", ""],

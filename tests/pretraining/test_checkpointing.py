@@ -6,9 +6,11 @@ import threading
 
 import pytest
 
+from ijepa_transformers import IJepaForPretraining
 from ijepa_transformers.files import write_text, written_aside
+from ijepa_transformers.modeling_ijepa import weight_files
 from ijepa_transformers.pretraining import checkpointing, loop
-from tests.runs import pretrain
+from tests.runs import assert_equal_weights, pretrain, saved_weights
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -89,3 +91,71 @@ def test_without_the_thread_a_checkpoint_is_complete_before_the_next_step(tmp_pa
     monkeypatch.setattr(loop, "optimizer_step", optimizer_step)
     pretrain(tmp_path / "run", save_steps=2, keep_checkpoints=9, async_checkpoints="false")
     assert there[2] == ["step-00000002"] and there[4] == ["step-00000002", "step-00000004"]
+
+
+# The model in the output directory
+
+
+def test_weights_are_written_once_and_the_output_directory_has_links_to_them(tmp_path):
+    """What people edit there does not damage the checkpoint."""
+    ended = pretrain(tmp_path / "run")
+    checkpoint = tmp_path / "run/checkpoints/step-00000006"
+    files = weight_files(tmp_path / "run")
+    assert len(files) == 2 and all(file.samefile(checkpoint / file.name) for file in files)
+    assert_equal_weights(IJepaForPretraining.from_pretrained(checkpoint).state_dict(), ended)
+    for file in (tmp_path / "run").glob("*.json"):
+        file.write_text("edited")
+    assert checkpointing.damage(checkpoint) is None
+
+
+def test_without_hard_links_the_weights_are_copied(tmp_path, monkeypatch):
+    linked = pretrain(tmp_path / "linked")
+
+    def refuses(*paths):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("os.link", refuses)
+    assert_equal_weights(pretrain(tmp_path / "copied"), linked)
+    for file in weight_files(tmp_path / "copied"):
+        assert file.stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("in_thread", ["true", "false"])
+@pytest.mark.parametrize(("every", "exported"), [(1, [1, 2, 3, 4, 5]), (2, [2, 2, 4, 4]), (0, [])])
+def test_the_output_directory_becomes_the_model_of_every_nth_checkpoint(
+    tmp_path, monkeypatch, every, exported, in_thread
+):
+    seen, original = [], loop.optimizer_step
+
+    def optimizer_step(run, batches, number):
+        run.checkpoints.wait()
+        if weight_files(tmp_path / "run"):
+            model = saved_weights(tmp_path / "run")
+            seen.append(next(step for step in range(number, 0, -1) if equal(model, saved_weights(place(step)))))
+        return original(run, batches, number)
+
+    def place(step):
+        return tmp_path / f"run/checkpoints/step-{step:08d}"
+
+    def equal(ours, others):
+        return all(tensor.equal(others[name]) for name, tensor in ours.items())
+
+    monkeypatch.setattr(loop, "optimizer_step", optimizer_step)
+    settings = {"save_steps": 1, "keep_checkpoints": 9, "export_every": every, "async_checkpoints": in_thread}
+    ended = pretrain(tmp_path / "run", **settings)
+    assert seen == exported and equal(ended, saved_weights(place(6)))
+
+
+def test_a_model_that_cannot_be_exported_ends_the_run_and_its_checkpoint_stays(tmp_path, monkeypatch, capsys):
+    original = os.replace
+
+    def full(source, destination):
+        if os.fspath(destination) == str(tmp_path / "run/model.safetensors"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(destination))
+        original(source, destination)
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(SystemExit) as stop:
+        pretrain(tmp_path / "run", save_steps=2)
+    assert stop.value.code == 1 and str(tmp_path / "run/model.safetensors") in capsys.readouterr().err
+    assert checkpointing.damage(tmp_path / "run/checkpoints/step-00000002") is None

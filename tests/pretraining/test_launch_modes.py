@@ -96,8 +96,9 @@ def test_two_processes_equal_one_at_the_same_global_batch(finished, mode):
         )
         assert ours["loss"] == pytest.approx(others["loss"], abs=1e-5)
         assert ours["grad_norm"] == pytest.approx(others["grad_norm"], rel=1e-4)
-    for name in ("knn_accuracy", "random_knn_accuracy"):
-        assert rows(together)[-1][name] == pytest.approx(rows(alone)[-1][name], abs=0.02)
+    ours, others = rows(together)[-1], rows(alone)[-1]
+    assert ours["random_knn_accuracy"] == others["random_knn_accuracy"]  # the same encoder, the same batches
+    assert ours["knn_accuracy"] == pytest.approx(others["knn_accuracy"], abs=0.02)
 
 
 def test_targets_normalised_over_the_images_of_a_pass_do_not_depend_on_the_number_of_processes(finished, tmp_path):

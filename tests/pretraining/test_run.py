@@ -113,7 +113,9 @@ def test_a_run_with_masks_of_fixed_lengths_resumes_bit_for_bit_and_may_cut_its_b
 def test_a_run_continues_from_the_newest_whole_checkpoint(tmp_path, capsys):
     whole = pretrain(tmp_path / "run", keep_checkpoints=5)
     weights = tmp_path / "run/checkpoints/step-00000006/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
+    content = weights.read_bytes()
+    weights.unlink()  # a new file, because the old one is also the model in the output directory, which is open
+    weights.write_bytes(content[:-1])
     assert "model.safetensors has" in damage(weights.parent)
     remove_weights(tmp_path / "run")  # a finished run needs no checkpoint
     again = pretrain(tmp_path / "run", resume="true")

@@ -319,6 +319,8 @@ def flip(path):
 
 KINDS = {
     "model.safetensors",
+    "pretraining.safetensors",
+    "pretraining.safetensors.index.json",
     "optimizer.bin",
     "random_states_0.pkl",
     "monitor_0.safetensors",
