@@ -9,6 +9,7 @@ mistyped flag is answered at once.
 import argparse
 import dataclasses
 import enum
+import inspect
 import json
 import math
 import os
@@ -53,6 +54,7 @@ def argument(
     help_text: str,
     choices: Sequence[str] | None = None,
     parse: Callable[[str], Any] | None = None,
+    metavar: str | None = None,
 ) -> Any:
     """A dataclass field that becomes a flag, a recipe key and a keyword.
 
@@ -61,8 +63,9 @@ def argument(
         help_text: what `--help` says. A percent sign is written twice, as in argparse.
         choices: the values that the field, or each entry of its list, may have; None for any.
         parse: reads a text where the field's type does not say how; raises argparse.ArgumentTypeError.
+        metavar: what stands for the value in the help; by default it follows from the type.
     """
-    metadata = {"help": help_text, "choices": choices, "parse": parse}
+    metadata = {"help": help_text, "choices": choices, "parse": parse, "metavar": metavar}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -123,13 +126,17 @@ class DatasetArguments:
     argument_group = "data"
 
     data: str = argument("", "images: a folder, Parquet or tar shards, a Hub dataset, or 'digits'")
-    data_config: str | None = argument(None, "configuration name of a Hub dataset")
-    image_column: str | None = argument(None, "column of the images; found if there is only one")
-    label_column: str | None = argument(None, "column of the labels; found if there is only one")
+    data_config: str | None = argument(None, "configuration of a Hub dataset that has several")
+    image_column: str | None = argument(None, "column of the images (default: the only one)")
+    label_column: str | None = argument(
+        None, "column of the labels, or several with commas between them, each a class (default: the only one)"
+    )
     sixteen_bit_max: int | None = argument(
         None,
-        "white in 16-bit images: 4095 if they hold 12 bits; 65535, or that of the model, if it suits the images",
+        "value that is white in 16-bit images, such as 4095 if they hold 12 bits (default: that of the model, or"
+        " 65535; the command stops if that does not suit the images)",
         parse=sixteen_bit_value,
+        metavar="INTEGER",
     )
 
 
@@ -144,6 +151,7 @@ class Flag:
     choices: tuple[str, ...] | None
     default: Any
     help: str
+    metavar: str  # what stands for the value in the help
 
     @property
     def text_kind(self) -> str:
@@ -206,8 +214,7 @@ class Flag:
 
     def add_to(self, parser: "argparse._ActionsContainer") -> None:
         """Adds the flag, and `--no_NAME` where a truth value is true by default. Not given, it leaves no value."""
-        metavar = "{" + ",".join(self.choices) + "}" if self.choices else METAVARS.get(self.kind, "TEXT")
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "type": self.parse, "metavar": metavar}
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "type": self.parse, "metavar": self.metavar}
         if self.kind is bool:
             options |= {"nargs": "?", "const": True}
         elif self.is_list:
@@ -248,9 +255,10 @@ def _flags_of(group: Any) -> list[Flag]:
         default = entry.default if made is dataclasses.MISSING else made()
         takes_mapping = dict in [typing.get_origin(hint) or hint for hint in _alternatives(hints[entry.name])]
         choices = tuple(entry.metadata.get("choices") or named) or None
-        flags.append(
-            Flag(entry.name, kind, is_list, takes_mapping, choices, default, entry.metadata.get("help") or "")
-        )
+        told = entry.metadata.get("help") or ""
+        metavar = "{" + ",".join(choices) + "}" if choices else METAVARS.get(kind, "TEXT")
+        metavar = entry.metadata.get("metavar") or metavar
+        flags.append(Flag(entry.name, kind, is_list, takes_mapping, choices, default, told, metavar))
     return flags
 
 
@@ -435,8 +443,11 @@ def build_parser(groups: Iterable[type], prog: str, description: str) -> Command
     for group in groups:
         title = vars(group).get("argument_group")  # not that of a base class
         place = parser.add_argument_group(title) if title else parser
+        title_of_inherited = vars(group).get("inherited_group")
+        rest = parser.add_argument_group(title_of_inherited) if title_of_inherited else place
+        own = inspect.get_annotations(group)
         for flag in flags_of([group]).values():
-            flag.add_to(place)
+            flag.add_to(place if flag.name in own else rest)
     return parser
 
 

@@ -38,9 +38,9 @@ class MaskArguments:
 
     mask_mode: str = argument(
         "unbiased",
-        "unbiased: target blocks and a context block; meta: the same by the released sampler with its quirks;"
+        "unbiased: several target blocks, and a context block without them; meta: the same, exactly as in Meta's code;"
         " random: the context is a random share of the patches; inverse_block: the context is one block. In random and"
-        " inverse_block every other patch is a target; auto: random on grids of at most 100 patches, else unbiased",
+        " inverse_block every other patch is a target. auto: random on grids of at most 100 patches, else unbiased",
         (*MASK_SETTINGS, "auto"),
     )
     visible_share: float = argument(0.3, "share of the patches in the context (random and inverse_block only)")
@@ -51,11 +51,17 @@ class MaskArguments:
     target_scale: list[float] = argument([0.15, 0.2], "area of a target block as a share of the image: least, most")
     target_aspect_ratio: list[float] = argument([0.75, 1.5], "height over width of a target block: least, most")
     num_contexts: int = argument(1, "contexts per image (all modes)")
-    context_scale: list[float] = argument([0.85, 1.0], "area of the context block before targets are taken out")
-    min_patches: int = argument(10, "least number of context patches")
-    allow_overlap: bool = argument(False, "leave target patches in the context")
-    num_context_tokens: int | None = argument(None, "fixed number of context patches (steady memory and speed)")
-    num_target_tokens: int | None = argument(None, "fixed number of patches per target block")
+    context_scale: list[float] = argument(
+        [0.85, 1.0], "area of the context block as a share of the image, before targets are taken out: least, most"
+    )
+    min_patches: int = argument(10, "least number of patches in the context")
+    allow_overlap: bool = argument(False, "do not take the target patches out of the context")
+    num_context_tokens: int | None = argument(
+        None, "fixed number of patches in the context (default: that of the smallest context of a pass)"
+    )
+    num_target_tokens: int | None = argument(
+        None, "fixed number of patches in a target block (default: the whole block)"
+    )
 
     @staticmethod
     def unused_settings(values: Mapping[str, Any]) -> dict[str, str]:

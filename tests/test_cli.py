@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -50,6 +51,26 @@ def test_every_command_has_help_and_refuses_an_unknown_flag_in_one_line(capsys, 
     status, out, err = answer(capsys, name, flag, "x")
     assert (status, out) == (2, "") and err.startswith(f"ijepa {name}: error: unrecognized arguments: {flag}. Did you")
     assert err.count("\n") == 1
+
+
+# What is left out, or has to be given: there is no default to name.
+WITHOUT_DEFAULT = {
+    *("data", "data_config", "model", "models", "query", "output", "output_dir", "runs", "pictures_dir"),
+    *("num_images", "init_from", "epochs", "max_steps", "momentum_half_life", "hub_model_id"),
+}
+
+
+@pytest.mark.parametrize("name", ["pretrain", "probe", "extract", "search", "stats", "visualize"])
+def test_help_of_every_flag_gives_its_default(capsys, name):
+    text = answer(capsys, name, "--help")[1].partition("--print_config")[2]
+    flags = {flag.split()[0]: " ".join(flag.split()) for flag in re.split(r"\n  --", text)[1:]}
+    assert len(flags) > 5
+    assert {flag for flag, told in flags.items() if "(default:" not in told} <= WITHOUT_DEFAULT
+
+
+def test_help_says_that_a_flag_takes_a_number_or_a_word(capsys):
+    out = answer(capsys, "pretrain", "--help")[1]
+    assert "--per_device_batch_size INTEGER|auto" in out and "--sixteen_bit_max INTEGER" in out
 
 
 def test_commands_get_their_parsed_arguments(monkeypatch):

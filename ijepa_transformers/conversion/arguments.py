@@ -19,7 +19,8 @@ Converts a checkpoint of Meta's released I-JEPA code (*.pth.tar) to a directory 
 
     ijepa convert --checkpoint IN1K-vit.h.14-300e.pth.tar --output ijepa_vith14
 
-It also rewrites a directory that the script of Transformers converted, with present names and image processor:
+It also rewrites a copy from the Hub, which a script of Transformers converted. The output has the present names of the
+weights and the right image processor:
 
     ijepa convert --from_directory ijepa_vith14_1k --output ijepa_vith14_context
 
@@ -48,34 +49,49 @@ def parse_convert_arguments(argv: Sequence[str] | None = None) -> argparse.Names
     parser = _parser(CONVERT, CONVERT_HELP, argument_default=argparse.SUPPRESS)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", dest="checkpoint_file", help="Meta's .pth.tar file")
-    source.add_argument("--from_directory", help="directory that the script of Transformers converted")
-    parser.add_argument("--output", required=True, help="directory to write; must not exist or be empty")
+    source.add_argument("--from_directory", help="copy from the Hub, which a script of Transformers converted")
+    parser.add_argument("--output", required=True, help="directory to write; it must be new or empty")
     file = parser.add_argument_group("with --checkpoint")
     networks = ("both", "target", "context")
-    file.add_argument("--encoder", choices=networks, help="both encoders and predictor (the default), or one")
-    file.add_argument("--num_attention_heads", type=int, help="for widths that were not published")
-    file.add_argument("--image_size", type=int, nargs="+", help="pixels, or height and width; a square by default")
-    file.add_argument("--with_optimizer", action="store_true", help="take AdamW's moments along")
     file.add_argument(
-        "--verbose", nargs="?", const="true", choices=("true", "false"), help="show where every key goes"
+        "--encoder", choices=networks, help="both encoders and the predictor, or one encoder (default: both)"
+    )
+    file.add_argument(
+        "--num_attention_heads", type=int, help="heads of the encoder, for widths that were not published"
+    )
+    file.add_argument(
+        "--image_size",
+        type=int,
+        nargs="+",
+        help="pixels of an image: one number, or height and width (default: a square)",
+    )
+    file.add_argument("--with_optimizer", action="store_true", help="also convert AdamW's moments")
+    file.add_argument(
+        "--verbose",
+        nargs="?",
+        const="true",
+        choices=("true", "false"),
+        help="show where every key goes (default: false)",
     )
     directory = parser.add_argument_group("with --from_directory")
     directory.add_argument(
         "--keep_image_processor",
         action="store_true",
-        help="for weights that were fine-tuned with the image processor beside them",
+        help="keep the image processor as it is, for weights that were fine-tuned with it",
     )
-    directory.add_argument("--layer_norm_eps", type=float, help="write this epsilon instead of the directory's")
+    directory.add_argument(
+        "--layer_norm_eps", type=float, help="epsilon of the layer norms (default: that of the directory)"
+    )
     return parser.parse_args(argv)
 
 
 def parse_export_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of `ijepa export`."""
     parser = _parser(EXPORT, EXPORT_HELP)
-    parser.add_argument("--model", required=True, help="directory of an IJepaForPretraining")
-    parser.add_argument("--output", required=True, help="file to write; must not exist")
+    parser.add_argument("--model", required=True, help="pretraining directory: both encoders and the predictor")
+    parser.add_argument("--output", required=True, help="file to write; it must not exist")
     parser.add_argument(
-        "--no_module_prefix", dest="module_prefix", action="store_false", help="keys without 'module.' in front"
+        "--no_module_prefix", dest="module_prefix", action="store_false", help="leave out 'module.' before each key"
     )
     return parser.parse_args(argv)
 
@@ -85,10 +101,8 @@ def parse_onnx_arguments(argv: Sequence[str] | None = None) -> argparse.Namespac
     parser = _parser(ONNX, "Writes an I-JEPA encoder or classifier as ONNX.")
     parser.add_argument("--model", required=True, help="model directory or Hub name")
     parser.add_argument("--output", required=True, help="the .onnx file to write")
-    parser.add_argument(
-        "--free_resolution", action="store_true", help="any height and width, by resizing the position embeddings"
-    )
-    parser.add_argument("--opset", type=int, default=18, help="version of the ONNX operators, 18 to 23")
+    parser.add_argument("--free_resolution", action="store_true", help="the file takes images of any height and width")
+    parser.add_argument("--opset", type=int, default=18, help="version of the ONNX operators, 18 to 23 (default: 18)")
     arguments = parser.parse_args(argv)
     try:
         check_onnx_arguments(arguments)

@@ -22,12 +22,14 @@ class DataArguments(DatasetArguments):
 
     argument_group = "data"
 
-    train_split: str = argument("train", "split that probes learn from")
+    train_split: str = argument("train", "labelled split that probes learn from")
     validation_split: str = argument(
-        "validation", "split that accuracies are measured on, as 'test' or 'validation or test', which is auto"
+        "validation", "labelled split that accuracies are measured on, such as test; auto: validation, or else test"
     )
-    max_images: int | None = argument(None, "use a sample of this many images of each split, drawn by the seed")
-    num_workers: int = argument(2, "image loading processes per process; 0 loads in it")
+    max_images: int | None = argument(
+        None, "use a sample of this many images of each split, drawn by the seed (default: all)"
+    )
+    num_workers: int = argument(2, "processes that load images, per process of the command; 0: it loads them itself")
 
 
 @dataclass
@@ -38,15 +40,16 @@ class EncoderArguments:
 
     models: list[str] = argument(
         [],
-        "NAME=SPEC or SPEC, each a row; equal names are averaged. SPEC is a directory or Hub name, perhaps with"
-        " @context or @target behind it, or random:SPEC, random:SPEC#SEED, raw_pixels:SPEC",
+        "encoders, each a row of the table: DIR (a directory or Hub name), DIR@context, DIR@target, random:DIR"
+        " (random weights), random:DIR#SEED or raw_pixels:DIR. NAME= before it names the row; rows of one name are"
+        " averaged",
     )
     encoder: Literal["target", "context"] = argument(
-        "target", "which encoder of a pretraining directory, where SPEC does not say; the paper evaluates the target"
+        "target", "which encoder of a pretraining directory, where models does not say; the paper evaluates the target"
     )
     no_baselines: bool = argument(False, "leave out the rows 'raw pixels' and 'random encoder'")
     dtype: Literal["fp32", "bf16"] = argument("fp32", "precision of the encoder; probes compute in float32")
-    per_device_batch_size: int = argument(64, "images per forward pass of the encoder and process")
+    per_device_batch_size: int = argument(64, "images per process and forward pass of the encoder")
 
 
 @dataclass
@@ -58,9 +61,11 @@ class ProbeArguments:
     probes: list[str] = argument(["knn", "few_shot", "logistic", "collapse"], "what is measured", PROBES)
     k: list[int] = argument([1, 5, 20, 100], "knn: numbers of neighbours")
     shots: list[int] = argument([1, 5, 10], "few_shot: labelled images per class")
-    label_fractions: list[float] = argument([], "few_shot: labelled shares of each class, such as 0.01")
-    num_draws: int = argument(5, "few_shot: draws of the labelled images")
-    seed: int = argument(0, "of draws, samples, first weights, order and crops")
+    label_fractions: list[float] = argument(
+        [], "few_shot: labelled shares of each class, such as 0.01 (default: none)"
+    )
+    num_draws: int = argument(5, "few_shot: how often labelled images are drawn; the mean over the draws is shown")
+    seed: int = argument(0, "seed of draws, samples, first weights, order and crops")
 
 
 @dataclass
@@ -70,16 +75,22 @@ class HeadArguments:
     argument_group = "heads"
 
     head_features: list[str] = argument(
-        ["last", "last4"], "linear: last layer, last4 concatenated, or both", HEAD_FEATURES
+        ["last", "last4"],
+        "linear: what a head sees: the last layer, the last four (averages, concatenated), or both",
+        HEAD_FEATURES,
     )
-    head_norms: list[str] = argument(["none", "batch_norm"], "linear: none, batch_norm before it, or both", HEAD_NORMS)
-    optimizers: list[str] = argument(["adamw"], "of the heads; lars needs timm", OPTIMIZERS)
-    learning_rates: list[float] = argument([1e-3, 1e-2, 1e-1], "peak learning rates")
-    weight_decays: list[float] = argument([0.0, 0.05], "weight decays")
-    schedule: str = argument("cosine", "cosine, or step: a tenth after every 15 epochs", SCHEDULES)
-    warmup_epochs: float = argument(0.0, "linear warm-up in passes over the training images")
-    epochs: int = argument(50, "passes over the training images")
-    batch_size: int = argument(256, "images per step, over all processes")
+    head_norms: list[str] = argument(
+        ["none", "batch_norm"], "linear: what comes before a head: none, batch_norm, or both", HEAD_NORMS
+    )
+    optimizers: list[str] = argument(["adamw"], "optimizers of the heads; lars needs timm", OPTIMIZERS)
+    learning_rates: list[float] = argument([1e-3, 1e-2, 1e-1], "peak learning rates of the heads")
+    weight_decays: list[float] = argument([0.0, 0.05], "weight decays of the heads")
+    schedule: str = argument(
+        "cosine", "learning rate over time: cosine, or step: a tenth after every 15 epochs", SCHEDULES
+    )
+    warmup_epochs: float = argument(0.0, "linear warm-up of the heads in passes over the training images")
+    epochs: int = argument(50, "training of the heads in passes over the training images")
+    batch_size: int = argument(256, "images per step of the heads, over all processes")
     augment: Literal["none", "crop_flip", "flip"] = argument(
         "none",
         "none: features are computed once; crop_flip: the encoder sees new random crops in every epoch, half of them"
@@ -96,8 +107,10 @@ class OutputArguments:
 
     argument_group = "output"
 
-    output_dir: str = argument("", "directory of results.md and results.json")
-    cache_dir: str | None = argument(None, "directory of computed features; output_dir/cache by default")
+    output_dir: str = argument("", "directory that results.md and results.json are written to")
+    cache_dir: str | None = argument(
+        None, "directory in which computed features are kept (default: cache in output_dir)"
+    )
     update_model_card: bool = argument(False, "write the results into the README.md of each local model directory")
 
 

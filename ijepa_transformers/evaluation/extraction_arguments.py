@@ -21,7 +21,7 @@ class FeatureExtractionArguments(DatasetArguments):
         ValueError: with the offending value, if one is missing or out of range.
     """
 
-    model: str = argument("", "model directory or Hub name; this package's or a stock encoder")
+    model: str = argument("", "model directory or Hub name: of this package, or another image encoder of Transformers")
     output_dir: str = argument("", "directory the features are written to")
     split: str = argument("train", "split to read; a folder without splits is 'train'")
     encoder: str = argument(
@@ -30,15 +30,17 @@ class FeatureExtractionArguments(DatasetArguments):
         ("target", "context"),
     )
     features: list[str] = argument(
-        ["pooled"], "pooled (one vector per image), patch (one per token), or both", tuple(OUTPUTS)
+        ["pooled"], "pooled (one vector per image), patch (one vector per patch), or both", tuple(OUTPUTS)
     )
     format: str = argument("parquet", "kind of file", ("parquet", "safetensors"))
     dtype: str = argument(
         "fp32", "precision of weights and computation; Parquet stores float32 either way", ("fp32", "bf16")
     )
-    batch_size: int = argument(64, "images per forward pass and process")
-    shard_size: int = argument(1024, "images per file; what a kill loses at most, and what memory has to hold")
-    num_workers: int = argument(2, "image loading processes per process; 0 loads in it")
+    batch_size: int = argument(64, "images per process and forward pass")
+    shard_size: int = argument(
+        1024, "images per file: so many are computed again after a kill, and memory has to hold their features"
+    )
+    num_workers: int = argument(2, "processes that load images, per process of the command; 0: it loads them itself")
 
     def __post_init__(self):
         for name in ("model", "data", "output_dir", "features"):

@@ -31,7 +31,7 @@ class StatisticsArguments(DatasetArguments):
     split: str = argument("train", "split to measure; a folder without splits is 'train'")
     num_channels: int = argument(3, "channels to read: 3 for colour, 1 for grey, up to 16 for bands")
     max_images: int = argument(10_000, "measure a random sample of so many images, or all if there are fewer")
-    num_workers: int = argument(2, "image loading processes; 0 loads in the command itself")
+    num_workers: int = argument(2, "processes that load images; 0: the command loads them itself")
 
     def __post_init__(self):
         require(self.data, "data is missing.")

@@ -37,16 +37,19 @@ class DataArguments(DatasetArguments):
     train_split: str = argument("train", "labelled split to train on")
     validation_split: str | None = argument(
         None,
-        "labelled split to evaluate on, as 'test' or 'validation or test'; auto: whichever of these there is; no"
-        " evaluation by default",
+        "labelled split to evaluate on, such as test; auto: validation, or else test (default: no evaluation)",
     )
-    images_per_class: int | None = argument(None, "train on so many images of every class")
-    label_fraction: float | None = argument(None, "train on this share of every class, at least one image of each")
-    subset_seed: int = argument(0, "of the choice of images_per_class or label_fraction")
-    train_list: str | None = argument(None, "train on the images this text file names, one file name per line")
+    images_per_class: int | None = argument(None, "train on so many images of every class (default: all)")
+    label_fraction: float | None = argument(
+        None, "train on this share of every class, at least one image of each (default: all)"
+    )
+    subset_seed: int = argument(0, "seed that chooses the images of images_per_class or label_fraction")
+    train_list: str | None = argument(
+        None, "train on the images that this text file names, one file name per line (default: all)"
+    )
     crop_scale: list[float] = argument([0.08, 1.0], "area of the random crop as a share of the image: least, most")
     crop_ratio: list[float] = argument([3 / 4, 4 / 3], "aspect ratio of the random crop: least, most")
-    horizontal_flip: bool = argument(True, "mirror every second image at random")
+    horizontal_flip: bool = argument(True, "mirror half of the images, chosen at random")
     interpolation: Literal["bilinear", "bicubic"] = argument("bicubic", "resizing of the crop")
 
     def __post_init__(self):
@@ -65,17 +68,23 @@ class ModelArguments:
     argument_group = "model"
 
     model: str = argument(
-        "", "directory or Hub name to start from: pretrained or fine-tuned, this package's or any image classifier's"
+        "", "directory or Hub name to start from: a pretrained encoder, or any image classifier of Transformers"
     )
     encoder: Literal["target", "context"] = argument(
         "target", "which encoder of a pretraining directory; the paper fine-tunes the target encoder"
     )
-    from_scratch: bool = argument(False, "only the architecture and the image processor of model, with fresh weights")
-    tune: Literal["all", "head"] = argument("all", "all, or head: the encoder is frozen and in evaluation mode")
-    image_size: list[int] | None = argument(
-        None, "pixels of an image, one number or height and width; the model's own size by default"
+    from_scratch: bool = argument(
+        False, "take only the architecture and the image processor of model, with random weights"
     )
-    drop_path_rate: float | None = argument(None, "stochastic depth of the last layer; as the model says by default")
+    tune: Literal["all", "head"] = argument(
+        "all", "what is trained: all, or only the head; then the encoder is frozen and in evaluation mode"
+    )
+    image_size: list[int] | None = argument(
+        None, "pixels of an image: one number, or height and width (default: as the model)"
+    )
+    drop_path_rate: float | None = argument(
+        None, "stochastic depth: share of images for which the last layer is skipped (default: as the model)"
+    )
 
     def __post_init__(self):
         require(self.model, "model is missing: name a directory or a Hub repository.")
@@ -108,14 +117,16 @@ class RegularizationArguments:
 
     argument_group = "regularization"
 
-    randaugment_magnitude: int | None = argument(None, "strength of RandAugment, 0 to 30; no RandAugment by default")
+    randaugment_magnitude: int | None = argument(None, "strength of RandAugment, 0 to 30 (default: no RandAugment)")
     randaugment_num_ops: int = argument(2, "operations of RandAugment per image")
-    mixup_alpha: float | None = argument(None, "mixup: shares drawn from Beta(alpha, alpha); no mixup by default")
+    mixup_alpha: float | None = argument(None, "mixup: shares are drawn from Beta(alpha, alpha) (default: no mixup)")
     cutmix_alpha: float | None = argument(
-        None, "cutmix, likewise; with mixup_alpha too, every batch gets one of both at random"
+        None, "the same for cutmix; with both, every batch gets one of them at random (default: no cutmix)"
     )
     label_smoothing: float = argument(0.0, "share of each label that is spread over all classes while training")
-    layer_decay: float = argument(1.0, "learning rate of a layer over that of the layer above; 1 is one rate for all")
+    layer_decay: float = argument(
+        1.0, "learning rate of a layer divided by that of the layer above; 1: one rate for all"
+    )
 
     def __post_init__(self):
         for name in ("mixup_alpha", "cutmix_alpha"):

@@ -22,22 +22,41 @@ class FineTuningArguments(TrainingArguments):
     """`TrainingArguments` with the defaults of fine-tuning an encoder."""
 
     argument_group = "training"
+    inherited_group = "all other arguments of transformers.TrainingArguments, in its words"
 
     output_dir: str = argument("", "directory the classifier is written to")
-    num_train_epochs: float = argument(50, "passes over the training images")
+    num_train_epochs: float = argument(50, "length of the run in passes over the training images")
+    max_steps: int = argument(-1, "length of the run in optimizer steps, in place of num_train_epochs; -1: not given")
     per_device_train_batch_size: int = argument(64, "images per process and forward pass")
     per_device_eval_batch_size: int = argument(64, "images per process and forward pass in evaluation")
-    learning_rate: float = argument(5e-4, "peak learning rate, of the head where layer_decay is below 1")
+    gradient_accumulation_steps: int = argument(1, "passes per process that an optimizer step adds up")
+    learning_rate: float = argument(5e-4, "peak learning rate; with layer_decay below 1 that of the head")
     weight_decay: float = argument(0.05, "weight decay; none on biases and layer norms")
+    max_grad_norm: float = argument(1.0, "clip the gradient to this L2 norm; 0: no clipping")
+    bf16: bool = argument(False, "compute in bfloat16; weights stay float32")
+    use_cpu: bool = argument(False, "compute on the CPU, also if there is a GPU")
     lr_scheduler_type: str = argument("cosine", "schedule of the learning rate")
-    warmup_steps: float = argument(0.1, "steps of linear warm-up; a share of the run below 1")
-    logging_steps: float = argument(50, "optimizer steps between lines of the log; a share of the run below 1")
+    warmup_steps: float = argument(0.1, "linear warm-up: from 1 on optimizer steps, below 1 a share of the run")
+    logging_steps: float = argument(
+        50, "from 1 on optimizer steps between lines of the log, below 1 a share of the run"
+    )
+    report_to: str | list[str] | None = argument("none", "tracker: tensorboard, wandb, mlflow, trackio or none")
+    eval_strategy: IntervalStrategy | str = argument(
+        "no", "when the validation split is evaluated, besides at the end: no, steps or epoch"
+    )
     save_strategy: str = argument("epoch", "when checkpoints are written: no, steps, epoch or best")
     save_total_limit: int | None = argument(2, "how many checkpoints are kept")
-    metric_for_best_model: str | None = argument("accuracy", "what load_best_model_at_end goes by")
-    dataloader_num_workers: int = argument(4, "image loading processes per process; 0 loads in it")
-    dataloader_persistent_workers: bool = argument(True, "whether these processes stay from epoch to epoch")
-    remove_unused_columns: bool = argument(False, "must stay False: nothing that the data set yields is unused")
+    load_best_model_at_end: bool = argument(
+        False, "end with the best checkpoint instead of the last; needs eval_strategy and validation_split"
+    )
+    metric_for_best_model: str | None = argument("accuracy", "the measure by which load_best_model_at_end chooses")
+    resume_from_checkpoint: str | None = argument(
+        None, "continue from a checkpoint of output_dir: last (the newest complete one) or its directory"
+    )
+    seed: int = argument(42, "seed of new weights, order of images, crops and augmentation")
+    dataloader_num_workers: int = argument(4, "processes that load images, per training process; 0: it loads them")
+    dataloader_persistent_workers: bool = argument(True, "keep the loading processes from epoch to epoch")
+    remove_unused_columns: bool = argument(False, "must stay false: nothing that the data set yields is unused")
 
     @staticmethod
     def unused_settings(values: Mapping[str, Any]) -> dict[str, str]:

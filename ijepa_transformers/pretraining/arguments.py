@@ -44,41 +44,50 @@ class DataArguments(DatasetArguments):
 
     train_split: str = argument("train", "split to pretrain on")
     validation_data: str | None = argument(
-        None, "labelled data for the k-NN, with both splits, if not `data` (which, streamed, cannot serve)"
+        None, "labelled images for the k-NN, with both splits (default: those of data; needed with streaming)"
     )
     validation_split: str | None = argument(
         None,
-        "labelled split for the k-NN, as 'test' or 'validation or test'; auto: whichever of these there is; both"
-        " splits need labels then",
+        "split on which the k-NN is measured, such as test; auto: validation, or else test. It needs labels, and so"
+        " does train_split (default: no k-NN)",
     )
     crop_scale: list[float] = argument([0.3, 1.0], "area of the random crop as a share of the image: least, most")
     crop_ratio: list[float] = argument([3 / 4, 4 / 3], "aspect ratio of the random crop: least, most")
-    horizontal_flip: bool = argument(False, "mirror every second image at random (the published recipe does not)")
+    horizontal_flip: bool = argument(
+        False, "mirror half of the images, chosen at random (the published recipe does not)"
+    )
     interpolation: str = argument("bilinear", "resizing of the crop", ("bilinear", "bicubic"))
     fast_large_photos: bool = argument(
         False, "decode large JPEG photos at a half to an eighth of their size: faster, pixels differ a little"
     )
     cache_images: str = argument(
         AUTO,
-        "keep decoded images in memory; auto: if they fit in a quarter of what is free",
+        "keep decoded images in memory: auto (if they fit in a quarter of the free memory), ram (as many as fit in"
+        " half of it) or none",
         (AUTO, "ram", "none"),
     )
     image_mean: list[float] | None = argument(
-        None, "mean of each channel, pixels in 0..1; that of init_from or ImageNet's by default"
+        None, "mean of each channel, of pixels from 0 to 1 (default: that of init_from, or ImageNet's)"
     )
-    image_std: list[float] | None = argument(None, "standard deviation of each channel; ImageNet's by default")
+    image_std: list[float] | None = argument(
+        None, "standard deviation of each channel, of pixels from 0 to 1 (default: that of init_from, or ImageNet's)"
+    )
     eval_resize_ratio: float = argument(
-        256 / 224, "shorter side of an image over its centre crop in evaluation and in the saved image processor"
+        256 / 224,
+        "in evaluation and in the saved image processor: shorter side of the resized image over the side of its"
+        " centre crop",
     )
     max_bad_images: float = argument(
-        0.01, "stop when more images than this cannot be read: a share of the data below 1, a count from 1 on"
+        0.01, "stop when more images than this cannot be read: below 1 a share of the data, from 1 on a number"
     )
     streaming: bool = argument(
-        False, "read Parquet or tar shards one after the other (local, hf://, s3://, ...), not indexed first"
+        False, "read Parquet, tar or Arrow shards one after the other, also from hf:// or s3://"
     )
-    num_images: int | None = argument(None, "streaming: images of the split, where the shards do not say (tar)")
-    shuffle_buffer: int = argument(1000, "streaming: images, still encoded, that are shuffled together")
-    num_workers: int = argument(4, "data loading processes per training process; 0 loads in the training process")
+    num_images: int | None = argument(
+        None, "with streaming: images of the training split; needed for tar shards, which do not say it"
+    )
+    shuffle_buffer: int = argument(1000, "with streaming: images that each loading process shuffles together")
+    num_workers: int = argument(4, "processes that load images, per training process; 0: it loads them itself")
 
     def _check_data(self):
         require(
@@ -126,39 +135,58 @@ class ModelArguments:
 
     argument_group = "model"
 
-    size: str | None = argument(None, "published size that sets widths and depths", SIZES)
+    size: str | None = argument(None, "published size, which sets widths and numbers of layers (default: base)", SIZES)
     init_from: str | None = argument(
-        None, "directory or Hub name whose weights (not optimizer, not schedules) the run starts from"
+        None, "directory or Hub name of a model: the run starts from its weights, in its architecture and image size"
     )
-    image_size: list[int] | None = argument(None, "pixels of a training image: one number, or height and width")
-    patch_size: list[int] | None = argument(None, "pixels of a patch: one number, or height and width")
-    num_channels: int | None = argument(None, "3 for colour, 1 for grey, up to 16 for bands")
-    hidden_size: int | None = argument(None, "width of the encoder")
-    num_hidden_layers: int | None = argument(None, "layers of the encoder")
-    num_attention_heads: int | None = argument(None, "attention heads of the encoder")
-    intermediate_size: int | None = argument(None, "feed-forward width of the encoder")
-    predictor_hidden_size: int | None = argument(None, "width of the predictor")
-    predictor_num_hidden_layers: int | None = argument(None, "layers of the predictor")
-    predictor_num_attention_heads: int | None = argument(None, "attention heads of the predictor")
-    predictor_intermediate_size: int | None = argument(None, "feed-forward width of the predictor")
-    drop_path_rate: float | None = argument(None, "stochastic depth of the last context encoder layer")
+    image_size: list[int] | None = argument(
+        None, "pixels of a training image: one number, or height and width (default: 224)"
+    )
+    patch_size: list[int] | None = argument(None, "pixels of a patch: one number, or height and width (default: 16)")
+    num_channels: int | None = argument(None, "3 for colour, 1 for grey, up to 16 for bands (default: 3)")
+    hidden_size: int | None = argument(None, "width of the encoder (default: that of size)")
+    num_hidden_layers: int | None = argument(None, "layers of the encoder (default: those of size)")
+    num_attention_heads: int | None = argument(None, "attention heads of the encoder (default: those of size)")
+    intermediate_size: int | None = argument(None, "feed-forward width of the encoder (default: that of size)")
+    predictor_hidden_size: int | None = argument(None, "width of the predictor (default: 384)")
+    predictor_num_hidden_layers: int | None = argument(None, "layers of the predictor (default: those of size)")
+    predictor_num_attention_heads: int | None = argument(
+        None, "attention heads of the predictor (default: as the encoder)"
+    )
+    predictor_intermediate_size: int | None = argument(
+        None, "feed-forward width of the predictor (default: 4 x its width)"
+    )
+    drop_path_rate: float | None = argument(
+        None,
+        "stochastic depth: share of images for which the last layer of the context encoder is skipped (default: 0)",
+    )
     patch_embedding_init: str | None = argument(
-        None, "published (std 0.02) or fan_in (1/sqrt of a patch's values)", ("published", "fan_in")
+        None,
+        "initial weights of the patch embedding: published (std 0.02) or fan_in (std 1/sqrt of the numbers in a patch)"
+        " (default: published)",
+        ("published", "fan_in"),
     )
     initializer_range: float | None = argument(
-        None, "standard deviation of initial weights; 0.02 by default, about 1/sqrt(hidden_size) for narrow encoders"
+        None, "standard deviation of initial weights; for narrow encoders about 1/sqrt(hidden_size) (default: 0.02)"
     )
-    loss_type: str | None = argument(None, "smooth_l1 (released code) or mse (paper)", ("smooth_l1", "mse"))
+    loss_type: str | None = argument(
+        None,
+        "smooth_l1 (released code) or mse (paper) (default: smooth_l1, or that of init_from)",
+        ("smooth_l1", "mse"),
+    )
     target_normalization: str | None = argument(
         None,
-        "layer (released code: over the features of a patch), batch (each feature over all patches) or none",
+        "how targets are normalised: layer (over the features of a patch, as in the released code), batch (each"
+        " feature over all patches of a pass) or none (default: layer, or that of init_from)",
         ("layer", "batch", "none"),
     )
     attn_implementation: str | None = argument(
-        None, "implementation of attention", ("sdpa", "eager", "flash_attention_2", "flex_attention")
+        None,
+        "implementation of attention (default: sdpa or eager, whichever is faster)",
+        ("sdpa", "eager", "flash_attention_2", "flex_attention"),
     )
     compile_layers: bool = argument(False, "torch.compile every layer: a slow first step, faster ones after it")
-    gradient_checkpointing: bool = argument(False, "recompute layers in the backward pass: less memory, more time")
+    gradient_checkpointing: bool = argument(False, "compute layers again in the backward pass: less memory, more time")
 
     def model_fields(self) -> dict:
         """The fields of `IJepaConfig` that this recipe sets."""
@@ -214,42 +242,51 @@ class OptimizationArguments:
     argument_group = "optimization"
 
     optimizer: str = argument(
-        "adamw", "adamw, or adamw_8bit: a quarter of its memory (pip install bitsandbytes)", ("adamw", "adamw_8bit")
+        "adamw",
+        "adamw, or adamw_8bit, which needs a quarter of its memory (pip install bitsandbytes)",
+        ("adamw", "adamw_8bit"),
     )
     batch_size: int = argument(2048, "images per optimizer step, over all processes and accumulation steps")
     per_device_batch_size: int | str = argument(
         128,
-        "images per process and forward pass, or auto: as many as fit the GPU; accumulation makes up the rest",
+        "images per process and forward pass, or auto: as many as fit the GPU. A step accumulates as many passes as"
+        " batch_size needs",
         parse=number_or_auto,
+        metavar="INTEGER|auto",
     )
-    epochs: float | None = argument(None, "length of the run in passes over the data (or give max_steps)")
+    epochs: float | None = argument(None, "length of the run in passes over the data; give this or max_steps")
     max_steps: int | None = argument(None, "length of the run in optimizer steps")
-    warmup_epochs: float | None = argument(None, "linear warm-up in passes over the data (or give warmup_steps)")
-    warmup_steps: int | None = argument(None, "linear warm-up in optimizer steps")
+    warmup_epochs: float | None = argument(
+        None, "linear warm-up in passes over the data; give this or warmup_steps (default: none)"
+    )
+    warmup_steps: int | None = argument(None, "linear warm-up in optimizer steps (default: none)")
     start_learning_rate: float = argument(2e-4, "learning rate the warm-up starts from")
     learning_rate: float = argument(1e-3, "peak learning rate")
     final_learning_rate: float = argument(1e-6, "learning rate at the end (cosine)")
     weight_decay: float = argument(0.04, "weight decay at the start")
     final_weight_decay: float = argument(0.4, "weight decay at the end (cosine)")
-    momentum: float | None = argument(None, "momentum of the target encoder at the start; 0.996 by default")
+    momentum: float | None = argument(None, "momentum of the target encoder at the start (default: 0.996)")
     momentum_half_life: float | str | None = argument(
         None,
-        "share of the run within which the target encoder forgets half; sets momentum from the number of steps. auto:"
-        " 0.01, but at most the published 173 steps",
+        "instead of momentum: share of the run within which the target encoder forgets half of its past. auto: 0.01,"
+        " but at most the published 173 steps",
         parse=share_or_auto,
+        metavar="NUMBER|auto",
     )
     final_momentum: float = argument(1.0, "momentum of the target encoder at the end (linear)")
-    adam_beta1: float = argument(0.9, "AdamW's first decay")
-    adam_beta2: float = argument(0.999, "AdamW's second decay")
+    adam_beta1: float = argument(0.9, "AdamW's decay of the mean of gradients")
+    adam_beta2: float = argument(0.999, "AdamW's decay of the mean of squared gradients")
     adam_epsilon: float = argument(1e-8, "AdamW's epsilon")
-    max_grad_norm: float | None = argument(None, "clip the gradient to this L2 norm; no clipping by default")
+    max_grad_norm: float | None = argument(None, "clip the gradient to this L2 norm (default: no clipping)")
     mixed_precision: str | None = argument(
-        None, "computation on float32 weights; accelerate's own setting by default", ("no", "bf16", "fp16")
+        None,
+        "precision of computation; weights stay float32 (default: that of the launcher, or no)",
+        ("no", "bf16", "fp16"),
     )
     max_skipped_steps: int = argument(
         100, "stop when more steps than this had no finite gradient; each is skipped and reported"
     )
-    seed: int = argument(0, "of initial weights, data order, crops and masks")
+    seed: int = argument(0, "seed of initial weights, order of images, crops and masks")
 
     def _check_optimization(self):
         require_numbers(self, "batch_size", least=1)
@@ -321,10 +358,12 @@ class OutputArguments:
     argument_group = "output"
 
     output_dir: str = argument("", "directory of the run: the model, its card, metrics, curves and checkpoints")
-    print_memory_estimate: bool = argument(False, "print what a training process needs, part by part, and stop")
+    print_memory_estimate: bool = argument(
+        False, "print how much memory a training process needs, part by part, and stop"
+    )
     resume: bool = argument(False, "continue the run in output_dir from its newest complete checkpoint")
     logging_steps: int = argument(50, "optimizer steps between rows of metrics.jsonl")
-    eval_steps: int | None = argument(None, "optimizer steps between k-NN evaluations; at the end only by default")
+    eval_steps: int | None = argument(None, "optimizer steps between k-NN evaluations (default: only at the end)")
     save_steps: int = argument(1000, "optimizer steps between checkpoints")
     keep_checkpoints: int = argument(2, "how many of the newest checkpoints are kept")
     export_every: int = argument(
@@ -333,11 +372,15 @@ class OutputArguments:
     async_checkpoints: bool = argument(
         True, "complete a checkpoint while the next steps are computed; one process and DDP only"
     )
-    knn_neighbors: int = argument(20, "neighbours of the k-NN")
-    max_probe_images: int = argument(5000, "labelled images of each split that probes use at most")
-    trackers: list[str] = argument([], "Accelerate trackers beside metrics.jsonl, for example tensorboard")
+    knn_neighbors: int = argument(20, "neighbours that vote in the k-NN")
+    max_probe_images: int = argument(
+        5000, "most labelled images of each split that are used for the k-NN and the table at the end"
+    )
+    trackers: list[str] = argument(
+        [], "trackers of Accelerate that get the metrics too, such as tensorboard or wandb (default: none)"
+    )
     push_to_hub: bool = argument(False, "upload output_dir to the Hub at the end (needs hub_model_id and a login)")
-    hub_model_id: str | None = argument(None, "name of the Hub repository")
+    hub_model_id: str | None = argument(None, "name of the Hub repository, USER/NAME")
     hub_private: bool = argument(True, "create the Hub repository as a private one")
     verbose: bool = argument(False, "print all settings and the classes of the data at the start")
 

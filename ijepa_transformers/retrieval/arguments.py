@@ -30,19 +30,20 @@ class SearchArguments(DatasetArguments):
         ValueError: with the offending value, if one is missing or out of range.
     """
 
-    model: str = argument("", "model directory or Hub name; this package's or a stock encoder")
+    model: str = argument("", "model directory or Hub name: of this package, or another image encoder of Transformers")
     query: list[str] = argument([], "image files; the most similar photos of each are listed")
     duplicates: bool = argument(False, "list groups of near duplicates")
     outliers: bool = argument(False, "list the photos that are least like their nearest neighbours")
     serve: bool = argument(False, "open a local page for all three; needs the extra 'page'")
     k: int | None = argument(None, f"photos that are listed (default: {FEW}, or all if there are fewer)")
     threshold: float | None = argument(
-        None, "least cosine similarity of near duplicates (default: from the usual distance of nearest photos)"
+        None, "least cosine similarity of near duplicates (default: made from the distances of the photos)"
     )
     index: str | None = argument(
-        None, "directory of the features, which may be one of `ijepa extract` (default: one in ~/.cache/ijepa)"
+        None,
+        "directory in which the features are kept; it may be one of `ijepa extract` (default: one in ~/.cache/ijepa)",
     )
-    output: str | None = argument(None, "HTML file that shows what was found")
+    output: str | None = argument(None, "HTML file to write, which shows what was found")
     json: bool = argument(False, "print JSON instead of text")
     host: str = argument("127.0.0.1", "address of the page; 127.0.0.1 is for this machine only")
     port: int | None = argument(None, "port of the page (default: the first free one from 7860)")
@@ -50,7 +51,7 @@ class SearchArguments(DatasetArguments):
     encoder: str = argument("target", "which encoder of a pretraining directory", ("target", "context"))
     dtype: str = argument("fp32", "precision of weights and computation", ("fp32", "bf16"))
     batch_size: int = argument(32, "images per forward pass")
-    num_workers: int = argument(2, "image loading processes; 0 loads in the main process")
+    num_workers: int = argument(2, "processes that load images; 0: the command loads them itself")
 
     def __post_init__(self):
         for name in ("data", "model"):

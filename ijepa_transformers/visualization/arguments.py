@@ -26,16 +26,16 @@ class VisualizationArguments(DatasetArguments):
 
     model: str = argument("", "model directory or Hub name: a pretraining directory, or one I-JEPA encoder")
     output: str = argument("", "the HTML file to write")
-    split: str = argument("train", "split to show; one that the model was not trained on is the more honest choice")
+    split: str = argument("train", "split to show; best one that the model was not trained on")
     encoder: Literal["target", "context"] = argument(
         "target", "which encoder of a pretraining directory is shown; the paper evaluates the target"
     )
     num_images: int = argument(8, "images that are shown")
-    bank_size: int = argument(512, "images whose patches are searched for the nearest to a prediction")
+    bank_size: int = argument(512, "images whose patches are searched for the one most like a guess")
     map_images: int = argument(1000, "images on the map")
     batch_size: int = argument(32, "images per forward pass")
-    seed: int = argument(0, "of the choice of images, of the masks and of the random encoder")
-    runs: list[str] = argument([], "further runs as NAME=DIR, whose metrics.jsonl are drawn with the model's own")
+    seed: int = argument(0, "seed of the choice of images, of the masks and of the random encoder")
+    runs: list[str] = argument([], "further runs as NAME=DIR, whose curves are drawn beside the model's own")
     decoder: bool = argument(
         False,
         "also trains a small decoder from features to pixels, on images of the split train, and shows the guesses of"
@@ -43,7 +43,7 @@ class VisualizationArguments(DatasetArguments):
     )
     decoder_images: int = argument(1000, "images that the decoder is trained on")
     decoder_steps: int = argument(1000, "training steps of the decoder")
-    pictures_dir: str | None = argument(None, "directory that also gets every picture as a PNG file")
+    pictures_dir: str | None = argument(None, "directory to which every picture is also written as a PNG file")
 
     def __post_init__(self):
         for name in ("model", "data", "output"):
@@ -71,4 +71,6 @@ class VisualizationArguments(DatasetArguments):
 def parse_visualization_arguments(argv: Sequence[str] | None = None) -> VisualizationArguments:
     """The arguments of `ijepa visualize`; see `parse_arguments`."""
     groups = [VisualizationArguments]
-    return parse_arguments(argv, groups, VisualizationArguments, PROGRAM, "Shows what an I-JEPA has learned.")
+    return parse_arguments(
+        argv, groups, VisualizationArguments, PROGRAM, "Writes an HTML page that shows what an I-JEPA has learned."
+    )

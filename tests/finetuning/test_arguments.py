@@ -52,3 +52,12 @@ def test_the_function_takes_one_length_too():
 def test_a_strategy_that_is_given_replaces_the_steps_of_a_recipe(parsed):
     found = parsed({"save_strategy": "steps", "save_steps": 100}, "--save_strategy", "epoch")
     assert (found.save_strategy, found.save_steps) == ("epoch", 500)
+
+
+def test_help_has_the_usual_arguments_before_those_of_trainer(capsys):
+    with pytest.raises(SystemExit):
+        parse_fine_tuning_arguments(["--help"])
+    usual, _, others = capsys.readouterr().out.partition("all other arguments of transformers.TrainingArguments")
+    for flag in ("--learning_rate", "--max_steps", "--bf16", "--eval_strategy", "--resume_from_checkpoint"):
+        assert f"\n  {flag} " in usual and f"\n  {flag} " not in others
+    assert "\n  --ddp_timeout " in others and "last (the newest complete one)" in " ".join(usual.split())

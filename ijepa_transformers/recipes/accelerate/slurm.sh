@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pretraining on several nodes under Slurm, requeued until it is finished:
+# Pretraining on several nodes under Slurm. The job is requeued until it is finished.
 #
 #     ijepa recipes copy accelerate/slurm.sh
 #     sbatch --nodes 2 slurm.sh --recipe vit_huge14_in1k_300ep --data /data/imagenet --output_dir /shared/huge14

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same without Accelerate's launcher: DDP through torchrun, on every node, for schedulers that are not Slurm.
+# Pretraining on several nodes without Slurm: DDP through torchrun, started on every node.
 #
 #     ijepa recipes copy accelerate/torchrun.sh
 #     NODES=2 NODE=0 HEAD=10.0.0.1 bash torchrun.sh --recipe vit_base16_in1k --data ...
