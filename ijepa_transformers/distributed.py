@@ -400,7 +400,7 @@ def shared_dataset(accelerator: Accelerator, open_dataset: Callable[[], datasets
 
 
 def end_process_group(accelerator: Accelerator) -> None:
-    """Ends the trackers and the process group. Gloo workers that are still alive at exit sometimes abort the process.
+    """Ends the process group. Gloo workers that are still alive at exit sometimes abort the process.
 
     The caller must first delete everything that holds the group: models wrapped for several processes, and a Trainer.
     PyTorch itself may still hold the workers (2.13 under FSDP2, 2.15 under DDP too), but they are idle then.

@@ -34,6 +34,7 @@ from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, refuse_other_files, write_text
 from ..locks import OutputLock
 from ..modeling_ijepa import IJepaPreTrainedModel
+from ..trackers import quiet_writers
 from .arguments import (
     PROGRAM,
     DataArguments,
@@ -260,6 +261,7 @@ def start(trainer: ClassificationTrainer) -> None:
     write_text(Path(arguments.training.output_dir) / _RECIPE, recipe)
 
 
+@quiet_writers()
 def run(trainer: ClassificationTrainer) -> dict[str, float]:
     """Trains, saves and evaluates the classifier, and writes its model card. Returns the metrics of training."""
     metrics = trainer.train_to_the_end()

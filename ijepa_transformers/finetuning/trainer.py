@@ -25,6 +25,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import INTEGRATION_TO_CALLBACK
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 
@@ -38,6 +39,7 @@ from ..failures import DivergedError
 from ..files import disk_errors, replace_files
 from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license, write_card
 from ..optimization import layer_decay_groups, parameter_places
+from ..trackers import GuardedTracker
 from .checkpointing import plain_values, require_whole, save_checkpoint, step_of
 from .divergence import require_finite_evaluation, require_finite_loss, require_finite_weights
 from .messages import ShowProgress
@@ -157,7 +159,15 @@ class ClassificationTrainer(Trainer):
         for callback in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):  # one of them is there
             self.remove_callback(callback)
         self.add_callback(ShowProgress())
+        self._guard_trackers()
         self.model_accepts_loss_kwargs = False  # the loss takes the number of items; the model does not
+
+    def _guard_trackers(self) -> None:
+        names = {tracker: name for name, tracker in INTEGRATION_TO_CALLBACK.items()}
+        callbacks = self.callback_handler.callbacks
+        for place, callback in enumerate(callbacks):
+            if type(callback) in names:
+                callbacks[place] = GuardedTracker(names[type(callback)], callback)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
         return self.train_sampler

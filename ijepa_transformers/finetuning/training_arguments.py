@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import IntervalStrategy, TrainingArguments
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ..arguments import argument, does_nothing, flags_of, require, require_numbers
 from .arguments import OWN_GROUPS, DataArguments, ModelArguments, RegularizationArguments
@@ -77,6 +78,7 @@ class FineTuningArguments(TrainingArguments):
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False  # there are none to keep
         super().__post_init__()
+        self._check_trackers()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
 
     def _check_numbers(self) -> None:
@@ -95,6 +97,12 @@ class FineTuningArguments(TrainingArguments):
             0 < self.num_train_epochs < math.inf,
             f"The run has no step: num_train_epochs is {self.num_train_epochs}. Give a number above 0.",
         )
+
+    def _check_trackers(self) -> None:
+        known, installed = list(INTEGRATION_TO_CALLBACK), get_available_reporting_integrations()
+        for name in self.report_to or ():
+            require(name in known, f"report_to must be among {', '.join(known)}, got {name!r}.")
+            require(name in installed, f"report_to: {name!r} is not installed here (pip install {name}).")
 
     def __getstate__(self) -> dict[str, Any]:
         """The values without tokens, because `Trainer` pickles them into training_args.bin and uploads this file."""

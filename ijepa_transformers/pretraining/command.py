@@ -24,6 +24,7 @@ from ..failures import FAILED, REFUSED, DivergedError, cause_of, end, end_worker
 from ..failures import explain as explain_common
 from ..files import write_text
 from ..launcher import is_first_process
+from ..trackers import finish_trackers, quiet_writers, start_trackers
 from .arguments import PROGRAM, PretrainingArguments, parse_pretraining_arguments, pretraining_arguments
 from .batch_size import memory_estimate
 from .build import Run, build_run
@@ -48,6 +49,7 @@ class SettingsError(ValueError):
     """The run cannot start with these arguments. Nothing was written."""
 
 
+@quiet_writers()
 def run(arguments: PretrainingArguments) -> Result:
     """Pretrains from start to end. Call it in the main thread of every process, because it listens to signals.
 
@@ -70,6 +72,9 @@ def run(arguments: PretrainingArguments) -> Result:
         stop.raises_at_once = False  # from here on the loop stops, where everything can be saved
         try:
             claim(built)
+            # TensorBoard hides what a killed run has logged after the checkpoint.
+            tensorboard = {"purge_step": built.first_step + 1}
+            start_trackers(built.accelerator, built.output_dir, {"tensorboard": tensorboard})
         except (ValueError, OSError) as error:
             raise SettingsError(str(error)) from error
         with _recorded_status(built, others):
@@ -135,9 +140,6 @@ def start(run: Run) -> None:
     if not run.checkpoint:
         for warning in warnings_for(run.plan):
             run.accelerator.print(f"WARNING: {warning}")
-    # TensorBoard hides what a killed run has logged after the checkpoint.
-    tracker_settings = {"tensorboard": {"purge_step": run.first_step + 1}}
-    run.accelerator.init_trackers(run.output_dir.name, init_kwargs=tracker_settings)
     if not run.checkpoint:
         begin_records(run)
     if run.checkpoint:
@@ -171,6 +173,7 @@ def finish(run: Run) -> None:
 def close(run: Run, others: Collection[BaseProcess] = ()) -> None:
     """Ends the data loading processes (not `others`) and the process group. The run cannot be used afterwards."""
     end_workers(others)
+    finish_trackers(run.accelerator)
     del run.model, run.optimizer  # they hold the process group
     end_process_group(run.accelerator)
 

@@ -16,6 +16,7 @@ from ..display import Progress, show
 from ..distributed import any_process, norm_and_agreement, update_target_encoder
 from ..failures import DivergedError
 from ..files import append_rows
+from ..trackers import log_to_trackers
 from .build import Run, is_evaluated
 from .evaluate import evaluate
 from .messages import show_bad_images
@@ -221,10 +222,11 @@ def _train(run: Run, progress: Progress) -> None:
 def record(run: Run, row: dict[str, Any], progress: Progress) -> None:
     """Writes a row of metrics to metrics.jsonl, the trackers and the terminal, and warns of a collapse."""
     run.metrics.append(row)
-    run.accelerator.log({key: value for key, value in row.items() if key != "reason"}, step=row["step"])
+    if run.accelerator.is_main_process:
+        append_rows(run.output_dir / "metrics.jsonl", [row])
+    log_to_trackers(run.accelerator, {key: value for key, value in row.items() if key != "reason"}, row["step"])
     if not run.accelerator.is_main_process:
         return
-    append_rows(run.output_dir / "metrics.jsonl", [row])
     shown = {name: f"{row[key]:.3g}" for name, key in SHOWN.items() if key in row}
     progress.report(shown)
     if row.get("collapsing"):
