@@ -264,7 +264,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> None:
     own = parse(words)
     if own.run:
-        print(json.dumps(run(json.loads(own.run))))
+        print(json.dumps({**run(json.loads(own.run)), "cpu_seconds": round(time.process_time(), 1)}))
         return
     try:
         study = read_study(own.study)

@@ -2,7 +2,8 @@
 """A whole pretraining run on JPEG files, and how much of its time is not spent in the optimizer step.
 
     python benchmarks/speed/end_to_end.py [--size tiny] [--image_size 128] [--images 768] [--batch_size 16]
-        [--epochs 1] [--workers 1] [--mixed_precision no] [--labelled] [more arguments of run_pretraining.py]
+        [--epochs 1] [--workers 1] [--mixed_precision no] [--labelled] [--allocator keep] [--output FILE]
+        [more arguments of run_pretraining.py]
 
 Writes a folder of generated photographs of 500 x 375 pixels, runs `run_pretraining.main` on it in this process (as
 `python run_pretraining.py` would) and times its functions from outside: waiting for the next batch, the step (forward
@@ -12,15 +13,15 @@ before and after it, so that nothing else is hidden behind the device's work: th
 
 `outside_step` are shares of the training loop, the start of the workers and the first step left out.
 `outside_step_at_defaults` is computed from them for a longer run, with a row of metrics and a checkpoint as often as
-recipes have them unless told otherwise. The last line of the output is one JSON object.
+recipes have them unless told otherwise. All times are wall times. `cpu_seconds` is processor time of this process: it
+holds what threads do meanwhile, such as completing a checkpoint, and nothing of the workers. The last line of the
+output is one JSON object, which is added to a file too.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 
-from benchmarks.speed.input_pipeline import CASES, environment, jpeg, photograph
+from benchmarks.speed.input_pipeline import CASES, jpeg, photograph
+from benchmarks.speed.timing import Seconds, add_common_arguments, prepare, report
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining import loop as pretraining_loop
 from ijepa_transformers.pretraining import saving as pretraining_saving
@@ -59,7 +61,7 @@ PARTS = {
 class Stopwatch:
     """The time of each call of timed functions, without that of timed functions inside it.
 
-    `calls` holds (phase, name, seconds); the phase is that of the outermost function in PHASES.
+    `calls` holds (phase, name, Seconds); the phase is that of the outermost function in PHASES.
     """
 
     def __init__(self):
@@ -68,33 +70,37 @@ class Stopwatch:
     def timed(self, name: str, function: Callable, phase: str | None = None) -> Callable:
         def wrapper(*arguments, **options):
             self.phase = phase or self.phase
-            self.inside.append(0.0)
+            self.inside.append(Seconds(0.0, 0.0))
             start = now(name)
             try:
                 return function(*arguments, **options)
             finally:
-                elapsed = now(name) - start
-                self.calls.append((self.phase, name, elapsed - self.inside.pop()))
+                elapsed = now(name).since(start)
+                self.calls.append((self.phase, name, elapsed.since(self.inside.pop())))
                 if self.inside:
-                    self.inside[-1] += elapsed
+                    self.inside[-1] = Seconds(*map(sum, zip(self.inside[-1], elapsed, strict=True)))
 
         return wrapper
 
     def seconds(self, phase: str, name: str) -> list[float]:
-        return [seconds for *place, seconds in self.calls if place == [phase, name]]
+        return [seconds.wall for *place, seconds in self.calls if place == [phase, name]]
+
+    def cpu_seconds(self, phase: str, name: str) -> float:
+        """Of all calls together."""
+        return sum(seconds.cpu for *place, seconds in self.calls if place == [phase, name])
 
     def calls_of(self, name: str) -> list[float]:
         """In any phase: the model is exported when the loop has ended, too."""
-        return [seconds for _, found, seconds in self.calls if found == name]
+        return [seconds.wall for _, found, seconds in self.calls if found == name]
 
     def names(self, phase: str) -> list[str]:
         return sorted({name for found, name, _ in self.calls if found == phase})
 
 
-def now(name: str) -> float:
+def now(name: str) -> Seconds:
     if name == STEP and torch.cuda.is_initialized():
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return Seconds.now()
 
 
 class TimedBatches(Iterator):
@@ -158,6 +164,7 @@ def loop_figures(stopwatch: Stopwatch, num_steps: int, batch_size: int, output: 
         "step_milliseconds": round(1000 * steady[STEP] / steady_steps, 1),
         "images_per_second": round(batch_size * steady_steps / steady_seconds, 1),
         "seconds": {name: round(total, 3) for name, total in totals.items()},
+        "cpu_seconds": {name: round(stopwatch.cpu_seconds("train", name), 3) for name in totals},
         "calls": {name: len(values) for name, values in loop.items()},
         "outside_step": shares(steady),
         "outside_step_at_defaults": {
@@ -207,11 +214,13 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--logging_steps", type=int, default=10, help="in the run itself")
     parser.add_argument("--labelled", action="store_true", help="two classes and a validation split, so with k-NN")
     parser.add_argument("--directory", type=Path, help="where the temporary directory is made")
+    add_common_arguments(parser)
     return parser.parse_known_args()
 
 
 def main():
     arguments, more = parse_arguments()
+    prepare(arguments)
     num_steps = int(arguments.epochs * (arguments.images // arguments.batch_size))
     if num_steps < 3:
         raise SystemExit(f"{num_steps} steps are too few: more images or epochs, or a smaller batch")
@@ -222,24 +231,25 @@ def main():
         write_photos(Path(directory) / "photos", arguments.images, arguments.labelled)
         words = run_arguments(arguments, Path(directory) / "photos", Path(directory) / "run")
         print("run_pretraining.py", *words, *more, flush=True)
-        start = time.perf_counter()
+        start = Seconds.now()
         pretraining_command.main([*words, *more])
-        seconds = time.perf_counter() - start
+        seconds = Seconds.now().since(start)
     on_gpu = torch.cuda.is_initialized()
-    settings = {key: value for key, value in vars(arguments).items() if key != "directory"}
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("directory", "output")}
     result = {
-        **{"benchmark": "end_to_end", **settings, "more_arguments": more, **environment()},
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        **{**settings, "more_arguments": more},
         "steps": num_steps,
-        "seconds": round(seconds, 2),
-        "images_per_second": round(num_steps * arguments.batch_size / seconds, 1),
+        "seconds": round(seconds.wall, 2),
+        "cpu_seconds": round(seconds.cpu, 2),
+        "images_per_second": round(num_steps * arguments.batch_size / seconds.wall, 1),
+        "images_per_cpu_second": round(num_steps * arguments.batch_size / seconds.cpu, 1),
         "phases": {
             phase: round(sum(sum(stopwatch.seconds(phase, name)) for name in stopwatch.names(phase)), 2)
             for phase in PHASES
         },
         "loop": loop_figures(stopwatch, num_steps, arguments.batch_size, OutputArguments()),
     }
-    print(json.dumps(result))
+    report("end_to_end", arguments, result, "cuda" if on_gpu else "cpu")
 
 
 if __name__ == "__main__":

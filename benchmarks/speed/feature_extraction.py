@@ -2,21 +2,21 @@
 """Images per second of the encoder, ours against stock Transformers, with the same weights.
 
     python benchmarks/speed/feature_extraction.py [--device cuda] [--cases S/16:224:8 B/16:224:32]
-        [--precisions fp32 bf16]
+        [--precisions fp32 bf16] [--allocator keep] [--output FILE]
 
 `ours` is `IJepaModel` with the settings that the package chooses, as in run_feature_extraction.py; `stock` is
 `transformers.IJepaModel`. Where the package sets another precision of float32 products than torch's own, ours without
 the package's settings (sdpa, "highest") takes part too, to show what they give. `compiled` means torch.compile layer
 by layer, in place, for both; it takes long to warm up, so on CPUs it takes part only in the cases of `--compiled`.
-Contenders take turns; a figure is the median over turns of one batch each. Pixels lie on the device as float32, and
-every contender turns them into its own precision. Before anything is timed, all outputs are held against those of
-stock eager in float32; a larger error than TOLERANCES ends the run. On CUDA the way of the pixels from the host is
-timed apart. The last line of the output is one JSON object.
+Contenders take turns of one batch each. Figures are medians over the turns, by wall and by processor time (`cpu`).
+Pixels lie on the device as float32, and every contender turns them into its own precision. Before anything is timed,
+all outputs are held against those of stock eager in float32; a larger error than TOLERANCES ends the run. On CUDA the
+way of the pixels from the host is timed apart. The last line of the output is one JSON object, which is added to a
+file too.
 """
 
 import argparse
 import copy
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -34,7 +34,17 @@ from transformers.models.ijepa import modeling_ijepa as stock
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 from benchmarks.speed.flops import embedding_flops, encoder_flops
-from benchmarks.speed.timing import environment, matmul_precision, quartiles, seconds_of, take_turns
+from benchmarks.speed.timing import (
+    Seconds,
+    add_common_arguments,
+    matmul_precision,
+    prepare,
+    quartiles,
+    report,
+    rounded,
+    seconds_of,
+    take_turns,
+)
 from ijepa_transformers import IJEPA_SIZES, IJepaConfig, IJepaModel
 from ijepa_transformers.execution import configure
 
@@ -102,7 +112,7 @@ def ours(
     config = copy.deepcopy(source.config)  # where the model keeps which attention it uses
     with torch.device("meta"):
         model = IJepaModel._from_config(config, attn_implementation="sdpa", dtype=DTYPES[precision])
-    model = prepare(model, source, compiled)
+    model = with_weights(model, source, compiled)
     with matmul_precision(torch.get_float32_matmul_precision()):
         if configured:
             configure(model, device_type, precision)
@@ -113,7 +123,7 @@ def theirs(source: IJepaModel, precision: str, attention: str, compiled: bool = 
     config = stock_config(source.config, attention)
     with torch.device("meta"):
         model = stock.IJepaModel(config, add_pooling_layer=False).to(DTYPES[precision])
-    return Contender(prepare(model, source, compiled), torch.get_float32_matmul_precision())
+    return Contender(with_weights(model, source, compiled), torch.get_float32_matmul_precision())
 
 
 def stock_config(config: IJepaConfig, attention: str) -> stock_configuration.IJepaConfig:
@@ -123,7 +133,7 @@ def stock_config(config: IJepaConfig, attention: str) -> stock_configuration.IJe
     return stock_configuration.IJepaConfig(**values, attn_implementation=attention)
 
 
-def prepare(model: nn.Module, source: IJepaModel, compiled: bool) -> nn.Module:
+def with_weights(model: nn.Module, source: IJepaModel, compiled: bool) -> nn.Module:
     """Gives a model without memory the weights of `source`, in evaluation mode. Both classes have the same names."""
     dtype = next(model.parameters()).dtype
     weights = {name: value.detach().to(dtype) for name, value in source.state_dict().items()}
@@ -194,14 +204,16 @@ def measure(case: Case, precision: str, device_type: str, with_compiled: bool, s
     }
 
 
-def figures(times: list[float], baseline: list[float], batch_size: int, flops: int) -> dict:
+def figures(times: list[Seconds], baseline: list[Seconds], batch_size: int, flops: int) -> dict:
     """Seconds of batches -> images per second, TFLOP/s, and how many times as fast as the baseline, turn by turn."""
-    speed = quartiles([batch_size / value for value in times])
-    ratio = quartiles([theirs / value for value, theirs in zip(times, baseline, strict=True)])
+    pairs = list(zip(times, baseline, strict=True))
+    speed = quartiles([batch_size / own.wall for own in times])
     return {
-        "images_per_second": {name: round(value, 2) for name, value in speed.items()},
+        "images_per_second": rounded((batch_size / own.wall for own in times), 2),
+        "images_per_cpu_second": rounded((batch_size / own.cpu for own in times), 2),
         "tflops_per_second": round(speed["median"] * flops / 1e12, 3),
-        "times_stock_sdpa": {name: round(value, 3) for name, value in ratio.items()},
+        "times_stock_sdpa": rounded((theirs.wall / own.wall for own, theirs in pairs), 3),
+        "times_stock_sdpa_by_cpu": rounded((theirs.cpu / own.cpu for own, theirs in pairs), 3),
     }
 
 
@@ -231,7 +243,9 @@ def measure_transfers(image_size: int, batch_size: int) -> dict:
     for way in ways.values():
         seconds_of(way, "cuda")
     times = take_turns(ways, seconds=1, device_type="cuda")
-    speeds = {name: round(batch_size / quartiles(values)["median"]) for name, values in times.items()}
+    speeds = {
+        name: round(batch_size / quartiles([each.wall for each in values])["median"]) for name, values in times.items()
+    }
     return {"image_size": image_size, "batch": batch_size, "images_per_second": speeds}
 
 
@@ -242,6 +256,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compiled", nargs="*", type=Case.parse, help="the cases in which compiled models take part")
     parser.add_argument("--precisions", nargs="+", choices=[*DTYPES], help="fp32, bf16; on CUDA bf16 by default")
     parser.add_argument("--seconds", type=float, default=6, help="least time of the turns of each case and precision")
+    add_common_arguments(parser)
     arguments = parser.parse_args(words)
     on_cuda = arguments.device == "cuda"
     if arguments.cases is None:
@@ -254,6 +269,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> None:
     arguments = parse_arguments(words)
+    prepare(arguments)
     results = []
     for case in arguments.cases:
         for precision in arguments.precisions:
@@ -262,10 +278,10 @@ def main(words: list[str] | None = None) -> None:
             results.append(measure(case, precision, arguments.device, with_compiled, arguments.seconds))
             for name, values in results[-1]["contenders"].items():
                 print(f"  {name}: {values}", flush=True)
-    report = {"benchmark": "feature_extraction", **environment(arguments.device), "results": results}
+    result = {"results": results}
     if arguments.device == "cuda":
-        report["from_host"] = [measure_transfers(224, 64), measure_transfers(224, 256)]
-    print(json.dumps(report))
+        result["from_host"] = [measure_transfers(224, 64), measure_transfers(224, 256)]
+    report("feature_extraction", arguments, result, arguments.device)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import torch
 
 
 HERE = Path(__file__).resolve().parent
+PRINT_ONLY = ("--output", "-")  # a part's line goes to our file
 SHARES = {"step": 0.54, "loop": 0.26, "features": 0.2}  # of --minutes
 
 
@@ -39,11 +40,11 @@ def command(part: str, own: argparse.Namespace) -> list[str]:
         if not own.tiny:
             sizes = ["--sizes", "B/16", "L/16", "H/14", "--batch", "128"]
         contenders = ["ours", "reference"] if own.tiny else ["ours", "reference", "ours-compiled"]
-        more = ["--precision", "bf16", "--contenders", *contenders, "--minutes", minutes]
+        more = ["--precision", "bf16", "--contenders", *contenders, "--minutes", minutes, *PRINT_ONLY]
         return [str(HERE / "pretraining_step.py"), "--device", device, *sizes, *more]
     if part == "features":
         cases = ["Ti/16:32:3"] if own.tiny else ["B/16:224:256", "H/14:224:64"]
-        more = ["--cases", *cases, "--precisions", "bf16", "--seconds", "0" if own.tiny else "4"]
+        more = ["--cases", *cases, "--precisions", "bf16", "--seconds", "0" if own.tiny else "4", *PRINT_ONLY]
         return [str(HERE / "feature_extraction.py"), "--device", device, *more]
     sizes = {"size": "tiny", "image_size": 32, "patch_size": 8, "images": 24, "batch_size": 4, "workers": 0}
     if not own.tiny:
@@ -51,7 +52,7 @@ def command(part: str, own: argparse.Namespace) -> list[str]:
     steps = sizes["images"] * sizes.get("epochs", 1) // sizes["batch_size"]
     words = [word for key, value in sizes.items() for word in (f"--{key}", str(value))]
     saved = ["--save_steps", str(max(steps // 2, 1)), "--eval_steps", str(max(steps // 2, 1))]
-    return [str(HERE / "end_to_end.py"), *words, "--labelled", *saved]
+    return [str(HERE / "end_to_end.py"), *words, "--labelled", *saved, *PRINT_ONLY]
 
 
 def measure(part: str, own: argparse.Namespace) -> dict:

@@ -1,7 +1,8 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """From encoded JPEG files to a batch of 224 pixels, on one thread: this package against torchvision's pipelines.
 
-    python benchmarks/speed/input_pipeline.py [--turns 30] [--sizes 500x375 1600x1200 4000x3000]
+    python benchmarks/speed/input_pipeline.py [--turns 30] [--sizes 500x375 1600x1200 4000x3000] [--allocator keep]
+        [--output FILE]
 
 All pipelines read the same generated photographs from memory, draw crops of 30 to 100 % of the area and collate. Ours
 ends in uint8 batches, because normalisation is done on the device; what it costs on one CPU thread is measured too.
@@ -9,16 +10,15 @@ ends in uint8 batches, because normalisation is done on the device; what it cost
 `torchvision v2` decodes to tensors; `v2, uint8` leaves normalisation to the device, as ours does. `ours, from memory`
 has decoded every image before (`cache_images`).
 
-The pipelines take turns of one batch, so that other load on the machine meets all of them, and time is that of the
-processor. `speedup` is torchvision v1's time over a pipeline's in the same turn: median and quartiles over the turns.
-`difference` compares with PIL's decoder and PIL's antialiased bilinear resize of the same box, in grey
-levels. `profile` is microseconds per image in each part, in turns of their own. The last line of the output is one
-JSON object.
+The pipelines take turns of one batch, so that other load on the machine meets all of them. Speeds are given by wall
+and by processor time (`cpu`). `speedup` is torchvision v1's time over a pipeline's in the same turn. Figures are
+medians and quartiles over the turns. `difference` compares with PIL's decoder and PIL's antialiased bilinear resize
+of the same box, in grey levels. `profile` is microseconds of processor time per image in each part, in turns of their
+own. The last line of the output is one JSON object, which is added to a file too.
 """
 
 import argparse
 import io
-import json
 import statistics
 import sys
 import time
@@ -35,7 +35,7 @@ from torch.utils.data import default_collate
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 
-from benchmarks.speed.timing import environment, quartiles
+from benchmarks.speed.timing import Seconds, add_common_arguments, prepare, report, rounded, seconds_of
 from ijepa_transformers.data import datasets as data_datasets
 from ijepa_transformers.data import decoding as data_decoding
 from ijepa_transformers.data.datasets import PretrainingImages
@@ -191,31 +191,31 @@ def pipelines_for(photos: list[bytes], batch_size: int) -> dict:
 # Measuring
 
 
-def seconds(function, *arguments) -> float:
-    start = time.process_time()
-    function(*arguments)
-    return time.process_time() - start
-
-
 def race(pipelines: dict, batch_size: int, num_turns: int) -> dict:
     """Images per second of each pipeline, and how many times faster than the baseline it is; two turns to warm up."""
     names, times = list(pipelines), {name: [] for name in pipelines}
     for turn in range(num_turns + 2):
         shift = turn % len(names)  # other load on the machine, and warm caches, meet all of them
         for name in names[shift:] + names[:shift]:
-            times[name].append(seconds(pipelines[name], turn))
+            times[name].append(seconds_of(partial(pipelines[name], turn)))
     times = {name: values[2:] for name, values in times.items()}
     results = {}
     for name, values in times.items():
-        results[name] = {"images_per_second": rounded([batch_size / value for value in values], 1)}
+        results[name] = {
+            "images_per_second": rounded((batch_size / own.wall for own in values), 1),
+            "images_per_cpu_second": rounded((batch_size / own.cpu for own in values), 1),
+        }
         if torchvision is not None:
-            ratios = [theirs / value for theirs, value in zip(times[BASELINE], values, strict=True)]
-            results[name]["speedup"] = rounded(ratios, 2)
+            results[name] |= speedups(values, times[BASELINE])
     return results
 
 
-def rounded(values: list[float], digits: int) -> dict[str, float]:
-    return {name: round(value, digits) for name, value in quartiles(values).items()}
+def speedups(times: list[Seconds], baseline: list[Seconds]) -> dict:
+    pairs = list(zip(times, baseline, strict=True))
+    return {
+        "speedup": rounded((theirs.wall / own.wall for own, theirs in pairs), 2),
+        "speedup_by_cpu": rounded((theirs.cpu / own.cpu for own, theirs in pairs), 2),
+    }
 
 
 def difference(pipeline: OurPipeline, photos: list[bytes], num_crops: int = 8) -> dict:
@@ -264,7 +264,7 @@ def profile(pipeline, parts: dict, batch_size: int, num_turns: int) -> dict:
     try:
         for name, (owner, attribute) in parts.items():
             setattr(owner, attribute, timed(name))
-        total = sum(seconds(pipeline, turn) for turn in range(num_turns))
+        total = sum(seconds_of(partial(pipeline, turn)).cpu for turn in range(num_turns))
     finally:
         for name, (owner, attribute) in parts.items():
             setattr(owner, attribute, originals[name])
@@ -284,7 +284,7 @@ def parts_of(pipeline) -> dict:
 def normalisation() -> float:
     """Microseconds per image of what ours leaves to the device, if the device is one CPU thread."""
     batch = torch.randint(0, 256, (16, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
-    times = [seconds(normalize_pixel_values, batch, MEAN, STD) for _ in range(20)]
+    times = [seconds_of(partial(normalize_pixel_values, batch, MEAN, STD)).cpu for _ in range(20)]
     return round(statistics.median(times) / len(batch) * 1e6)
 
 
@@ -311,17 +311,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--turns", type=int, default=30, help="timed turns of one batch of each pipeline")
     parser.add_argument("--sizes", nargs="+", choices=list(CASES), default=list(CASES))
+    add_common_arguments(parser)
     arguments = parser.parse_args()
+    prepare(arguments)
     torch.set_num_threads(1)  # a data-loading worker has one
     if torchvision is None:
         print("torchvision is not installed: its pipelines are left out", flush=True)
     results = [measure(size, arguments.turns) for size in arguments.sizes]
-    machine = {
+    result = {
         "jpeg_decoder": data_decoding.jpeg_decoder(),
-        **environment(peers=("pillow", "torchvision", "simplejpeg")),
+        "turns": arguments.turns,
+        "normalisation_cpu_us_per_image": normalisation(),
+        "results": results,
     }
-    summary = {"benchmark": "input_pipeline", "turns": arguments.turns, **machine}
-    print(json.dumps({**summary, "normalisation_us_per_image": normalisation(), "results": results}))
+    report("input_pipeline", arguments, result, peers=("pillow", "torchvision", "simplejpeg"))
 
 
 if __name__ == "__main__":

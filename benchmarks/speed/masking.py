@@ -1,22 +1,20 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Time of `sample` of all our masks against a straightforward loop over images, blocks and tries, and lightly.
 
-    python benchmarks/speed/masking.py [--turns 12]
+    python benchmarks/speed/masking.py [--turns 12] [--allocator keep] [--output FILE]
 
 The loop follows the published rules with one torch operation at a time, as a collator is usually written. `lightly` is
 `lightly.data.IJEPAMaskCollator` with the published settings, where lightly is installed. Both draw multi-block masks;
 our modes `random` and `inverse_block` have no peer here. The samplers take turns of a few batches, so that other load
 on the machine meets all of them; figures are medians over all batches. `first` is the median of each turn's first
-batch, with the processor's caches full of another sampler's work, as after decoding images. The last line of the
-output is one JSON object.
+batch, with the processor's caches full of another sampler's work, as after decoding images. All figures are given by
+wall and by processor time (`cpu`). The last line of the output is one JSON object, which is added to a file too.
 """
 
 import argparse
 import importlib.util
-import json
 import statistics
 import sys
-import time
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from benchmarks.speed.timing import environment, quartiles
+from benchmarks.speed.timing import add_common_arguments, prepare, quartiles, report, rounded, seconds_of
 from ijepa_transformers.masking import MODES, build_masking
 
 
@@ -74,12 +72,6 @@ def loop_sample(masking, batch_size, step):
     return contexts, torch.stack([torch.stack(targets) for _, targets in images])
 
 
-def microseconds(function):
-    start = time.perf_counter()
-    function()
-    return (time.perf_counter() - start) * 1e6
-
-
 def lightly_sampler(grid_size, batch_size):
     """Contexts and targets of B images from lightly's collator with the published settings; it counts steps itself."""
     from lightly.data import IJEPAMaskCollator  # a peer, only there when somebody installed it
@@ -107,27 +99,34 @@ def build_samplers(grid_size, batch_size):
     return samplers
 
 
+def microseconds_of(function, batch_size):
+    """(wall, processor) time per image."""
+    return tuple(1e6 * seconds / batch_size for seconds in seconds_of(function))
+
+
 def measure(grid_size, batch_size, num_turns):
     samplers = build_samplers(grid_size, batch_size)
     turns = {name: [] for name in samplers}
     for turn in range(num_turns + 1):
         for name, sampler in samplers.items():
             steps = range(turn * BATCHES_PER_TURN, (turn + 1) * BATCHES_PER_TURN)
-            turns[name].append([microseconds(partial(sampler, step)) / batch_size for step in steps])
+            turns[name].append([microseconds_of(partial(sampler, step), batch_size) for step in steps])
     return {"grid": list(grid_size), "batch": batch_size, **figures({name: turns[name][1:] for name in samplers})}
 
 
 def figures(turns):
-    """Microseconds per image, turn by turn, without the warm-up -> medians, quartiles and speed-ups."""
-    spread = {name: quartiles([*chain.from_iterable(values)]) for name, values in turns.items()}
-    results = {}
-    for name, values in spread.items():
-        results[name] = {
-            "us_per_image": {key: round(value, 2) for key, value in values.items()},
-            "first_us_per_image": round(statistics.median(turn[0] for turn in turns[name]), 2),
-            "images_per_second": round(1e6 / values["median"]),
-            **{f"times_{peer}": round(spread[peer]["median"] / values["median"], 1) for peer in peers(turns)},
-        }
+    """Microseconds per image, (wall, processor), turn by turn, without the warm-up -> medians, quartiles, ratios."""
+    results = {name: {} for name in turns}
+    for clock, prefix, suffix in ((0, "", ""), (1, "cpu_", "_by_cpu")):
+        values = {name: [[batch[clock] for batch in turn] for turn in turns[name]] for name in turns}
+        medians = {name: quartiles([*chain.from_iterable(values[name])])["median"] for name in values}
+        for name, median in medians.items():
+            results[name] |= {
+                f"{prefix}us_per_image": rounded(chain.from_iterable(values[name]), 2),
+                f"{prefix}first_us_per_image": round(statistics.median(turn[0] for turn in values[name]), 2),
+                f"images_per_{prefix}second": round(1e6 / median),
+                **{f"times_{peer}{suffix}": round(medians[peer] / median, 1) for peer in peers(turns)},
+            }
     return results
 
 
@@ -140,14 +139,16 @@ def main(words=None):
     parser.add_argument(
         "--turns", type=int, default=12, help=f"timed turns per case, of {BATCHES_PER_TURN} batches each"
     )
-    num_turns = parser.parse_args(words).turns
+    add_common_arguments(parser)
+    arguments = parser.parse_args(words)
+    prepare(arguments)
     torch.set_num_threads(1)  # a data-loading worker has one
     results = []
     for grid_size, batch_size in CASES:
-        results.append(measure(grid_size, batch_size, num_turns))
+        results.append(measure(grid_size, batch_size, arguments.turns))
         print(results[-1], flush=True)
-    settings = {"turns": num_turns, "lightly_deviations": LIGHTLY_DEVIATIONS}
-    print(json.dumps({"benchmark": "masking", **environment(peers=(LIGHTLY,)), **settings, "results": results}))
+    settings = {"turns": arguments.turns, "lightly_deviations": LIGHTLY_DEVIATIONS}
+    report("masking", arguments, {**settings, "results": results}, peers=(LIGHTLY,))
 
 
 if __name__ == "__main__":

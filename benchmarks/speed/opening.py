@@ -1,27 +1,24 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""A folder of very many images: processor time and memory until a run knows them, before it reads the first.
+"""A folder of very many images: time and memory until a run knows them, before it reads the first.
 
-    python benchmarks/speed/opening.py [--images 100000] [--folders 1000] [--directory DIR]
+    python benchmarks/speed/opening.py [--images 100000] [--folders 1000] [--directory DIR] [--output FILE]
 
 Makes files without content that say they have 3,000 bytes, in class folders, in a temporary directory that is removed
 again. `open` lists them and finds splits and classes, `fingerprint` asks for the size of each. Memory is the growth of
 the peak of this process, which has opened another folder before, so that all modules are imported. The last line is
-one JSON object.
+one JSON object, which is added to a file too.
 """
 
 import argparse
-import json
 import resource
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from timing import environment
-
+from benchmarks.speed.timing import Seconds, add_common_arguments, prepare, report
 from ijepa_transformers.data.contents import image_fingerprints
 from ijepa_transformers.data.sources import load_image_dataset
 
@@ -42,18 +39,20 @@ def peak_mib():
 
 
 def measured(function):
-    """The result of a call, its processor time in seconds and by how many MiB the peak of memory grew."""
-    start, before = time.process_time(), peak_mib()
+    """The result of a call, its seconds, and by how many MiB the peak of memory grew."""
+    start, before = Seconds.now(), peak_mib()
     result = function()
-    return result, time.process_time() - start, peak_mib() - before
+    return result, Seconds.now().since(start), peak_mib() - before
 
 
-def main():
+def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--folders", type=int, default=1000)
     parser.add_argument("--directory", help="where the temporary directory is made")
-    arguments = parser.parse_args()
+    add_common_arguments(parser)
+    arguments = parser.parse_args(words)
+    prepare(arguments)
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         few, many = Path(directory, "few"), Path(directory, "many")
         make_files(few, 10, 2)
@@ -63,9 +62,10 @@ def main():
         _, *fingerprinted = measured(lambda: image_fingerprints(dataset, str(many)))
     row = {"images": len(dataset), "folders": arguments.folders}
     for name, (seconds, mib) in (("open", opened), ("fingerprint", fingerprinted)):
-        print(f"{name}: {seconds:.2f} s of processor time, {mib:.0f} MiB")
-        row |= {f"{name}_cpu_s": round(seconds, 3), f"{name}_mib": round(mib, 1)}
-    print(json.dumps({**row, **environment()}))
+        print(f"{name}: {seconds.wall:.2f} s, {seconds.cpu:.2f} s of processor time, {mib:.0f} MiB")
+        row |= {f"{name}_s": round(seconds.wall, 3), f"{name}_cpu_s": round(seconds.cpu, 3)}
+        row[f"{name}_mib"] = round(mib, 1)
+    report("opening", arguments, row)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ machine meets all of them; figures are medians and quartiles over turns. Before 
 of ours and of the reference are compared in float32. Rates count the operations of the plain recipe for everyone
 (benchmarks/speed/flops.py). Data loading is not part of the step: images lie on the device, masks on the host.
 
-The last line of the output is one JSON object.
+Rates and ratios are given by wall time and by processor time (`cpu`). The last line of the output is one JSON object,
+which is added to a file too (`--output`).
 """
 
 import argparse
 import gc
 import importlib
-import json
 import math
 import os
 import statistics
@@ -46,7 +46,8 @@ from benchmarks.speed.peers import (
     Reference,
     automatic_execution,
 )
-from benchmarks.speed.timing import environment, quartiles
+from benchmarks.speed.timing import Seconds, add_common_arguments, quartiles, report
+from benchmarks.speed.timing import prepare as prepare_process
 from ijepa_transformers import IJEPA_SIZES, IJepaConfig
 from ijepa_transformers.masking import MultiBlockMasking
 from ijepa_transformers.pretraining.token_counts import TokenCounts
@@ -174,7 +175,7 @@ class Entry:
     warm_up_seconds: float = math.nan
     saved_bytes: int = 0  # of activations, per image; CPU only
     peak_bytes: int = 0
-    seconds_per_image: list[float] = field(default_factory=list)  # of each turn
+    seconds_per_image: list[Seconds] = field(default_factory=list)  # of each turn
     notes: list[str] = field(default_factory=list)
 
     def batch(self, steps: Steps, number: int) -> Batch:
@@ -352,12 +353,12 @@ def take_turn(entry: Entry, steps: Steps, numbers: range) -> None:
             torch.cuda.reset_peak_memory_stats()
             contender.step(entry.batch(steps, max(numbers, key=steps.flops)))
             synchronize(device)
-        started = time.perf_counter()
+        started = Seconds.now()
         for batch in batches:
             contender.step(batch)
         synchronize(device)
-        seconds = time.perf_counter() - started
-    entry.seconds_per_image.append(seconds / (len(batches) * entry.batch_size))
+        seconds = Seconds.now().since(started)
+    entry.seconds_per_image.append(Seconds(*(each / (len(batches) * entry.batch_size) for each in seconds)))
     if device.type == "cuda":
         entry.peak_bytes = max(entry.peak_bytes, torch.cuda.max_memory_allocated())
 
@@ -386,7 +387,8 @@ def take_turns(
         turns.append(numbers)
         longest = max(longest, time.perf_counter() - started)
     for entry in entries:  # turns before a batch was halved do not count
-        entry.seconds_per_image = [math.nan] * (len(turns) - len(entry.seconds_per_image)) + entry.seconds_per_image
+        missing = len(turns) - len(entry.seconds_per_image)
+        entry.seconds_per_image = [Seconds(math.nan, math.nan)] * missing + entry.seconds_per_image
     return turns
 
 
@@ -622,7 +624,8 @@ def spread(values: list[float], digits: int = 4) -> dict[str, float]:
 def figures(entry: Entry, entries: list[Entry], flops: list[float], peak_tflops: float) -> dict:
     """The row of a contender. Its ratio is time over our time, turn by turn: how many times faster ours is."""
     contender, seconds = entry.contender, entry.seconds_per_image
-    tflops = [work / time / 1e12 for work, time in zip(flops, seconds, strict=True)]
+    tflops = [work / each.wall / 1e12 for work, each in zip(flops, seconds, strict=True)]
+    pairs = list(zip(seconds, entries[0].seconds_per_image, strict=True))
     on_gpu = contender.device.type == "cuda"
     peak = entry.peak_bytes - resident_bytes(entry, entries) if on_gpu else None
     return {
@@ -632,14 +635,15 @@ def figures(entry: Entry, entries: list[Entry], flops: list[float], peak_tflops:
         "batch_size": entry.batch_size,
         "notes": entry.notes,
         "deviations": list(contender.deviations),
-        "images_per_second": spread([1 / time for time in seconds]),
-        "step_milliseconds": spread([time * entry.batch_size * 1e3 for time in seconds]),
+        "images_per_second": spread([1 / each.wall for each in seconds]),
+        "images_per_cpu_second": spread([1 / each.cpu for each in seconds]),
+        "step_milliseconds": spread([each.wall * entry.batch_size * 1e3 for each in seconds]),
+        "step_cpu_milliseconds": spread([each.cpu * entry.batch_size * 1e3 for each in seconds]),
         # Of other mathematics the operations are not the plain recipe's, so there is no rate.
         "tflops": spread(tflops),
         "mfu": spread([rate / peak_tflops for rate in tflops]),
-        "ours_is_times_faster": spread(
-            [time / own for time, own in zip(seconds, entries[0].seconds_per_image, strict=True)]
-        ),
+        "ours_is_times_faster": spread([each.wall / own.wall for each, own in pairs]),
+        "ours_is_times_faster_by_cpu": spread([each.cpu / own.cpu for each, own in pairs]),
         "loss_difference_from_ours": entry.loss_difference,
         "warm_up_seconds": round(entry.warm_up_seconds, 2),
         "peak_memory_gib": round(peak / 2**30, 3) if on_gpu else None,
@@ -651,7 +655,8 @@ def roofline(ours: Entry, case: Case, flops: float, peak: dict, hardware: Hardwa
     """The least time of a step of ours on this hardware, and how far from it the measured one is."""
     products = flops * ours.batch_size / (peak["tflops"] * 1e12) * 1e3
     traffic = update_bytes(ours.contender) / (max(hardware.bandwidth.values()) * 1e9) * 1e3
-    measured = statistics.median([s for s in ours.seconds_per_image if not math.isnan(s)]) * ours.batch_size * 1e3
+    walls = [seconds.wall for seconds in ours.seconds_per_image if not math.isnan(seconds.wall)]
+    measured = statistics.median(walls) * ours.batch_size * 1e3
     return {
         "matmul_peak_tflops": round(peak["tflops"], 4),
         "matmul_precision": peak["matmul_precision"],
@@ -669,8 +674,8 @@ def print_case(result: dict) -> None:
     print(
         f"\n{result['size']}, batch {result['batch_size']}, {result['precision']}: {tokens}, {result['turns']} turns"
     )
-    print(f"{'':22}{'batch':>6}{'images/s':>10}{'quartiles':>18}{'ms':>10}{'TFLOP/s':>9}", end="")
-    print(f"{'MFU':>7}{'ours is':>9}{'warm-up':>10}")
+    print(f"{'':22}{'batch':>6}{'images/s':>10}{'quartiles':>18}{'ms':>10}{'CPU ms':>10}{'TFLOP/s':>9}", end="")
+    print(f"{'MFU':>7}{'ours is':>9}{'by CPU':>9}{'warm-up':>10}")
     for name, row in result["contenders"].items():
         rate = row["images_per_second"]
         work = f"{'':16}"
@@ -678,8 +683,9 @@ def print_case(result: dict) -> None:
             work = f"{row['tflops']['median']:9.3f}{row['mfu']['median']:7.1%}"
         print(
             f"{name:22}{row['batch_size']:6d}{rate['median']:10.2f}{rate['q1']:9.2f}{rate['q3']:9.2f}"
-            f"{row['step_milliseconds']['median']:10.1f}{work}"
-            f"{row['ours_is_times_faster']['median']:8.2f}x{row['warm_up_seconds']:8.1f} s"
+            f"{row['step_milliseconds']['median']:10.1f}{row['step_cpu_milliseconds']['median']:10.1f}{work}"
+            f"{row['ours_is_times_faster']['median']:8.2f}x{row['ours_is_times_faster_by_cpu']['median']:8.2f}x"
+            f"{row['warm_up_seconds']:8.1f} s"
         )
     floor = result["roofline"]
     print(
@@ -705,6 +711,7 @@ class Options:
     threads: int
     minutes: float
     profile: bool
+    common: argparse.Namespace  # with `output` and `allocator`
 
 
 def parse(words: list[str] | None) -> Options:
@@ -719,6 +726,7 @@ def parse(words: list[str] | None) -> Options:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU only")
     parser.add_argument("--minutes", type=float, help="time for everything; default 5 on a CPU, 8 on a GPU")
     parser.add_argument("--profile", action="store_true", help="print the kernels of a step of ours and the reference")
+    add_common_arguments(parser)
     arguments = parser.parse_args(words)
     kind, device = arguments.device, torch.device(arguments.device)
     contenders, left_out = default_contenders(device)
@@ -735,6 +743,7 @@ def parse(words: list[str] | None) -> Options:
         threads=arguments.threads,
         minutes=arguments.minutes or DEFAULT_MINUTES[kind],
         profile=arguments.profile,
+        common=arguments,
     )
 
 
@@ -752,6 +761,7 @@ def main(words: list[str] | None = None) -> None:
     ends = time.perf_counter()
     options = parse(words)
     ends += 60 * options.minutes
+    prepare_process(options.common)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     print("measuring bandwidth", flush=True)
@@ -770,8 +780,6 @@ def main(words: list[str] | None = None) -> None:
         if options.device.type == "cuda":
             torch.cuda.empty_cache()
     summary = {
-        "benchmark": "pretraining_step",
-        "environment": environment(options.device.type, PEERS),
         "hardware": hardware.report(),
         "masks": "published rules (mode meta), seed 0",
         "memory": "peak_memory_gib: torch.cuda.max_memory_allocated less what other contenders keep on the device"
@@ -780,7 +788,7 @@ def main(words: list[str] | None = None) -> None:
         "cases": results,
         "left_out": left_out,
     }
-    print(json.dumps(summary))
+    report("pretraining_step", options.common, summary, options.device.type, PEERS)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 """Streaming of Parquet and tar shards against random access: time to the first batch, memory, speed, resuming.
 
     python benchmarks/speed/streaming.py [--images 1000000] [--shards 100] [--seconds 15] [--directory DIR]
+        [--output FILE]
 
 Builds small JPEG files of 32 x 32 pixels (about 800 bytes each) in shards, in a temporary directory that is removed
 again. Every figure comes from a process of its own, whose files are not in the page cache when it starts.
 `first_batch` counts from the call that opens the data to the first batch of 64, imports not included. Peak memory is
-that of the process and of its largest worker; `imports` is a process that only imports. The last line is one JSON
-object.
+that of the process and of its largest worker; `imports` is a process that only imports. `cpu` is processor time of the
+reading process without its workers; `process_seconds` are those of the whole process with imports and workers. The
+last line is one JSON object, which is added to a file too.
 """
 
 import argparse
@@ -15,12 +17,11 @@ import io
 import json
 import multiprocessing
 import os
-import platform
+import resource
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from torch.utils.data import DataLoader, default_collate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
+from benchmarks.speed.timing import Seconds, add_common_arguments, prepare, report
 from ijepa_transformers.data.datasets import PretrainingImages
 from ijepa_transformers.data.order import PretrainingBatchSampler
 from ijepa_transformers.data.shards import open_stream
@@ -152,16 +154,22 @@ def drain(loader, start, seconds):
     """Time from `start` to the first batch, and images per second afterwards."""
     batches = iter(loader)
     next(batches)
-    first = time.perf_counter()
+    first = Seconds.now()
     count = 0
-    while time.perf_counter() - first < seconds:
+    while Seconds.now().since(first).wall < seconds:
         count += len(next(batches)["pixel_values"])
-    speed = {"images_per_second": round(count / (time.perf_counter() - first))} if count else {}
-    return {"first_batch": round(first - start, 2), **speed, **peak_megabytes()}
+    waited = first.since(start)
+    times = {"first_batch": round(waited.wall, 2), "first_batch_cpu": round(waited.cpu, 2)}
+    return {**times, **(speed(count, first) if count else {}), **peak_megabytes()}
+
+
+def speed(count, start):
+    taken = Seconds.now().since(start)
+    return {"images_per_second": round(count / taken.wall), "images_per_cpu_second": round(count / taken.cpu)}
 
 
 def measure_streaming(directory, seconds, kind, num_workers):
-    start = time.perf_counter()
+    start = Seconds.now()
     return drain(streaming_loader(directory, kind, num_workers), start, seconds)
 
 
@@ -170,22 +178,22 @@ def measure_resuming(directory, seconds, kind):
     rows = shard_rows(directory)
     block = rows // 2 // SHUFFLE_BUFFER
     place = Position(0, block, 0, block * SHUFFLE_BUFFER, SHUFFLE_BUFFER // 2)
-    start = time.perf_counter()
+    start = Seconds.now()
     return drain(streaming_loader(directory, kind, 0, place=place), start, 0)
 
 
 def measure_map(directory, seconds, num_workers):
-    start = time.perf_counter()
+    start = Seconds.now()
     return drain(map_loader(directory, num_workers), start, seconds)
 
 
 def measure_reading(directory, seconds, kind):
     """Encoded images per second of one reader, not decoded."""
     images = read_lane(open_stream(directory / kind), 0, 1, 0, SHUFFLE_BUFFER, Position())
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
+    start, count = Seconds.now(), 0
+    while Seconds.now().since(start).wall < seconds:
         count += sum(1 for _ in islice(images, 1000))
-    return {"images_per_second": round(count / (time.perf_counter() - start)), **peak_megabytes()}
+    return {**speed(count, start), **peak_megabytes()}
 
 
 def shard_rows(directory):
@@ -211,11 +219,20 @@ MEASUREMENTS = {
 }
 
 
-def in_own_process(name, directory, seconds):
+def in_own_process(name, directory, seconds, allocator):
     forget(directory)
     words = [sys.executable, __file__, "--measure", name, "--directory", str(directory), "--seconds", str(seconds)]
+    words += ["--allocator", allocator]
+    start, before = Seconds.now(), cpu_of_ended_children()
     output = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+    taken = {"wall": Seconds.now().since(start).wall, "cpu": cpu_of_ended_children() - before}
+    rounded = {name: round(value, 2) for name, value in taken.items()}
+    return {**json.loads(output.splitlines()[-1]), "process_seconds": rounded}
+
+
+def cpu_of_ended_children():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main():
@@ -225,22 +242,24 @@ def main():
     parser.add_argument("--seconds", type=float, default=15, help="of each measurement of speed")
     parser.add_argument("--directory", type=Path, help="where the temporary directory is made")
     parser.add_argument("--measure", choices=list(MEASUREMENTS), help=argparse.SUPPRESS)
+    add_common_arguments(parser)
     arguments = parser.parse_args()
+    prepare(arguments)
     datasets.disable_progress_bars()
     torch.set_num_threads(1)  # a data-loading worker has one
     if arguments.measure:
         print(json.dumps(MEASUREMENTS[arguments.measure](arguments.directory, arguments.seconds)))
         return
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
-        start = time.perf_counter()
+        start = Seconds.now()
         sizes = build(Path(directory), arguments.images, arguments.shards)
-        print({"built in seconds": round(time.perf_counter() - start), "bytes": sizes}, flush=True)
+        print({"built in seconds": round(Seconds.now().since(start).wall), "bytes": sizes}, flush=True)
         results = {}
         for name in MEASUREMENTS:
-            results[name] = in_own_process(name, Path(directory), arguments.seconds)
+            results[name] = in_own_process(name, Path(directory), arguments.seconds, arguments.allocator)
             print(name, results[name], flush=True)
-    environment = {"torch": torch.__version__, "datasets": datasets.__version__, "machine": platform.machine()}
-    print(json.dumps({"benchmark": "streaming", "images": arguments.images, **environment, "results": results}))
+    settings = {"images": arguments.images, "shards": arguments.shards, "seconds": arguments.seconds}
+    report("streaming", arguments, {**settings, "results": results}, peers=("datasets", "pyarrow"))
 
 
 if __name__ == "__main__":

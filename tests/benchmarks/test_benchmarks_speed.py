@@ -13,19 +13,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.speed import feature_extraction, gpu, input_pipeline, masking, timing
+from benchmarks.speed import feature_extraction, gpu, input_pipeline, masking, opening, streaming, timing
 from ijepa_transformers.masking import MultiBlockMasking
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def last_line(capsys):
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
+def result_of(capsys, output):
+    """What a benchmark prints last, which must be the line of its result file."""
+    printed = capsys.readouterr().out.splitlines()
+    (line,) = output.read_text().splitlines()
+    assert printed[-1] == line and "s of processor time" in printed[-3]
+    report = json.loads(line)
+    assert {"wall", "cpu"} <= report["process_seconds"].keys() and report["allocator"] == "system"
+    return report
 
 
 def report_of(script, *words):
-    """What a benchmark prints last that changes what it imports, and so has a process of its own."""
+    """What a benchmark prints last that changes what it imports, and so has a process of its own, without a file."""
+    words = [*words, "--output", "-"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, str(REPOSITORY / "benchmarks/speed" / script), *words]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, check=False)
@@ -53,6 +60,7 @@ def test_turns_call_every_contender_equally_often_and_not_always_in_one_order():
     calls = []
     times = timing.take_turns({name: lambda name=name: calls.append(name) for name in "abc"}, seconds=0)
     assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
+    assert all(each.wall >= 0 and each.cpu >= 0 for values in times.values() for each in values)
     assert calls == list("abcbcacab")
 
 
@@ -72,14 +80,15 @@ def test_quartiles_of_one_value_are_that_value():
 # ---- masking --------------------------------------------------------------------------------------------------------
 
 
-def test_masking_benchmark_reports_every_sampler(monkeypatch, capsys):
+def test_masking_benchmark_reports_every_sampler(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(masking, "CASES", [((14, 14), 2)])
-    masking.main(["--turns", "1"])
-    report = last_line(capsys)
+    masking.main(["--turns", "1", "--output", str(tmp_path / "rows.jsonl")])
+    report = result_of(capsys, tmp_path / "rows.jsonl")
     assert report["benchmark"] == "masking" and is_environment(report) and report["lightly_deviations"]
     (result,) = report["results"]
     for name in ("loop", "meta", "unbiased", "random", "inverse_block"):
         assert result[name]["images_per_second"] > 0 and result[name]["times_loop"] > 0
+        assert result[name]["images_per_cpu_second"] > 0 and result[name]["times_loop_by_cpu"] > 0
 
 
 def test_the_loop_of_the_masking_benchmark_follows_the_published_rules():
@@ -96,16 +105,17 @@ def test_the_loop_of_the_masking_benchmark_follows_the_published_rules():
 # ---- feature extraction ---------------------------------------------------------------------------------------------
 
 
-def test_feature_benchmark_reports_both_precisions(capsys):
-    feature_extraction.main(["--cases", "Ti/16:32:3", "--seconds", "0"])
-    report = last_line(capsys)
+def test_feature_benchmark_reports_both_precisions(capsys, tmp_path):
+    feature_extraction.main(["--cases", "Ti/16:32:3", "--seconds", "0", "--output", str(tmp_path / "rows.jsonl")])
+    report = result_of(capsys, tmp_path / "rows.jsonl")
     assert report["benchmark"] == "feature_extraction" and is_environment(report)
     assert [result["precision"] for result in report["results"]] == ["fp32", "bf16"]
     for result in report["results"]:
         assert {"ours", "stock sdpa", "stock eager"} <= set(result["contenders"]) and result["turns"] == 3
-        assert result["contenders"]["stock sdpa"]["times_stock_sdpa"]["median"] == 1
+        for ratio in ("times_stock_sdpa", "times_stock_sdpa_by_cpu"):
+            assert result["contenders"]["stock sdpa"][ratio]["median"] == 1
         for values in result["contenders"].values():
-            assert values["images_per_second"]["median"] > 0
+            assert values["images_per_second"]["median"] > 0 and values["images_per_cpu_second"]["median"] > 0
             assert values["error"] <= feature_extraction.TOLERANCES[result["precision"]]
 
 
@@ -142,15 +152,17 @@ def test_a_case_that_makes_no_sense_is_refused_by_name(text):
 # ---- input pipeline, whole runs -------------------------------------------------------------------------------------
 
 
-def test_input_pipeline_benchmark_reports_speed_difference_and_profile(monkeypatch, capsys):
+def test_input_pipeline_benchmark_reports_speed_difference_and_profile(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(input_pipeline.CASES, "500x375", {"photos": 2, "batch": 2, "texture": 12.0})
-    monkeypatch.setattr(sys, "argv", ["input_pipeline.py", "--sizes", "500x375", "--turns", "2"])
+    words = ["--sizes", "500x375", "--turns", "2", "--output", str(tmp_path / "rows.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["input_pipeline.py", *words])
     input_pipeline.main()
-    report = last_line(capsys)
+    report = result_of(capsys, tmp_path / "rows.jsonl")
     assert report["benchmark"] == "input_pipeline" and is_environment(report)
     (result,) = report["results"]
     for name, figures in result["pipelines"].items():
         assert figures["images_per_second"]["median"] > 0 and figures["profile"]
+        assert figures["images_per_cpu_second"]["median"] > 0
         if name.startswith("ours") and "fast" not in name:
             assert figures["difference"]["largest"] <= 1, "the promise of docs/speed.md"
 
@@ -163,6 +175,47 @@ def test_end_to_end_benchmark_accounts_for_all_time():
     assert 0.5 * report["seconds"] < sum(report["phases"].values()) <= report["seconds"] + 0.1
     assert report["loop"]["calls"]["step"] == 2 * report["steps"]
     assert 0 < report["loop"]["outside_step"]["total_percent"] < 100
+    assert report["cpu_seconds"] > 0 and report["loop"]["cpu_seconds"]["step"] > 0
+
+
+def test_opening_benchmark_reports_time_and_memory(capsys, tmp_path):
+    words = ["--images", "40", "--folders", "4", "--directory", str(tmp_path)]
+    opening.main([*words, "--output", str(tmp_path / "rows.jsonl")])
+    report = result_of(capsys, tmp_path / "rows.jsonl")
+    assert report["benchmark"] == "opening" and is_environment(report) and report["images"] == 40
+    assert {f"{part}_{unit}" for part in ("open", "fingerprint") for unit in ("s", "cpu_s", "mib")} <= report.keys()
+
+
+def test_streaming_benchmark_gives_both_clocks(tmp_path):
+    streaming.build(tmp_path, num_images=4000, num_shards=2)
+    for name in ("parquet first", "tar resumed", "parquet reading"):
+        figures = streaming.MEASUREMENTS[name](tmp_path, 0.02)
+        clocks = ("first_batch", "first_batch_cpu")
+        if "reading" in name:
+            clocks = ("images_per_second", "images_per_cpu_second")
+        assert all(figures[clock] >= 0 for clock in clocks), name
+
+
+# ---- the result file ------------------------------------------------------------------------------------------------
+
+
+def test_a_result_is_added_to_the_file_of_the_day_unless_another_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
+    parser = timing.argparse.ArgumentParser()
+    timing.add_common_arguments(parser)
+    for words in ([], [], ["--output", "-"], ["--output", str(tmp_path / "other.jsonl")]):
+        timing.report("example", parser.parse_args(words), {"value": 3})
+    (path,) = (tmp_path / "results").iterdir()
+    assert path.match("example_cpu_20??-??-??.jsonl") and path.read_text().count("\n") == 2
+    assert json.loads((tmp_path / "other.jsonl").read_text())["value"] == 3
+    assert capsys.readouterr().out.count('"value": 3') == 4
+
+
+def test_an_allocator_that_cannot_be_set_is_refused(monkeypatch):
+    monkeypatch.setattr(timing, "keep_freed_memory", lambda: False)
+    timing.prepare(timing.argparse.Namespace(allocator="system"))
+    with pytest.raises(SystemExit, match="needs glibc"):
+        timing.prepare(timing.argparse.Namespace(allocator="keep"))
 
 
 # ---- one GPU --------------------------------------------------------------------------------------------------------
