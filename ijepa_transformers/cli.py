@@ -6,6 +6,7 @@ right. So `ijepa --help` and a mistyped flag are answered at once.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ def _purpose(name: str) -> str:
 
 def _copy(source: Path, target: str | None) -> None:
     file = Path(target or source.name)
-    if file.exists():
+    if os.path.lexists(file):
         raise ValueError(f"{str(file)!r} exists already; name another file.")
     with written_aside(file) as unfinished:
         unfinished.write_bytes(source.read_bytes())  # an error of `shutil` would name the source

@@ -141,9 +141,14 @@ def refuse_other_files(path: Path, own: Iterable[str], name: str = "output_dir")
     entries = sorted(entry.name for entry in path.iterdir())
     others = [entry for entry in entries if not entry.startswith(".") and not entry.endswith(_LOGS)]
     if others:
-        raise ValueError(
-            f"{name} {str(path)!r} holds other files, such as {others[0]!r}: choose an empty or a new directory."
-        )
+        raise holds_other_files(path, others[0], name)
+
+
+def holds_other_files(path: Path, example: str, name: str) -> ValueError:
+    """The error for a directory with files that a command could replace; `name` is that of the argument."""
+    return ValueError(
+        f"{name} {str(path)!r} holds other files, such as {example!r}: choose an empty or a new directory."
+    )
 
 
 def _takes_files(directory: Path) -> bool:
@@ -157,10 +162,11 @@ def _takes_files(directory: Path) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)  # these have sentences of their own
 
 
-def check_page(path: str, name: str = "output") -> None:
-    """Checks that an HTML page can be written to a file, before any work.
+def check_page(path: str, name: str = "output") -> Path:
+    """Checks that an HTML page can be written to a file, before any work, and returns the file.
 
-    An older page is replaced later. Another file, such as a photo or a model, is not.
+    An older page is replaced later. Another file, such as a photo or a model, is not. A link stays, and what it leads
+    to is written.
 
     Args:
         name: of the argument, for the message.
@@ -172,9 +178,16 @@ def check_page(path: str, name: str = "output") -> None:
         raise ValueError(f"{name} must not be empty, got {path!r}.")
     if os.path.isdir(path):
         raise ValueError(f"{name} must be a file, but {path!r} is a directory.")
-    if os.path.lexists(path) and not path.lower().endswith((".html", ".htm")):
-        raise ValueError(f"{name} {path!r} is there already and is no .html file: choose another name for the page.")
-    check_output_directory(Path(path).parent, f"{name} {path!r}: the folder")
+    file = Path(os.path.realpath(path))
+    if file.is_symlink():
+        raise ValueError(f"{name} {path!r} is a link that leads back to itself.")
+    if file.exists() and file.suffix.lower() not in (".html", ".htm"):
+        target = f" is a link to {str(file)!r}, which" if os.path.islink(path) else ""
+        raise ValueError(
+            f"{name} {path!r}{target} is there already and is no .html file: choose another name for the page."
+        )
+    check_output_directory(file.parent if os.path.islink(path) else Path(path).parent, f"{name} {path!r}: the folder")
+    return file
 
 
 def replace_files(source: Path, destination: Path) -> None:

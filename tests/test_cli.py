@@ -148,6 +148,8 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.yaml").write_text("mine")
     status, _, err = answer(capsys, "recipes", "copy", "quickstart", "mine.yaml")
     assert status == 2 and "'mine.yaml' exists already" in err and (tmp_path / "mine.yaml").read_text() == "mine"
+    (tmp_path / "link.yaml").symlink_to("nowhere")
+    assert "'link.yaml' exists already" in answer(capsys, "recipes", "copy", "quickstart", "link.yaml")[2]
     assert "Did you mean quickstart?" in answer(capsys, "recipes", "show", "quickstrat")[2]
 
 

@@ -273,6 +273,23 @@ def test_a_page_replaces_a_page_and_no_other_file(tmp_path, monkeypatch):
     }
 
 
+def test_a_page_is_written_through_a_link_which_stays(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for target in ("deep/old.html", "deep/new.html"):
+        (tmp_path / "link.html").symlink_to(target)
+        (tmp_path / "deep/old.html").write_text("an older page")
+        write_text(check_page(str(tmp_path / "link.html")), "page")
+        assert (tmp_path / "link.html").is_symlink() and (tmp_path / target).read_text() == "page"
+        (tmp_path / "link.html").unlink()
+    (tmp_path / "photo.png").write_text("mine")
+    (tmp_path / "link.html").symlink_to("photo.png")
+    with pytest.raises(ValueError, match=r"link.html' is a link to '.*photo.png', which is there already and is no"):
+        check_page(str(tmp_path / "link.html"))
+    (tmp_path / "loop.html").symlink_to("loop.html")
+    with pytest.raises(ValueError, match=r"loop.html' is a link that leads back to itself"):
+        check_page(str(tmp_path / "loop.html"))
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
 def test_a_folder_that_takes_no_files_is_refused_before_the_work():
     with pytest.raises(ValueError, match=r"output '/proc/x\.html': the folder '/proc' cannot be used: /proc may not"):

@@ -3,12 +3,14 @@
 
 import argparse
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..arguments import CommandParser, require
 from ..display import ONNX_PACKAGES
+from ..files import check_output_directory
 
 
 CONVERT, EXPORT, ONNX = "ijepa convert", "ijepa export", "ijepa onnx"
@@ -117,6 +119,8 @@ def check_onnx_arguments(arguments: argparse.Namespace) -> None:
     require(not missing, f'{", ".join(missing)} not found; run: pip install "ijepa-transformers[onnx]"')
     opset, output = arguments.opset, Path(arguments.output)
     require(opset in OPSETS, f"--opset must be one of {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
+    require(arguments.output.strip(), "--output must not be empty")
     require(output.parent.is_dir(), f"there is no folder {str(output.parent)!r} to write {output.name!r} to")
-    taken = [str(path) for path in (output, output.with_name(f"{output.name}.data")) if path.exists()]
+    check_output_directory(output.parent, f"--output {arguments.output!r}: the folder")
+    taken = [str(path) for path in (output, output.with_name(f"{output.name}.data")) if os.path.lexists(path)]
     require(not taken, f"{''.join(taken[:1])!r} exists already; remove it or choose another --output")

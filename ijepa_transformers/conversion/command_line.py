@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..display import in_python, show_end
 from ..failures import REFUSED, failures_told
-from ..files import disk_errors_of
+from ..files import check_output_directory, disk_errors_of
 from ..locks import alone_with
 
 
@@ -24,13 +24,14 @@ def written_aside(output: Path) -> Iterator[Path]:
     If `output` is a symbolic link, what it leads to is written, and the link stays.
 
     Raises:
-        ValueError: if `output` exists and is no empty directory, if another command is writing it, or if it is a link
-            that leads back to itself.
+        ValueError: if `output` exists and is no empty directory, cannot be written, or is a link that leads back to
+            itself, or if another command is writing it.
     """
     _check_free(output)
     output = Path(os.path.realpath(output))
     if output.is_symlink():
         raise ValueError(f"{output} is a link that leads back to itself; choose another --output.")
+    check_output_directory(output.parent, f"--output {str(output)!r}: the folder")
     output.parent.mkdir(parents=True, exist_ok=True)
     with alone_with(output):
         unfinished = output.with_name(f".tmp-{output.name}")

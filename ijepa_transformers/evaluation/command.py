@@ -36,6 +36,7 @@ from .arguments import PLAIN_PROBES, PROGRAM, ProbingArguments, parse_probing_ar
 from .collapse import layer_spread
 from .earlier import RESULTS, drop_if_repeated, keep_earlier
 from .features import (
+    CACHE_FILES,
     Entry,
     OpenedEncoder,
     Run,
@@ -65,6 +66,13 @@ from .tables import Rows, report, summaries, update_model_cards, write_results
 _RAW_PIXELS, _RANDOM_ENCODER = "raw pixels", "random encoder"
 
 
+def _check_outputs(arguments: ProbingArguments) -> None:
+    """Raises ValueError if a directory that is written to cannot be written to."""
+    check_output_directory(Path(arguments.output_dir))
+    if arguments.cache_dir is not None:
+        check_output_directory(Path(arguments.cache_dir), "cache_dir")
+
+
 @opened_once()
 def build_run(arguments: ProbingArguments, lock: OutputLock | None = None) -> Run:
     """Opens the data and every encoder, and locks the output directory.
@@ -74,7 +82,7 @@ def build_run(arguments: ProbingArguments, lock: OutputLock | None = None) -> Ru
     """
     if arguments.has_heads:
         require_optimizers(arguments.optimizers)
-    check_output_directory(Path(arguments.output_dir))
+    _check_outputs(arguments)
     # The other processes wait while the main process fits probes alone, which takes hours on a large data set.
     waits = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))
     accelerator = Accelerator(kwargs_handlers=[waits])
@@ -82,8 +90,13 @@ def build_run(arguments: ProbingArguments, lock: OutputLock | None = None) -> Ru
     lock = lock or OutputLock(Path(arguments.output_dir))
     on_main_process(accelerator, lock.take_if_there)
     on_main_process(accelerator, lambda: refuse_other_files(Path(arguments.output_dir), [RESULTS, "cache"]))
+    if arguments.cache_dir is not None:
+        cache_dir = Path(arguments.cache_dir)
+        on_main_process(accelerator, lambda: refuse_other_files(cache_dir, CACHE_FILES, "cache_dir"))
     entries = _all_entries(arguments)
     specs = dict.fromkeys(entry.spec for entry in entries)
+    for source in [spec.source for spec in specs if arguments.update_model_card and Path(spec.source).is_dir()]:
+        check_output_directory(Path(source), "update_model_card: the model directory")
     trials = {spec: try_encoder(arguments, open_spec(arguments, spec, accelerator.device)) for spec in specs}
     with accelerator.main_process_first():  # one process fills the cache of datasets
         train = _open_labelled(arguments, arguments.train_split)

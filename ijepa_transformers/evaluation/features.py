@@ -54,6 +54,8 @@ from .heads import concatenate, split_holdout
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_CONTENTS = "contents.json"
+CACHE_FILES = (_CONTENTS, f"{'[0-9a-f]' * 32}.safetensors")  # patterns of their names
 _CROP_SCALE, _CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # random resized crop as usual for classification
 _MAX_TOKEN_BYTES = 2**31  # if the patch tokens need more memory, the encoder runs again in every epoch of the heads
 _MAX_COLLAPSE_IMAGES = 5000  # of the validation split; the measures compare each image with all others
@@ -111,7 +113,7 @@ class Run:
 
     @cached_property
     def contents(self) -> ContentDigests:
-        return ContentDigests(self.cache_dir / "contents.json")
+        return ContentDigests(self.cache_dir / _CONTENTS)
 
     def add_note(self, sentence: str) -> None:
         """Adds a sentence to the notes below the table, unless it is there."""

@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -35,7 +34,7 @@ def _find(arguments: SearchArguments) -> tuple[PhotoFinder, dict[str, Any]]:
         ValueError: with one sentence, if something cannot be opened or read.
     """
     if arguments.output is not None:
-        check_page(arguments.output)
+        check_page(arguments.output)  # before the work
     finder, queries = open_finder(arguments)
     return finder, _results(arguments, finder, queries)
 
@@ -145,7 +144,7 @@ def execute(arguments: SearchArguments, argv: Sequence[str] = ()) -> None:
         places: dict[str, Any] = {}
         if arguments.output is not None:
             page = build_page(finder, results, f"{PROGRAM} {shlex.join(map(str, argv))}")
-            write_text(Path(arguments.output), page)
+            write_text(check_page(arguments.output), page)
             places["page"] = f"{arguments.output} ({len(page) / 1e6:.1f} MB)"
         with on_standard_error():
             show_end(places, [] if arguments.json else next_commands(arguments))
@@ -176,5 +175,5 @@ def search(**keywords: Any) -> Result:
         disable_progress_bar()
         finder, results = _find(arguments)
         if arguments.output is not None:
-            write_text(Path(arguments.output), build_page(finder, results, "search(...)"))
+            write_text(check_page(arguments.output), build_page(finder, results, "search(...)"))
     return Result(finder.index.directory, results, format_results(results))

@@ -4,6 +4,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from .. import __version__
 from ..data.notices import counted
 from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, check_page, write_text
-from ..locks import alone_with
+from ..locks import OutputLock, alone_with
 from .arguments import PROGRAM, VisualizationArguments, parse_visualization_arguments
 from .judging import cards, headline, judge_pool, measured_on, shown_verdict
 from .messages import show_end, show_head
-from .page import Section, build_page, write_pictures
+from .page import Section, build_page, refuse_other_pictures, write_pictures
 from .sections import SECTIONS
 from .study import Study, build_study
 
@@ -60,27 +61,32 @@ def execute(arguments: VisualizationArguments, argv: Sequence[str]) -> None:
     disable_progress_bar()  # of Transformers' loading
     datasets.disable_progress_bars()
     with failures_told(PROGRAM, REFUSED):
-        output = Path(arguments.output)
-        check_page(arguments.output)
-        if arguments.pictures_dir:
-            check_output_directory(Path(arguments.pictures_dir), "pictures_dir")
-    with failures_told(PROGRAM, REFUSED), alone_with(output):
+        output = check_page(arguments.output)
+        pictures = OutputLock(Path(arguments.pictures_dir)) if arguments.pictures_dir else None
+        if pictures:
+            check_output_directory(pictures.directory, "pictures_dir")
+            pictures.take_if_there()
+            refuse_other_pictures(pictures.directory)
+    with failures_told(PROGRAM, REFUSED), alone_with(output), pictures or nullcontext():
         study = build_study(arguments)
         show_head(study)
         sections = [section(study) for section in SECTIONS]
-        _write(study, sections, argv)
+        _write(study, sections, output, pictures, argv)
 
 
-def _write(study: Study, sections: list[Section], argv: Sequence[str]) -> None:
+def _write(
+    study: Study, sections: list[Section], output: Path, pictures: OutputLock | None, argv: Sequence[str]
+) -> None:
     """Writes the page and the pictures. Exits as a command."""
-    arguments, output = study.arguments, Path(study.arguments.output)
+    arguments = study.arguments
     with failures_told(PROGRAM, FAILED):
         on_these_images = judge_pool(study)
         verdict = shown_verdict(study, on_these_images)
         title, top = f"What {arguments.own_name} has learned", headline(verdict, on_these_images)
         page = build_page(title, top, cards(study, verdict), sections, _describe(study, argv))
-        if arguments.pictures_dir:
-            write_pictures(arguments.pictures_dir, sections)
+        if pictures:
+            pictures.claim()
+            write_pictures(pictures.directory, sections)
         write_text(output, page)
     show_end(study, f"{top.headline}\n{measured_on(verdict, on_these_images)}", len(page))
 

@@ -17,8 +17,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from ..files import written_aside
+from ..files import holds_other_files, refuse_other_files, written_aside
+from .arguments import PROGRAM
 from .cells import Sheet
 
 
@@ -27,6 +29,7 @@ CLASS_COLORS = (
     *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"),
     *("#8c564b", "#e377c2", "#17becf", "#c9c400", "#7f7f7f"),
 )
+_SOFTWARE = "Software"  # the text in a PNG file that names what has made it
 REST = "rest"  # the group of images of other classes, or of none
 
 
@@ -233,9 +236,31 @@ def data_address(image: Image.Image) -> str:
     return f"data:image/{kind};base64,{contents[kind]}"
 
 
-def write_pictures(directory: str | Path, sections: Sequence[Section]) -> None:
-    """Writes the files of all pictures as PNG."""
+def refuse_other_pictures(directory: Path) -> None:
+    """Raises ValueError if a directory holds files that no earlier page has left there, so that none is replaced.
+
+    Beside pictures of an earlier page other kinds of files may be there.
+    """
+    pictures = sorted(directory.glob("*.png"))
+    other = next((picture.name for picture in pictures if not _is_of_a_page(picture)), None)
+    if other is not None:
+        raise holds_other_files(directory, other, "pictures_dir")
+    refuse_other_files(directory, [picture.name for picture in pictures], "pictures_dir")
+
+
+def _is_of_a_page(picture: Path) -> bool:
+    try:
+        with Image.open(picture) as image:
+            return image.info.get(_SOFTWARE) == PROGRAM
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
+def write_pictures(directory: Path, sections: Sequence[Section]) -> None:
+    """Writes the files of all pictures as PNG. Each says which program has made it."""
+    mark = PngInfo()
+    mark.add_text(_SOFTWARE, PROGRAM)
     for picture in (picture for section in sections for picture in section.pictures):
         for name, image in picture.files.items():
-            with written_aside(Path(directory) / f"{name}.png") as unfinished:
-                image.save(unfinished, "png", optimize=True)
+            with written_aside(directory / f"{name}.png") as unfinished:
+                image.save(unfinished, "png", optimize=True, pnginfo=mark)

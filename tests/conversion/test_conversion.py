@@ -577,6 +577,14 @@ def test_a_symbolic_link_as_output_is_written_through_and_stays(tmp_path, capsys
     assert "circle is a link that leads back to itself" in fails_with_a_sentence(conversion_convert, argv, capsys)
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(conversion_convert, "load_checkpoint", None)
+    (tmp_path / "file").write_text("mine")
+    argv = ["--checkpoint", CHECKPOINT, "--output", tmp_path / "file" / "model", "--num_attention_heads", 3]
+    sentence = fails_with_a_sentence(conversion_convert, argv, capsys)
+    assert "the folder" in sentence and "file is no directory" in sentence
+
+
 def test_an_existing_output_is_left_alone(directory, capsys):
     before = {file: file.read_bytes() for file in directory.iterdir()}
     argv = ["--checkpoint", CHECKPOINT, "--output", directory, "--num_attention_heads", 3]

@@ -549,6 +549,19 @@ def test_the_cache_can_lie_elsewhere(place):
     assert list((place / "elsewhere").iterdir()) and not (place / "out" / "cache").exists()
 
 
+def test_a_cache_among_other_files_is_refused(place, capsys):
+    (place / "mine").mkdir()
+    (place / "mine" / "model.safetensors").write_text("mine")
+    for changes, message in (
+        ({"cache_dir": place / "mine"}, "mine' holds other files, such as 'model.safetensors'"),
+        ({"cache_dir": place / "mine/model.safetensors"}, "model.safetensors is no directory"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            probe(place, no_baselines=True, **changes)
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert stopped.value.code == 2 and error.startswith("ijepa probe: error: cache_dir") and message in error
+
+
 # Several processes
 
 

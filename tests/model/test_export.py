@@ -321,6 +321,8 @@ def test_weights_that_are_no_numbers_are_not_exported(model_directories, trained
         ({"--output": "no/such/folder/a.onnx"}, "there is no folder 'no/such/folder'"),
         ({"--output": "taken.onnx"}, "'taken.onnx' exists already"),
         ({"--output": "pair.onnx"}, "'pair.onnx.data' exists already"),
+        ({"--output": "link.onnx"}, "'link.onnx' exists already"),
+        ({"--output": " "}, "--output must not be empty"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(model_directories, monkeypatch, capsys, changes, sentence):
@@ -329,6 +331,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(model_directories, monkeypa
     transformers.ViTConfig().save_pretrained("vit")
     for name in ("taken.onnx", "pair.onnx.data"):
         Path(name).touch()
+    Path("link.onnx").symlink_to("nowhere")
     before = sorted(Path().rglob("*"))
     words = {"--model": "pretrained", "--output": "encoder.onnx", **changes}
     with pytest.raises(SystemExit) as stopped:

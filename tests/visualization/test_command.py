@@ -34,6 +34,7 @@ from ijepa_transformers.visualization import command as visualization_command
 from ijepa_transformers.visualization import curves as visualization_curves
 from ijepa_transformers.visualization import study as visualization_study
 from ijepa_transformers.visualization.judging import accuracy_cards, headline, shown_verdict, tone_of, training_seconds
+from ijepa_transformers.visualization.page import Picture, Section, refuse_other_pictures, write_pictures
 from ijepa_transformers.visualization.predictions import score_predictions
 from tests.printed import proposed
 from tests.runs import blind_to_brightness
@@ -512,8 +513,23 @@ def test_models_and_files_that_do_not_fit_are_one_sentence(place, tiny_config, c
         ({"output": "   "}, "output must not be empty"),
         ({"output": place / "run" / "recipe.yaml"}, "recipe.yaml' is there already and is no .html file"),
         ({"pictures_dir": place / "run" / "recipe.yaml"}, "recipe.yaml is no directory"),
+        ({"pictures_dir": place / "run"}, "run' holds other files, such as"),
     ):
         with pytest.raises(SystemExit) as end:
             visualize(place, **changes)
         assert end.value.code == 2 and message in capsys.readouterr().err
     assert not (place / "page").exists() and (place / "run" / "recipe.yaml").read_bytes() == before
+
+
+def test_pictures_replace_pictures_of_a_page_and_no_other_ones(tmp_path):
+    section = Section("Map", [Picture("A map", "", files={"map": Image.new("RGB", (2, 2))})])
+    for _ in range(2):
+        refuse_other_pictures(tmp_path)
+        write_pictures(tmp_path, [section])
+        (tmp_path / "notes.txt").write_text("mine")
+    Image.new("RGB", (2, 2)).save(tmp_path / "pca.png")
+    with pytest.raises(ValueError, match=r"pictures_dir .* holds other files, such as 'pca.png': choose an empty or"):
+        refuse_other_pictures(tmp_path)
+    (tmp_path / "pca.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"such as 'pca.png'"):
+        refuse_other_pictures(tmp_path)
