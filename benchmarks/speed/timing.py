@@ -140,7 +140,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         default="",
-        help="file that a line of JSON is added to; benchmarks/results/NAME_DEVICE_DATE.jsonl by default, - for none",
+        help="file that a line of JSON is added to, - for none; by default one of today in benchmarks/results",
     )
     parser.add_argument(
         "--allocator",

@@ -53,8 +53,8 @@ class MemoryEstimate:
         working: the rest of what is alive at the fullest moment of a pass, such as the outputs and the tensors of the
             layer at work.
         batch: images and indices.
-        communication: buckets of gradients, weights gathered for the layer at work. DDP adds nothing, because its
-            buckets are the gradients.
+        communication: buckets of gradients, weights gathered for the layer at work. DDP's buckets are the gradients,
+            so it adds nothing, unless the first two steps need more than all later ones.
         margin: a flat GiB and 5 % of the rest, for what cannot be computed. A guess.
     """
 
@@ -118,6 +118,9 @@ def estimate_memory(
         "working": max(counted.forward_peak, counted.backward_peak) - counted.saved - counted.casts,
         "batch": per_device_batch_size * _image_bytes(config, tokens),
     }
+    if mode == "ddp":
+        in_a_pass = own["activations"] + own["autocast"] + own["working"]
+        shared["communication"] = _second_gradient(shared["gradients"], shared["optimizer"], in_a_pass)
     computed = sum(shared.values()) + sum(own.values())
     return MemoryEstimate(**shared, **own, margin=FIXED_MARGIN + round(MARGIN_SHARE * computed))
 
@@ -177,10 +180,8 @@ def _shared_parts(
 
 
 def _communication(weights: Weights, mode: str, gathers_bfloat16: bool) -> int:
-    """Bytes of gradient buckets, or of the weights and gradients that are whole for a moment.
-
-    DDP needs none: its buckets are the gradients themselves (`gradient_as_bucket_view`), also while they accumulate.
-    """
+    """Bytes of gradient buckets, or of the weights and gradients that are whole for a moment. For DDP see
+    `_second_gradient`."""
     trained = sum(weights.trained)
     if mode in ("single", "ddp"):
         return 0
@@ -191,6 +192,16 @@ def _communication(weights: Weights, mode: str, gathers_bfloat16: bool) -> int:
         return bucket
     # The layer at work and the next one, the gradients of one and their bucket, and what belongs to no layer.
     return FLOAT32 * (4 * weights.layer + weights.outside) + bucket
+
+
+def _second_gradient(gradients: int, optimizer: int, in_a_pass: int) -> int:
+    """What DDP needs beyond one process, in bytes. Mostly nothing.
+
+    Its buckets are the gradients themselves (`gradient_as_bucket_view`), also while they accumulate. There is a second
+    copy of them twice: in the first step, before there are optimizer states, and for a moment before the second step,
+    while no pass is at work.
+    """
+    return max(0, gradients - min(optimizer, in_a_pass))
 
 
 def largest_batch_size(

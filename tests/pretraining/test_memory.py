@@ -358,6 +358,17 @@ def test_ddp_needs_what_one_process_needs_because_its_buckets_are_the_gradients(
     assert estimate_memory(wide_layers, TOKENS, 8, mode="ddp", num_processes=8) == alone
 
 
+def test_the_first_two_steps_of_ddp_count_where_they_need_most(wide_layers):
+    """The first has two copies of the gradients and no states; before the second there are two, and no pass."""
+    settings = {"mode": "ddp", "num_processes": 8, "gradient_checkpointing": True}
+    for batch_size, optimizer in ((1, "adamw"), (64, "adamw_8bit"), (1, "adamw_8bit")):
+        need = estimate_memory(wide_layers, TOKENS, batch_size, optimizer=optimizer, **settings)
+        in_a_pass = need.activations + need.autocast + need.working
+        first = need.parameters + 2 * need.gradients + in_a_pass + need.batch
+        second = need.parameters + 2 * need.gradients + need.optimizer + need.batch
+        assert need.communication > 0 and need.allocated == max(first, second)
+
+
 GRADIENTS = """
 import json, os, sys
 from ijepa_transformers.pretraining import command, loop
@@ -387,15 +398,15 @@ with open(f"{directory}/rank_{os.environ['RANK']}.json", "w") as file:
 
 
 def test_under_ddp_gradients_of_all_passes_accumulate_where_they_are_averaged(tmp_path):
-    """In the first two steps DDP builds its buckets. Then there is one copy of the gradients, in the same place."""
+    """DDP orders its buckets when the second step begins. Then there is one copy of the gradients, in one place."""
     argv = ["-c", GRADIENTS, tmp_path, *pretraining_argv(tmp_path / "run", per_device_batch_size=2)]
     done = forked.fork_ranks(2, argv, environment_of("ddp") | launched_environment("ddp"))
     assert done.returncode == 0, done.stderr
     for rank in (0, 1):
         passes = json.loads((tmp_path / f"rank_{rank}.json").read_text())
         assert len(passes) == 12  # two in each of six steps
-        assert all(each["storages"] == passes[3]["storages"] for each in passes[4:])
-        assert passes[3]["bytes"] == passes[3]["own"]
+        assert all(each["storages"] == passes[2]["storages"] for each in passes[3:])
+        assert passes[2]["bytes"] == passes[2]["own"]
 
 
 def test_fsdp2_gathers_in_bfloat16_so_autocast_makes_no_copies(wide_layers):
