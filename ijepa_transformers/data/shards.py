@@ -25,6 +25,7 @@ from .decoding import StoredImage
 from .finding import resolve
 from .kinds import SHARD_BUILDERS
 from .notices import LINK, expect_first, tell_of_first
+from .remote import facts_of_urls
 from .sources import find_image_column
 from .splits import choose_split
 from .tars import Member, problem_of_endings, require_one_ending, require_uncompressed
@@ -72,9 +73,10 @@ class ImageStream:
 
     @functools.cached_property
     def contents(self) -> str:
-        """Hash of the shards' sizes, or of their bytes if all of them are small. Only for files on this machine:
-        asking a server for each of thousands of files would delay every start. Otherwise empty."""
-        return "" if any("://" in name for name in self.names) else files_digest(self.names)
+        """What tells that the shards are still the same, for `have_changed`: their sizes, or bytes if all of them are
+        small; of URLs what their servers say. It takes a request for each URL."""
+        is_remote = any("://" in name for name in self.names)
+        return str(facts_of_urls(self.names)) if is_remote else files_digest(self.names)
 
     def rows(self, shard: int, first_row: int = 0) -> Iterator[tuple[int, StoredImage | None]]:
         """Row number and encoded image of every row of a shard from `first_row` on.

@@ -26,6 +26,7 @@ from .datasets import MAX_SUBSTITUTES, CropSettings, RandomCrops
 from .decoding import BadImageError, StoredImage
 from .notices import counted
 from .order import block_order, epoch_order
+from .remote import have_changed
 from .shards import ImageStream
 
 
@@ -197,7 +198,7 @@ _SETTING_NAMES = {
     "lanes": "lanes",
     "shards": "shards",
     "fingerprint": "names of the shards",
-    "contents": "sizes or contents of the shards",
+    "contents": "sizes, contents or versions of the shards",
     "seed": "seed",
     "shuffle_buffer": "shuffle_buffer",
     "batch_size": "images per process and pass",
@@ -301,7 +302,7 @@ class StreamingBatches(torch.utils.data.IterableDataset):
         start = start or LanePositions(self.settings)
         for name, now in self.settings.items():
             before = start.settings.get(name, now)  # checkpoints of before have no contents
-            if before != now:
+            if have_changed(str(before), str(now)) if name == "contents" else before != now:
                 raise ValueError(
                     f"The stream cannot be resumed: {_SETTING_NAMES[name]} changed from {before} to {now}."
                 )

@@ -222,6 +222,8 @@ class StreamedData:
             config_name=arguments.data_config,
             image_column=arguments.image_column,
         )
+        # Servers behind one URL may differ in what they say.
+        self.stream.contents = on_main_process(accelerator, lambda: self.stream.contents)
         self.num_images = self._find_num_images()
         _check_batch(self.num_images, arguments, accelerator.num_processes)
         if state:

@@ -7,11 +7,13 @@ import http.server
 import io
 import itertools
 import json
+import os
 import pickle
 import tarfile
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import fsspec
@@ -22,8 +24,10 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
+from ijepa_transformers.data import notices
 from ijepa_transformers.data.datasets import MAX_SUBSTITUTES, RandomCrops
 from ijepa_transformers.data.decoding import BadImageError, decode_image
+from ijepa_transformers.data.remote import have_changed
 from ijepa_transformers.data.shards import ImageStream, count_images, open_stream
 from ijepa_transformers.data.streaming import (
     LanePositions,
@@ -315,7 +319,7 @@ def test_other_contents_under_the_same_names_are_refused(tmp_path):
     first, second, *_ = sorted(folder.iterdir())
     whole = first.read_bytes()
     first.write_bytes(whole[:600] + bytes((whole[600] ^ 1,)) + whole[601:])
-    with pytest.raises(ValueError, match="sizes or contents of the shards changed"):
+    with pytest.raises(ValueError, match="sizes, contents or versions of the shards changed"):
         batches_of(open_stream(folder), accumulation_steps=4, start_step=3, start=start)
     first.write_bytes(whole)
     batches_of(open_stream(folder), accumulation_steps=4, start_step=3, start=start)
@@ -662,6 +666,50 @@ def test_a_web_server_gives_the_batches_of_files_and_its_losses_are_named(shards
     (shards / f"003{kind}").unlink()
     with pytest.raises(OSError, match=rf"the shard '{server}/shards/003\{kind}' cannot be read from row 0 on"):
         run(stream, **{**settings, "total_steps": 20})
+
+
+def test_other_shards_behind_the_same_urls_are_refused(tmp_path, server):
+    folder = write_shards(tmp_path / "shards", "tar", (4, 5, 4, 5))
+    urls = f"{server}/shards/{{000..003}}.tar"
+    start = positions_after(open_stream(urls), 3, world_size=1)
+    first = min(folder.iterdir())
+    options = {"accumulation_steps": 4, "start_step": 3, "start": start}
+    batches_of(open_stream(urls), **options)
+    batches_of(open_stream(f"{urls}?token=new"), **options)
+    seconds = first.stat().st_mtime
+    os.utime(first, (seconds, seconds + 5))  # as a file that was replaced: Last-Modified has whole seconds
+    with pytest.raises(ValueError, match="sizes, contents or versions of the shards changed"):
+        batches_of(open_stream(urls), **options)
+    folder.rename(tmp_path / "moved")
+    batches_of(open_stream(f"{server}/moved/{{000..003}}.tar"), **options)  # another time says nothing elsewhere
+    batches_of(open_stream(tmp_path / "moved"), **options)
+    (tmp_path / "moved/001.tar").write_bytes(tar_bytes(1, 30))
+    with pytest.raises(ValueError, match="sizes, contents or versions of the shards changed"):
+        batches_of(open_stream(f"{server}/moved/{{000..003}}.tar"), **options)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "changed"),
+    [
+        ({"size": 1, "ETag": "a"}, {"size": 1, "ETag": "b"}, True),
+        ({"size": 1, "Last-Modified": "a"}, {"size": 1, "Last-Modified": "b"}, True),
+        ({"ETag": "a", "Last-Modified": "a"}, {"ETag": "a", "Last-Modified": "b"}, False),
+        ({"size": 1}, {"size": 2}, True),
+        ({"size": 1, "blob_id": "a"}, {"size": 1, "blob_id": "b"}, True),
+        ({}, {}, False),
+    ],
+)
+def test_what_a_server_says_tells_of_other_shards(monkeypatch, capsys, before, now, changed):
+    monkeypatch.setattr(notices, "_told", set())
+    found = []
+    for facts in (before, now):
+        system = SimpleNamespace(info=lambda path, facts=facts: facts)
+        monkeypatch.setattr("fsspec.core.url_to_fs", lambda url, system=system: (system, url))
+        stream = ImageStream("a", ["https://host/1.tar", "https://host/2.tar"], None, "image", "webdataset")
+        found.append(stream.contents)
+    assert have_changed(*found) is changed and not have_changed("", found[1])
+    told = capsys.readouterr().err
+    assert told.count("tells neither size nor ETag nor time of change, so a resume cannot notice") == (not before)
 
 
 # Bad images and bad shards
