@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.speed import feature_extraction, gpu, input_pipeline, masking, opening, streaming, timing
+from benchmarks.speed import checkpoint, feature_extraction, gpu, input_pipeline, masking, opening, streaming, timing
 from ijepa_transformers.masking import MultiBlockMasking
 
 
@@ -176,6 +176,16 @@ def test_end_to_end_benchmark_accounts_for_all_time():
     assert report["loop"]["calls"]["step"] == 2 * report["steps"]
     assert 0 < report["loop"]["outside_step"]["total_percent"] < 100
     assert report["cpu_seconds"] > 0 and report["loop"]["cpu_seconds"]["step"] > 0
+
+
+def test_checkpoint_benchmark_writes_links_and_hashes(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(checkpoint.IJEPA_SIZES, "tiny", {"hidden_size": 16, "num_attention_heads": 2})
+    words = ["--size", "tiny", "--turns", "2", "--directory", str(tmp_path)]
+    checkpoint.main([*words, "--output", str(tmp_path / "rows.jsonl")])
+    report = result_of(capsys, tmp_path / "rows.jsonl")
+    assert report["benchmark"] == "checkpoint" and is_environment(report) and report["bytes"] > 0
+    for name in ("write", "link", "hash"):
+        assert report[name]["seconds"]["median"] > 0 and report[name]["cpu_seconds"]["median"] > 0
 
 
 def test_opening_benchmark_reports_time_and_memory(capsys, tmp_path):
