@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..arguments import DatasetArguments, argument, arguments_from_keywords, parse_arguments, require
+from ..arguments import DatasetArguments, argument, arguments_from_keywords, parse_arguments, require, require_numbers
 
 
 PROGRAM = "ijepa probe"
@@ -135,17 +135,10 @@ class ProbingArguments(OutputArguments, HeadArguments, ProbeArguments, EncoderAr
             *(("num_draws", 1), ("epochs", 1), ("batch_size", 1), ("per_device_batch_size", 1), ("max_images", 2)),
             *(("num_workers", 0), ("warmup_epochs", 0), ("k", 1), ("shots", 1), ("weight_decays", 0), ("seed", 0)),
         ):
-            for value in self._values(name):
-                require(value >= least, f"{name} must be at least {least}, got {value}.")
-        for value in self.learning_rates:
-            require(value > 0, f"learning_rates must be positive, got {value}.")
-        for value in self.label_fractions:
-            require(0 < value <= 1, f"label_fractions must lie in (0, 1], got {value}.")
-        require(0 <= self.holdout < 1, f"holdout must lie in [0, 1), got {self.holdout}.")
-
-    def _values(self, name) -> list:
-        value = getattr(self, name)
-        return value if isinstance(value, list) else [] if value is None else [value]
+            require_numbers(self, name, least=least)
+        require_numbers(self, "learning_rates", above=0)
+        require_numbers(self, "label_fractions", above=0, most=1)
+        require_numbers(self, "holdout", least=0, below=1)
 
     @property
     def has_heads(self) -> bool:

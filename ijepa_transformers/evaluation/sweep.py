@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..data.notices import counted
 from ..data.order import epoch_order
 from ..failures import DivergedError
 from .arguments import head_features
@@ -170,11 +171,12 @@ def sweep(
         seed=arguments.seed,
         device=run.accelerator.device,
     )
-    return _evaluate_heads(run, settings, heads, choice_batches, validation_batches)
+    return _evaluate_heads(run, str(opened.spec), settings, heads, choice_batches, validation_batches)
 
 
 def _evaluate_heads(
     run: Run,
+    spec: str,
     settings: list[HeadSettings],
     heads: torch.nn.ModuleList,
     choice_batches: Callable[[], Iterable[Batch]],
@@ -190,10 +192,17 @@ def _evaluate_heads(
     chosen_by = accuracies if is_optimistic else head_accuracies(settings, heads, choice_batches())
     results = {}
     for probe, index in choose_heads(settings, chosen_by).items():
+        scores = head_scores(settings[index], heads[index], validation_batches())
+        bad = int((~scores.isfinite().all(dim=1)).sum())
+        if bad:
+            run.add_note(
+                f"The best {probe} head of {spec} has diverged on {bad:,} of {counted(len(scores), 'image')}, which"
+                " count as wrong: try lower learning_rates."
+            )
         results[_OPTIMISTIC.format(probe) if is_optimistic else probe] = {
-            **measure(run, head_scores(settings[index], heads[index], validation_batches())),
+            **measure(run, scores),
             "chosen": str(settings[index]),
-            "border": _border_of(settings, settings[index]),
+            "border": None if bad else _border_of(settings, settings[index]),
             "chosen_on": run.validation.name if is_optimistic else f"{run.arguments.holdout:g} of {run.train.name}",
             "heads": [
                 {**dataclasses.asdict(entry), "accuracy": accuracy, "accuracy_of_choice": chosen}

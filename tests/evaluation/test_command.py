@@ -395,6 +395,14 @@ def test_with_crops_the_encoder_runs_in_every_epoch_on_the_training_part_alone(p
     ]
 
 
+def test_heads_that_have_diverged_are_noted(place):
+    rates = {"learning_rates": [2e38, 3e38], "optimizers": ["sgd"], "weight_decays": [0.0], "batch_size": 5}
+    results = probe(place, probes=["linear"], no_baselines=True, epochs=4, **rates)
+    (note,) = (note for note in results["notes"] if "has diverged" in note)
+    assert note.startswith("The best linear head of ") and note.endswith("count as wrong: try lower learning_rates.")
+    assert not any("widen the sweep" in note for note in results["notes"])
+
+
 def test_a_best_learning_rate_at_the_border_of_the_sweep_is_noted(place):
     results = probe(place, probes=["linear"], learning_rates=[1e-9, 1e-2], no_baselines=True, epochs=5)
     assert (
@@ -817,10 +825,12 @@ def assert_refused(place, capsys, sentence, **changes):
         ({"optimizers": ["adam"]}, "optimizers must be one of adamw, sgd, lars, got 'adam'"),
         ({"schedule": "linear"}, "schedule must be one of cosine, step, got 'linear'"),
         ({"augment": "mixup"}, "augment must be one of none, crop_flip, flip, got 'mixup'"),
-        ({"holdout": 1.0}, "holdout must lie in [0, 1), got 1.0"),
-        ({"k": [5, 0]}, "k must be at least 1, got 0"),
-        ({"learning_rates": [0.0]}, "learning_rates must be positive, got 0.0"),
-        ({"label_fractions": [1.5]}, "label_fractions must lie in (0, 1], got 1.5"),
+        ({"holdout": 1.0}, "holdout must be at least 0 and below 1, got 1.0"),
+        ({"k": [5, 0]}, "k must be at least 1, got [5, 0]"),
+        ({"learning_rates": [0.0]}, "learning_rates must be above 0, got [0.0]"),
+        ({"learning_rates": ["inf"]}, "learning_rates must be above 0, got [inf]"),
+        ({"weight_decays": ["inf"]}, "weight_decays must be at least 0, got [inf]"),
+        ({"label_fractions": [1.5]}, "label_fractions must be above 0 and at most 1, got [1.5]"),
         ({"max_images": 1}, "max_images must be at least 2, got 1"),
         ({"models": ["no-such-model"]}, "The image processor of 'no-such-model' cannot be opened"),
         ({"models": ["=x"]}, "'=x' has no name before '='"),
