@@ -151,6 +151,28 @@ def holds_other_files(path: Path, example: str, name: str) -> ValueError:
     )
 
 
+def refuse_among_images(path: Path, data: str | None, name: str = "output_dir") -> None:
+    """Checks that a command does not write pictures or tables into the folder of its images.
+
+    The next command would take them for images, and a resume would find other images than before. Hidden folders are
+    no part of the data.
+
+    Args:
+        path: what will be written.
+        data: what the images are read from.
+        name: of the argument of `path`, for the message.
+
+    Raises:
+        ValueError: if it lies in this folder.
+    """
+    folder = Path(data or "").expanduser()
+    if not data or not folder.is_dir():
+        return
+    place, folder = path.expanduser().resolve(), folder.resolve()
+    if place.is_relative_to(folder) and not any(part[0] == "." for part in place.relative_to(folder).parts):
+        raise ValueError(f"{name} {str(path)!r} lies among the images in {data!r}: choose another place.")
+
+
 def _takes_files(directory: Path) -> bool:
     """Whether a file can be made in a directory. The rights do not tell: in /proc nobody can, also not root."""
     if not os.access(directory, os.W_OK | os.X_OK):

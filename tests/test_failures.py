@@ -22,7 +22,13 @@ from ijepa_transformers.conversion import command_line
 from ijepa_transformers.data.notices import counted
 from ijepa_transformers.data.workers import prepare_worker
 from ijepa_transformers.failures import end, explain, failures_told
-from ijepa_transformers.files import check_output_directory, check_page, write_text, written_aside
+from ijepa_transformers.files import (
+    check_output_directory,
+    check_page,
+    refuse_among_images,
+    write_text,
+    written_aside,
+)
 from ijepa_transformers.terminal import LastingStream, lasting_output
 from tests.runs import fine_tune, pretrain, send_in_step, status
 
@@ -271,6 +277,19 @@ def test_a_page_replaces_a_page_and_no_other_file(tmp_path, monkeypatch):
         "page.HTML",
         "old.htm",
     }
+
+
+def test_what_is_written_among_the_images_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("photos")
+    monkeypatch.chdir(tmp_path / "photos")
+    for path, data in (("run", "."), ("cats/run", tmp_path / "photos"), (tmp_path / "link/run", tmp_path / "photos")):
+        with pytest.raises(
+            ValueError, match=r"output_dir '.*run' lies among the images in '.*': choose another place"
+        ):
+            refuse_among_images(Path(path), str(data))
+    for path, data in ((".runs/run", "."), ("run", "cats"), ("../run", "."), ("run", "digits"), ("run", None)):
+        refuse_among_images(Path(path), data)
 
 
 def test_a_page_is_written_through_a_link_which_stays(tmp_path):

@@ -48,7 +48,7 @@ from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import load_encoder, load_processor, weights_digest
 from ..execution import configure
 from ..failures import FAILED, REFUSED, failures_told
-from ..files import check_output_directory, refuse_other_files, write_rows, write_text
+from ..files import check_output_directory, refuse_among_images, refuse_other_files, write_rows, write_text
 from ..locks import OutputLock
 from .extraction_arguments import PROGRAM, FeatureExtractionArguments, extraction_arguments, parse_extraction_arguments
 from .shard_files import Columns, differences, read_bad_images, shard_files, write_shard
@@ -204,6 +204,7 @@ def build_run(
     accelerator = Accelerator()
     check_launch(accelerator.num_processes)
     check_output_directory(Path(arguments.output_dir))
+    refuse_among_images(Path(arguments.output_dir), arguments.data)
     lock = lock or OutputLock(Path(arguments.output_dir))
     on_main_process(accelerator, lock.take_if_there)
     model, images = opened or open_model(arguments, open_split(arguments, arguments.split))

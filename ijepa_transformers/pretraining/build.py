@@ -24,7 +24,7 @@ from ..distributed import Launch, build_accelerator, check_same_launch, on_main_
 from ..encoders import load_pretraining_model, load_processor, opening_model
 from ..evaluation.probes import format_table
 from ..execution import choose_attention, describe, products_on_gpu
-from ..files import refuse_other_files
+from ..files import check_output_directory, refuse_among_images, refuse_other_files
 from ..mask_arguments import without_removed_keys
 from ..masking import Masking, MultiBlockMasking, build_masking
 from ..modeling_ijepa import IJepaForPretraining
@@ -102,11 +102,15 @@ def _find_checkpoint(arguments: PretrainingArguments, launch: Launch, report: Ca
     """The checkpoint to resume from. None for a run that starts at step 0.
 
     Raises:
-        ValueError: if the directory already holds a run and `resume` is not set, if it holds other files or a model
-            without a checkpoint, if all checkpoints are damaged, or if the checkpoint was written with other settings,
-            under another launch mode, or by a version of this package that it cannot be resumed from.
+        ValueError: if the directory cannot be written to or lies among the images, if it already holds a run and
+            `resume` is not set, if it holds other files or a model without a checkpoint, if all checkpoints are
+            damaged, or if the checkpoint was written with other settings, under another launch mode, or by a version
+            of this package that it cannot be resumed from.
     """
     output_dir = Path(arguments.output_dir)
+    check_output_directory(output_dir)
+    for data in (arguments.data, arguments.validation_data):
+        refuse_among_images(output_dir, data)
     if not arguments.resume:
         if (output_dir / "metrics.jsonl").exists() or any(output_dir.glob("checkpoints/step-*")):
             raise ValueError(f"{output_dir} already holds a run: --resume continues it, or choose another output_dir.")

@@ -34,7 +34,7 @@ from ..evaluation.extraction import build_run, extract, finish, image_names, ope
 from ..evaluation.extraction_arguments import FeatureExtractionArguments
 from ..evaluation.shard_files import shard_files
 from ..evaluation.shard_records import problem_of, read_records
-from ..files import check_output_directory, read_json_object, refuse_other_files
+from ..files import check_output_directory, read_json_object, refuse_among_images, refuse_other_files
 from ..locks import OutputLock
 from .arguments import SearchArguments
 
@@ -153,9 +153,7 @@ def _default_directory(arguments: SearchArguments, settings: dict[str, Any]) -> 
 def _check_directory(directory: Path, data: str) -> None:
     """Raises ValueError if the directory cannot be an index of these photos."""
     check_output_directory(directory, "index")
-    folder = Path(data).expanduser().resolve()
-    if folder.is_dir() and directory.resolve().is_relative_to(folder) and ".cache" not in directory.parts:
-        raise ValueError(f"index {str(directory)!r} lies among the photos in {data!r}: choose another place.")
+    refuse_among_images(directory, data, "index")
     refuse_other_files(directory, [_SETTINGS], "index")
 
 

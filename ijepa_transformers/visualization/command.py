@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from .. import __version__
 from ..data.notices import counted
 from ..failures import FAILED, REFUSED, failures_told
-from ..files import check_output_directory, check_page, write_text
+from ..files import check_output_directory, check_page, refuse_among_images, write_text
 from ..locks import OutputLock, alone_with
 from .arguments import PROGRAM, VisualizationArguments, parse_visualization_arguments
 from .judging import cards, headline, judge_pool, measured_on, shown_verdict
@@ -65,6 +65,7 @@ def execute(arguments: VisualizationArguments, argv: Sequence[str]) -> None:
         pictures = OutputLock(Path(arguments.pictures_dir)) if arguments.pictures_dir else None
         if pictures:
             check_output_directory(pictures.directory, "pictures_dir")
+            refuse_among_images(pictures.directory, arguments.data, "pictures_dir")
             pictures.take_if_there()
             refuse_other_pictures(pictures.directory)
     with failures_told(PROGRAM, REFUSED), alone_with(output), pictures or nullcontext():

@@ -447,6 +447,14 @@ def test_mistakes_are_one_sentence_with_the_value_and_leave_nothing_behind(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_among_its_images_is_refused_because_its_curves_would_become_one(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        pretrain(tmp_path / "photos" / "run", data=tmp_path / "photos")
+    assert stopped.value.code == 2 and "run' lies among the images in '" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "photos" / "run").exists()
+
+
 # Recipes
 
 

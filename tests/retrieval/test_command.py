@@ -296,7 +296,7 @@ def test_mistakes_end_in_one_sentence(refusal, ask, place):
     others = "index 'kept' holds features of other photos: name another index."
     assert refusal("--outliers", "--index", "kept", data="others") == others
     assert "'notes' holds other files" in refusal(*query, "--index", "notes")
-    assert "lies among the photos" in refusal(*query, "--index", "photos/index")
+    assert "lies among the images" in refusal(*query, "--index", "photos/index")
     assert "photos are named twice" in refusal(*query, "--data", "others")
     assert "is there already and is no .html file" in refusal("--outliers", "--output", "notes/my.txt")
     assert refusal("--outliers", "--output", "   ").startswith("output must not be empty")
