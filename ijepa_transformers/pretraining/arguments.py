@@ -7,7 +7,7 @@ Every argument is a recipe key, a command-line flag and a keyword of `pretrain`.
 import dataclasses
 import os
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,11 @@ class DataArguments(DatasetArguments):
     )
     shuffle_buffer: int = argument(1000, "with streaming: images that each loading process shuffles together")
     num_workers: int = argument(4, "processes that load images, per training process; 0: it loads them itself")
+
+    @staticmethod
+    def unused_settings(values: Mapping[str, Any]) -> dict[str, str]:
+        """The settings that do nothing without streaming, with the reason."""
+        return {} if values.get("streaming") else dict.fromkeys(("num_images", "shuffle_buffer"), "streaming false")
 
     def _check_data(self):
         require(

@@ -340,6 +340,19 @@ def test_settings_that_contradict_each_other_are_refused(capsys, monkeypatch, ch
     assert message in pretraining_refusal(capsys, **changes)
 
 
+def test_a_setting_of_streaming_that_is_given_without_it_is_refused(capsys, tmp_path):
+    for changes in ({"num_images": "100"}, {"shuffle_buffer": "10"}):
+        message = " ".join(*changes.items()) + " does nothing with streaming false: leave it out"
+        assert message in pretraining_refusal(capsys, **changes)
+    recipe = tmp_path / "recipe.yaml"
+    settings = {"max_steps": 9, "streaming": True, "num_images": 100, "shuffle_buffer": 10}
+    recipe.write_text(yaml.safe_dump({"data": "x", "output_dir": "x", **settings}))
+    streamed = parse_pretraining_arguments(["--recipe", str(recipe)])
+    indexed = parse_pretraining_arguments(["--recipe", str(recipe), "--streaming", "false"])
+    assert (streamed.num_images, streamed.shuffle_buffer) == (100, 10)
+    assert (indexed.num_images, indexed.shuffle_buffer) == (None, 1000)
+
+
 def test_a_flag_replaces_what_the_recipe_says_in_another_way(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("data: digits\noutput_dir: x\nepochs: 3\nwarmup_epochs: 1\nmomentum_half_life: 0.1\n")
