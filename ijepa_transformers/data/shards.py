@@ -76,7 +76,7 @@ class ImageStream:
         """What tells that the shards are still the same, for `have_changed`: their sizes, or bytes if all of them are
         small; of URLs what their servers say. It takes a request for each URL."""
         is_remote = any("://" in name for name in self.names)
-        return str(facts_of_urls(self.names)) if is_remote else files_digest(self.names)
+        return str(facts_of_urls(self.names) or "") if is_remote else files_digest(self.names)
 
     def rows(self, shard: int, first_row: int = 0) -> Iterator[tuple[int, StoredImage | None]]:
         """Row number and encoded image of every row of a shard from `first_row` on.

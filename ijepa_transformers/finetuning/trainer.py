@@ -1,10 +1,11 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """The loss, the metrics, the Trainer and the model card of fine-tuning."""
 
+import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -36,7 +37,7 @@ from ..data.order import EpochSampler
 from ..data.workers import prepare_worker
 from ..evaluation.probes import accuracy_metric, several_labels_scores
 from ..failures import DivergedError
-from ..files import disk_errors, replace_files
+from ..files import disk_errors, read_json_object, replace_files, write_text
 from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license, write_card
 from ..optimization import layer_decay_groups, parameter_places
 from ..trackers import GuardedTracker
@@ -298,9 +299,26 @@ class ClassificationTrainer(Trainer):
             f"The checkpoint lacks {load_result.missing_keys[:1]} and has {load_result.unexpected_keys[:1]} instead.",
         )
 
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """Writes `{split}_results.json`, and adds the metrics to all_results.json. Each file is complete, or still the
+        one of before; a damaged one begins anew."""
+        if not self.is_world_process_zero():
+            return
+        output_dir = Path(str(self.args.output_dir))
+        _write_json(output_dir / f"{split}_results.json", metrics)
+        if combined:
+            path, before = output_dir / "all_results.json", {}
+            with suppress(OSError, ValueError):
+                before = read_json_object(path)
+            _write_json(path, {**before, **metrics})
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         if self.is_world_process_zero():
             write_readme(self)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    write_text(path, json.dumps(values, indent=4, sort_keys=True))
 
 
 def _with_prepared_workers(loader: DataLoader) -> DataLoader:

@@ -24,7 +24,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
-from ijepa_transformers.data import notices
+from ijepa_transformers.data import notices, remote
 from ijepa_transformers.data.datasets import MAX_SUBSTITUTES, RandomCrops
 from ijepa_transformers.data.decoding import BadImageError, decode_image
 from ijepa_transformers.data.remote import have_changed
@@ -710,6 +710,18 @@ def test_what_a_server_says_tells_of_other_shards(monkeypatch, capsys, before, n
     assert have_changed(*found) is changed and not have_changed("", found[1])
     told = capsys.readouterr().err
     assert told.count("tells neither size nor ETag nor time of change, so a resume cannot notice") == (not before)
+
+
+def test_a_server_that_gives_no_answer_is_told_of_and_is_no_change(shards, server, monkeypatch, capsys):
+    monkeypatch.setattr(notices, "_told", set())
+    monkeypatch.setattr(remote, "_WAITS", (0, 0))
+    kind = next(shards.iterdir()).suffix
+    whole = open_stream(f"{server}/shards/{{000..005}}{kind}").contents
+    stream = open_stream(f"{server}/shards/{{000..005}}{kind}")
+    (shards / f"003{kind}").unlink()
+    assert whole and stream.contents == "" and not have_changed(whole, stream.contents)
+    message = f"There is no answer about 1 of 6 shards, such as '{server}/shards/003{kind}', so a resume cannot notice"
+    assert capsys.readouterr().err.count(message) == 1
 
 
 # Bad images and bad shards

@@ -269,6 +269,16 @@ def test_the_state_of_another_version_is_refused(whole, refusal, tmp_path):
     assert "run_state.json cannot be read" in refusal(output_dir)
 
 
+def test_results_that_are_damaged_begin_anew(gray_pretrained, tmp_path):
+    """As a full disk left them. Before, no later run in this directory could end."""
+    saves = {"save_strategy": "steps", "save_steps": 2}
+    fine_tune(gray_pretrained, tmp_path, max_steps=2, **saves)
+    (tmp_path / "all_results.json").write_text('{"train_loss": 1')
+    fine_tune(gray_pretrained, tmp_path, max_steps=3, resume_from_checkpoint="last", **saves)
+    assert json.loads((tmp_path / "all_results.json").read_text())["train_loss"]
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
 # Length
 
 
