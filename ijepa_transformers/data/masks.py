@@ -32,6 +32,7 @@ _MOST_FILES = 5000  # of a folder are compared by name
 _PAIRS_LOOKED_AT = 3
 _PAIRS_COMPARED = 8  # with one another
 _SHARE_OF_OWN = 0.75  # of the compared masks must fit their own image best
+_ON_BLACK = 0.5  # of the pixels of a mask
 _FEW_VALUES = 16  # in a mask. MNIST's digits have about a hundred
 _MANY_VALUES = 32  # in an image
 _ROWS_LOOKED_AT = 512  # of an image
@@ -59,7 +60,7 @@ class Header(NamedTuple):
 
 
 class _Looks:
-    """What images look like. Each is read once for its header, and once for its pixels.
+    """What images look like. Each is read once for its header, and once or twice for its pixels.
 
     Args:
         read: the stored image of a path.
@@ -69,6 +70,7 @@ class _Looks:
         self._read = read
         self._headers: dict[str, Header | None] = {}
         self._areas: dict[str, tuple[float, int]] = {}
+        self._planes: dict[str, np.ndarray] = {}
 
     def header(self, path: str) -> Header | None:
         """None if it cannot be opened. Bad images are told of elsewhere."""
@@ -88,28 +90,43 @@ class _Looks:
         return flat >= _FLAT and 2 * num_levels <= num_levels_of_image and is_photograph
 
     def fit_together(self, pairs: Sequence[tuple[str, str]]) -> bool:
-        """Whether of these pairs of an image and another file of its size the others are drawings that show areas of
-        their own image: nearly each explains its image better than all other drawings do."""
+        """Whether of these pairs of an image and another file the others are drawings that show areas of their own
+        image: nearly each explains its image better than all other drawings do."""
         pairs = pairs[:_PAIRS_COMPARED]
-        planes = [[self._plane(path) for path in pair] for pair in pairs]
-        if len(pairs) < _PAIRS_LOOKED_AT or not all(map(_may_be_mask_of, *zip(*planes, strict=True))):
+        if len(pairs) < _PAIRS_LOOKED_AT or not all(self._may_be_mask(*pair) for pair in pairs):
             return False
         own = 0
-        for place, (image, _) in enumerate(planes):
-            explained = [_explained(image, mask) for _, mask in planes]
+        for place, (image, _) in enumerate(pairs):
+            explained = [_explained(self._plane(image), self._plane(mask)) for _, mask in pairs]
             own += explained[place] > max(explained[:place] + explained[place + 1 :])
         return own >= _SHARE_OF_OWN * len(pairs)
 
+    def _may_be_mask(self, image: str, other: str) -> bool:
+        """Whether `other` has few values, in areas on black, and `image` has many and the same aspect ratio."""
+        if self._areas_of(other)[0] < _FLAT:
+            return False
+        mask, plane = self._plane(other), self._plane(image)
+        if not mask.size or not plane.size or (mask == 0).mean() < _ON_BLACK or len(np.unique(mask)) > _FEW_VALUES:
+            return False
+        one, two = self.header(image), self.header(other)
+        if one is None or two is None or len(np.unique(plane)) < _MANY_VALUES:
+            return False
+        difference = abs(one.size[0] * two.size[1] - one.size[1] * two.size[0])
+        return difference <= max(*one.size, *two.size)  # a smaller mask has rounded sides
+
     def _plane(self, path: str) -> np.ndarray:
-        """The first channel, (H, W); empty if the image cannot be read."""
-        image = self._open(path)
-        try:
-            if image is not None and image.width * image.height <= MAX_IMAGE_PIXELS:
-                pixels = np.asarray(image).astype(np.float64)
-                return pixels.reshape(*pixels.shape[:2], -1)[..., 0]
-        except Exception:  # damaged behind its header
-            pass
-        return np.zeros((0, 0))
+        """Some rows and columns of the first channel; empty if the image cannot be read."""
+        if path not in self._planes:
+            image, self._planes[path] = self._open(path), np.zeros((0, 0))
+            try:
+                if image is not None and image.width * image.height <= MAX_IMAGE_PIXELS:
+                    pixels = np.asarray(image)
+                    rows, columns = (max(1, size // _ROWS_LOOKED_AT) for size in pixels.shape[:2])
+                    pixels = pixels[::rows, ::columns]
+                    self._planes[path] = pixels.reshape(*pixels.shape[:2], -1)[..., 0].copy()
+            except Exception:  # damaged behind its header
+                pass
+        return self._planes[path]
 
     def _open(self, path: str) -> Image.Image | None:
         try:
@@ -128,19 +145,11 @@ class _Looks:
         return self._areas[path]
 
 
-def _may_be_mask_of(image: np.ndarray, other: np.ndarray) -> bool:
-    """Whether `other` (H, W) has few values, in areas on black, and `image` has many and the same size."""
-    if image.shape != other.shape or not other.size:
-        return False
-    is_drawn_on_black = _areas(other)[0] >= _FLAT and (other == 0).mean() >= 0.5
-    return is_drawn_on_black and len(np.unique(other)) <= _FEW_VALUES and len(np.unique(image)) >= _MANY_VALUES
-
-
 def _explained(image: np.ndarray, mask: np.ndarray) -> float:
     """The share of the variance of `image` that lies between the areas of `mask`, which may have another size."""
     rows, columns = (np.arange(size) * other // size for size, other in zip(image.shape, mask.shape, strict=True))
     _, areas = np.unique(mask[np.ix_(rows, columns)], return_inverse=True)
-    areas, values = areas.reshape(-1), image.reshape(-1)
+    areas, values = areas.reshape(-1), image.reshape(-1).astype(np.float64)
     counts = np.bincount(areas)
     means = np.bincount(areas, values) / counts
     return float((counts * (means - values.mean()) ** 2).sum() / max(((values - values.mean()) ** 2).sum(), 1e-12))

@@ -169,15 +169,18 @@ def thing_on_black(seed):
 
 
 @pytest.mark.parametrize("pattern", ["b/{}.png", "a/{}_thing.png"])
-@pytest.mark.parametrize("levels", [(1,), (255,), (1, 2)])
-def test_grey_masks_of_things_on_black_are_refused(tmp_path, pattern, levels):
+@pytest.mark.parametrize(
+    ("levels", "size"), [((1,), (50, 40)), ((255,), (50, 40)), ((1, 2), (50, 40)), ((9,), (25, 20))]
+)
+def test_grey_masks_of_things_on_black_are_refused(tmp_path, pattern, levels, share):
     """Their images have areas too, and nothing is called a mask. Some things have no mask."""
     for number in range(5):
         image, mask = thing_on_black(number)
         save(tmp_path / f"a/{number}.png", image)
         lower = mask & (np.arange(len(mask))[:, None] > 20) if len(levels) > 1 else mask & False
         drawn = np.where(lower, levels[-1], np.where(mask, levels[0], 0)) * (number != 3)
-        save(tmp_path / pattern.format(number), drawn.astype(np.uint8))
+        smaller = Image.fromarray(drawn.astype(np.uint8)).resize((50 // share, 40 // share), Image.Resampling.NEAREST)
+        save(tmp_path / pattern.format(number), np.asarray(smaller))
     with pytest.raises(ValueError, match=r"look like masks of|looks like a mask of"):
         load_image_dataset(tmp_path)
 
