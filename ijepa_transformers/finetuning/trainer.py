@@ -109,6 +109,21 @@ def _classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return {**accuracies, "images": len(prediction.label_ids)}
 
 
+def _check_best_metric(arguments: FineTuningArguments, several: bool, num_classes: int) -> None:
+    """Raises ValueError if `metric_for_best_model` is no metric of this run. `Trainer` finds it after an epoch.
+
+    Args:
+        several: whether an image may have several classes.
+    """
+    top = ["top_5_accuracy"] if num_classes > 5 else []
+    known = ["loss", *(["mean_average_precision", "micro_f1"] if several else ["accuracy", "macro_accuracy", *top])]
+    name = arguments.metric_for_best_model
+    require(
+        name is None or arguments.eval_strategy == "no" or name.removeprefix("eval_") in known,
+        f"metric_for_best_model must be one of {', '.join(known)}, got {name!r}.",
+    )
+
+
 class _SetEpoch(TrainerCallback):
     """Tells the sampler which epoch begins. A resumed run may begin in the middle of an epoch."""
 
@@ -149,6 +164,7 @@ class ClassificationTrainer(Trainer):
         several = options["model"].config.problem_type == "multi_label_classification"
         if several and arguments.training.metric_for_best_model == "accuracy":  # the default
             arguments.training.metric_for_best_model = "mean_average_precision"
+        _check_best_metric(arguments.training, several, options["model"].config.num_labels)
         loss = several_labels_loss if several else classification_loss
         super().__init__(
             args=arguments.training,

@@ -530,6 +530,10 @@ def test_one_process_with_several_gpus_is_refused(directory, tmp_path, capsys, m
         ({"drop_path_rate": 1.5}, r"drop_path_rate must lie in \[0, 1\), got 1.5"),
         ({"layer_decay": 1.5}, r"layer_decay must lie in \(0, 1\], got 1.5"),
         ({"label_smoothing": 1}, "label_smoothing must lie"),
+        (
+            {"metric_for_best_model": "f1", "eval_strategy": "epoch", "validation_split": "test"},
+            "must be one of loss, accuracy, macro_accuracy, top_5_accuracy, got 'f1'",
+        ),
         ({"label_smoothing_factor": 0.1}, "label_smoothing 0.1 instead"),
         ({"remove_unused_columns": True}, "remove_unused_columns must stay False"),
         ({"image_size": [2]}, "image_size 2 is smaller than one patch"),
