@@ -18,6 +18,20 @@ from .arguments import OWN_GROUPS, DataArguments, ModelArguments, Regularization
 UNRECORDED = ("hub_token", "push_to_hub_token", "resume_from_checkpoint")
 
 
+# Settings of `Trainer` that would be ignored here, or would end the run after the training, each with the reason.
+_CANNOT_CHANGE = {
+    "remove_unused_columns": "nothing that the data set yields is unused",
+    "auto_find_batch_size": "it would change the images per step",
+    "train_sampling_strategy": "the order of images follows from the seed",
+    "prediction_loss_only": "results need the scores",
+    "batch_eval_metrics": "accuracies per class need all images",
+    "do_predict": "ijepa probe and ijepa extract look at other images",
+    "neftune_noise_alpha": "it is for text",
+    "use_liger_kernel": "it is for text",
+    "include_num_input_tokens_seen": "it is for text",
+}
+
+
 @dataclass
 class FineTuningArguments(TrainingArguments):
     """`TrainingArguments` with the defaults of fine-tuning an encoder."""
@@ -68,7 +82,9 @@ class FineTuningArguments(TrainingArguments):
 
     def __post_init__(self):
         require(self.output_dir, "output_dir is missing: name the directory the classifier is written to.")
-        require(not self.remove_unused_columns, "remove_unused_columns must stay False.")
+        for name, reason in _CANNOT_CHANGE.items():
+            fixed = getattr(type(self), name)  # the default
+            require(getattr(self, name) == fixed, f"{name} must stay {fixed}, because {reason}.")
         self._check_numbers()
         require(
             self.label_smoothing_factor == 0,
