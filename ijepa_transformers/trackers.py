@@ -6,14 +6,13 @@ The run writes all metrics to its own files too, so it goes on, and a sentence s
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from transformers import TrainerCallback
 
 from .display import show
 from .distributed import any_process
@@ -52,7 +51,7 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _tell_of(name: str, error: BaseException) -> None:
+def tell_of(name: str, error: BaseException) -> None:
     """Tells of an error, once: that of a thread comes again from the next call of TensorBoard."""
     if any(error is other for other in _told):
         return
@@ -63,7 +62,8 @@ def _tell_of(name: str, error: BaseException) -> None:
     )
 
 
-def _cannot_start(argument: str, name: str, error: BaseException | None) -> ValueError:
+def cannot_start(argument: str, name: str, error: BaseException | None) -> ValueError:
+    """The error for a tracker that does not start. `error` is that of this process, if it has one."""
     reason = reason_of(error) if error else "as the first process says"
     return ValueError(f"{argument}: {name} cannot start here ({reason}). Mend this, or leave the tracker out.")
 
@@ -87,7 +87,7 @@ def start_trackers(accelerator: Accelerator, output_dir: Path, settings: dict[st
     if any_process(accelerator, failure is not None):
         for path in set(output_dir.iterdir()) - before if accelerator.is_main_process else ():
             shutil.rmtree(path, ignore_errors=True)
-        raise _cannot_start("trackers", ", ".join(map(str, accelerator.log_with)), failure)
+        raise cannot_start("trackers", ", ".join(map(str, accelerator.log_with)), failure)
 
 
 def log_to_trackers(accelerator: Accelerator, row: dict[str, Any], step: int) -> None:
@@ -97,7 +97,7 @@ def log_to_trackers(accelerator: Accelerator, row: dict[str, Any], step: int) ->
             tracker.log(row, step=step)
         except Exception as error:
             accelerator.trackers.remove(tracker)
-            _tell_of(tracker.name, error)
+            tell_of(tracker.name, error)
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
@@ -108,47 +108,11 @@ def finish_trackers(accelerator: Accelerator) -> None:
         try:
             tracker.finish()
         except Exception as error:
-            _tell_of(tracker.name, error)
-    _tell_of_threads()
+            tell_of(tracker.name, error)
+    tell_of_threads()
 
 
-def _tell_of_threads() -> None:
+def tell_of_threads() -> None:
+    """Tells of errors of TensorBoard's threads that no call has raised again."""
     for error in _errors_of_threads:
-        _tell_of("tensorboard", error)
-
-
-# Of `Trainer`
-class GuardedTracker(TrainerCallback):
-    """A tracker of `Trainer` that is told of and left out when it fails.
-
-    Args:
-        name: as `report_to` has it.
-
-    Raises:
-        ValueError: when training begins, if the tracker cannot start.
-    """
-
-    def __init__(self, name: str, tracker: TrainerCallback):
-        self.name, self.tracker = name, tracker
-        self.has_failed = False
-
-    def __getattribute__(self, name: str) -> Any:
-        return self._guarded(name) if name.startswith("on_") else super().__getattribute__(name)
-
-    def _guarded(self, event: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if self.has_failed:
-                return None
-            try:
-                return getattr(self.tracker, event)(*args, **kwargs)
-            except Exception as error:
-                self.has_failed = True
-                if event == "on_train_begin":
-                    raise _cannot_start("report_to", self.name, error) from error
-                _tell_of(self.name, error)
-                return None
-            finally:
-                if event == "on_train_end":
-                    _tell_of_threads()
-
-        return call
+        tell_of("tensorboard", error)

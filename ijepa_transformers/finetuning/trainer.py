@@ -40,10 +40,10 @@ from ..failures import DivergedError
 from ..files import disk_errors, read_json_object, replace_files, write_text
 from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license, write_card
 from ..optimization import layer_decay_groups, parameter_places
-from ..trackers import GuardedTracker
 from .checkpointing import plain_values, require_whole, save_checkpoint, step_of
 from .divergence import require_finite_evaluation, require_finite_loss, require_finite_weights
 from .messages import ShowProgress
+from .trackers import GuardedTracker
 from .training_arguments import Arguments, FineTuningArguments
 
 
