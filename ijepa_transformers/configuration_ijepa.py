@@ -117,6 +117,10 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
             `"batch"`, this project's own, for small data: each feature gets mean 0 and standard deviation 1 over all
             patches of all images of a forward pass, so that weak features count as much as strong ones. It was tried
             with 16 to 64 images. `"none"`: nothing is done.
+        target_image_mean (`float`, defaults to 1.0): share of each image's mean feature that stays in the targets, 0 to
+            1. 1, as published, leaves all of it. The mean over the patches of an image is what its patches have in
+            common, such as colour and brightness. It is easy to predict. With less of it, the loss is more about how
+            patches differ. It is taken away before `target_normalization`.
         out_features, out_indices (`list`, *optional*): stages an `IJepaBackbone` returns: `"stem"`, `"stage1"`, ...
 
     Raises:
@@ -159,6 +163,7 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
     predictor_intermediate_size: int | None = None
     loss_type: str = "smooth_l1"
     target_normalization: str = "layer"
+    target_image_mean: float | int = 1.0
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -241,6 +246,8 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must lie in [0, 1), got {self.drop_path_rate}.")
+        if not 0 <= self.target_image_mean <= 1:
+            raise ValueError(f"target_image_mean must lie in [0, 1], got {self.target_image_mean}.")
         if not self.initializer_range > 0:
             raise ValueError(f"initializer_range must be above 0, got {self.initializer_range}.")
 

@@ -982,8 +982,13 @@ class IJepaForPretraining(IJepaPreTrainedModel):
         return gather_patches(targets, target_indices.flatten(1)).view(*target_indices.shape, -1), hidden_states
 
     def normalize_targets(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Makes the predictor's targets from the target encoder's output: (B, N, D) gives (B, N, D) in float32."""
+        """Makes the predictor's targets from the target encoder's output: (B, N, D) gives (B, N, D) in float32.
+
+        N must be all patches of an image, because its mean is taken over them.
+        """
         features, kind = hidden_states.float(), self.config.target_normalization
+        if self.config.target_image_mean != 1:
+            features = features - (1 - self.config.target_image_mean) * features.mean(dim=1, keepdim=True)
         if kind == "layer":
             return nn.functional.layer_norm(features, features.shape[-1:])
         if kind == "batch":

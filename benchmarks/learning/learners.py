@@ -63,6 +63,7 @@ class Settings:
     patch_embedding_init: str = "fan_in"
     initializer_range: float = 0.02
     target_normalization: str = "batch"
+    target_image_mean: float = 1.0
     loss_type: str = "smooth_l1"
     batch_size: int = 64
     rate: float = 1e-3
@@ -101,6 +102,7 @@ class Settings:
             patch_embedding_init="published" if self.patch_embedding_init == "torch" else self.patch_embedding_init,
             initializer_range=self.initializer_range,
             target_normalization=self.target_normalization,
+            target_image_mean=self.target_image_mean,
             loss_type=self.loss_type,
             **more,
         )

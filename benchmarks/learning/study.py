@@ -173,8 +173,11 @@ def wanted_run(study: dict[str, Any], name: str, changes: dict[str, Any], part: 
 
 
 def is_row_of(wanted: dict[str, Any], row: dict[str, Any]) -> bool:
-    keys = ("part", "settings", *BUDGETS)
-    return "error" not in row and all(row.get(key) == wanted.get(key) for key in keys)
+    """A row of an older version lacks the settings that came later; they had their defaults."""
+    defaults = json.loads(json.dumps(dataclasses.asdict(Settings(data=""))))
+    settings = {**defaults, **(row.get("settings") or {})}
+    same = settings == wanted["settings"] and all(row.get(key) == wanted.get(key) for key in ("part", *BUDGETS))
+    return same and "error" not in row
 
 
 def all_rows(runs: list[dict], output_dir: Path, jobs: int, threads: int) -> list[dict]:

@@ -185,6 +185,9 @@ class ModelArguments:
         " feature over all patches of a pass) or none (default: layer, or that of init_from)",
         ("layer", "batch", "none"),
     )
+    target_image_mean: float | None = argument(
+        None, "share of each image's mean feature that stays in the targets, 0 to 1; 1 by default, as released"
+    )
     attn_implementation: str | None = argument(
         None,
         "implementation of attention (default: sdpa or eager, whichever is faster)",
@@ -208,7 +211,7 @@ class ModelArguments:
         require_text(self, "init_from")
         require_numbers(self, "initializer_range", above=0)
         require_numbers(self, "num_channels", least=1, most=MAX_CHANNELS)
-        free = {"drop_path_rate", "loss_type", "target_normalization"}
+        free = {"drop_path_rate", "loss_type", "target_normalization", "target_image_mean"}
         architecture = sorted(set(self.model_fields()) - free)
         require(
             not (self.init_from and architecture),

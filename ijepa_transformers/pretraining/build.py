@@ -344,7 +344,7 @@ def summarize(run: Run) -> dict[str, str]:
         "images": f"{config.image_size} pixels, patches of {config.patch_size}, grid {config.grid_size}",
         "decoding": f"JPEG by {jpeg_decoder()}{_summarize_bits(run.data.sixteen_bit_max)}",
         "masks": _summarize_masks(run),
-        "targets": TARGET_TEXTS[config.target_normalization].format(arguments.images_per_pass),
+        "targets": TARGET_TEXTS[config.target_normalization].format(arguments.images_per_pass) + _summarize_mean(config),
         "encoder": f"{_millions(run.networks.ijepa)}, {config.num_hidden_layers} layers of {config.hidden_size}",
         "predictor": f"{_millions(run.networks.predictor)}, {config.predictor_num_hidden_layers} layers of"
         f" {config.predictor_hidden_size}",
@@ -370,6 +370,12 @@ def with_found_values(run: Run) -> PretrainingArguments:
     if not arguments.init_from:
         return arguments
     return replace(arguments, image_mean=list(run.processor.image_mean), image_std=list(run.processor.image_std))
+
+
+def _summarize_mean(config: IJepaConfig) -> str:
+    if config.target_image_mean == 1:
+        return ""
+    return f", with {config.target_image_mean:.0%} of each image's mean (target_image_mean)"
 
 
 def _summarize_bits(sixteen_bit_max: int | None) -> str:

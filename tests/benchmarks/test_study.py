@@ -332,6 +332,15 @@ def test_half_a_row_of_a_killed_study_is_dropped(small_study, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_row_without_a_later_setting_counts_with_its_default():
+    wanted = study.wanted_run({"steps": 2, "settings": {"data": "digits"}}, "ours", {}, "final", 0)
+    row = {**wanted, "settings": {k: v for k, v in wanted["settings"].items() if k != "target_image_mean"}}
+    other = study.wanted_run({"steps": 2, "settings": {"data": "digits"}}, "o", {"target_image_mean": 0}, "final", 0)
+    assert study.is_row_of(wanted, row) and not study.is_row_of(other, row)
+    unknown = {**row, "settings": {**row["settings"], "of_a_working_copy": 3}}
+    assert not study.is_row_of(wanted, unknown)
+
+
 def test_a_run_is_a_process_of_its_own():
     wanted = study.wanted_run({"steps": 2, "settings": TINY}, "ours", {}, "selection", 0)
     row = study.measure(wanted, threads=1)

@@ -55,6 +55,7 @@ def test_grid_counts_whole_patches_only():
         ({"patch_embedding_init": "xavier"}, "patch_embedding_init.*xavier"),
         ({"initializer_range": 0.0}, "initializer_range.*0"),
         ({"drop_path_rate": 1.0}, "drop_path_rate.*1.0"),
+        ({"target_image_mean": 1.5}, "target_image_mean.*1.5"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_their_values(fields, message):

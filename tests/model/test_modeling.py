@@ -255,6 +255,22 @@ def test_targets_normalised_over_the_batch_do_not_depend_on_the_scale_of_a_featu
     assert torch.equal(output.targets[:, 0], expected)
 
 
+@pytest.mark.parametrize("normalization", ["none", "layer", "batch"])
+def test_what_all_patches_of_an_image_have_in_common_can_leave_the_targets(tiny_config, normalization):
+    """With no share of the image's mean, a shift of all its patches changes nothing. With half, it counts half."""
+    features = torch.randn(4, tiny_config.num_patches, tiny_config.hidden_size)
+    shifted = features + 3 * torch.randn(4, 1, tiny_config.hidden_size)
+
+    def targets(share, features):
+        config = changed(tiny_config, target_normalization=normalization, target_image_mean=share)
+        return IJepaForPretraining(config).normalize_targets(features)
+
+    assert not torch.allclose(targets(1.0, features), targets(1.0, shifted), atol=0.1)
+    torch.testing.assert_close(targets(0.0, features), targets(0.0, shifted), atol=1e-4, rtol=1e-4)
+    means = features.mean(dim=1, keepdim=True)
+    torch.testing.assert_close(targets(0.5, features), targets(1.0, features - means / 2))
+
+
 @pytest.mark.parametrize("noise", [0.0, 1e-6])
 def test_a_feature_that_never_changes_is_no_target(tiny_config, noise):
     """Not even its rounding errors are."""

@@ -204,6 +204,7 @@ OUT_OF_RANGE = {
     "patch_embedding_init": ["zeros", ""],
     "initializer_range": ["0", "-0.1", "nan"],
     "target_normalization": ["content", "", "True"],
+    "target_image_mean": ["-0.1", "1.1", "nan"],
     "loss_type": ["l1", ""],
     "attn_implementation": ["flash", ""],
     "mask_mode": ["chess", ""],
