@@ -331,7 +331,6 @@ def test_half_a_row_of_a_killed_study_is_dropped(small_study, tmp_path):
     assert row["name"] == "raw pixels"
 
 
-@pytest.mark.slow
 def test_a_row_without_a_later_setting_counts_with_its_default():
     wanted = study.wanted_run({"steps": 2, "settings": {"data": "digits"}}, "ours", {}, "final", 0)
     row = {**wanted, "settings": {k: v for k, v in wanted["settings"].items() if k != "target_image_mean"}}
@@ -341,6 +340,7 @@ def test_a_row_without_a_later_setting_counts_with_its_default():
     assert not study.is_row_of(wanted, unknown)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_process_of_its_own():
     wanted = study.wanted_run({"steps": 2, "settings": TINY}, "ours", {}, "selection", 0)
     row = study.measure(wanted, threads=1)
