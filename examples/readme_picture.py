@@ -4,7 +4,8 @@
 
     python examples/datasets/build_animals_and_plants.py --output data/animals_and_plants --train 12000
     ijepa pretrain --recipe small_images --data data/animals_and_plants --validation_split test \\
-        --image_size 80 --patch_size 8 --max_steps 8000 --warmup_steps 800 --output_dir runs/animals
+        --image_size 80 --patch_size 8 --target_image_mean 1 --max_steps 8000 --warmup_steps 800 \\
+        --output_dir runs/animals
     python examples/readme_picture.py --model runs/animals --data data/animals_and_plants \\
         --shown 4 5 3 --output docs/images/animals/readme.png
 

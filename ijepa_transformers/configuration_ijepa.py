@@ -117,10 +117,10 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
             `"batch"`, this project's own, for small data: each feature gets mean 0 and standard deviation 1 over all
             patches of all images of a forward pass, so that weak features count as much as strong ones. It was tried
             with 16 to 64 images. `"none"`: nothing is done.
-        target_image_mean (`float`, defaults to 1.0): share of each image's mean feature that stays in the targets, 0 to
-            1. 1, as published, leaves all of it. The mean over the patches of an image is what its patches have in
-            common, such as colour and brightness. It is easy to predict. With less of it, the loss is more about how
-            patches differ. It is taken away before `target_normalization`.
+        target_image_mean (`float`, defaults to 1.0): share of each image's mean feature that stays in the targets.
+            1, as published, leaves all of it, and 0 nothing. The mean over the patches of an image is what its patches
+            have in common, such as colour and brightness. It is easy to predict. With less of it, the loss is more
+            about how patches differ. It is taken away before `target_normalization`.
         out_features, out_indices (`list`, *optional*): stages an `IJepaBackbone` returns: `"stem"`, `"stage1"`, ...
 
     Raises:

@@ -52,7 +52,13 @@ VIT_SMALL = {
 }
 METHODS = {
     # Chosen on small encoders on a CPU (docs/development/small_data_lab_log.md), not at this size.
-    "ours": {"initializer_range": 0.05, "rate": 1e-3, "final_rate": 0.001, "half_life": 0.01},
+    "ours": {
+        "initializer_range": 0.05,
+        "target_image_mean": 0.5,
+        "rate": 1e-3,
+        "final_rate": 0.001,
+        "half_life": 0.01,
+    },
     # The released settings; the rate is scaled from 1e-3 at 2,048 images to the batch by the square root.
     "published": {
         "patch_embedding_init": "published",

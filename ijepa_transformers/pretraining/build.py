@@ -344,7 +344,8 @@ def summarize(run: Run) -> dict[str, str]:
         "images": f"{config.image_size} pixels, patches of {config.patch_size}, grid {config.grid_size}",
         "decoding": f"JPEG by {jpeg_decoder()}{_summarize_bits(run.data.sixteen_bit_max)}",
         "masks": _summarize_masks(run),
-        "targets": TARGET_TEXTS[config.target_normalization].format(arguments.images_per_pass) + _summarize_mean(config),
+        "targets": TARGET_TEXTS[config.target_normalization].format(arguments.images_per_pass)
+        + _summarize_mean(config),
         "encoder": f"{_millions(run.networks.ijepa)}, {config.num_hidden_layers} layers of {config.hidden_size}",
         "predictor": f"{_millions(run.networks.predictor)}, {config.predictor_num_hidden_layers} layers of"
         f" {config.predictor_hidden_size}",

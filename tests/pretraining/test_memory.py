@@ -41,7 +41,13 @@ SMALL |= {"image_size": 48, "patch_size": 8, "predictor_hidden_size": 48, "predi
 CONFIGS = {
     "deep": {"num_hidden_layers": 3, "predictor_num_hidden_layers": 2, "image_size": [64, 96], "patch_size": 16},
     "wide": {"hidden_size": 96, "intermediate_size": 200, "num_attention_heads": 3, "qkv_bias": False},
-    "grey": {"num_channels": 1, "loss_type": "mse", "image_size": 32, "target_normalization": "batch", "target_image_mean": 0.5},
+    "grey": {
+        "num_channels": 1,
+        "loss_type": "mse",
+        "image_size": 32,
+        "target_normalization": "batch",
+        "target_image_mean": 0.5,
+    },
 }
 TOKENS = TokenCounts(context=90, target=50)
 
