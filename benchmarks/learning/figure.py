@@ -1,12 +1,14 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """Draws the results of studies: a panel for each, with the mean over the seeds and each seed as a dot.
 
-python benchmarks/learning/figure.py --output features.png "photo crops=OUT/photo_crops/results.jsonl" ...
+python benchmarks/learning/figure.py --output features.png "photo crops=STUDY.yaml,OUT/results.jsonl" ...
+
+Rows of other settings or another length than the study has today are left out.
 """
 
 import argparse
-import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
+
+from benchmarks.learning.study import finished_rows, read_study, wanted_runs
+from ijepa_transformers.arguments import require
 
 
 MEASURES = {"knn": "20-NN", "shot5": "5-shot", "linear": "logistic"}
@@ -49,10 +57,21 @@ def draw_panel(axes: Any, title: str, rows: list[dict[str, Any]]) -> None:
     axes.set_ylim(0, None)
 
 
-def draw(studies: dict[str, Path], output: Path) -> None:
+def rows_of(study_file: str, results: str) -> list[dict[str, Any]]:
+    """The rows of the table of a study that are there.
+
+    Raises:
+        ValueError, OSError: if one of the files is not what it should be.
+    """
+    study = read_study(Path(study_file))
+    require(Path(results).is_file(), f"there is no file {results!r}")
+    return finished_rows(wanted_runs(study, "final", study.get("seeds", [0]), None), Path(results))
+
+
+def draw(studies: dict[str, list[dict[str, Any]]], output: Path) -> None:
     figure, panels = plt.subplots(1, len(studies), figsize=(3.2 * len(studies), 2.8), squeeze=False)
-    for axes, (title, path) in zip(panels[0], studies.items(), strict=True):
-        draw_panel(axes, title, [json.loads(line) for line in path.read_text("utf-8").splitlines()])
+    for axes, (title, rows) in zip(panels[0], studies.items(), strict=True):
+        draw_panel(axes, title, rows)
     panels[0][0].set_ylabel("accuracy of frozen features")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(LINES), frameon=False, fontsize=9)
@@ -62,13 +81,16 @@ def draw(studies: dict[str, Path], output: Path) -> None:
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("studies", nargs="+", metavar="TITLE=RESULTS", help="title and results.jsonl of a study")
+    parser.add_argument("studies", nargs="+", metavar="TITLE=STUDY.yaml,RESULTS.jsonl")
     parser.add_argument("--output", type=Path, required=True)
     own = parser.parse_args(words)
-    named = dict(word.partition("=")[::2] for word in own.studies)
-    if missing := [path for path in named.values() if not Path(path).is_file()]:
-        parser.error(f"there is no file {missing[0]!r}; name each study as TITLE=RESULTS.")
-    draw({title: Path(path) for title, path in named.items()}, own.output)
+    try:
+        named = {title: files.split(",") for title, _, files in (word.partition("=") for word in own.studies)}
+        if wrong := [title for title, files in named.items() if len(files) != 2]:
+            raise ValueError(f"{wrong[0]!r} needs two files: TITLE=STUDY.yaml,RESULTS.jsonl")
+        draw({title: rows_of(*files) for title, files in named.items()}, own.output)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

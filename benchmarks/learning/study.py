@@ -2,7 +2,7 @@
 """Trains every line of a study with several seeds and writes one table. A study that was stopped goes on.
 
     python benchmarks/learning/study.py STUDY.yaml --output_dir DIRECTORY
-        [--part selection] [--jobs 2] [--threads 1] [--only LINE ...] [--seeds 0 1 2]
+        [--part selection] [--jobs 2] [--threads 1] [--only LINE ...] [--seeds 0 1 2] [--table]
 
 A study is a YAML file:
 
@@ -20,8 +20,8 @@ A study is a YAML file:
 
 Each run is a process of its own. Its row goes to `results.jsonl` in the output directory as soon as it is there, and
 is not repeated: settings, budget and part tell which row belongs to a run. A run that fails is a row too, and is
-repeated; then the exit code is 1. The table goes to `table.md`. Decoded images are kept in the directory of the
-variable IJEPA_STUDY_CACHE.
+repeated; then the exit code is 1. The table goes to `table.md`. `--table` runs nothing and shows the rows that are
+there. Decoded images are kept in the directory of the variable IJEPA_STUDY_CACHE.
 """
 
 import argparse
@@ -202,6 +202,13 @@ def all_rows(runs: list[dict], output_dir: Path, jobs: int, threads: int) -> lis
         return list(pool.map(row_of, runs))
 
 
+def finished_rows(runs: list[dict], results: Path) -> list[dict]:
+    """The rows of `results` that belong to these runs, each with the name that its line has today."""
+    known, _ = read_rows(results, lambda row: isinstance(row.get("settings"), dict))
+    found = ((wanted, next((row for row in known if is_row_of(wanted, row)), None)) for wanted in runs)
+    return [{**row, "name": wanted["name"]} for wanted, row in found if row]
+
+
 def describe(row: dict[str, Any]) -> str:
     left_out = ("name", "part", "settings", "machine", "threads", *BUDGETS)
     shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
@@ -257,6 +264,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--only", nargs="+", help="names of the lines to run")
     parser.add_argument("--seeds", type=int, nargs="+", help="the study's by default")
+    parser.add_argument("--table", action="store_true", help="show the rows that are there, run nothing")
     parser.add_argument("--run", help=argparse.SUPPRESS)  # for the processes of runs
     own = parser.parse_args(words)
     if not own.run and (own.study is None or own.output_dir is None):
@@ -274,6 +282,9 @@ def main(words: list[str] | None = None) -> None:
         unknown = sorted(set(own.only or ()) - study["runs"].keys())
         require(not unknown, f"{own.study} has no lines {unknown}; it has {sorted(map(str, study['runs']))}")
         runs = wanted_runs(study, own.part, own.seeds or study.get("seeds", [0]), own.only)
+        if own.table:
+            print(table(finished_rows(runs, own.output_dir / "results.jsonl")))
+            return
         rows = all_rows(runs, own.output_dir, own.jobs, own.threads)
         write_text(own.output_dir / "table.md", f"{table(rows)}\n")
     except (ValueError, OSError) as error:

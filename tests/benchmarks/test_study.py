@@ -390,11 +390,18 @@ def test_the_defaults_of_a_study_are_settings():
 # The figure
 
 
-def test_the_figure_has_every_seed_once(tmp_path):
-    rows = [{"name": "ours", "settings": {"seed": seed}, "target knn": 0.1 * seed} for seed in (2, 1, 2)]
+def test_the_figure_has_every_seed_once_and_no_rows_of_other_settings(small_study, tmp_path):
+    content = study.read_study(tmp_path / "study.yaml")
+    name = next(name for name, changes in content["runs"].items() if (changes or {}).get("method") is None)
+    runs = [study.wanted_run(content, name, content["runs"][name] or {}, "final", seed) for seed in (2, 1, 2)]
+    rows = [{**wanted, "name": "ours", "target knn": 0.1 * wanted["settings"]["seed"]} for wanted in runs]
     assert figure.accuracies(rows, "ours", "knn") == pytest.approx([0.1, 0.2])
-    (tmp_path / "results.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    figure.main([f"digits={tmp_path / 'results.jsonl'}", "--output", str(tmp_path / "figure.png")])
+    other = {**rows[0], "settings": {**rows[0]["settings"], "rate": 5.0}}
+    results = tmp_path / "results.jsonl"
+    results.write_text("\n".join(map(json.dumps, [*rows, other])))
+    assert [row["settings"]["seed"] for row in study.finished_rows(runs[:2], results)] == [2, 1]
+    figure.main([f"digits={small_study[0]},{results}", "--output", str(tmp_path / "figure.png")])
     assert (tmp_path / "figure.png").stat().st_size > 1000
-    with pytest.raises(SystemExit):
-        figure.main(["digits=nowhere", "--output", str(tmp_path / "other.png")])
+    for wrong in ("digits=nowhere", f"digits={small_study[0]},nowhere", f"digits=nowhere,{results}"):
+        with pytest.raises(SystemExit):
+            figure.main([wrong, "--output", str(tmp_path / "other.png")])
