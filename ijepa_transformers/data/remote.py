@@ -15,20 +15,23 @@ from .notices import tell
 _THREADS = 16  # asking is mostly waiting
 _WAITS = (0.0, 0.5, 2.0)  # seconds before each time of asking
 _CONTENT_HASHES = ("Content-MD5", "Digest", "md5Hash", "blob_id")  # of web servers, Google's storage and the Hub
-_VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified")  # which the same file may have otherwise elsewhere
+_VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified")  # the same file has others after it is uploaded again
+_UNKNOWN = "-"
 
 
 class RemoteFacts(NamedTuple):
-    """What is known about some files.
+    """What is known about some files. Each fact is one hash for all of them, or "-" if the server does not tell it.
 
     Args:
-        contents: hash of their sizes, and of their hashes where the server has some.
-        place: hash of their URLs without what follows "?".
-        versions: hash of their ETags or times of change, which mean nothing at another place.
+        place: the URLs without what follows "?".
+        sizes: in bytes.
+        contents: hashes of the contents. Each kind of server computes them in its own way.
+        versions: ETags or times of change.
     """
 
-    contents: str
     place: str
+    sizes: str
+    contents: str
     versions: str
 
     def __str__(self) -> str:
@@ -41,33 +44,41 @@ def facts_of_urls(urls: Sequence[str]) -> RemoteFacts | None:
     None if one of them gives no answer: a server that is busy for a moment must not look like other files. This is
     told, and also if nothing is known about any file.
     """
+    silent: list[str] = []
     with ThreadPoolExecutor(_THREADS) as threads:
-        answers = list(threads.map(_facts_of, urls))
-    silent = [url for url, facts in zip(urls, answers, strict=True) if facts is None]
-    found = [facts for facts in answers if facts is not None]
-    contents = [[facts.get(name) for name in ("size", *_CONTENT_HASHES)] for facts in found]
-    versions = [next((facts[name] for name in _VERSIONS if facts.get(name)), None) for facts in found]
+        answers = list(threads.map(lambda url: _answer(url, silent), urls))
+    place = _hash([url.partition("?")[0] for url in urls])
+    facts = RemoteFacts(place, *(_known(answers, names) for names in (("size",), _CONTENT_HASHES, _VERSIONS)))
     problem = None
     if silent:
-        problem = f"There is no answer about {len(silent):,} of {len(urls):,} shards, such as {silent[0]!r}"
-    elif not any(map(any, contents)) and not any(versions):
+        problem = f"There is no answer about the shard {silent[0]!r}"
+    elif {facts.sizes, facts.contents, facts.versions} == {_UNKNOWN}:
         problem = f"The server of {urls[0]!r} tells neither size nor ETag nor time of change"
     if problem:
         tell(f"{problem}, so a resume cannot notice if the shards are replaced.")
-    places = [url.partition("?")[0] for url in urls]
-    return None if silent else RemoteFacts(_hash(contents), _hash(places), _hash(versions))
+    return None if silent else facts
 
 
-def _facts_of(url: str) -> dict[str, Any] | None:
-    """What the file system says of a file; None if it does not say anything, also when it is asked again."""
+def _answer(url: str, silent: list[str]) -> dict[str, Any]:
+    """What the file system says of a file. If it gives no answer, also when it is asked again, the URL is added to
+    `silent`. After that nothing more is asked: thousands of times of waiting would delay the start by hours."""
     for seconds in _WAITS:
         time.sleep(seconds)
+        if silent:
+            return {}
         try:
             system, path = fsspec.core.url_to_fs(url)
             return system.info(path)
         except Exception:  # file systems raise errors of many classes; reading the shard will name what is wrong
             continue
-    return None
+    silent.append(url)
+    return {}
+
+
+def _known(answers: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """Hash of the first of these facts that is known of each file."""
+    values = [next((answer[name] for name in names if answer.get(name) is not None), None) for answer in answers]
+    return _UNKNOWN if all(value is None for value in values) else _hash(values)
 
 
 def _hash(values: Sequence[Any]) -> str:
@@ -80,9 +91,32 @@ def have_changed(before: str, now: str) -> bool:
     Empty text and files that moved between a server and this machine tell nothing.
     """
     parts, parts_now = before.split(), now.split()
-    if len(parts) != len(parts_now):
-        return False
-    if len(parts) != len(RemoteFacts._fields):
+    if len(parts) == len(parts_now) == 1:
         return parts != parts_now
-    one, other = RemoteFacts(*parts), RemoteFacts(*parts_now)
-    return one.contents != other.contents or (one.place == other.place and one.versions != other.versions)
+    both = _remote_facts(before, now)
+    if both is None:
+        return False
+    one, other = both
+    return _differ(one.sizes, other.sizes) or (one.place == other.place and _differ(one.contents, other.contents))
+
+
+def may_have_changed(before: str, now: str) -> bool:
+    """Whether files at the same URLs have other ETags or times of change, and nothing tells if they are others."""
+    both = _remote_facts(before, now)
+    if both is None or have_changed(before, now):
+        return False
+    one, other = both
+    are_equal = one.contents == other.contents != _UNKNOWN
+    return one.place == other.place and _differ(one.versions, other.versions) and not are_equal
+
+
+def _remote_facts(before: str, now: str) -> tuple[RemoteFacts, RemoteFacts] | None:
+    """Both facts, if both are of files behind URLs."""
+    parts, parts_now = before.split(), now.split()
+    if not len(parts) == len(parts_now) == len(RemoteFacts._fields):
+        return None
+    return RemoteFacts(*parts), RemoteFacts(*parts_now)
+
+
+def _differ(fact: str, other: str) -> bool:
+    return fact != other and _UNKNOWN not in (fact, other)

@@ -24,9 +24,9 @@ from typing_extensions import Unpack
 
 from .datasets import MAX_SUBSTITUTES, CropSettings, RandomCrops
 from .decoding import BadImageError, StoredImage
-from .notices import counted
+from .notices import counted, tell
 from .order import block_order, epoch_order
-from .remote import have_changed
+from .remote import have_changed, may_have_changed
 from .shards import ImageStream
 
 
@@ -198,12 +198,22 @@ _SETTING_NAMES = {
     "lanes": "lanes",
     "shards": "shards",
     "fingerprint": "names of the shards",
-    "contents": "sizes, contents or versions of the shards",
     "seed": "seed",
     "shuffle_buffer": "shuffle_buffer",
     "batch_size": "images per process and pass",
     "slot_blocks": "passes per optimizer step over all processes",
 }
+
+
+def _check_contents(before: str, now: str) -> None:
+    """Raises ValueError if the shards are others than before. Tells if they may be."""
+    if have_changed(before, now):
+        raise ValueError("The stream cannot be resumed: sizes or contents of the shards have changed.")
+    if may_have_changed(before, now):
+        tell(
+            "The shards have the same sizes as before, but the server gives other ETags or times of change. If they"
+            " were replaced by others, this is not the run of before."
+        )
 
 
 class StreamingBatches(torch.utils.data.IterableDataset):
@@ -300,12 +310,12 @@ class StreamingBatches(torch.utils.data.IterableDataset):
 
     def _checked(self, start: LanePositions | None) -> dict[int, Position]:
         start = start or LanePositions(self.settings)
-        for name, now in self.settings.items():
-            before = start.settings.get(name, now)  # checkpoints of before have no contents
-            if have_changed(str(before), str(now)) if name == "contents" else before != now:
-                raise ValueError(
-                    f"The stream cannot be resumed: {_SETTING_NAMES[name]} changed from {before} to {now}."
-                )
+        for name, words in _SETTING_NAMES.items():
+            now = self.settings[name]
+            before = start.settings.get(name, now)
+            if before != now:
+                raise ValueError(f"The stream cannot be resumed: {words} changed from {before} to {now}.")
+        _check_contents(str(start.settings.get("contents", "")), self.stream.contents)  # older checkpoints have none
         begun = range(min(self.lanes, self.start_step * self.slot_blocks))
         missing = [lane for lane in begun if lane not in start.positions]
         if missing:
