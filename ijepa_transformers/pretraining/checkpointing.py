@@ -193,12 +193,13 @@ class CheckpointWriter:
     def afterwards(self, function: Callable[[], None]) -> None:
         """Calls a function on the main process when the last checkpoint is complete: in the thread, if there is one.
 
-        A collective call. What the function raises is raised here or by the next `wait`, on all processes.
+        It is not called if the checkpoint cannot be written. What it raises is raised here or by the next `wait`, on
+        all processes. A collective call.
         """
         if not self.in_background:
             on_main_process(self.accelerator, function)
         elif self.accelerator.is_main_process:
-            self._pending.append(self._threads.submit(function))
+            self._pending.append(self._threads.submit(_call_after, [*self._pending], function))
 
     def wait(self) -> None:
         """Waits until the last checkpoint is complete, and what comes after it done. A collective call.
@@ -217,7 +218,7 @@ class CheckpointWriter:
     def _take_result(self) -> None:
         pending, self._pending = self._pending, []
         wait_for(pending)
-        for future in pending:  # the first error counts: it is the cause of those after it
+        for future in pending:
             future.result()
 
     def _complete(self, step: int, unfinished: Path, finished: Path, names: list[str]) -> None:
@@ -237,6 +238,11 @@ class CheckpointWriter:
                 shutil.rmtree(unfinished, ignore_errors=True)
             left = max(_checkpoints_in(self.directory), default=None)
             raise cannot_write(step, self.directory, error, left) from error
+
+
+def _call_after(earlier: list[Future[None]], function: Callable[[], None]) -> None:
+    if not any(future.exception() for future in earlier):
+        function()
 
 
 def _make_empty(directory: Path) -> None:

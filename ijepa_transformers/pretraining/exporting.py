@@ -16,7 +16,7 @@ from .. import verdict
 from ..distributed import on_main_process, whole_weights
 from ..files import disk_errors, link_or_copy, replace_files, write_text
 from ..model_card import write_model_card
-from ..modeling_ijepa import PRETRAINING_INDEX, weight_files
+from ..modeling_ijepa import weight_files
 from ..visualization.curves import plot_training_curves
 from .arguments import PretrainingArguments
 from .build import Run, summarize, with_found_values
@@ -50,7 +50,8 @@ def _publish_checkpoint(checkpoint: Path, unfinished: Path, output_dir: Path) ->
     """Weights get a second name, because nothing changes them in place. The others are small, and people edit them."""
     for file in weight_files(checkpoint):
         link_or_copy(file, unfinished / file.name)
-    for file in (checkpoint / CONFIG_NAME, checkpoint / PRETRAINING_INDEX, *checkpoint.glob("*.py")):
+    indices = checkpoint.glob("*.index.json")  # of all networks, and of the encoder if it is in several files
+    for file in (checkpoint / CONFIG_NAME, *indices, *checkpoint.glob("*.py")):
         shutil.copyfile(file, unfinished / file.name)
     replace_files(unfinished, output_dir)
 

@@ -5,11 +5,14 @@ import os
 import threading
 
 import pytest
+from accelerate import Accelerator
+from transformers.models.ijepa.modeling_ijepa import IJepaModel as StockModel
 
 from ijepa_transformers import IJepaForPretraining
+from ijepa_transformers.checkpoints import CheckpointError
 from ijepa_transformers.files import write_text, written_aside
 from ijepa_transformers.modeling_ijepa import weight_files
-from ijepa_transformers.pretraining import checkpointing, loop
+from ijepa_transformers.pretraining import checkpointing, exporting, loop
 from tests.runs import assert_equal_weights, pretrain, saved_weights
 
 
@@ -159,3 +162,29 @@ def test_a_model_that_cannot_be_exported_ends_the_run_and_its_checkpoint_stays(t
         pretrain(tmp_path / "run", save_steps=2)
     assert stop.value.code == 1 and str(tmp_path / "run/model.safetensors") in capsys.readouterr().err
     assert checkpointing.damage(tmp_path / "run/checkpoints/step-00000002") is None
+
+
+def test_what_follows_a_checkpoint_is_left_out_if_it_cannot_be_written(tmp_path, monkeypatch):
+    """An older, damaged checkpoint of the same step may be in its place, and would become the model."""
+
+    def full(*paths):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpointing, "_describe", full)
+    writer, called = checkpointing.CheckpointWriter(Accelerator(cpu=True), tmp_path, 1, in_background=True), []
+    writer.save(1, lambda directory: None, waits=False)
+    writer.afterwards(lambda: called.append("export"))
+    with pytest.raises(CheckpointError, match="step 1 cannot be written"):
+        writer.wait()
+    assert not called
+
+
+def test_a_checkpoint_whose_encoder_is_in_several_files_becomes_a_model_too(tmp_path, tiny_config):
+    model = IJepaForPretraining(tiny_config)
+    for name in ("checkpoint", "unfinished", "run"):
+        (tmp_path / name).mkdir()
+    model.save_pretrained(tmp_path / "checkpoint", max_shard_size="20KB")
+    assert len(weight_files(tmp_path / "checkpoint", stem="model")) > 1
+    exporting._publish_checkpoint(*(tmp_path / name for name in ("checkpoint", "unfinished", "run")))
+    encoder = StockModel.from_pretrained(tmp_path / "run", add_pooling_layer=False)
+    assert_equal_weights(encoder.state_dict(), model.ijepa.state_dict())
