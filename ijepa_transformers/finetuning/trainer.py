@@ -267,7 +267,7 @@ class ClassificationTrainer(Trainer):
             if self.is_world_process_zero():
                 shutil.rmtree(unfinished, ignore_errors=True)
             self.accelerator.wait_for_everyone()
-            self.save_model(str(unfinished))
+            self.save_model(str(unfinished), _internal_call=True)  # otherwise it is also uploaded, not yet evaluated
             self.accelerator.wait_for_everyone()
         has_diverged = False
         try:
