@@ -24,6 +24,7 @@ from ..arguments import (
     require_interval,
     require_numbers,
     require_text,
+    unused_settings,
 )
 from ..files import write_text
 from ..mask_arguments import MaskArguments, without_removed_keys
@@ -186,7 +187,9 @@ class ModelArguments:
         ("layer", "batch", "none"),
     )
     target_image_mean: float | None = argument(
-        None, "share of each image's mean feature that stays in the targets, 0 to 1; 1 by default, as released"
+        None,
+        "share of each image's mean feature that stays in the targets, 0 to 1 (default: 1, as in the released code, or"
+        " that of init_from)",
     )
     attn_implementation: str | None = argument(
         None,
@@ -451,7 +454,7 @@ class UncheckedArguments(OutputArguments, OptimizationArguments, MaskArguments, 
         """What `other`, the arguments of the first half of a run, has otherwise, of all that must not change.
 
         A field that there was not yet when the run began has its default there. Fields that are gone are left to
-        `without_removed_keys`.
+        `without_removed_keys`. Those that do nothing beside the others may differ.
         """
         new = (entry for entry in dataclasses.fields(self) if entry.name not in other)
         defaults = {
@@ -461,6 +464,7 @@ class UncheckedArguments(OutputArguments, OptimizationArguments, MaskArguments, 
         before = {**defaults, **other}
         # Targets that are normalised over the images of a forward pass depend on how many these are.
         free = FREE_ON_RESUME - ({"per_device_batch_size"} if self.target_normalization == "batch" else set())
+        free |= unused_settings(GROUPS, vars(self)).keys()
         return [
             f"{name} was {before[name]!r}, is {value!r}"
             for name, value in dataclasses.asdict(self).items()
@@ -473,7 +477,7 @@ class UncheckedArguments(OutputArguments, OptimizationArguments, MaskArguments, 
 
     def effective(self) -> dict:
         """The arguments that have a value, as a recipe."""
-        return effective_values(dataclasses.asdict(self), self.unused_settings(vars(self)))
+        return effective_values(dataclasses.asdict(self), unused_settings(GROUPS, vars(self)))
 
 
 @dataclass

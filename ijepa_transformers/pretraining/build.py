@@ -129,14 +129,26 @@ def _find_checkpoint(arguments: PretrainingArguments, launch: Launch, report: Ca
         report(note)
     before = without_removed_keys(state["arguments"], str(checkpoint))
     check_known_settings(before, {entry.name for entry in dataclasses.fields(arguments)}, state)
-    differences = arguments.differences(before)
+    differences = arguments.differences(before) and arguments.differences(_with_found(before, arguments, checkpoint))
     if differences:
+        recipe = output_dir / "recipe.yaml"
+        place = f" (--recipe {recipe} has them)" if recipe.exists() else ""
         raise ValueError(
-            f"{checkpoint} belongs to a run with other settings ({'; '.join(differences)}). Repeat them to resume, or"
-            " start a new run from its weights with --init_from."
+            f"{checkpoint} belongs to a run with other settings ({'; '.join(differences)}). Repeat them to resume"
+            f"{place}, or start a new run from its weights with --init_from."
         )
     check_same_launch(checkpoint, Launch(**state["launch"]), launch)
     return checkpoint
+
+
+def _with_found(before: dict[str, Any], arguments: PretrainingArguments, checkpoint: Path) -> dict[str, Any]:
+    """The settings of a run to resume, with what it has found (`with_found_values`) where the arguments give the same,
+    as its recipe.yaml does."""
+    processor = load_processor(str(checkpoint))
+    found = {name: list(getattr(processor, name)) for name in ("image_mean", "image_std")}
+    found |= {"sixteen_bit_max": setting_of(processor)}
+    same = {name: value for name, value in found.items() if getattr(arguments, name) == value}
+    return {**before, **{name: value for name, value in same.items() if before.get(name) is None}}
 
 
 def _refuse_model(output_dir: Path, what_lacks: str) -> None:

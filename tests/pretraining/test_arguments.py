@@ -455,6 +455,18 @@ def test_a_setting_that_a_checkpoint_does_not_know_yet_had_its_default(tmp_path)
     ]
 
 
+def test_a_setting_that_does_nothing_is_not_in_the_recipe_and_may_differ_on_resume(tmp_path):
+    """Earlier versions took it without a word; now the flag is refused, so it cannot be repeated."""
+    values = {"data": "digits", "output_dir": str(tmp_path), "max_steps": 1}
+    before = PretrainingArguments(**values, num_images=100, shuffle_buffer=10)
+    assert {"num_images", "shuffle_buffer"} & before.effective().keys() == set()
+    assert PretrainingArguments(**values).differences(dataclasses.asdict(before)) == []
+    streamed = PretrainingArguments(**values, streaming=True, num_images=100)
+    assert "num_images was 100, is 99" in dataclasses.replace(streamed, num_images=99).differences(
+        dataclasses.asdict(streamed)
+    )
+
+
 REMOVED = {
     "keep_all_context": ([False], True),
     "normalize_targets": ([None, True], False),

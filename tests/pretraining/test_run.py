@@ -21,6 +21,7 @@ from ijepa_transformers.encoders import RawPixels
 from ijepa_transformers.model_card import write_model_card
 from ijepa_transformers.modeling_ijepa import remove_weights
 from ijepa_transformers.pretraining import build as pretraining_build
+from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining import evaluate as pretraining_evaluate
 from ijepa_transformers.pretraining import loop
 from ijepa_transformers.pretraining import saving as pretraining_saving
@@ -36,6 +37,7 @@ from tests.runs import (
     assert_equal_weights,
     pretrain,
     pretraining_argv,
+    reset_accelerate,
     rows,
     saved_weights,
     without_speed,
@@ -144,12 +146,16 @@ def test_resume_refuses_another_recipe_and_a_new_run_refuses_an_old_directory(tm
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     for changes, message in (
         ({"resume": "true", "learning_rate": 0.5}, "learning_rate was 0.001, is 0.5"),
+        ({"resume": "true", "target_image_mean": 0.5}, f"(--recipe {tmp_path / 'run/recipe.yaml'} has them)"),
         ({}, "already holds a run"),
     ):
         with pytest.raises(SystemExit) as stop:
             pretrain(tmp_path / "run", **changes)
         assert stop.value.code == 2 and message in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    reset_accelerate()
+    pretraining_command.main(["--recipe", str(tmp_path / "run/recipe.yaml"), "--resume", "true"])
+    assert "is finished: all 6 steps are done" in capsys.readouterr().out
 
 
 def test_resume_refuses_other_data(tmp_path, photographs, capsys):
@@ -362,6 +368,13 @@ def test_init_from_brings_the_normalisation_that_its_weights_know(tmp_path, caps
     (tmp_path / "first" / "preprocessor_config.json").write_text("")
     shutil.rmtree(tmp_path / "second" / "checkpoints" / "step-00000002")
     assert statistics("second", max_steps=2, resume="true") == ([0.25], [0.125])  # from the checkpoint
+    shutil.rmtree(tmp_path / "second" / "checkpoints" / "step-00000002")
+    recipe = ["--recipe", str(tmp_path / "second/recipe.yaml"), "--resume", "true"]
+    reset_accelerate()
+    pretraining_command.main(recipe)  # it has the found values as if they had been given
+    with pytest.raises(SystemExit):
+        pretraining_command.main([*recipe, "--image_mean", "0.5"])
+    assert "image_mean was [0.25], is [0.5]" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         pretrain(tmp_path / "third", **changes)
     assert "Give image_mean and image_std" in capsys.readouterr().err and not (tmp_path / "third").exists()
