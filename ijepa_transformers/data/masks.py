@@ -90,8 +90,8 @@ class _Looks:
         return flat >= _FLAT and 2 * num_levels <= num_levels_of_image and is_photograph
 
     def fit_together(self, pairs: Sequence[tuple[str, str]]) -> bool:
-        """Whether of these pairs of an image and another file the others are drawings that show areas of their own
-        image: nearly each explains its image better than all other drawings do."""
+        """Whether in these pairs of an image and another file the other files are masks. Then nearly each of them
+        explains its own image better than all others do."""
         pairs = pairs[:_PAIRS_COMPARED]
         if len(pairs) < _PAIRS_LOOKED_AT or not all(self._may_be_mask(*pair) for pair in pairs):
             return False
