@@ -40,6 +40,9 @@ _NOT_SAID = {"max_steps": -1}  # in `Trainer`, which then counts epochs
 WITHIN = [("warmup_epochs", "epochs"), ("warmup_steps", "max_steps")]  # the first is a part of the second
 # What argparse takes as a value after a flag. Its own pattern takes -1e-3 and -inf for unknown flags.
 NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-(inf|nan)$", re.IGNORECASE)
+# Paths. A shell leaves the ~ in --output_dir=~/run as it is, and so does YAML; here it is the home folder.
+_WRITTEN = ("output_dir", "output", "index", "cache_dir", "pictures_dir")
+_PATHS = (*_WRITTEN, "model", "init_from", "train_list")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LONG_FLAG = re.compile(r"--\w[\w-]*(?==|$)")
 TRUTH_VALUES = dict.fromkeys(("true", "yes", "t", "y", "1"), True) | dict.fromkeys(
@@ -374,7 +377,24 @@ def _layered(
     unused = unused_settings(groups, values)
     for name in sorted(given.keys() & unused.keys()):
         raise does_nothing(name, values[name], unused[name])
+    for name in _PATHS:
+        if isinstance(values.get(name), str):
+            values[name] = os.path.expanduser(values[name])
+    for name in _WRITTEN:
+        _check_written(name, values.get(name))
     return values
+
+
+def _check_written(name: str, path: str | None) -> None:
+    """Raises ValueError for a path that the system does not even look for: a too long name, or one in a folder that
+    this user may not enter. A name of spaces is a slip."""
+    require(not path or path.strip(), f"{name} must not be empty, got {path!r}.")
+    try:
+        os.lstat(path or os.curdir)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # it is made later, or refused by its kind
+    except OSError as error:
+        raise ValueError(f"{name} {path!r} cannot be used: {error.strerror}.") from None
 
 
 def _said(values: Mapping[str, Any]) -> set[str]:

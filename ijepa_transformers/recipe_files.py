@@ -65,7 +65,7 @@ def load_recipe(name: str | os.PathLike[str]) -> tuple[str, dict[Any, Any]]:
     """
     if not isinstance(name, str | os.PathLike):
         raise ValueError(f"recipe must be the name or the path of a recipe, got {name!r}.")
-    path = find_recipe(os.fspath(name))
+    path = find_recipe(os.path.expanduser(name))
     try:
         recipe = yaml.load(_recipe_text(path), Loader=_RecipeLoader)
     except (yaml.YAMLError, RecursionError) as error:

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from ijepa_transformers.conversion.arguments import parse_convert_arguments
 from ijepa_transformers.evaluation import command as probing
 from ijepa_transformers.evaluation.earlier import drop_if_repeated, keep_earlier
+from ijepa_transformers.evaluation.extraction_arguments import extraction_arguments
 from ijepa_transformers.files import refuse_other_files
 from ijepa_transformers.finetuning import command as finetuning
 from ijepa_transformers.pretraining import command as pretraining
@@ -64,3 +66,24 @@ def test_an_earlier_table_of_other_probes_is_kept(tmp_path):
     assert write({"attentive": 0.8}) == tmp_path / "results_2.json"
     assert rows_of("results.json") == [{"attentive": 0.8}] and rows_of("results_1.json") == [{"knn": 0.5}]
     assert sorted(path.name for path in tmp_path.glob("*.md")) == ["results.md", "results_1.md", "results_2.md"]
+
+
+@pytest.mark.parametrize(("path", "reason"), [(" ", "must not be empty, got ' '"), ("x" * 300, "File name too long")])
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "probe"])
+def test_a_path_that_cannot_be_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys, name, path, reason):
+    monkeypatch.chdir(tmp_path)
+    main, argv = commands("a_model", path)[name]
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and reason in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("output_dir: ~/features\nmodel: ~/model\ndata: digits\n")
+    arguments = extraction_arguments(recipe="~/recipe.yaml")
+    assert (arguments.output_dir, arguments.model) == (f"{tmp_path}/features", f"{tmp_path}/model")
+    converted = parse_convert_arguments(["--checkpoint=~/x.pth.tar", "--output=~/converted"])
+    assert (converted.checkpoint_file, converted.output) == (f"{tmp_path}/x.pth.tar", f"{tmp_path}/converted")

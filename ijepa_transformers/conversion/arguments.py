@@ -50,9 +50,13 @@ def parse_convert_arguments(argv: Sequence[str] | None = None) -> argparse.Names
     """The arguments of `ijepa convert`. An option that is not given is absent, see `convert_source`."""
     parser = _parser(CONVERT, CONVERT_HELP, argument_default=argparse.SUPPRESS)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", dest="checkpoint_file", help="Meta's .pth.tar file")
-    source.add_argument("--from_directory", help="copy from the Hub, which a script of Transformers converted")
-    parser.add_argument("--output", required=True, help="directory to write; it must be new or empty")
+    source.add_argument("--checkpoint", dest="checkpoint_file", type=os.path.expanduser, help="Meta's .pth.tar file")
+    source.add_argument(
+        "--from_directory", type=os.path.expanduser, help="copy from the Hub, which a script of Transformers converted"
+    )
+    parser.add_argument(
+        "--output", required=True, type=os.path.expanduser, help="directory to write; it must be new or empty"
+    )
     file = parser.add_argument_group("with --checkpoint")
     networks = ("both", "target", "context")
     file.add_argument(
@@ -90,8 +94,13 @@ def parse_convert_arguments(argv: Sequence[str] | None = None) -> argparse.Names
 def parse_export_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of `ijepa export`."""
     parser = _parser(EXPORT, EXPORT_HELP)
-    parser.add_argument("--model", required=True, help="pretraining directory: both encoders and the predictor")
-    parser.add_argument("--output", required=True, help="file to write; it must not exist")
+    parser.add_argument(
+        "--model",
+        required=True,
+        type=os.path.expanduser,
+        help="pretraining directory: both encoders and the predictor",
+    )
+    parser.add_argument("--output", required=True, type=os.path.expanduser, help="file to write; it must not exist")
     parser.add_argument(
         "--no_module_prefix", dest="module_prefix", action="store_false", help="leave out 'module.' before each key"
     )
@@ -101,8 +110,8 @@ def parse_export_arguments(argv: Sequence[str] | None = None) -> argparse.Namesp
 def parse_onnx_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of `ijepa onnx`. Exits with status 2 if the export cannot succeed."""
     parser = _parser(ONNX, "Writes an I-JEPA encoder or classifier as ONNX.")
-    parser.add_argument("--model", required=True, help="model directory or Hub name")
-    parser.add_argument("--output", required=True, help="the .onnx file to write")
+    parser.add_argument("--model", required=True, type=os.path.expanduser, help="model directory or Hub name")
+    parser.add_argument("--output", required=True, type=os.path.expanduser, help="the .onnx file to write")
     parser.add_argument("--free_resolution", action="store_true", help="the file takes images of any height and width")
     parser.add_argument("--opset", type=int, default=18, help="version of the ONNX operators, 18 to 23 (default: 18)")
     arguments = parser.parse_args(argv)

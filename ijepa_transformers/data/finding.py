@@ -21,7 +21,7 @@ from .kinds import (
 )
 from .notices import tell
 from .paths import extension_of
-from .splits import meanings_in
+from .splits import meanings_in, splits_among, words_of
 
 
 @dataclass(frozen=True)
@@ -202,11 +202,13 @@ def _nothing_to_read(source: str, others: list[str]) -> str:
 
 
 def _shards_by_split(folder: Path, files: list[str]) -> dict[str, list[Path]]:
+    if not splits_among(word for file in files for word in words_of(file)):
+        return {"train": [folder / file for file in files]}
     by_split: dict[str, list[Path]] = {}
     without_split: list[Path] = []
     for file in files:
         found = meanings_in(file)
         (by_split.setdefault(found.pop(), []) if len(found) == 1 else without_split).append(folder / file)
-    if without_split and by_split:
+    if without_split:
         raise ValueError(f"{str(folder)!r}: the split of {without_split[0].name!r} is unclear; name files with a glob")
-    return by_split or {"train": without_split}
+    return by_split

@@ -6,6 +6,7 @@ What a folder means is found once for each folder, not for each image: there may
 """
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,11 @@ from .kinds import IGNORED_FOLDERS
 from .masks import refuse_masks
 from .notices import tell
 from .paths import parent_of, parents_of
-from .splits import meanings_in, split_meaning
+from .splits import meanings_in, split_meaning, splits_among
 
 
 _MOST_SPLITS = 4  # with more folders, names such as "bullet_train" and "test_tube" are those of classes
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass
@@ -108,7 +110,7 @@ def _split_depth(folder: Path, parents: list[tuple[str, ...]]) -> int | None:
     depth = 0
     while True:
         tops = {parts[depth] if len(parts) > depth else "" for parts in parents}
-        if any(split_meaning(top) for top in tops):
+        if splits_among(tops):
             _require_only_splits(folder, tops, parents[0][:depth])
             return depth
         if len(tops) > 1 or "" in tops:
@@ -118,7 +120,7 @@ def _split_depth(folder: Path, parents: list[tuple[str, ...]]) -> int | None:
 
 
 def _require_only_splits(folder: Path, tops: set[str], above: tuple[str, ...]) -> None:
-    split_folders = {top for top in tops if split_meaning(top)}
+    split_folders = splits_among(tops)
     others = sorted(tops - split_folders)
     if others:
         raise ValueError(
@@ -130,9 +132,10 @@ def _require_only_splits(folder: Path, tops: set[str], above: tuple[str, ...]) -
 
 def _refuse_hidden_splits(folder: Path, parents: list[tuple[str, ...]], depth: int, tops: set[str]) -> None:
     """Raises ValueError if folders further down look like splits, which would all be trained on."""
-    named = sorted(top for top in tops if len(meanings_in(top)) == 1)
+    meanings = {top: meanings_in(_NUMBER.sub(" ", top)) for top in tops}  # train80 and dev20
+    named = sorted(top for top in tops if len(meanings[top]) == 1)
     few_or_all = len(tops) <= _MOST_SPLITS or len(named) == len(tops)  # train.X1 to train.X4 and val.X
-    if len(set().union(*map(meanings_in, named))) > 1 and few_or_all:
+    if len(set().union(*(meanings[top] for top in named))) > 1 and few_or_all:
         raise ValueError(
             f"{str(folder)!r}: {' and '.join(map(repr, named))} look like splits; call them train, validation and"
             " test, or, if they are classes, move them into a folder 'train'"
@@ -142,9 +145,10 @@ def _refuse_hidden_splits(folder: Path, parents: list[tuple[str, ...]], depth: i
         for place in range(depth + 1, len(parts)):
             if split_meaning(parts[place]):
                 below.setdefault(parts[:place], set()).add(parts[place])
-    for above, names in below.items():
-        meanings = {split_meaning(name) for name in names}
-        if len(meanings) > 1 or (len(above) == depth + 1 and meanings != {"train"}):
+    for above, words in below.items():
+        names = splits_among(words)
+        found_meanings = {split_meaning(name) for name in names}
+        if len(found_meanings) > 1 or (names and len(above) == depth + 1 and found_meanings != {"train"}):
             found = os.path.join(*above, min(names))
             raise ValueError(
                 f"{str(folder)!r} has split folders further down, such as {found!r}; name the folder above them,"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
@@ -112,8 +113,17 @@ def _read(file: Path) -> pa.Table:
 def _parsed(file: Path) -> pa.Table:
     if file.suffix == ".csv":
         options = pyarrow.csv.ConvertOptions(column_types={_FILE_NAME: pa.string()})  # 007 is a name too
-        return pyarrow.csv.read_csv(file, convert_options=options)
+        return _without_spaces(pyarrow.csv.read_csv(file, convert_options=options))
     return pyarrow.json.read_json(file) if file.suffix == ".jsonl" else pyarrow.parquet.read_table(file)
+
+
+def _without_spaces(table: pa.Table) -> pa.Table:
+    """The table of a .csv, whose texts lose the spaces around them: in `1.png, cat` the class is `cat`. Names of files
+    keep theirs."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) and not field.name.strip().endswith(_FILE_NAME):
+            table = table.set_column(place, field.name, pc.utf8_trim_whitespace(table[place]))
+    return table
 
 
 def _name_column(table: pa.Table) -> str | None:

@@ -57,15 +57,16 @@ def load_image_dataset(
             - "digits": the 1,797 real 8x8 scans of scikit-learn, in their published order: "train" is the first 1,297,
               "test" the last 500. Every digit has 46 to 51 of the test scans.
             - a folder of images, with any depth of sub-folders. Split folders (train, validation or val or valid,
-              test) are optional, and may lie in one folder that holds all images. Class folders are optional too: if
+              test; beside one of these also dev, eval, holdout) are optional, and may lie in one folder that holds all
+              images. Class folders are optional too: if
               every image of a split lies in a sub-folder, and there are at least two, the first level names the class.
               File names never decide a split. A metadata.csv, .jsonl or .parquet beside the images gives them labels
               (`Metadata`). Files without the extension of an image are counted and left out; hidden files are ignored.
             - a folder, file or glob of .parquet, of .tar (WebDataset) or of .arrow files, or a `save_to_disk` folder.
-              In a folder of shards the split is the word train, validation, val, valid or test in the path, if any.
+              In a folder of shards the split is such a word in the path, if any.
             - otherwise the name of a data set on the Hub.
-        split: "val" and "valid" mean "validation". Files without a split are "train". "validation or test" is the
-            first of the two that is there; "auto" means the same.
+        split: "val", "valid", "dev" and "eval" mean "validation", "holdout" means "test". Files without a split are
+            "train". "validation or test" is the first of the two that is there; "auto" means the same.
         config_name: the configuration of a Hub data set; other sources have none.
         image_column, label_column: needed only if several columns fit. `label_column` may name several columns of 0
             and 1, with commas between them; each is a class.

@@ -8,7 +8,10 @@ from sklearn.datasets import load_digits
 
 from ijepa_transformers.arguments import DatasetArguments
 from ijepa_transformers.data import kinds, notices
+from ijepa_transformers.data.finding import resolve
+from ijepa_transformers.data.labels import class_names
 from ijepa_transformers.data.sources import available_split, load_image_dataset, open_split, split_to_judge_on
+from ijepa_transformers.data.splits import choose_split
 from tests.data.images import encoded, names, photo_pixels, write
 
 
@@ -30,6 +33,10 @@ def write_all(folder, *paths):
         ("coco/train2017/1.png", "coco/val2017/2.png"),
         ("a/b/Training/1.png", "a/b/Validation/2.png"),
         ("train/images/1.png", "valid/images/2.png"),
+        ("train/1.png", "dev/2.png"),
+        ("images/Train/1.png", "images/eval/2.png"),
+        ("train/1.png", "validation/2.png", "holdout/3.png"),
+        ("train/1.png", "val/2.png", "dev/3.png"),
     ],
 )
 def test_split_folders_are_found_below_a_folder_that_holds_all_images(tmp_path, paths):
@@ -53,6 +60,9 @@ def test_classes_below_split_folders_one_level_down_are_found(tmp_path):
         (("images/train/1.png", "images/2.png"), r"\['train'\] beside other images"),
         (("train_images/1.png", "test_images/2.png"), "'test_images' and 'train_images' look like splits"),
         (("seg_train/1.png", "seg_test/2.png", "seg_pred/3.png"), "'seg_test' and 'seg_train' look like splits"),
+        (("training_set/1.png", "dev_set/2.png"), "'dev_set' and 'training_set' look like splits"),
+        (("train80/1.png", "holdout20/2.png"), "'holdout20' and 'train80' look like splits"),
+        (("dev/1.png", "test/2.png"), "has no split 'train'; it has 'test', 'validation'"),
         (("train/1.png", "train2017/2.png"), "two splits of the same meaning"),
         ((*(f"train.X{n}/c/1.png" for n in range(1, 5)), "val.X/c/1.png"), "'train.X1' and .* and 'val.X' look like"),
     ],
@@ -64,8 +74,41 @@ def test_folders_that_may_be_splits_are_refused(tmp_path, paths, message):
 
 
 def test_a_photo_album_may_have_any_folders(tmp_path):
-    write_all(tmp_path, "2019/train/1.png", "2019/alps/2.png", "2020/3.png")
-    assert len(load_image_dataset(tmp_path)) == 3
+    write_all(tmp_path, "2019/train/1.png", "2019/alps/2.png", "2020/3.png", "2020/dev/4.png")
+    assert len(load_image_dataset(tmp_path)) == 4
+
+
+def test_dev_is_a_class_where_no_other_folder_is_a_split(tmp_path):
+    write_all(tmp_path, "dev/1.png", "shop/2.png")
+    assert class_names(load_image_dataset(tmp_path)) == ["dev", "shop"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "asked", "chosen"),
+    [
+        (("train", "dev"), "auto", "dev"),
+        (("train", "holdout"), "auto", "holdout"),
+        (("train", "validation", "dev"), "validation", "validation"),
+        (("train", "validation", "dev"), "dev", "dev"),
+        (("train", "test", "holdout"), "test", "test"),
+        (("train", "dev", "eval"), "eval", "eval"),
+    ],
+)
+def test_a_split_is_found_by_its_own_name_or_by_its_meaning(splits, asked, chosen):
+    assert choose_split("photos", splits, asked) == chosen
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (("train-0.parquet", "dev-0.parquet"), ["train", "validation"]),
+        (("eval-0.parquet", "eval-1.parquet"), ["train"]),
+    ],
+)
+def test_shards_of_dev_are_a_split_only_beside_others(tmp_path, files, found):
+    for file in files:
+        write(tmp_path / file, b"")
+    assert sorted(resolve(str(tmp_path)).files) == found
 
 
 def save(path, pixels):
@@ -305,7 +348,7 @@ def test_one_class_folder_is_named(tmp_path):
 
 
 METADATA = {
-    "metadata.csv": "file_name,label\n1.png,cat\ndeep/2.png,dog\n",
+    "metadata.csv": "file_name, label\r\n1.png, cat\r\ndeep/2.png,dog \r\n",
     "metadata.jsonl": '{"a_file_name": "1.png", "label": "cat"}\n{"a_file_name": "deep/2.png", "label": "dog"}\n',
 }
 

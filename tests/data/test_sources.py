@@ -97,8 +97,8 @@ def test_of_several_splits_the_first_that_is_there_is_opened(tmp_path):
     table(2, label=[2, 2]).to_parquet(tmp_path / "val.parquet")
     assert load_image_dataset(tmp_path, split="val or test")["label"][:] == [2, 2]
     assert available_split(arguments, "val or test") == "validation"
-    with pytest.raises(ValueError, match="has no split 'dev' or 'extra'; it has 'test', 'train', 'validation'"):
-        available_split(arguments, "dev or extra")
+    with pytest.raises(ValueError, match="has no split 'odd' or 'extra'; it has 'test', 'train', 'validation'"):
+        available_split(arguments, "odd or extra")
 
 
 def test_columns_that_are_ambiguous_or_absent_are_errors_that_list_them(tmp_path):
