@@ -79,12 +79,12 @@ def _plain_state_dict(network: str, state_dict: Any) -> StateDict:
 
 
 def check_finite(network: str, state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Checks that no tensor holds NaN or infinity.
+    """Checks that no tensor holds NaN, infinity, or a number that is infinite in float32.
 
     Raises:
         ValueError: with the name of the first one that does.
     """
     for key, value in state_dict.items():
-        bad = int((~value.isfinite()).sum())
+        bad = int((~value.float().isfinite()).sum())
         if bad:
             raise ValueError(f"{network}.{key} holds NaN or infinity in {bad:,} of its {value.numel():,} numbers.")

@@ -75,6 +75,20 @@ def _answer(url: str, silent: list[str]) -> dict[str, Any]:
     return {}
 
 
+def why_not_there(url: str) -> str:
+    """Why a file of a web server cannot be opened, in a sentence without a full stop. The server is asked again."""
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        system.info(path)
+    except Exception as error:  # fsspec says only that there is no such file
+        cause = error.__cause__ or error
+        status, text = getattr(cause, "status", None), " ".join(str(cause).split())
+        if status:
+            return f"the server answers {status} {getattr(cause, 'message', '')}".rstrip() + f" for {url!r}"
+        return f"{url!r} cannot be reached: {type(cause).__name__}: {text}"
+    return f"the server did not give {url!r} at first, but does now: start again"
+
+
 def _known(answers: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     """Hash of the first of these facts that is known of each file."""
     values = [next((answer[name] for name in names if answer.get(name) is not None), None) for answer in answers]

@@ -25,7 +25,7 @@ from .decoding import StoredImage
 from .finding import resolve
 from .kinds import SHARD_BUILDERS
 from .notices import LINK, expect_first, tell_of_first
-from .remote import facts_of_urls
+from .remote import facts_of_urls, why_not_there
 from .sources import find_image_column
 from .splits import choose_split
 from .tars import Member, problem_of_endings, require_one_ending, require_uncompressed
@@ -35,6 +35,10 @@ _READ_ROWS = 64  # images that are read from a shard at once
 _FOOTER_THREADS = 16
 _TAR_END = 1024  # bytes
 _LISTED_MEMBERS = 10_000  # of a tar, to explain an error
+_MOST_FILES = 1_000_000  # that a URL with ranges names; the largest data sets have a few hundred thousand
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_NOT_FOUND = re.compile(r"Unable to find '(https?://[^']+)'")  # of `datasets`, whatever the server answers
+_NO_SIZE = "Cannot seek streaming HTTP file"  # of fsspec
 _ADVICE = (
     'leave streaming off, or pack the images into Parquet: datasets.load_dataset("imagefolder", data_dir=...), then '
     "to_parquet of `.shard(num_shards, index)` for every index"
@@ -205,12 +209,26 @@ def _files_of_url(source: str) -> tuple[str, dict[str, list[str]]]:
     if not kinds:
         example = source.rstrip("/") + "/**/*.parquet"
         raise ValueError(f"{source!r} does not end in .parquet, .tar or .arrow; name the files, such as {example!r}")
+    _check_ranges(source)
     return kinds[0], {"train": _expand_ranges(source)}
+
+
+def _check_ranges(url: str) -> None:
+    """Raises ValueError if a range goes down, or if there are too many files."""
+    num_files = 1
+    for first, last in _RANGE.findall(url):
+        if int(first) > int(last):
+            raise ValueError(
+                f"{url!r}: the range {{{first}..{last}}} goes down, so it names no file; write {{{last}..{first}}}"
+            )
+        num_files *= int(last) - int(first) + 1
+    if num_files > _MOST_FILES:
+        raise ValueError(f"{url!r} names {num_files:,} files, more than {_MOST_FILES:,}")
 
 
 def _expand_ranges(url: str) -> list[str]:
     """`a-{08..10}.tar` -> `a-08.tar`, `a-09.tar`, `a-10.tar`."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", url)
+    found = _RANGE.search(url)
     if found is None:
         return [url]
     first, last = found.groups()
@@ -226,7 +244,16 @@ def _as_value_error(problem: str) -> Iterator[None]:
         raise ValueError(f"{problem}, because {error.reason}.") from error
     except Exception as error:  # `datasets` wraps the cause in errors of many classes
         reason = error.__cause__ or error
-        raise ValueError(f"{problem}: {type(reason).__name__}: {reason}") from error
+        told = _told_of_server(str(reason)) or f"{type(reason).__name__}: {' '.join(str(reason).split())}"
+        raise ValueError(f"{problem}: {told}") from error
+
+
+def _told_of_server(reason: str) -> str | None:
+    """What a web server does wrong, if that is the reason of an error."""
+    if _NO_SIZE in reason:
+        return "the server does not tell the size of the file, so no part of it can be read; .tar files need none"
+    found = _NOT_FOUND.search(reason)
+    return why_not_there(found[1]) if found else None
 
 
 def _row_group_sizes(name: str) -> list[int]:

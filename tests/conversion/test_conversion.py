@@ -455,6 +455,7 @@ FAULTS = {
     ),
     "NaN": (with_value(with_one(math.nan)), "target_encoder.norm.bias holds NaN or infinity in 1 of its 36 numbers"),
     "infinity": (with_value(with_one(-math.inf)), "target_encoder.norm.bias holds NaN or infinity"),
+    "too large": (with_value(lambda value: value.double() + 1e300), "target_encoder.norm.bias holds NaN or infinity"),
     "sparse": (
         with_value(torch.Tensor.to_sparse),
         "target_encoder.norm.bias is a tensor of the layout torch.sparse_coo",

@@ -667,6 +667,33 @@ def test_a_web_server_gives_the_batches_of_files_and_its_losses_are_named(shards
         run(stream, **{**settings, "total_steps": 20})
 
 
+def test_what_the_server_answers_is_named(server):
+    with pytest.raises(ValueError, match=f"the server answers 404 .* for '{server}/none.tar'") as told:
+        open_stream(f"{server}/none.tar")
+    assert "\n" not in str(told.value)
+
+
+def test_a_server_without_sizes_is_named(monkeypatch):
+    def open_nothing(**arguments):
+        raise ValueError("Cannot seek streaming HTTP file")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", open_nothing)
+    with pytest.raises(ValueError, match="the server does not tell the size of the file"):
+        open_stream("https://host/a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("https://host/{3..0}.tar", r"the range \{3\.\.0\} goes down, so it names no file; write \{0\.\.3\}"),
+        ("https://host/{000..999}-{0..99999}.tar", "names 100,000,000 files, more than 1,000,000"),
+    ],
+)
+def test_a_range_without_files_or_with_too_many_is_refused(url, message):
+    with pytest.raises(ValueError, match=message):
+        open_stream(url)
+
+
 def test_other_shards_behind_the_same_urls_are_refused(tmp_path, server, monkeypatch, capsys):
     """Another time of change alone may mean that the same files were uploaded again. So it is told."""
     monkeypatch.setattr(notices, "_told", set())
