@@ -75,7 +75,12 @@ def choose_split(source: str | os.PathLike, splits: Iterable[str], asked: str) -
             if meaning == choice:
                 return name
     missing, there = (" or ".join(map(repr, wanted)), ", ".join(map(repr, sorted(names.values()))))
-    raise ValueError(f"{str(source)!r} has no split {missing}; it has {there}")
+    sentence = f"{str(source)!r} has no split {missing}; it has {there}"
+    if os.path.isdir(source):
+        held_out = "test" if wanted == ["test"] else "validation"
+        folders = " and ".join(repr(os.path.join(source, name)) for name in ("train", held_out))
+        sentence += f". In a folder of images, each split is a folder, as {folders}"
+    raise ValueError(sentence)
 
 
 def _meanings_of(splits: Iterable[str]) -> dict[str, str]:

@@ -14,13 +14,20 @@ def next_commands(arguments: UncheckedArguments) -> list[str]:
         found = [] if arguments.validation_split else onnx_commands(model, f"{model}/encoder.onnx")
     else:
         source = {**data_flags(arguments), "split": arguments.train_split}
+        shown = {**source, "split": _split_to_show(arguments)}
         found = [
-            command("visualize", model=model, **source, output=f"{model}/report.html"),
+            command("visualize", model=model, **shown, output=f"{model}/report.html"),
             command("extract", model=model, **source, output_dir=f"{model}_features"),
         ]
         if not arguments.validation_split:
             found.append(command("search", **source, model=model, duplicates=True, outliers=True))
     return [*found, *_probe_commands(arguments, model)]
+
+
+def _split_to_show(arguments: UncheckedArguments) -> str:
+    """A split of the data that the model was not trained on, if the run knows one."""
+    held_out = None if arguments.validation_data else arguments.validation_split
+    return held_out or arguments.train_split
 
 
 def _probe_commands(arguments: UncheckedArguments, model: str) -> list[str]:

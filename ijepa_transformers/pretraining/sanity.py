@@ -43,6 +43,7 @@ class Plan:
     warmup_steps: int
     image_side: int  # pixels, the longer one
     num_channels: int = 3
+    is_judged: bool = False  # by labels
 
     @property
     def epochs(self) -> float:
@@ -53,10 +54,8 @@ def warnings_for(plan: Plan) -> list[str]:
     """What is unusual about the length of a run, in one or two sentences each, with what to do; mostly empty."""
     found = [*_length_warnings(plan), *_warmup_warnings(plan)]
     if plan.num_images < FEW_IMAGES:
-        found.append(
-            f"{plan.num_images:,} images are few. Sets below {FEW_IMAGES:,} were never tried, so compare with raw"
-            " pixels and a random encoder (--validation_split)."
-        )
+        advice = "" if plan.is_judged else ", so compare with raw pixels and a random encoder (--validation_split)"
+        found.append(f"{plan.num_images:,} images are few. Sets below {FEW_IMAGES:,} were never tried{advice}.")
     return found
 
 
@@ -140,4 +139,5 @@ def plan_of(arguments: PretrainingArguments, num_images: int, image_size: tuple[
         warmup_steps=arguments.total_warmup_steps(steps_per_epoch),
         image_side=max(image_size),
         num_channels=num_channels,
+        is_judged=bool(arguments.validation_split),
     )

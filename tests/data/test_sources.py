@@ -3,6 +3,7 @@
 
 import ast
 import io
+import re
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -52,6 +53,14 @@ def test_class_folders_give_the_same_ids_in_every_split(tmp_path):
     assert test.column_names == ["image"]
     with pytest.raises(ValueError, match="has no split 'extra'; it has 'test', 'train', 'validation'"):
         load_image_dataset(tmp_path, split="extra")
+
+
+def test_who_asks_for_a_split_that_a_folder_lacks_is_told_which_folders_make_splits(tmp_path):
+    for name in ("cat/1.png", "dog/2.png"):
+        write(tmp_path / name)
+    folders = f"as {str(tmp_path / 'train')!r} and {str(tmp_path / 'validation')!r}"
+    with pytest.raises(ValueError, match=re.escape(f"each split is a folder, {folders}")):
+        load_image_dataset(tmp_path, split="val")
 
 
 def test_a_class_called_train_is_not_taken_for_a_split(tmp_path):

@@ -1,5 +1,6 @@
 """Laws of what a run says about itself: the verdict at its end, and the check of its length."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -203,6 +204,13 @@ def test_far_too_many_epochs_are_said_with_a_recipe_and_a_length():
 def test_other_unusual_lengths_are_said(unusual, words):
     (warning,) = warnings_for(unusual)
     assert words in warning
+
+
+def test_a_run_on_few_images_is_told_to_compare_only_if_it_does_not():
+    unjudged = plan(500, 32, 4000)
+    for is_judged in (False, True):
+        (warning,) = warnings_for(dataclasses.replace(unjudged, is_judged=is_judged))
+        assert ("--validation_split" in warning) != is_judged
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def test_the_next_commands_of_a_judged_run_are_accepted_with_its_paths(tmp_path)
     assert found["visualize"].model == found["extract"].model == output_dir and found["probe"].models == [output_dir]
     assert {each.data for each in found.values()} == {"digits"} and found["probe"].validation_split == "test"
     assert {each.label_column for each in found.values()} == {"label"}
+    assert found["visualize"].split == "test" and found["extract"].split == "train"
 
 
 def test_a_run_without_labels_is_told_to_search_its_images(tmp_path):
