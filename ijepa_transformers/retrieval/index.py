@@ -101,7 +101,8 @@ def open_index(arguments: SearchArguments, encoder: Encoder) -> PhotoIndex:
     The head and the progress go to standard error.
 
     Raises:
-        ValueError: if the directory has features of another model or of other photos, or other files.
+        ValueError: if the directory has features of another model or other files. If the user named it, also if it has
+            features of other photos.
     """
     settings = encoder.settings()
     directory = Path(arguments.index).expanduser() if arguments.index else _default_directory(arguments, settings)
@@ -115,7 +116,8 @@ def open_index(arguments: SearchArguments, encoder: Encoder) -> PhotoIndex:
         found.add(part)
     missing = found.missing()
     if missing:
-        found.refuse_other_photos()
+        if arguments.index:
+            found.refuse_other_photos()
         found.tell_of_damaged()
     with on_standard_error():
         _show_head(arguments, directory, len(names), len(missing))

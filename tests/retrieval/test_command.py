@@ -191,6 +191,17 @@ def test_what_was_computed_before_a_failure_is_kept(ask, refusal, monkeypatch):
     assert ask("--outliers", "--index", "kept")["num_computed"] == 0
 
 
+def test_photos_that_all_have_new_names_are_computed_without_a_word_about_the_index(ask, refusal, place):
+    before = names_of(ask("--query", "photos/b.png")["queries"][0]["similar"])
+    ask("--outliers", "--index", "kept")
+    (place / "photos").rename(place / "all")
+    (place / "photos").mkdir()
+    (place / "all").rename(place / "photos" / "train")
+    after = names_of(ask("--query", "photos/train/b.png")["queries"][0]["similar"])
+    assert after == [f"train/{name}" for name in before]
+    assert "holds features of other photos" in refusal("--outliers", "--index", "kept")
+
+
 def test_the_directory_of_extract_is_an_index(ask, gray_pretrained):
     ijepa_transformers.extract_features(model=gray_pretrained, data="photos", output_dir="features", num_workers=0)
     before = sorted(Path("features").iterdir())
