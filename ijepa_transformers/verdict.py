@@ -233,7 +233,7 @@ def judge(
     is_collapsed = state == COLLAPSED
     sentences = [
         *([f"{name} has collapsed: its features hardly depend on the image."] if is_collapsed else []),
-        _headline(name, standings),
+        _headline(name, standings, by_baseline[RANDOM]),
         *_measure_sentences(comparisons),
         _rule([each for each in comparisons if each.standing == LEVEL], num_images),
     ]
@@ -241,7 +241,9 @@ def judge(
     return Verdict(tuple(sentences), learned, standings, state, tuple(comparisons), num_images)
 
 
-def _headline(name: str, standings: Mapping[str, str]) -> str:
+def _headline(name: str, standings: Mapping[str, str], beside_random: Sequence[Comparison]) -> str:
+    if standings[RANDOM] == LEVEL and any(each.standing == ABOVE for each in beside_random):
+        return f"{name} is level with a random encoder on most measures. That shows no clear learning."
     if standings[RANDOM] != ABOVE:
         return _BESIDE_RANDOM[standings[RANDOM]].format(name)
     if PIXELS not in standings:

@@ -93,6 +93,8 @@ def test_one_measure_of_many_does_not_make_an_encoder_better_but_worse():
     for changed, standing in ((0.7, LEVEL), (0.3, BELOW)):
         found = judge("It", {**others, "1-NN": Score(changed)}, {RANDOM: others}, NUM_IMAGES)
         assert found.standings == {RANDOM: standing} and found.learned is False
+        assert ("level with a random encoder on most measures" in found.sentences[0]) == (standing == LEVEL)
+        assert "show no learning" not in str(found)
 
 
 def test_the_margin_is_two_standard_errors_of_the_difference_from_test_images_and_draws():
