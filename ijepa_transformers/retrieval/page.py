@@ -44,6 +44,7 @@ h3 {{ margin: 1.5rem 0 0.5rem; font-size: 1rem; }}
 .photos + h3 {{ padding-top: 1.5rem; border-top: 1px solid var(--line); }}
 figure {{ margin: 0; }}
 figure img {{ display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: contain; }}
+figure img {{ box-sizing: border-box; border: 1px solid var(--line); }}
 figcaption {{ font-size: 0.85rem; line-height: 1.35; }}
 figcaption b {{ display: block; font-size: 1rem; }}
 .query {{ max-width: 15rem; margin-bottom: 1.5rem; }}
