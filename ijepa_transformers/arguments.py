@@ -406,7 +406,8 @@ def _require_one_of_two_ways(values: Mapping[str, Any], place: str) -> None:
     """Raises ValueError if `values` say one thing in two ways."""
     for one, other in ALTERNATIVES:
         both = {one, other} <= _said(values)
-        require(not both, f"Give {one} {values.get(one)} or {other} {values.get(other)}, not both{place}.")
+        wrong = f"{one} {values.get(one)} and {other} {values.get(other)} set the same thing{place}: give one of them."
+        require(not both, wrong)
 
 
 def does_nothing(name: str, value: Any, reason: str) -> ValueError:

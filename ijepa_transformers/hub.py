@@ -63,7 +63,7 @@ class HubUnreachable(OSError):
     """Something is not on this machine, and the Hub cannot be reached. `reason` says the latter."""
 
     def __init__(self, source: str, reason: str):
-        super().__init__(f"{source!r} is not on this machine, and {reason}.")
+        super().__init__(f"{source!r} is not on this machine, and {reason}. Check the path or the connection.")
         self.reason = reason
 
 

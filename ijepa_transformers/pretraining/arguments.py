@@ -341,7 +341,7 @@ class OptimizationArguments:
             require_numbers(self, "momentum_half_life", above=0, most=1)
         require(
             None in (self.momentum, self.momentum_half_life),
-            f"Give momentum {self.momentum} or momentum_half_life {self.momentum_half_life}, not both.",
+            f"momentum {self.momentum} and momentum_half_life {self.momentum_half_life} set the same thing: give one.",
         )
         require_numbers(self, "adam_beta1", "adam_beta2", least=0, below=1)
         require_numbers(self, "adam_epsilon", "max_grad_norm", above=0)

@@ -32,8 +32,16 @@ def test_a_length_that_is_given_replaces_the_one_of_a_recipe(parsed):
 @pytest.mark.parametrize(
     ("recipe", "flags", "message"),
     [
-        ({}, ("--num_train_epochs", "50", "--max_steps", "4"), "Give num_train_epochs 50.0 or max_steps 4, not both."),
-        ({"num_train_epochs": 3, "max_steps": 4}, (), "num_train_epochs 3.0 or max_steps 4, not both in the recipe."),
+        (
+            {},
+            ("--num_train_epochs", "50", "--max_steps", "4"),
+            "num_train_epochs 50.0 and max_steps 4 set the same thing: give one",
+        ),
+        (
+            {"num_train_epochs": 3, "max_steps": 4},
+            (),
+            "num_train_epochs 3.0 and max_steps 4 set the same thing in the recipe:",
+        ),
         ({}, ("--save_steps", "10"), "save_steps 10.0 does nothing with save_strategy epoch: leave it out"),
         ({"eval_steps": 10}, (), "eval_steps 10.0 does nothing with eval_strategy no: leave it out"),
     ],
@@ -45,7 +53,7 @@ def test_what_trainer_would_ignore_is_refused(parsed, capsys, recipe, flags, mes
 
 
 def test_the_function_takes_one_length_too():
-    with pytest.raises(ValueError, match=r"Give num_train_epochs 2.0 or max_steps 4, not both\."):
+    with pytest.raises(ValueError, match=r"num_train_epochs 2\.0 and max_steps 4 set the same thing"):
         fine_tuning_arguments(data="digits", model="model", output_dir="out", num_train_epochs=2, max_steps=4)
 
 
