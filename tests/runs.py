@@ -148,7 +148,6 @@ LAUNCHED_RUN = {
     "adam_epsilon": 1e-3,
     "max_grad_norm": 0.5,
     "drop_path_rate": 0.2,
-    "target_image_mean": 0.5,
     "validation_split": "test",
     "max_probe_images": 60,
 }

@@ -490,7 +490,7 @@ def test_features_of_two_runs_are_never_mixed(place, model, capsys):
     model.ijepa.layernorm.bias.data += 1e-3  # the model was trained further
     model.save_pretrained(place / "model")
     assert_refused(place, capsys, "the weights of the model differ")
-    assert_refused(place, capsys, "holds other files", output_dir=place / "images")
+    assert_refused(place, capsys, "choose another place", output_dir=place / "images")
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
