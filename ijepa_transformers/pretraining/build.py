@@ -145,8 +145,8 @@ def _with_found(before: dict[str, Any], arguments: PretrainingArguments, checkpo
     """The settings of a run to resume, with what it has found (`with_found_values`) where the arguments give the same,
     as its recipe.yaml does."""
     processor = load_processor(str(checkpoint))
-    found = {name: list(getattr(processor, name)) for name in ("image_mean", "image_std")}
-    found |= {"sixteen_bit_max": setting_of(processor)}
+    found: dict[str, Any] = {name: list(getattr(processor, name)) for name in ("image_mean", "image_std")}
+    found["sixteen_bit_max"] = setting_of(processor)
     same = {name: value for name, value in found.items() if getattr(arguments, name) == value}
     return {**before, **{name: value for name, value in same.items() if before.get(name) is None}}
 
