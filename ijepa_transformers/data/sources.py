@@ -58,10 +58,10 @@ def load_image_dataset(
               "test" the last 500. Every digit has 46 to 51 of the test scans.
             - a folder of images, with any depth of sub-folders. Split folders (train, validation or val or valid,
               test; beside one of these also dev, eval, holdout) are optional, and may lie in one folder that holds all
-              images. Class folders are optional too: if
-              every image of a split lies in a sub-folder, and there are at least two, the first level names the class.
-              File names never decide a split. A metadata.csv, .jsonl or .parquet beside the images gives them labels
-              (`Metadata`). Files without the extension of an image are counted and left out; hidden files are ignored.
+              images. Class folders are optional too: if every image of a split lies in a sub-folder, and there are at
+              least two, the first level names the class. File names never decide a split. A metadata.csv, .jsonl or
+              .parquet beside the images gives them labels (`Metadata`). Files without the extension of an image are
+              counted and left out; hidden files are ignored.
             - a folder, file or glob of .parquet, of .tar (WebDataset) or of .arrow files, or a `save_to_disk` folder.
               In a folder of shards the split is such a word in the path, if any.
             - otherwise the name of a data set on the Hub.
