@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import IntervalStrategy, TrainingArguments
-from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ..arguments import argument, does_nothing, flags_of, require, require_numbers
 from .arguments import OWN_GROUPS, DataArguments, ModelArguments, RegularizationArguments
@@ -115,6 +114,11 @@ class FineTuningArguments(TrainingArguments):
         )
 
     def _check_trackers(self) -> None:
+        from transformers.integrations import (  # slow to import
+            INTEGRATION_TO_CALLBACK,
+            get_available_reporting_integrations,
+        )
+
         known, installed = list(INTEGRATION_TO_CALLBACK), get_available_reporting_integrations()
         for name in self.report_to or ():
             require(name in known, f"report_to must be among {', '.join(known)}, got {name!r}.")
