@@ -78,8 +78,7 @@ def test_a_place_of_tensorboard_that_is_a_file_ends_a_fine_tuning_before_its_fir
 
 @pytest.mark.parametrize(("name", "message"), [("excel", "must be among azure_ml,"), ("wandb", "is not installed")])
 def test_a_tracker_of_fine_tuning_that_is_not_there_is_one_sentence(tmp_path, capsys, monkeypatch, name, message):
-    available = "ijepa_transformers.finetuning.training_arguments.get_available_reporting_integrations"
-    monkeypatch.setattr(available, lambda: ["tensorboard"])
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["tensorboard"])
     with pytest.raises(SystemExit) as stopped:
         finetuning_command.main(fine_tuning_argv("model", tmp_path / "run", report_to=name))
     sentence = capsys.readouterr().err.splitlines()[-1]
