@@ -21,6 +21,7 @@ ABOVE, LEVEL, BELOW, MIXED = "above", "level", "below", "mixed"
 # Two accuracies are level if they differ by at most this many standard errors of their difference. Of encoders that
 # are equally good, 1 in 40 then counts as above, and fewer if they tend to be right on the same images.
 STANDARD_ERRORS = 2.0
+MOST_MEASURES = 2  # that get a sentence each; more are counted
 
 COLLAPSED, NARROW, NOT_COLLAPSED = "collapsed", "narrow", "not collapsed"
 # An encoder has collapsed if it is below one of these. `CollapseMonitor` lists what was measured for collapsed and for
@@ -207,8 +208,9 @@ def judge(
     baselines: Mapping[str, Mapping[str, Score]],
     num_images: int,
     state: str | None = None,
+    images: str = "test images",
 ) -> Verdict:
-    """The verdict on an encoder whose accuracies on labelled images are known.
+    """The verdict on an encoder whose accuracies on labelled images are known. At most four sentences on a living one.
 
     Args:
         name: of the encoder, to begin a sentence with.
@@ -216,6 +218,7 @@ def judge(
         baselines: name -> accuracies. Only `RANDOM` and `PIXELS` decide; the former must be there.
         num_images: labelled test images.
         state: of `state_of`, if it was measured.
+        images: what these images are called.
 
     Raises:
         ValueError: if the encoder and the random encoder share no measure.
@@ -235,7 +238,7 @@ def judge(
         *([f"{name} has collapsed: its features hardly depend on the image."] if is_collapsed else []),
         _headline(name, standings, by_baseline[RANDOM]),
         *_measure_sentences(comparisons),
-        _rule([each for each in comparisons if each.standing == LEVEL], num_images),
+        _rule([each for each in comparisons if each.standing == LEVEL], f"{num_images:,} {images}"),
     ]
     learned = standings[RANDOM] == ABOVE and not is_collapsed
     return Verdict(tuple(sentences), learned, standings, state, tuple(comparisons), num_images)
@@ -252,24 +255,37 @@ def _headline(name: str, standings: Mapping[str, str], beside_random: Sequence[C
 
 
 def _measure_sentences(comparisons: Sequence[Comparison]) -> list[str]:
-    """One sentence for each measure."""
+    """One sentence for each measure. If there are many, one for all, because the table has the numbers."""
+    measures = list(dict.fromkeys(each.measure for each in comparisons))
+    if len(measures) > MOST_MEASURES:
+        return [_count_sentence(comparisons)]
     sentences = []
-    for measure in dict.fromkeys(each.measure for each in comparisons):
+    for measure in measures:
         found = [each for each in comparisons if each.measure == measure]
         beside = [f"{each.in_words} ({each.baseline_accuracy:.3f})" for each in found]
         sentences.append(f"{measure} {found[0].accuracy:.3f} is {' and '.join(beside)}.")
     return sentences
 
 
-def _rule(level: Sequence[Comparison], num_images: int) -> str:
+def _count_sentence(comparisons: Sequence[Comparison]) -> str:
+    """How many measures are above, level with and below each baseline."""
+    parts = []
+    for baseline in dict.fromkeys(each.baseline for each in comparisons):
+        standings = [each.standing for each in comparisons if each.baseline == baseline]
+        counts = [f"{standings.count(each)} {each}" for each in (ABOVE, LEVEL, BELOW) if each in standings]
+        parts.append(f"beside {_IN_A_SENTENCE[baseline]} {', '.join(counts)} (of {len(standings)} measures)")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _rule(level: Sequence[Comparison], images: str) -> str:
     """The number of test images, and what level means if something is level."""
     if not level:
-        return f"All this is on {num_images:,} test images."
+        return f"All this is on {images}."
     least, most = (function(each.margin for each in level) for function in (min, max))
     margins = f"{least:.3f}" if f"{least:.3f}" == f"{most:.3f}" else f"{least:.3f} to {most:.3f}"
     return (
-        f"Level means a difference of at most {STANDARD_ERRORS:g} of its standard errors, here {margins}, on"
-        f" {num_images:,} test images."
+        f"Level means a difference of at most {STANDARD_ERRORS:g} of its standard errors, here {margins}, on {images}."
     )
 
 

@@ -88,6 +88,21 @@ def test_what_level_means_is_said_where_something_is_level():
         assert ("Level means" in str(found)) == is_said and "400 test images." in found.sentences[-1]
 
 
+def test_many_measures_are_counted_so_a_verdict_has_at_most_four_sentences():
+    measures = {f"{k}-NN": accuracy for k, accuracy in enumerate((0.7, 0.7, 0.7, 0.7, 0.5, 0.5))}
+    own = {name: Score(accuracy) for name, accuracy in measures.items()}
+    pixels = {**dict.fromkeys(measures, Score(0.5)), "0-NN": Score(0.9)}
+    baselines = {RANDOM: dict.fromkeys(measures, Score(0.5)), PIXELS: pixels}
+    found = judge("The encoder", own, baselines, NUM_IMAGES, images="images of the split 'train'")
+    assert found.sentences[1:] == (
+        "Beside the random encoder 4 above, 2 level (of 6 measures); beside raw pixels 3 above, 2 level, 1 below"
+        " (of 6 measures).",
+        "Level means a difference of at most 2 of its standard errors, here 0.071, on 400 images of the"
+        " split 'train'.",
+    )
+    assert str(found).count(". ") + 1 <= 4 and len(found.comparisons) == 12
+
+
 def test_one_measure_of_many_does_not_make_an_encoder_better_but_worse():
     others = {f"{k}-NN": Score(0.5) for k in range(1, 6)}
     for changed, standing in ((0.7, LEVEL), (0.3, BELOW)):

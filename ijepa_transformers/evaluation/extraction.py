@@ -452,7 +452,8 @@ def _write_manifest(run: Run, with_end: bool) -> None:
 
 
 def _show_end(run: Run, num_bad: int) -> None:
-    show(f"\n{counted(num_bad, 'image')} could not be read; the features are complete in {run.output_dir}")
+    bad = f"; {counted(num_bad, 'image')} could not be read" if num_bad else ""
+    show(f"\nThe features of {counted(run.settings['num_images'] - num_bad, 'image')} are complete{bad}.")
     places = {"features": run.output_dir / f"features-*.{run.arguments.format}", "manifest": run.output_dir / MANIFEST}
     if num_bad:
         places["bad images"] = run.output_dir / _BAD_IMAGES

@@ -1,12 +1,14 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """What fine-tuning prints: a head, a bar or lines, and an end."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..data.decoding import StoredImage, path_of_uri
 from ..data.labels import describe_classes
 from ..data.notices import counted
 from ..display import (
@@ -14,6 +16,7 @@ from ..display import (
     Progress,
     command,
     data_flags,
+    in_python,
     onnx_commands,
     show,
     show_end,
@@ -154,8 +157,27 @@ def show_results(trainer: "ClassificationTrainer") -> None:
         count = counted(int(trainer.results["eval_images"]), "image")
         split = trainer.arguments.data.validation_split
         show(f"\nOn {count} of the {split!r} split: {', '.join(results)}")
-    places = {"classifier": directory, "results": Path(directory) / "all_results.json"}
-    data = trainer.arguments.data
-    source = {**data_flags(data), "split": data.train_split}
-    extract = command("extract", model=directory, **source, output_dir=f"{directory}_features")
-    show_end(places, [*onnx_commands(directory, f"{directory}/classifier.onnx"), extract])
+    readme = Path(directory) / "README.md"
+    places = {"classifier": directory, "how to use": readme, "results": Path(directory) / "all_results.json"}
+    show_end(places, next_commands(trainer, directory))
+
+
+def next_commands(trainer: "ClassificationTrainer", directory: str) -> list[str]:
+    """Commands that use the classifier: for an image of the data, as a page, as ONNX."""
+    data, images = trainer.arguments.data, trainer.eval_dataset or trainer.train_dataset
+    split = data.train_split if trainer.eval_dataset is None else data.validation_split
+    shown = command("visualize", model=directory, **data_flags(data), split=split, output=f"{directory}/report.html")
+    return [
+        *classify_commands(directory, images.dataset[0]["image"], trainer.model.config.num_channels),
+        shown,
+        *onnx_commands(directory, f"{directory}/classifier.onnx"),
+    ]
+
+
+def classify_commands(directory: str, image: StoredImage, num_channels: int) -> list[str]:
+    """The command that classifies an image; none if it is no file, or if it is not RGB, which the pipeline needs."""
+    if image["bytes"] is not None or num_channels != 3:
+        return []
+    classifier = f'pipeline("image-classification", {in_python(directory)})'
+    code = f"from transformers import pipeline; print({classifier}({in_python(path_of_uri(image['path']))}))"
+    return [shlex.join(["python", "-c", code])]

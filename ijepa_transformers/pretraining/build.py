@@ -23,7 +23,7 @@ from ..data.transforms import build_image_processor
 from ..distributed import Launch, build_accelerator, check_same_launch, on_main_process
 from ..encoders import load_pretraining_model, load_processor, opening_model
 from ..evaluation.probes import format_table
-from ..execution import choose_attention, describe, products_on_gpu
+from ..execution import FLOAT32, choose_attention, describe, products_on_gpu
 from ..files import check_output_directory, refuse_among_images, refuse_other_files
 from ..mask_arguments import without_removed_keys
 from ..masking import Masking, MultiBlockMasking, build_masking
@@ -350,9 +350,7 @@ def summarize(run: Run) -> dict[str, str]:
     return {
         "data": f"{arguments.data} ({counted(run.data.num_images, 'image')}, split {arguments.train_split}{judged})",
         **_summarize_schedules(run),
-        "batch": f"{arguments.batch_size} images = {arguments.images_per_pass} per pass"
-        f" x {counted(run.launch.num_processes, 'process')}"
-        f" x {counted(run.accelerator.gradient_accumulation_steps, 'accumulation step')}",
+        "batch": _summarize_batch(run),
         "images": f"{config.image_size} pixels, patches of {config.patch_size}, grid {config.grid_size}",
         "decoding": f"JPEG by {jpeg_decoder()}{_summarize_bits(run.data.sixteen_bit_max)}",
         "masks": _summarize_masks(run),
@@ -364,6 +362,24 @@ def summarize(run: Run) -> dict[str, str]:
         "computation": f"{run.accelerator.device.type}, {run.launch.mode}, mixed precision {run.launch.precision},"
         f" {describe(run.networks)}",
     }
+
+
+def _summarize_batch(run: Run) -> str:
+    """How the images of a step are divided, if they are."""
+    images, per_pass = counted(run.arguments.batch_size, "image"), run.arguments.images_per_pass
+    if per_pass == run.arguments.batch_size:
+        return images
+    processes = counted(run.launch.num_processes, "process")
+    passes = counted(run.accelerator.gradient_accumulation_steps, "accumulation step")
+    return f"{images} = {per_pass} per pass x {processes} x {passes}"
+
+
+def short_computation(run: Run) -> str:
+    """Device, and launch mode and precision where they are not the simplest."""
+    launch = run.launch
+    mode = "" if launch.num_processes == 1 else f", {launch.mode}, {counted(launch.num_processes, 'process')}"
+    precision = "" if launch.precision in FLOAT32 else f", {launch.precision}"
+    return f"{run.accelerator.device.type}{mode}{precision}"
 
 
 def _summarize_schedules(run: Run) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.notices import counted
 from ..display import show, show_end, show_facts, show_section
-from .build import Run, summarize
+from .build import Run, short_computation, summarize
 from .next_commands import next_commands
 
 
@@ -20,7 +20,7 @@ def show_head(run: Run) -> None:
     """Prints what is trained, how long, where it is written, and what was decided for it. Main process only."""
     facts = summarize(run)
     if not run.arguments.verbose:
-        facts = {name: facts[name] for name in _HEAD}
+        facts = {name: facts[name] for name in _HEAD} | {"computation": short_computation(run)}
     show_facts({**facts, "output": run.output_dir})
     for note in run.notes:
         show(note)

@@ -1,6 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """`ijepa search`: the photos of a folder that are most like a query, near duplicates and outliers."""
 
+import dataclasses
 import importlib.util
 import json
 import shlex
@@ -20,6 +21,7 @@ from ..files import check_page, write_text
 from .arguments import PROGRAM, SearchArguments, parse_search_arguments, search_arguments
 from .finder import Match, PhotoFinder, Query, open_finder
 from .page import all_equal, build_page
+from .random_pairs import RandomPairs
 from .serve import require_gradio, serve
 from .similarity import ALL_EQUAL, LEAST_PHOTOS, NEIGHBOURS, TOO_FEW
 
@@ -40,12 +42,14 @@ def _find(arguments: SearchArguments) -> tuple[PhotoFinder, dict[str, Any]]:
 
 
 def _results(arguments: SearchArguments, finder: PhotoFinder, queries: Sequence[Query]) -> dict[str, Any]:
+    pairs = finder.random_pairs()
     results: dict[str, Any] = {
         "data": arguments.data,
         "model": arguments.model,
         "index": str(finder.index.directory),
         "similarity": "cosine of features that are standardised over the photos",
         "num_photos": len(finder),
+        "random_pairs": pairs and dataclasses.asdict(pairs),
         "num_computed": finder.index.num_computed,
         "unreadable": [{"name": name, "reason": reason} for name, reason in finder.unreadable],
     }
@@ -94,6 +98,8 @@ def format_results(results: dict[str, Any]) -> str:
             f"Outliers, with their mean cosine similarity to their {NEIGHBOURS} nearest photos:",
             *_lines(results["outliers"]),
         ]
+    if results["random_pairs"]:
+        lines += ["", *RandomPairs(**results["random_pairs"]).lines]
     return "\n".join(lines[1:])
 
 

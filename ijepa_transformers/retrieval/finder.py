@@ -20,7 +20,8 @@ from ..evaluation.extraction import embed
 from ..execution import configure
 from .arguments import FEW, SearchArguments
 from .index import Encoder, PhotoIndex, open_index, open_photos
-from .similarity import Comparison, SimilaritySearch
+from .random_pairs import RandomPairs
+from .similarity import LEAST_PHOTOS, Comparison, SimilaritySearch
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,10 @@ class PhotoFinder:
         first = [row for row, place in places if os.path.abspath(place) == os.path.abspath(path)]
         linked = [row for row, place in places if os.path.realpath(place) == os.path.realpath(path)]
         return next(iter(first + linked), None)
+
+    def random_pairs(self) -> RandomPairs | None:
+        """How similar two photos are that were taken at random; None if similarities mean nothing here."""
+        return self._search.random_pairs() if len(self) >= LEAST_PHOTOS else None
 
     def usual_threshold(self) -> float:
         """The least similarity of near duplicates, if the user names none."""

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..data.notices import counted
 from .finder import PhotoFinder
+from .random_pairs import RandomPairs
 from .similarity import ALL_EQUAL, LEAST_PHOTOS, NEIGHBOURS, ROUNDING, TOO_FEW
 
 
@@ -54,7 +55,7 @@ figcaption b {{ display: block; font-size: 1rem; }}
 <main>
 <h1>{title}</h1>
 <p>{facts}</p>
-{sections}
+{pairs}{sections}
 </main>
 </body>
 </html>
@@ -81,8 +82,10 @@ def build_page(finder: PhotoFinder, results: dict[str, Any], command: str) -> st
         f" similarity of standardised features, 1 for equal pictures. Made by: {command}"
     )
     facts += f". {TOO_FEW}" if num_photos < LEAST_PHOTOS else ""
+    pairs = RandomPairs(**results["random_pairs"]) if results["random_pairs"] else None
+    about_pairs = "" if pairs is None else "".join(f"<p>{escape(line)}</p>\n" for line in pairs.lines)
     title = f"Search in {results['data']}"
-    page = _PAGE.format(title=escape(title), facts=escape(facts), sections="\n".join(sections))
+    page = _PAGE.format(title=escape(title), facts=escape(facts), pairs=about_pairs, sections="\n".join(sections))
     return page.encode(errors="replace").decode()  # names may hold bytes that are not UTF-8, which no page can show
 
 

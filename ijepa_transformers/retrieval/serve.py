@@ -104,6 +104,12 @@ class Page:
     def _count(self, available: int) -> int:
         return min(self.k or FEW, available)
 
+    @property
+    def about_similarities(self) -> str:
+        """What to compare the similarities with, as Markdown."""
+        pairs = self.finder.random_pairs()
+        return "" if pairs is None else "\n\n".join(pairs.lines)
+
     def duplicates(self, threshold: float) -> tuple[str, list[tuple[list[int], float]]]:
         """A sentence, and the first groups of near duplicates: rows, and the greatest similarity."""
         groups = self.finder.duplicates(threshold)
@@ -184,7 +190,10 @@ def build_blocks(page: Page) -> "gradio.Blocks":
     import gradio as gr
 
     with gr.Blocks(title="Photos", analytics_enabled=False, fill_width=True) as blocks:
-        gr.Markdown(f"# {counted(len(page.finder), 'photo')}\nA click on a photo shows the photos most like it.")
+        gr.Markdown(
+            f"# {counted(len(page.finder), 'photo')}\nA click on a photo shows the photos most like it, with their"
+            f" similarity. {page.about_similarities}"
+        )
         with gr.Tabs(selected=0) as tabs:
             with gr.Tab("Similar", id=0):
                 with gr.Row():

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..evaluation.probes import ROUNDING_LEVEL, nearest, standardization
+from .random_pairs import RandomPairs, random_pairs
 
 
 NEIGHBOURS = 5  # whose mean similarity tells how much of an outlier a photo is
@@ -111,6 +112,10 @@ class SimilaritySearch:
             similarities[:, without] = -torch.inf
         values, rows = nearest(similarities, k)
         return Neighbours(rows, values.clamp(-1, 1))
+
+    def random_pairs(self) -> RandomPairs | None:
+        """How similar two photos are that were taken at random; None if there are no two different ones."""
+        return random_pairs(self._vectors)
 
     def usual_threshold(self) -> float:
         """The least cosine similarity of near duplicates, if the user names none.

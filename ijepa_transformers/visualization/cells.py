@@ -101,8 +101,8 @@ def hatching(height: int, width: int) -> np.ndarray:
 
 
 def faded(picture: np.ndarray) -> np.ndarray:
-    """The picture (H, W, 3) in dark grey, so that what is laid over it stands out."""
-    return np.repeat(0.45 * picture.mean(axis=2, keepdims=True), 3, axis=2).round().astype(np.uint8)
+    """The picture (H, W, 3) in middle greys, so that colours laid over it stand out. Dark pictures stay visible."""
+    return np.repeat(64 + 0.45 * picture.mean(axis=2, keepdims=True), 3, axis=2).round().astype(np.uint8)
 
 
 def shares_of(values: torch.Tensor, low: float, high: float, grid: tuple[int, int]) -> np.ndarray:

@@ -84,7 +84,7 @@ def _write(
         on_these_images = judge_pool(study)
         verdict = shown_verdict(study, on_these_images)
         title, top = f"What {arguments.own_name} has learned", headline(verdict, on_these_images)
-        page = build_page(title, top, cards(study, verdict), sections, _describe(study, argv))
+        page = build_page(title, top, cards(study, verdict, on_these_images), sections, _describe(study, argv))
         if pictures:
             pictures.claim()
             write_pictures(pictures.directory, sections)

@@ -26,6 +26,7 @@ from ..verdict import (
     state_of,
 )
 from .page import BAD, GOOD, UNSURE, Card, Headline, bars_of
+from .pool import TRAIN
 from .study import Study
 
 
@@ -84,7 +85,12 @@ def judge_pool(study: Study) -> Verdict:
     found = {key: _knn(values[rows], labels) for key, values in (("", features), (RANDOM, random), (PIXELS, pixels))}
     baselines = {key: found[key] for key in (RANDOM, PIXELS)}
     state = None if are_equal(spread_of(random)) else state_of(spread_of(features))
-    return judge(name, found[""], baselines, len(labels) - len(labels) // 2, state)
+    return judge(name, found[""], baselines, len(labels) - len(labels) // 2, state, _images_of(study))
+
+
+def _images_of(study: Study) -> str:
+    """What the images of the page are called. The model may have been trained on them, so they are no test images."""
+    return f"images of the split {study.arguments.split!r}"
 
 
 def _raw_pixels(study: Study) -> torch.Tensor:
@@ -112,29 +118,34 @@ def _knn(features: torch.Tensor, labels: torch.Tensor) -> dict[str, Score]:
     return {f"{k}-NN": Score(knn_accuracy(train, labels[:half], test, labels[half:], k=k))}
 
 
-def cards(study: Study, verdict: Verdict) -> list[Card]:
+def cards(study: Study, verdict: Verdict, on_these_images: Verdict) -> list[Card]:
     """The accuracies of the verdict beside their baselines, rank, data and time."""
-    return [*accuracy_cards(verdict), _rank_card(study), _data_card(study), _time_card(study)]
+    images = _images_of(study) if verdict is on_these_images else "test images"
+    return [*accuracy_cards(verdict, images), _rank_card(study), _data_card(study), _time_card(study)]
 
 
-def accuracy_cards(verdict: Verdict) -> list[Card]:
-    """A card for each measure. None looks better than the verdict over all of them."""
+def accuracy_cards(verdict: Verdict, images: str = "test images") -> list[Card]:
+    """A card for each measure. None looks better than the verdict over all of them.
+
+    Args:
+        images: what the images are called on which the accuracies were measured.
+    """
     if not verdict.comparisons:
         return [Card("Accuracy", "no labels", "Labels would tell whether the features are useful.")]
     measures = dict.fromkeys(each.measure for each in verdict.comparisons)
     return [
-        _accuracy_card([each for each in verdict.comparisons if each.measure == measure], verdict)
+        _accuracy_card([each for each in verdict.comparisons if each.measure == measure], verdict, images)
         for measure in measures
     ]
 
 
-def _accuracy_card(comparisons: Sequence[Comparison], verdict: Verdict) -> Card:
+def _accuracy_card(comparisons: Sequence[Comparison], verdict: Verdict, images: str) -> Card:
     first = comparisons[0]
     bars = [("this encoder", first.accuracy), *((each.baseline, each.baseline_accuracy) for each in comparisons)]
     standing = " and ".join(each.in_words for each in comparisons)
     own = _tone_of_standings({each.baseline: each.standing for each in comparisons})
     return Card(
-        f"{first.measure} accuracy on {verdict.num_test_images or 0:,} test images",
+        f"{first.measure} accuracy on {verdict.num_test_images or 0:,} {images}",
         f"{first.accuracy:.1%}",
         standing[0].upper() + standing[1:],
         bars_of(bars),
@@ -151,7 +162,8 @@ def _rank_card(study: Study) -> Card:
 
 def _data_card(study: Study) -> Card:
     bad = f", {study.pool.num_bad:,} could not be read" if study.pool.num_bad else ""
-    note = f"{study.arguments.data}, split {study.arguments.split}{bad}"
+    trained_on = "; the model may have been trained on them" if study.arguments.split == TRAIN else ""
+    note = f"{study.arguments.data}, split {study.arguments.split}{bad}{trained_on}"
     return Card("Data of this page", counted(len(study.pool.images), "image"), note)
 
 

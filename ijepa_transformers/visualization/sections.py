@@ -34,6 +34,7 @@ from .study import METRICS, Study, fitting_masking
 
 
 SHOWN_IMAGES = 3  # rows of a sheet
+WITHOUT_BACKGROUND = ("without", "background")  # header of a column
 COMPARED_IMAGES = 4  # images in the files of attention and similarity
 FINE_IMAGES = 64  # images whose features are computed on a finer grid
 NO_PREDICTOR = (
@@ -142,7 +143,7 @@ def _map_section(study: Study) -> Section:
     parts, files = {}, {}
     for file, name, features in (
         ("map", "this encoder", study.features),
-        ("map_untrained", "untrained encoder", study.random_features),
+        ("map_untrained", "random encoder", study.random_features),
     ):
         points = map_points(features.pooled[:number])
         parts[name] = scatter_of(points, pictures, labels, names, f"Map of the images by {name}")
@@ -154,9 +155,10 @@ def _map_section(study: Study) -> Section:
         seen,
         [TabsBody(parts)],
         more="The map is t-SNE (PCA for few images): only nearness has a meaning, not directions or distances between"
-        " groups. The untrained encoder has random weights: the difference between the two maps was learned.",
+        " groups. The random encoder is the same network before any training: the difference between the two maps was"
+        " learned.",
         good="Images of one class, or of one kind of thing, lie together, apart from the others.",
-        bad="The map is sorted no better than by the untrained encoder.",
+        bad="The map is sorted no better than by the random encoder.",
         files=files,
     )
     return Section("Which images it finds similar", [picture])
@@ -170,25 +172,26 @@ COLORED = "Colours are the classes, which the model was never told."
 def _pca_section(study: Study) -> Section:
     number = min(SHOWN_IMAGES, len(study.images))
     results = {
-        ("all patches,", "without place"): _placeless(study.features.patches, number),
-        ("the object", "alone"): object_colors(study, study.networks.encoder, number),
-        ("untrained", "encoder"): object_colors(study, study.networks.random_encoder, number),
+        ("all", "patches"): _placeless(study.features.patches, number),
+        WITHOUT_BACKGROUND: object_colors(study, study.networks.encoder, number),
+        ("random", "encoder"): object_colors(study, study.networks.random_encoder, number),
     }
     sheet = pca_sheet(study.images[:number], results, study.patch_size)
-    share = results["the object", "alone"].share
+    share = results[WITHOUT_BACKGROUND].share
     place, untrained = (f"{position_share(each.patches):.0%}" for each in (study.features, study.random_features))
     picture = Picture(
         "",
-        "Patches with similar features have similar colours, in all images of a column. The object is found by the"
-        " features alone.",
+        "Patches with similar features have similar colours, in all images of a column. In the third column the"
+        " background is grey. The features themselves tell which patches are background; nobody has marked it.",
         [SheetBody(sheet)],
-        more="Red, green and blue are the three main directions of the features (principal component analysis). For"
-        f" the object they hold {share:.0%} of the variation. The object is the side of the first direction that is"
-        " rarer at the border. The mean of each place over many images is subtracted: the place of a patch explains"
-        f" {place} of the features' variation ({untrained} in an untrained encoder). On a coarse grid, the object is"
-        " drawn from copies of the image that are moved by parts of a patch.",
+        more="Red, green and blue are the three main directions of the features (principal component analysis)."
+        f" Without the background they hold {share:.0%} of the variation. The first direction divides the patches into"
+        " two groups. The group that is more common at the border of the images is called background; it may fill a"
+        " whole image. The mean of each place over many images is subtracted: the place of a patch explains"
+        f" {place} of the features' variation ({untrained} in a random encoder). On a coarse grid, the columns without"
+        " background are drawn from copies of the image that are moved by parts of a patch.",
         good="The same part of different objects has the same colour, and borders between colours follow the objects.",
-        bad="The colours look like those of the untrained encoder, which mostly repeats brightness.",
+        bad="The colours look like those of the random encoder, which mostly repeats brightness.",
         files={"pca": sheet.draw()},
     )
     return Section("What the parts of an image mean to it", [picture])
@@ -222,13 +225,16 @@ def _browser_section(study: Study) -> Section:
     file = draw_similarity(images[:compared], features[:compared], patches, study.patch_size)
     picture = Picture(
         "",
-        "Click a patch (pink). The more similar another patch is, the brighter it stays. The most similar one of each"
-        " image is framed in yellow.",
+        "Click a patch (pink frame). The more similar another patch is, the brighter it stays. The most similar one of"
+        " each image has a yellow frame.",
         [BrowserBody([enlarge(to_picture(image), study.patch_size) for image in images], data)],
-        more="Brightness is the cosine similarity of the features, from 0 or less (dark) to 1. The features are stored"
-        " in this file with one byte for each of their main directions, so similarities are off by a few hundredths.",
-        good="The same kind of thing lights up in every image, at any place.",
-        bad="Only the same place lights up in all images, or everything is equally bright.",
+        more="Similarity is the cosine of the features, 1 for equal ones. The most similar other patch is fully"
+        " bright, whatever its similarity is. A patch that is not more similar than the usual one (the median) is"
+        " darkest. The features are stored in this file with one byte for each of their main directions, so"
+        " similarities are off by a few hundredths.",
+        good="The same kind of thing lights up in every image, at any place, and its similarity is far above the usual"
+        " one.",
+        bad="Only the same place lights up in all images, or the highest similarity is hardly above the usual one.",
         files={"similarity": file},
     )
     return Section("Click a patch: what is similar?", [picture])

@@ -122,7 +122,7 @@ def draw_pca(
 
     Args:
         colors: the two lines above a column -> its colours, for the same images. They may be on a grid that is a
-            whole factor finer along both axes. Where they have a foreground, the rest shows the image in dark grey.
+            whole factor finer along both axes. Where they have a foreground, the rest shows the image in grey.
     """
     return pca_sheet(images, colors, patch_size).draw()
 

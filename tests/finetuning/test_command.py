@@ -1,6 +1,7 @@
 """`ijepa finetune`: it trains the right weights on the right labels. Interruption, workers and processes change
 nothing, and stock Transformers opens the classifier that it saves."""
 
+import ast
 import json
 import logging
 import re
@@ -24,9 +25,10 @@ from ijepa_transformers.finetuning import arguments as finetuning_arguments
 from ijepa_transformers.finetuning import command as finetuning_command
 from ijepa_transformers.finetuning import trainer as finetuning_trainer
 from ijepa_transformers.finetuning import training_arguments
+from ijepa_transformers.finetuning.messages import classify_commands
 from ijepa_transformers.finetuning.trainer import classification_loss
 from tests import forked
-from tests.printed import proposed
+from tests.printed import parsed, proposed
 from tests.runs import fine_tune, fine_tuning_argv, reset_accelerate, save_pretrained_model
 
 
@@ -313,8 +315,18 @@ def test_the_start_has_no_warning_of_an_untrained_head(directory, tmp_path, capf
     assert "no trained classifier" not in everything and "LOAD REPORT" not in everything
     assert "nothing is evaluated" in written.out and "30 images to train on" in written.out
     found = dict(proposed(written.out))
-    assert found["extract"].model == str(tmp_path) and found["extract"].split == "train"
+    assert found["visualize"].model == str(tmp_path) and found["visualize"].split == "train"
+    assert "extract" not in found and f"\nhow to use   {tmp_path / 'README.md'}\n" in written.out
     assert logging.getLogger("ijepa_transformers").level == logging.NOTSET
+
+
+def test_an_image_file_of_the_data_is_proposed_to_be_classified():
+    image = {"path": "file:///my%20photos/owl.jpg", "bytes": None}
+    ((name, code),) = map(parsed, classify_commands("my classifier", image, 3))
+    assert name == "python" and {"my classifier", "/my photos/owl.jpg"} < {
+        each.value for each in ast.walk(code) if isinstance(each, ast.Constant)
+    }
+    assert classify_commands("it", image, 1) == classify_commands("it", {**image, "bytes": b"png"}, 3) == []
 
 
 # Interruption, workers, processes

@@ -243,6 +243,8 @@ def test_text_quotes_names_and_page_escapes_them(place, gray_pretrained, capsys)
     assert page.count("<img") == 1 + 6 + 7 + 7  # the query, those like it, one group, outliers
     assert page.count("<figcaption><b>") == 1 + 6 + 7  # the similarity of a group is not that of its photos
     assert page.count("<h3>7 photos; the two most similar have ") == 1
+    comparison = "For comparison, two photos at random: usually "
+    assert comparison in told.out.splitlines()[-1] and comparison in page
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -128,3 +128,21 @@ def test_what_cannot_be_compared_is_refused(features):
     features[2, 1] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinity: the encoder has diverged"):
         SimilaritySearch(features)
+
+
+def test_random_pairs_have_the_median_and_the_95th_percentile_of_all_pairs_that_are_not_equal(features):
+    features[1] = features[0]  # equal photos say nothing about different ones
+    pairs = cosines(features)[torch.ones(40, 40).triu(1).bool()].numpy()
+    found = SimilaritySearch(torch.cat([features, features[:1]])).random_pairs()
+    assert found.median == pytest.approx(np.median(pairs), abs=0.02)
+    assert found.percentile_95 == pytest.approx(np.quantile(pairs, 0.95), abs=0.05)
+    assert found.warning is None and found.lines == [found.sentence]
+    assert SimilaritySearch(torch.ones(5, 3)).random_pairs() is None
+
+
+def test_a_model_that_hardly_tells_photos_apart_is_named_so():
+    """All features are one number and a little noise, so half of all pairs have a similarity near 1."""
+    generator = torch.Generator().manual_seed(0)
+    collapsed = torch.randn(60, 1, generator=generator) + 0.01 * torch.randn(60, 8, generator=generator)
+    found = SimilaritySearch(collapsed).random_pairs()
+    assert "hardly tells these photos apart" in found.warning and found.lines[1].startswith("WARNING: ")

@@ -161,7 +161,8 @@ def test_the_page_begins_with_the_verdict_and_a_model_that_is_worse_than_random_
     save(blind_to_brightness(trained), place / "run")
     page = visualize(place, data=data, map_images=60)
     tone, headline, sentences = verdict(page)
-    assert "20-NN" in sentences[0] and "on 30 test images" in sentences[-1]
+    assert "20-NN" in sentences[0] and "on 30 images of the split &#39;train&#39;" in sentences[-1]
+    assert "on 30 images of the split &#39;train&#39;</h2>" in page and "test images" not in page
     assert (tone, headline) == ("bad", "The target encoder is worse than a random encoder. Do not use its features.")
     words = re.sub('(src|href)="[^"]*"|<style>.*</style>|<script.*</script>', "", page, flags=re.DOTALL)
     words = words.replace("Good would be:", "").replace("docs/learning.md", "").lower()

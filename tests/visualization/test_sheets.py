@@ -555,3 +555,9 @@ def test_legends_read_row_by_row():
         "c",
         "f",
     ]  # a b c / d e f / g
+
+
+def test_a_black_image_stays_visible_where_it_is_background():
+    """On a phone a picture that is nearly black shows nothing."""
+    assert cells.faded(np.zeros((4, 4, 3), np.uint8)).min() >= 64
+    assert cells.faded(np.full((4, 4, 3), 255, np.uint8)).max() < 192  # colours stand out from it

@@ -1,5 +1,6 @@
 "use strict";
-// Click a patch: every patch of every image stays as bright as it is similar to it (cosine of the features).
+// Click a patch: the more similar another patch is to it (cosine of the features), the brighter it stays. A patch that is
+// no more similar than the median is darkest, and still visible; the most similar other patch is fully bright.
 (() => {
   const holder = document.getElementById("patches");
   if (!holder) return;
@@ -7,6 +8,8 @@
   const browser = document.getElementById("browser");
   const tiles = [...browser.querySelectorAll(".tile")];
   const placeless = document.getElementById("placeless");
+  const summary = document.getElementById("summary");
+  const darkest = 0.7; // share of black over a patch
   const numPatches = data.rows * data.columns;
   const bytes = (text) => new Int8Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
   const kinds = [bytes(data.features), bytes(data.placeless)];
@@ -25,10 +28,23 @@
     context.strokeRect(column * width + 1.5, row * height + 1.5, width - 3, height - 3);
   };
 
-  const draw = () => {
-    const features = kinds[placeless.checked ? 1 : 0];
+  // Cosines of the chosen patch with all patches, one array for each image.
+  const similarities = (features) => {
     const query = vectorAt(features, chosen.image, chosen.patch);
     const length = Math.sqrt(dot(query, query)) || 1;
+    return tiles.map((tile, image) => Float32Array.from({ length: numPatches }, (_, patch) => {
+      const other = vectorAt(features, image, patch);
+      return dot(query, other) / (length * (Math.sqrt(dot(other, other)) || 1));
+    }));
+  };
+
+  const draw = () => {
+    const cosines = similarities(kinds[placeless.checked ? 1 : 0]);
+    const isQuery = (image, patch) => image === chosen.image && patch === chosen.patch;
+    const others = cosines.flatMap((values, image) => [...values].filter((_, patch) => !isQuery(image, patch)));
+    others.sort((one, other) => one - other);
+    const usual = others[Math.floor(others.length / 2)], most = others[others.length - 1];
+    summary.textContent = `The most similar patch has similarity ${most.toFixed(2)}, a usual one ${usual.toFixed(2)}.`;
     tiles.forEach((tile, image) => {
       const canvas = tile.querySelector("canvas");
       const picture = tile.querySelector("img");
@@ -38,11 +54,10 @@
       const context = canvas.getContext("2d");
       let best = -2, bestPatch = 0;
       for (let patch = 0; patch < numPatches; patch++) {
-        const other = vectorAt(features, image, patch);
-        const cosine = dot(query, other) / (length * (Math.sqrt(dot(other, other)) || 1));
-        const isQuery = image === chosen.image && patch === chosen.patch;
-        if (cosine > best && !isQuery) [best, bestPatch] = [cosine, patch];
-        context.fillStyle = `rgba(8, 8, 20, ${0.88 * (1 - Math.max(0, cosine))})`;
+        const cosine = cosines[image][patch];
+        if (cosine > best && !isQuery(image, patch)) [best, bestPatch] = [cosine, patch];
+        const share = Math.min(1, Math.max(0, (cosine - usual) / (most - usual || 1)));
+        context.fillStyle = `rgba(8, 8, 20, ${darkest * (1 - share)})`;
         const left = Math.round((patch % data.columns) * width), top = Math.round(Math.floor(patch / data.columns) * height);
         context.fillRect(left, top, Math.ceil(width), Math.ceil(height));
       }
