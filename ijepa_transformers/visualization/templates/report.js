@@ -6,10 +6,10 @@
   if (!holder) return;
   const data = JSON.parse(holder.textContent);
   const browser = document.getElementById("browser");
-  const tiles = [...browser.querySelectorAll(".tile")];
+  const tiles = [...browser.querySelectorAll(".tile")].filter((tile) => tile.offsetParent !== null); // fewer on a phone
   const placeless = document.getElementById("placeless");
   const summary = document.getElementById("summary");
-  const darkest = 0.7; // share of black over a patch
+  const darkest = 0.6; // share of black over a patch
   const numPatches = data.rows * data.columns;
   const bytes = (text) => new Int8Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
   const kinds = [bytes(data.features), bytes(data.placeless)];
@@ -44,7 +44,8 @@
     const others = cosines.flatMap((values, image) => [...values].filter((_, patch) => !isQuery(image, patch)));
     others.sort((one, other) => one - other);
     const usual = others[Math.floor(others.length / 2)], most = others[others.length - 1];
-    summary.textContent = `The most similar patch has similarity ${most.toFixed(2)}, a usual one ${usual.toFixed(2)}.`;
+    const written = (value) => (Math.round(100 * value) / 100 + 0).toFixed(2);  // not -0.00
+    summary.textContent = `The most similar patch has similarity ${written(most)}, a usual one ${written(usual)}.`;
     tiles.forEach((tile, image) => {
       const canvas = tile.querySelector("canvas");
       const picture = tile.querySelector("img");
@@ -58,8 +59,9 @@
         if (cosine > best && !isQuery(image, patch)) [best, bestPatch] = [cosine, patch];
         const share = Math.min(1, Math.max(0, (cosine - usual) / (most - usual || 1)));
         context.fillStyle = `rgba(8, 8, 20, ${darkest * (1 - share)})`;
-        const left = Math.round((patch % data.columns) * width), top = Math.round(Math.floor(patch / data.columns) * height);
-        context.fillRect(left, top, Math.ceil(width), Math.ceil(height));
+        const column = patch % data.columns, row = Math.floor(patch / data.columns);
+        const left = Math.round(column * width), top = Math.round(row * height);  // no gaps and no overlaps
+        context.fillRect(left, top, Math.round((column + 1) * width) - left, Math.round((row + 1) * height) - top);
       }
       outline(context, bestPatch, width, height, "#ffb000");
       if (image === chosen.image) outline(context, chosen.patch, width, height, "#ff2a8d");
