@@ -34,6 +34,7 @@ _PAIRS_COMPARED = 8  # with one another
 _SHARE_OF_OWN = 0.75  # of the compared masks must fit their own image best
 _ON_BLACK = 0.5  # of the pixels of a mask
 _FEW_VALUES = 16  # in a mask. MNIST's digits have about a hundred
+_FEW_LEVELS = 4  # values that are frequent in a mask to which JPEG has given more
 _MANY_VALUES = 32  # in an image
 _ROWS_LOOKED_AT = 512  # of an image
 _FLAT = 0.8  # of the pixels of a mask have the value of the pixel beside them
@@ -82,12 +83,18 @@ class _Looks:
     def is_drawn(self, image: str, other: str, called_so: bool) -> bool:
         """Whether `other` consists of areas of few values, and `image` has at least twice as many values.
 
-        Without the name of a mask, `image` must not have such areas: digits of two classes have, on black.
+        Without the name of a mask, `image` must not have such areas: digits of two classes have, on black. And `other`
+        must have few values: smooth digits have areas, and many values on their edges.
         """
         flat, num_levels = self._areas_of(other)
         flat_of_image, num_levels_of_image = self._areas_of(image)
-        is_photograph = called_so or flat_of_image < _MUCH_OF_A_PHOTOGRAPH
-        return flat >= _FLAT and 2 * num_levels <= num_levels_of_image and is_photograph
+        if flat < _FLAT or 2 * num_levels > num_levels_of_image:
+            return False
+        return called_so or (flat_of_image < _MUCH_OF_A_PHOTOGRAPH and self._has_few_values(other))
+
+    def _has_few_values(self, mask: str) -> bool:
+        """Whether a mask has few values, or more that JPEG has made of them."""
+        return len(np.unique(self._plane(mask))) <= _FEW_VALUES or self._areas_of(mask)[1] <= _FEW_LEVELS
 
     def fit_together(self, pairs: Sequence[tuple[str, str]]) -> bool:
         """Whether in these pairs of an image and another file the other files are masks. Then nearly each of them

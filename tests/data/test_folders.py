@@ -242,6 +242,31 @@ def test_digits_on_black_are_no_masks_of_one_another(tmp_path, are_black_and_whi
     assert load_image_dataset(tmp_path).features["label"].names == ["0", "1"]
 
 
+@pytest.mark.parametrize(("size", "method"), [(28, "BICUBIC"), (40, "BICUBIC"), (64, "LANCZOS")])
+def test_smooth_digits_that_fill_the_frame_are_no_masks_of_one_another(tmp_path, size, method):
+    """Without a margin an eight has few equal neighbours, and a one has many, in few frequent values."""
+    digits = load_digits()
+    for label in (8, 1):
+        for number, scan in enumerate(digits.images[digits.target == label][:10]):
+            frame = scan[:, 2:6] if label == 8 else scan
+            image = Image.fromarray((frame * 15.9).astype(np.uint8)).resize((size, size), Image.Resampling[method])
+            save(tmp_path / f"{label}/{number}.png", np.asarray(image))
+    assert load_image_dataset(tmp_path).features["label"].names == ["1", "8"]
+
+
+def test_smooth_images_of_areas_are_no_masks_of_those_without(tmp_path):
+    """The first have most of their pixels on black, with soft edges."""
+    rows, columns = np.mgrid[0:40, 0:40]
+    for number in range(4):
+        radius = np.hypot(rows - 20, columns - 18 - number)
+        save(tmp_path / f"full/{number}.png", (127 + 120 * np.sin(radius / 3 + number)).astype(np.uint8))
+        save(
+            tmp_path / f"thin/{number}.png",
+            (255 * np.clip(1.5 - abs(columns - 20 - number) / 3, 0, 1)).astype(np.uint8),
+        )
+    assert load_image_dataset(tmp_path).features["label"].names == ["full", "thin"]
+
+
 def test_grey_images_that_are_called_alike_are_no_masks(tmp_path):
     """Two views of one thing, drawings of another class, and drawings only, also if some have more values."""
     for number in range(3):
