@@ -25,6 +25,7 @@ from .notices import tell
 Splits: TypeAlias = Mapping[str, datasets.Dataset]
 _NAMES = ("label", "labels", "class", "cls", "fine_label")
 _OTHER_NAMES = ("target", "targets", "category", "class_id", "class_name", "class_label", "label_id", "label_name")
+_WORDS_OF_LABELS = {*_NAMES, *_OTHER_NAMES, "categories", "classes", "superclass"}  # in the name of a column
 _MAX_NAMED = 10  # classes or columns in a message
 _UNLABELLED = -1
 
@@ -77,6 +78,8 @@ def read_labels(splits: Splits, split: str, asked: str | None) -> Labels:
     if len(names) > 1:
         return _of_columns(splits, [str(name) for name in names])
     column = names[0] if asked is not None else label_column_of(features)
+    if asked is None and column is not None:
+        _tell_of_other_labels(features, column)
     if column is None:
         raise LabelError(f"has no labels: {_other_columns(splits, split)}")
     if column not in features or not _may_hold_labels(features[column]):
@@ -127,6 +130,26 @@ def label_column_of(features: datasets.Features) -> str | None:
         raise ValueError(f"several label columns {found}; choose one with label_column")
     others = [name for name in features if name.lower() in _OTHER_NAMES and _may_hold_labels(features[name])]
     return (found or others or [None])[0]
+
+
+def _tell_of_other_labels(features: datasets.Features, taken: str) -> None:
+    """Tells which column is taken if others may hold labels too, such as `coarse_label` beside `fine_label`."""
+    others = [
+        name
+        for name, feature in features.items()
+        if name != taken
+        and _may_hold_labels(feature)
+        and (isinstance(feature, datasets.ClassLabel) or _is_called_labels(name))
+    ]
+    if others:
+        shown = ", ".join(map(repr, others[:_MAX_NAMED])) + (", ..." if len(others) > _MAX_NAMED else "")
+        columns = f"the column {shown} may" if len(others) == 1 else f"the columns {shown} may"
+        tell(f"The labels are those of the column {taken!r}; {columns} hold labels too (--label_column {others[0]}).")
+
+
+def _is_called_labels(name: str) -> bool:
+    words = re.split(r"[ ._-]+", name.lower())
+    return name.lower() in _WORDS_OF_LABELS or bool(_WORDS_OF_LABELS & {words[0], words[-1]})
 
 
 def _other_columns(splits: Splits, split: str) -> str:

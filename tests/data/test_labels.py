@@ -199,3 +199,26 @@ def test_a_class_id_without_a_name_is_refused(tmp_path, ids, wrong):
 def test_names_that_are_hardly_those_of_a_class_are_told(opened, capsys, label, said):
     opened(label=label)
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("columns", "taken", "told"),
+    [
+        ({"fine_label": [1, 0], "coarse_label": [0, 1]}, [1, 0], "the column 'coarse_label' may hold labels too"),
+        (
+            {"label": [1, 0], "target": [0, 1]},
+            [1, 0],
+            "the column 'target' may hold labels too (--label_column target)",
+        ),
+        ({"category": ["a", "b"], "class_id": [1, 0], "superclass": [0, 0]}, [0, 1], "'class_id', 'superclass' may"),
+        ({"label": [1, 0], "width": [3, 4], "labeler": ["x", "y"]}, [1, 0], None),
+    ],
+)
+def test_other_columns_that_may_hold_labels_are_told(opened, capsys, columns, taken, told):
+    assert labels_of(opened(**columns)).tolist() == taken
+    error = capsys.readouterr().err
+    assert told in error if told else "hold labels too" not in error
+    column = list(columns)[1]
+    if told:
+        opened(label_column=column, **columns)
+        assert "hold labels too" not in capsys.readouterr().err
