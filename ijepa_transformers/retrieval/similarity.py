@@ -19,7 +19,9 @@ LEAST_PHOTOS = 3  # of which similarities mean anything
 ALL_EQUAL = "All of these equal the query, and more may: a larger k lists them and what comes after them."
 TOO_FEW = f"With fewer than {LEAST_PHOTOS} photos similarities say nothing, except that 1 means equal photos."
 USUAL_SHARE = 0.03  # of the usual distance of nearest photos: near duplicates are closer. docs/search.md measures it.
-_MOST_COPIES = 20  # of one photo: more may hide what the usual distance of different photos is
+_MOST_COPIES = 20  # of one photo, where copies are not told from other photos at first sight
+_FEWEST_DIFFERENT = 8  # photos; in fewer crowds than this the photos of a crowd may be different
+_GAP = USUAL_SHARE**-0.5  # between distances of different photos and of copies; the squares go with the cosines
 ROUNDING = 1e-5  # of the cosine of equal photos
 _SHARE_OF_STD = 1e-3  # by which each feature of equal photos differs at most
 _SAMPLE = 2000  # photos whose nearest photos tell the usual distance
@@ -64,7 +66,7 @@ class SimilaritySearch:
 
     Each feature is shifted and scaled, so that it has mean 0 and standard deviation 1 over the photos. Without this,
     an offset that all photos share would make all cosines nearly 1. Equal photos count once: many of them would be the
-    mean, and what is near the mean has no direction.
+    mean, and what is near the mean has no direction. So do near copies in a folder that consists mostly of them.
 
     A photo that equals the mean of all has no direction, such as each of a folder of equal photos. It has similarity
     1 with its equals and 0 with all others.
@@ -81,9 +83,12 @@ class SimilaritySearch:
             raise ValueError(f"features must be (N, D) with N > 0, got {tuple(features.shape)}.")
         if not features.isfinite().all():
             raise ValueError("the features hold NaN or infinity: the encoder has diverged.")
-        self._mean, self._scale = standardization(features[_are_distinct(features)])
+        distinct = features[_are_distinct(features)]
+        different = _without_near_copies(distinct)
+        self._mean, self._scale = standardization(distinct if different is None else different)
         self._has_means = bool(self._are_means(features).any())
         self._vectors = self._directions(features)
+        self._different = None if different is None else self._directions(different)
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -124,10 +129,14 @@ class SimilaritySearch:
         duplicates are `USUAL_SHARE` times as far from one another as a photo usually is from the nearest other one.
         The distance is 1 minus the cosine, its usual value the median over up to 2,000 photos.
 
-        Copies do not count as the nearest other photo. They are those within `USUAL_SHARE` times the usual distance
-        to the 20th nearest photo (in a small folder: to half of the photos), since few photos have so many copies.
+        Copies do not count as the nearest other photo. In a folder that consists mostly of them, each crowd of
+        them counts as one photo. Elsewhere they are those within `USUAL_SHARE` times the usual distance to the 20th
+        nearest photo (in a small folder: to half of the photos), since few photos have so many copies.
         Equal photos count once, so there may be any number of them.
         """
+        if self._different is not None:
+            similarities = (self._different @ self._different.T).fill_diagonal_(-torch.inf)
+            return 1 - max(USUAL_SHARE * (1 - similarities.amax(1)).quantile(0.5).item(), ROUNDING)
         count = len(self)
         rows = torch.from_numpy(np.unique(np.linspace(0, count - 1, _SAMPLE).round().astype(np.int64)))
         rows = self._without_equals(rows)
@@ -187,6 +196,34 @@ def _are_distinct(features: torch.Tensor) -> torch.Tensor:
     distinct = torch.ones(len(features), dtype=torch.bool)
     distinct[order[1:][are_equal]] = False
     return distinct if distinct.sum() > 1 else torch.ones_like(distinct)
+
+
+def _without_near_copies(photos: torch.Tensor) -> torch.Tensor | None:
+    """One photo of each crowd of near copies, of up to 2,000 photos that are spread over all. None if at least half of
+    them are no near copies, or if this is not clear.
+
+    Photos are taken one after the other, each time the one that is farthest from those before. So the distances fall,
+    and where only copies are left they fall at once.
+
+    Args:
+        photos: (N, D), no two of them equal.
+    """
+    rows = np.unique(np.linspace(0, len(photos) - 1, _SAMPLE).round().astype(np.int64))
+    photos = photos[torch.from_numpy(rows)]
+    mean, scale = standardization(photos)
+    scaled = (photos.float() - mean) * scale
+    distances = torch.cdist(scaled, scaled)
+    taken, to_taken, steps = [0], distances[0].clone(), []
+    for _ in range(len(photos) - 1):
+        steps.append(to_taken.max().item())
+        taken.append(int(to_taken.argmax()))
+        to_taken = torch.minimum(to_taken, distances[taken[-1]])
+    falls = np.array(steps[:-1]) / np.maximum(steps[1:], 1e-9)
+    falls[: _FEWEST_DIFFERENT - 2] = 0  # steps[n] is the distance of the photo n + 1 from those before
+    falls[len(photos) // 2 :] = 0
+    if not len(falls) or falls.max() < _GAP:
+        return None
+    return photos[torch.tensor(taken[: int(falls.argmax()) + 2])]
 
 
 class _Groups:

@@ -146,3 +146,36 @@ def test_a_model_that_hardly_tells_photos_apart_is_named_so():
     collapsed = torch.randn(60, 1, generator=generator) + 0.01 * torch.randn(60, 8, generator=generator)
     found = SimilaritySearch(collapsed).random_pairs()
     assert "hardly tells these photos apart" in found.warning and found.lines[1].startswith("WARNING: ")
+
+
+@pytest.mark.parametrize(("photos", "copies"), [(40, 30), (12, 60), (60, 25)])
+def test_a_folder_of_crowds_of_near_copies_has_a_usual_threshold(photos, copies):
+    """Each photo has more copies than the 20 whose distance would else tell how far different photos are."""
+    generator = torch.Generator().manual_seed(3)
+    different = torch.randn(photos, 16, generator=generator)
+    features = torch.cat([different + 0.01 * torch.randn(photos, 16, generator=generator) for _ in range(copies)])
+    search = SimilaritySearch(features)
+    found = search.compare_all(search.usual_threshold()).groups
+    assert sorted(group.rows for group in found) == [
+        list(range(row, photos * copies, photos)) for row in range(photos)
+    ]
+
+
+@pytest.mark.parametrize("copies", [30, 400])
+def test_a_folder_that_is_mostly_near_copies_of_one_photo_has_a_usual_threshold(copies):
+    """They would be the mean of all photos, and what is near the mean has no direction."""
+    generator = torch.Generator().manual_seed(4)
+    others = torch.randn(30, 16, generator=generator) + 3
+    crowd = torch.randn(16, generator=generator) + 3 + 0.01 * torch.randn(copies, 16, generator=generator)
+    search = SimilaritySearch(torch.cat([others, crowd]))
+    found = search.compare_all(search.usual_threshold()).groups
+    assert [group.rows for group in found] == [list(range(30, 30 + copies))]
+
+
+@pytest.mark.parametrize("crowds", [2, 7])
+def test_a_few_tight_classes_are_no_near_copies(crowds):
+    generator = torch.Generator().manual_seed(5)
+    centres = torch.randn(crowds, 16, generator=generator)
+    features = torch.cat([centre + 0.02 * torch.randn(25, 16, generator=generator) for centre in centres])
+    search = SimilaritySearch(features)
+    assert all(len(group.rows) < 25 for group in search.compare_all(search.usual_threshold()).groups)
