@@ -227,6 +227,24 @@ def replace_files(source: Path, destination: Path) -> None:
     shutil.rmtree(source)
 
 
+def replace_files_but_keep(source: Path, destination: Path, before: Path) -> list[Path]:
+    """As `replace_files`. The files that are replaced lie in the directory `before` afterwards, which is made anew.
+
+    Returns:
+        The files that are new in `destination`, or replaced.
+    """
+    shutil.rmtree(before, ignore_errors=True)
+    before.mkdir()
+    written = [destination / file.relative_to(source) for file in files_below(source)]
+    for file in written:
+        if file.exists():
+            kept = before / file.relative_to(destination)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(file, kept)
+    replace_files(source, destination)
+    return written
+
+
 def read_rows(path: Path, is_row: Callable[[dict[str, Any]], bool]) -> tuple[list[dict[str, Any]], int]:
     """The rows of a file of JSON lines, and how many of its lines are not rows.
 

@@ -212,11 +212,15 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
     """
     output_dir, wanted = Path(arguments.training.output_dir), arguments.training.resume_from_checkpoint
     if wanted is None:
-        occupied = checkpoints_in(output_dir) or (output_dir / "config.json").exists()
         require(
-            not occupied,
+            not checkpoints_in(output_dir),
             f"{str(output_dir)!r} holds a run: --resume_from_checkpoint last continues it, or choose another"
             " output_dir.",
+        )
+        require(
+            not (output_dir / "config.json").exists(),
+            f"{str(output_dir)!r} holds a model and no checkpoint to continue from: choose another output_dir. --model"
+            f" {output_dir} starts from its weights.",
         )
         return None
     processes = arguments.training.distributed_state or PartialState()

@@ -37,7 +37,7 @@ from ..data.order import EpochSampler
 from ..data.workers import prepare_worker
 from ..evaluation.probes import accuracy_metric, several_labels_scores
 from ..failures import DivergedError
-from ..files import disk_errors, read_json_object, replace_files, write_text
+from ..files import disk_errors, read_json_object, replace_files, replace_files_but_keep, write_text
 from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license, write_card
 from ..optimization import layer_decay_groups, parameter_places
 from .checkpointing import plain_values, require_whole, save_checkpoint, step_of
@@ -224,8 +224,9 @@ class ClassificationTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Loss and metrics. Raises DivergedError if the loss is not finite."""
-        metrics = super().evaluate(*args, **kwargs)
+        """Loss and metrics. Raises DivergedError if the loss is not finite. The weights keep their precision."""
+        with kept_precision(self.model):
+            metrics = super().evaluate(*args, **kwargs)
         require_finite_evaluation(metrics, str(self.arguments.data.validation_split), self.state, self.args)
         return metrics
 
@@ -251,37 +252,40 @@ class ClassificationTrainer(Trainer):
 
     @contextmanager
     def exporting(self) -> Iterator[None]:
-        """Makes the output directory a model after the block, which evaluates the model.
+        """Makes the output directory a model before the block, which evaluates the model.
 
-        The model is written aside before, because an evaluation may change the precision of the weights. Each file in
-        the directory is complete, or still the one of before. A block that fails costs no model, unless it shows that
-        the training has diverged.
+        So a process that is killed while it evaluates, which may take long, costs no model. Each file in the directory
+        is complete, or still the one of before. If the block shows that the training has diverged, the directory gets
+        the files of before again.
 
         Raises:
             DivergedError: if a weight is not finite. Then nothing is written.
         """
         require_finite_weights(self.model, self.state.global_step, self.args)
         output_dir = Path(str(self.args.output_dir))
-        unfinished = output_dir / ".tmp-export"
+        unfinished, before = output_dir / ".tmp-export", output_dir / ".tmp-before"
         with disk_errors():
             if self.is_world_process_zero():
                 shutil.rmtree(unfinished, ignore_errors=True)
             self.accelerator.wait_for_everyone()
             self.save_model(str(unfinished), _internal_call=True)  # otherwise it is also uploaded, not yet evaluated
             self.accelerator.wait_for_everyone()
-        has_diverged = False
+        if not self.is_world_process_zero():
+            yield
+            return
+        with disk_errors():
+            write_readme(self, unfinished)
+            written = replace_files_but_keep(unfinished, output_dir, before)
         try:
             yield
         except DivergedError:
-            has_diverged = True
+            with disk_errors():
+                for file in written:
+                    file.unlink(missing_ok=True)
+                replace_files(before, output_dir)
             raise
         finally:
-            if self.is_world_process_zero():
-                if has_diverged:
-                    shutil.rmtree(unfinished, ignore_errors=True)
-                else:
-                    with disk_errors():
-                        replace_files(unfinished, output_dir)
+            shutil.rmtree(before, ignore_errors=True)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         require_finite_weights(self.model, self.state.global_step, self.args)
@@ -330,7 +334,28 @@ class ClassificationTrainer(Trainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         if self.is_world_process_zero():
-            write_readme(self)
+            write_readme(self, Path(str(self.args.output_dir)))
+
+
+@contextmanager
+def kept_precision(model: torch.nn.Module) -> Iterator[None]:
+    """After the block the weights are those of before. `Trainer` rounds them for fp16_full_eval and bf16_full_eval,
+    and would save and upload the rounded ones."""
+    parameters = [(parameter, parameter.data, parameter.dtype) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.dtype)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        for parameter, data, dtype in parameters:
+            if parameter.dtype != dtype:
+                parameter.data = data
+        for module, name, buffer, dtype in buffers:
+            if getattr(module, name).dtype != dtype:
+                setattr(module, name, buffer)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -431,8 +456,8 @@ Arguments that differ from the defaults (`recipe.yaml`):
 {results}"""
 
 
-def write_readme(trainer: ClassificationTrainer) -> None:
-    """Writes README.md of the output directory: base model, data, arguments and results."""
+def write_readme(trainer: ClassificationTrainer, directory: Path) -> None:
+    """Writes README.md of a directory of the model: base model, data, arguments and results."""
     arguments = trainer.arguments
     names, source = list((trainer.model.config.id2label or {}).values()), arguments.model.model
     origin = {"all": "fine-tuned", "head": "with a trained head on a frozen encoder,"}[arguments.model.tune]
@@ -464,4 +489,4 @@ def write_readme(trainer: ClassificationTrainer) -> None:
         recipe=fenced_yaml(plain_values(arguments.recipe)),
         results=f"\n## Results on {in_markdown(repr(validation))}\n\n" + "\n".join(lines) + "\n" if lines else "",
     )
-    write_card(Path(trainer.args.output_dir), data, body)
+    write_card(directory, data, body)

@@ -4,6 +4,8 @@ from unittest.mock import Mock
 
 import pytest
 
+from ijepa_transformers.failures import DivergedError
+from ijepa_transformers.files import replace_files_but_keep
 from ijepa_transformers.finetuning import command
 from ijepa_transformers.finetuning.trainer import ClassificationTrainer
 from tests.runs import fine_tuning_argv
@@ -48,7 +50,7 @@ def test_a_loss_on_the_validation_split_that_is_not_finite_fails_and_leaves_no_m
     gray_pretrained, tmp_path, capsys, eval_strategy
 ):
     """The weights are finite, but so large that the scores are not. Both after training and within it."""
-    settings = {"learning_rate": 1e37, "adam_epsilon": 0, "warmup_steps": 0, "max_steps": 1, "weight_decay": 0}
+    settings = {"learning_rate": 1e37, "adam_epsilon": 1e-30, "warmup_steps": 0, "max_steps": 1, "weight_decay": 0}
     evaluation = {"validation_split": "test", "eval_strategy": eval_strategy}
     with pytest.raises(SystemExit) as stopped:
         command.main(fine_tuning_argv(gray_pretrained, tmp_path, **settings, **evaluation))
@@ -63,3 +65,36 @@ def test_an_evaluation_that_fails_costs_no_model(gray_pretrained, tmp_path, monk
     with pytest.raises(SystemExit):
         command.main(fine_tuning_argv(gray_pretrained, tmp_path, validation_split="test", max_steps=1))
     assert (tmp_path / "model.safetensors").exists() and not (tmp_path / ".tmp-export").exists()
+
+
+def test_the_model_is_in_the_directory_while_it_is_evaluated(gray_pretrained, tmp_path, monkeypatch):
+    """So a process that is killed then, without checkpoints, costs no model. A divergence takes the model away."""
+    settings = {"validation_split": "test", "max_steps": 1, "save_strategy": "no"}
+    found = []
+
+    def evaluate(trainer):
+        found.append({path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()})
+        raise DivergedError("the loss is nan.")
+
+    monkeypatch.setattr(ClassificationTrainer, "evaluate", evaluate)
+    with pytest.raises(SystemExit):
+        command.main(fine_tuning_argv(gray_pretrained, tmp_path, **settings))
+    assert {"model.safetensors", "config.json", "preprocessor_config.json", "README.md", "recipe.yaml"} <= set(
+        found[0]
+    )
+    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".lock")}
+    assert not left & {"model.safetensors", "config.json", "README.md", ".tmp-export", ".tmp-before"}
+
+
+def test_files_that_were_replaced_can_be_brought_back(tmp_path):
+    source, destination, before = (tmp_path / name for name in ("source", "destination", "before"))
+    for folder, names in ((source, ("a", "b/c")), (destination, ("a", "d"))):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(folder.name)
+    written = replace_files_but_keep(source, destination, before)
+    assert written == [destination / "a", destination / "b/c"] and not source.exists()
+    assert [file.read_text() for file in (*written, destination / "d", before / "a")] == [
+        *("source", "source", "destination", "destination")
+    ]
+    assert [file.name for file in before.rglob("*")] == ["a"]
