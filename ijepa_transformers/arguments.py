@@ -25,6 +25,7 @@ import yaml
 
 from .launcher import leave_sentence, said_by_the_first
 from .recipe_files import load_recipe, near
+from .url_secrets import keep_secrets, without_secrets
 
 
 T = TypeVar("T")
@@ -303,7 +304,7 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exits with status 2 and one line on stderr."""
         sentence = re.sub(r"^argument --(\w+): must", r"\1 must", " ".join(message.split()))
-        told = f"{self.prog}: error: {sentence}"
+        told = without_secrets(f"{self.prog}: error: {sentence}")
         leave_sentence(told)
         self.exit(2, "" if said_by_the_first(told) else f"{told}\n")
 
@@ -358,7 +359,7 @@ def _layered(
     What is given replaces what the recipe says in another way (`ALTERNATIVES`), and what would do nothing beside it
     (`unused_settings`). Two ways in one place are an error. Where the run is given shorter than the recipe's warm-up
     (`WITHIN`), the warm-up keeps its share of the run. Given data that cannot be of the Hub replace the recipe's
-    `data_config`, which is for the Hub only.
+    `data_config`, which is for the Hub only. URLs get their public form (`keep_secrets`).
     """
     said = _said(given)
     replaced = {one for pair in ALTERNATIVES for one, other in (pair, pair[::-1]) if other in said}
@@ -382,7 +383,7 @@ def _layered(
             values[name] = os.path.expanduser(values[name])
     for name in _WRITTEN:
         _check_written(name, values.get(name))
-    return values
+    return {name: keep_secrets(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def _check_written(name: str, path: str | None) -> None:

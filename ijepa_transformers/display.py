@@ -17,6 +17,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .url_secrets import without_secrets
+
 
 _BAR = "{bar:20} {desc}"  # 20 characters wide
 _ROWS = 20  # enough for all bars at once; a terminal without a size would get none
@@ -92,6 +94,11 @@ def command(name: str, **flags: Any) -> str:
         if value is not None:
             words += [f"--{flag}", *map(_word, value if isinstance(value, list | tuple) else [value])]
     return shlex.join(words)
+
+
+def as_typed(program: str, argv: Iterable[Any]) -> str:
+    """A command as it was typed in a shell, without the secrets of its URLs."""
+    return f"{program} {shlex.join(without_secrets(str(word)) for word in argv)}"
 
 
 def _word(value: Any) -> str:

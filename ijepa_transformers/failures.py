@@ -16,6 +16,7 @@ from typing import NoReturn
 import torch
 
 from .launcher import INTERRUPTED, leave_sentence, said_by_the_first
+from .url_secrets import without_secrets
 
 
 # Exit codes.
@@ -95,11 +96,11 @@ def end_workers(others: Collection[BaseProcess] = ()) -> None:
 
 def end(program: str, error: BaseException, sentence: str | None, status: int) -> NoReturn:
     """Ends the process with one sentence, or with the traceback of an unexpected error."""
-    told = f"{program}: error: {sentence or f'{type(error).__name__}: {error}'}"
+    told = without_secrets(f"{program}: error: {sentence or f'{type(error).__name__}: {error}'}")
     leave_sentence(told)
     if not said_by_the_first(told):
         if sentence is None:
-            traceback.print_exception(error)
+            print(without_secrets("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         else:
             print(told, file=sys.stderr)
     sys.stderr.flush()

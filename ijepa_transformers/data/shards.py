@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 from datasets.utils.file_utils import ArchiveIterable, xopen
 
 from ..hub import HubUnreachable, hub_or_cache
+from ..url_secrets import keep_secrets, with_secrets, without_secrets
 from .contents import files_digest
 from .decoding import StoredImage
 from .finding import resolve
 from .kinds import SHARD_BUILDERS
 from .notices import LINK, expect_first, tell_of_first
-from .remote import facts_of_urls, why_not_there
+from .remote import facts_of_urls, told_of_waiting, web_options, why_no_answer, why_not_there
 from .sources import find_image_column
 from .splits import choose_split
 from .tars import Member, problem_of_endings, require_one_ending, require_uncompressed
@@ -109,8 +110,8 @@ class ImageStream:
         except Exception as error:  # pyarrow, tarfile, json and file systems raise errors of many classes
             if self.kind == "parquet" and _is_empty(self.names[shard]):
                 return  # pyarrow raises an error for no rows
-            reason = f"{type(error).__name__}: {error}"
-            raise OSError(f"the shard {self.names[shard]!r} cannot be read from row {row} on: {reason}") from error
+            problem = f"the shard {self.names[shard]!r} cannot be read from row {row} on"
+            raise OSError(without_secrets(f"{problem}: {type(error).__name__}: {error}")) from error
 
     def _parts(self, shard: int, first_row: int) -> Iterator[tuple[datasets.IterableDataset, int]]:
         """Streaming data sets that together hold the rows from `first_row` on, with the number of their first row."""
@@ -148,7 +149,12 @@ def open_stream(
     Raises:
         ValueError: if the source, the split or the column is absent or ambiguous, or if it cannot be streamed.
     """
-    source = os.fspath(source)
+    source = keep_secrets(os.fspath(source))
+    with told_of_waiting():
+        return _open_stream(source, split, config_name, image_column)
+
+
+def _open_stream(source: str, split: str, config_name: str | None, image_column: str | None) -> ImageStream:
     arguments = _builder_arguments(source, config_name)
     is_of_hub = arguments["path"] == source or source.startswith("hf://")
     cache = hub_or_cache(source) if is_of_hub else nullcontext()
@@ -194,8 +200,12 @@ def _builder_arguments(source: str, config_name: str | None) -> dict[str, Any]:
     if resolved.kind == "hub":
         return {"path": source, "name": config_name}
     if resolved.kind == "url":
-        kind, urls = _files_of_url(source)
-        return {"path": SHARD_BUILDERS[kind], "data_files": urls}
+        kind, urls = _files_of_url(source, with_secrets(source))
+        if problem := why_no_answer(urls["train"][0]):
+            raise ValueError(without_secrets(f"{source!r} cannot be opened for streaming: {problem}"))
+        options = {urls["train"][0].partition("://")[0]: web_options(urls["train"][0])}
+        web = {"storage_options": options} if any(options.values()) else {}
+        return {"path": SHARD_BUILDERS[kind], "data_files": urls, **web}
     if resolved.kind == "saved":
         raise ValueError(f"{source!r} is a save_to_disk folder, which opens at once: leave streaming off")
     if resolved.kind not in SHARD_BUILDERS:
@@ -203,14 +213,15 @@ def _builder_arguments(source: str, config_name: str | None) -> dict[str, Any]:
     return {"path": SHARD_BUILDERS[resolved.kind], "data_files": resolved.data_files}
 
 
-def _files_of_url(source: str) -> tuple[str, dict[str, list[str]]]:
+def _files_of_url(source: str, whole: str) -> tuple[str, dict[str, list[str]]]:
+    """The kind and the files of a URL, which has a public form, for messages, and a whole one."""
     path = source.partition("?")[0] if source.startswith("http") else source  # for other schemes, ? is part of a glob
     kinds = [extension for extension in SHARD_BUILDERS if path.lower().endswith(extension)]
     if not kinds:
         example = source.rstrip("/") + "/**/*.parquet"
         raise ValueError(f"{source!r} does not end in .parquet, .tar or .arrow; name the files, such as {example!r}")
     _check_ranges(source)
-    return kinds[0], {"train": _expand_ranges(source)}
+    return kinds[0], {"train": _expand_ranges(whole)}
 
 
 def _check_ranges(url: str) -> None:
@@ -245,7 +256,7 @@ def _as_value_error(problem: str) -> Iterator[None]:
     except Exception as error:  # `datasets` wraps the cause in errors of many classes
         reason = error.__cause__ or error
         told = _told_of_server(str(reason)) or f"{type(reason).__name__}: {' '.join(str(reason).split())}"
-        raise ValueError(f"{problem}: {told}") from error
+        raise ValueError(without_secrets(f"{problem}: {told}")) from error
 
 
 def _told_of_server(reason: str) -> str | None:
@@ -259,10 +270,11 @@ def _told_of_server(reason: str) -> str | None:
 def _row_group_sizes(name: str) -> list[int]:
     """Rows in each row group of a Parquet file."""
     try:
-        with fsspec.open(name, "rb") as file:
+        with fsspec.open(name, "rb", **web_options(name)) as file:
             metadata = pq.read_metadata(file)
     except Exception as error:
-        raise OSError(f"the footer of {name!r} cannot be read: {type(error).__name__}: {error}") from error
+        problem = f"the footer of {name!r} cannot be read: {type(error).__name__}: {error}"
+        raise OSError(without_secrets(problem)) from error
     return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
 
 
@@ -276,7 +288,7 @@ def _is_empty(name: str) -> bool:
 
 def _require_plain_tar(name: str) -> None:
     """Raises ValueError for a compressed tar, of which `datasets` would unpack whole members into memory."""
-    with fsspec.open(name, "rb") as file:
+    with fsspec.open(name, "rb", **web_options(name)) as file:
         require_uncompressed(name, file.read(8))
 
 
@@ -325,7 +337,7 @@ def _check_local_tar(path: Path) -> None:
 @functools.lru_cache(maxsize=16)
 def _problem_of_endings(name: str) -> str | None:
     """A sentence if the images of a tar differ in what follows the first dot of their names, which is their column."""
-    with fsspec.open(name, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
+    with fsspec.open(name, "rb", **web_options(name)) as file, tarfile.open(fileobj=file, mode="r|") as tar:
         members = [Member(name, info.name, 0, info.size) for info in itertools.islice(tar, _LISTED_MEMBERS)]
     return problem_of_endings(name, members)
 
@@ -356,7 +368,7 @@ def _check_tar_end(name: str) -> None:
     """Raises ValueError if a tar file is cut off. tarfile does not notice: it takes the end of the file for the end of
     the archive."""
     try:
-        with fsspec.open(name, "rb") as file:
+        with fsspec.open(name, "rb", **web_options(name)) as file:
             file.seek(-_TAR_END, os.SEEK_END)
             end = file.read()
     except Exception:  # the web server sends whole files only. All images were read, so this is not an error.

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..arguments import DatasetArguments, require
 from ..hub import HubUnreachable, hub_or_cache
+from ..url_secrets import keep_secrets
 from .cache import cache_errors_told
 from .decoding import FILE_URI, BadImageError, OpenedImage, StoredImage, value_name
 from .finding import ResolvedSource, resolve
@@ -79,7 +80,9 @@ def load_image_dataset(
     Raises:
         ValueError: if the source, the split or a column is absent or ambiguous.
     """
-    return _load(os.fspath(source), split, config_name, image_column, label_column, cache_dir, needs_labels=False)
+    return _load(
+        keep_secrets(os.fspath(source)), split, config_name, image_column, label_column, cache_dir, needs_labels=False
+    )
 
 
 def open_split(

@@ -22,6 +22,7 @@ import fsspec.asyn
 import torch
 from typing_extensions import Unpack
 
+from ..url_secrets import without_secrets
 from .datasets import MAX_SUBSTITUTES, CropSettings, RandomCrops
 from .decoding import BadImageError, StoredImage
 from .notices import counted, tell
@@ -372,4 +373,4 @@ class StreamingBatches(torch.utils.data.IterableDataset):
 
     def _name(self, image: StreamedImage) -> str:
         stored = image.value.get("path") if image.value else None
-        return stored or f"{self.stream.names[image.shard]} row {image.row}"
+        return without_secrets(stored or f"{self.stream.names[image.shard]} row {image.row}")

@@ -9,7 +9,6 @@ Shapes: N images of a split, D features.
 import dataclasses
 import datetime
 import hashlib
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from ..data.bit_depth import DepthSample, look_at_dataset, settle
 from ..data.labels import class_names, describe_classes, label_array
 from ..data.notices import counted
 from ..data.sources import available_split, open_split, opened_once
-from ..display import Timer, command, data_flags, show, show_end, show_facts
+from ..display import Timer, as_typed, command, data_flags, show, show_end, show_facts
 from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import EncoderSpec, load_config, load_processor
 from ..failures import FAILED, REFUSED, DivergedError, failures_told
@@ -376,7 +375,7 @@ def execute(arguments: ProbingArguments, argv: Sequence[str]) -> None:
         with failures_told(PROGRAM, REFUSED):
             run = build_run(arguments, lock)
         with failures_told(PROGRAM, FAILED):
-            evaluate(run, f"{PROGRAM} {shlex.join(map(str, argv))}")
+            evaluate(run, as_typed(PROGRAM, argv))
         run.accelerator.wait_for_everyone()
     end_process_group(run.accelerator)
 

@@ -44,6 +44,7 @@ from ..data.streaming import LanePositions, StreamingBatches, choose_lanes, merg
 from ..data.transforms import resize_center_crop
 from ..distributed import on_main_process, shared_dataset
 from ..masking import Masking, MaskingCollator
+from ..url_secrets import without_secrets
 from .arguments import AUTO, PretrainingArguments
 from .preemption import ignore_stop_signals
 from .state import read_state
@@ -289,7 +290,7 @@ class StreamedData:
 
     def names(self, batch: dict) -> list[str]:
         pairs = zip(batch["shard"].tolist(), batch["row"].tolist(), strict=True)
-        return [f"{self.stream.names[shard]} row {row}" for shard, row in pairs]
+        return [without_secrets(f"{self.stream.names[shard]} row {row}") for shard, row in pairs]
 
     def views(self, count: int) -> Iterator[torch.Tensor]:
         """Up to `count` images from the beginnings of some shards, as in `IndexedData`."""

@@ -4,7 +4,6 @@
 import json
 import multiprocessing
 import os
-import shlex
 import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -19,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..api import Result, process_as_before
 from ..checkpoints import CheckpointError
 from ..data.decoding import BadImageError
+from ..display import as_typed
 from ..distributed import any_process, end_process_group, on_main_process
 from ..failures import FAILED, REFUSED, DivergedError, cause_of, end, end_workers
 from ..failures import explain as explain_common
@@ -209,7 +209,7 @@ def _unused_gpus(argv: Sequence[str]) -> str:
     if count < 2 or is_launched:
         return ""
     launcher = f"ijepa launch --multi_gpu --num_processes {count}"
-    return f"{count} GPUs are visible, and one is used. To use all:\n{launcher} pretrain {shlex.join(argv)}\n"
+    return f"{count} GPUs are visible, and one is used. To use all:\n{as_typed(f'{launcher} pretrain', argv)}\n"
 
 
 def execute(arguments: PretrainingArguments, argv: Sequence[str]) -> None:

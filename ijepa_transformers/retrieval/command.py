@@ -4,7 +4,6 @@
 import dataclasses
 import importlib.util
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..api import Result, process_as_before
 from ..arguments import require
 from ..data.notices import counted
-from ..display import command_again, on_standard_error, show, show_end
+from ..display import as_typed, command_again, on_standard_error, show, show_end
 from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_page, write_text
 from .arguments import PROGRAM, SearchArguments, parse_search_arguments, search_arguments
@@ -149,7 +148,7 @@ def execute(arguments: SearchArguments, argv: Sequence[str] = ()) -> None:
         print(json.dumps(results, indent=2) if arguments.json else format_results(results), flush=True)
         places: dict[str, Any] = {}
         if arguments.output is not None:
-            page = build_page(finder, results, f"{PROGRAM} {shlex.join(map(str, argv))}")
+            page = build_page(finder, results, as_typed(PROGRAM, argv))
             write_text(check_page(arguments.output), page)
             places["page"] = f"{arguments.output} ({len(page) / 1e6:.1f} MB)"
         with on_standard_error():

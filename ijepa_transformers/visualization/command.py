@@ -1,7 +1,6 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """`ijepa visualize`: one self-contained page that shows what a model learned."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .. import __version__
 from ..data.notices import counted
+from ..display import as_typed
 from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, check_page, refuse_among_images, write_text
 from ..locks import OutputLock, alone_with
@@ -48,7 +48,7 @@ def _describe(study: Study, argv: Sequence[str]) -> dict[str, str]:
         "Data": f"{arguments.data}, split {arguments.split}: {counted(len(study.pool.images), 'image')}{bad}",
         "Made on": f"{datetime.now(timezone.utc):%d %B %Y, %H:%M} UTC by ijepa-transformers {__version__}, torch"
         f" {torch.__version__}, transformers {transformers.__version__}",
-        "Command": f"{PROGRAM} {shlex.join(argv)}",
+        "Command": as_typed(PROGRAM, argv),
     }
 
 

@@ -11,7 +11,7 @@ from ijepa_transformers.data.shards import ImageStream
 
 def facts_of(monkeypatch, facts, host="host"):
     system = SimpleNamespace(info=lambda path: facts)
-    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (system, url))
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url, **_: (system, url))
     urls = [f"https://{host}/{number}.tar" for number in (1, 2)]
     return ImageStream("a", urls, None, "image", "webdataset").contents
 
@@ -55,6 +55,6 @@ def test_a_server_that_gives_no_answer_is_not_asked_about_each_of_many_shards(mo
         raise TimeoutError
 
     monkeypatch.setattr(remote, "_WAITS", (0, 0))
-    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (SimpleNamespace(info=ask), url))
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url, **_: (SimpleNamespace(info=ask), url))
     assert remote.facts_of_urls([f"https://host/{number}.tar" for number in range(1000)]) is None
     assert len(asked) <= 2 * remote._THREADS

@@ -24,6 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
 from ijepa_transformers.data import notices, remote
+from ijepa_transformers.data import shards as shards_of_data
 from ijepa_transformers.data.datasets import MAX_SUBSTITUTES, RandomCrops
 from ijepa_transformers.data.decoding import BadImageError, decode_image
 from ijepa_transformers.data.remote import have_changed
@@ -584,9 +585,11 @@ class Opened(Exception):
 def test_urls_go_to_datasets_as_they_are(source, builder, files, monkeypatch):
     called = []
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda **arguments: called.append(arguments) or 1 / 0)
+    monkeypatch.setattr(shards_of_data, "why_no_answer", lambda url: None)
     with pytest.raises(ValueError, match="cannot be opened for streaming: ZeroDivisionError"):
         open_stream(source)
-    assert called == [{"path": builder, "data_files": {"train": files}}]
+    web = {"storage_options": {"https": remote.web_options(source)}} if source.startswith("https") else {}
+    assert called == [{"path": builder, "data_files": {"train": files}, **web}]
 
 
 def test_hub_names_go_to_datasets_as_they_are(monkeypatch):
@@ -678,6 +681,7 @@ def test_a_server_without_sizes_is_named(monkeypatch):
         raise ValueError("Cannot seek streaming HTTP file")
 
     monkeypatch.setattr(datasets, "load_dataset_builder", open_nothing)
+    monkeypatch.setattr(shards_of_data, "why_no_answer", lambda url: None)
     with pytest.raises(ValueError, match="the server does not tell the size of the file"):
         open_stream("https://host/a.parquet")
 
