@@ -1,7 +1,7 @@
 """Hooks of MkDocs, for the site of the guides.
 
 Links of a page to files outside docs/ become links to the repository. So the same link works on the site and where the
-Markdown file is read in a clone.
+Markdown file is read in a clone. A flag such as `--output` is not broken at its hyphens on a phone.
 """
 
 import os.path
@@ -11,6 +11,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _LINK = re.compile(r"(\]\()(\.\./[^)\s#]+)")
+_INLINE_CODE = re.compile(r"<code>[^<]*</code>")
+_FLAG = re.compile(r"(?<![\w-])--?[a-zA-Z]\w*")
 _CODE_WITH_BACKTICKS = re.compile(r"<code>[^<]*`[^<]*</code>")
 
 
@@ -29,6 +31,11 @@ def on_page_markdown(markdown, page, config, files):
 
 def on_page_content(html, page, config, files):
     """Called with the HTML of each page. Types of the configuration are written as in Transformers, with backticks."""
-    if not page.file.src_uri.startswith("api/"):
-        return html
-    return _CODE_WITH_BACKTICKS.sub(lambda code: code[0].replace("`", ""), html)
+    if page.file.src_uri.startswith("api/"):
+        html = _CODE_WITH_BACKTICKS.sub(lambda code: code[0].replace("`", ""), html)
+    return _INLINE_CODE.sub(lambda code: with_whole_flags(code[0]), html)
+
+
+def with_whole_flags(html):
+    """Lines are broken between flags and not within them: browsers break at a hyphen."""
+    return _FLAG.sub(lambda flag: f'<span style="white-space: nowrap">{flag[0]}</span>', html)

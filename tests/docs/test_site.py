@@ -1,8 +1,10 @@
 """The site builds, with every warning an error: broken links and anchors, pages that are in no menu."""
 
 import os
+import runpy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -31,6 +33,15 @@ def test_the_menu_has_every_page_once():
     assert sorted(pages_of(settings["nav"])) == sorted(
         file.relative_to(docs).as_posix() for file in docs.rglob("*.md")
     )
+
+
+def test_a_flag_is_not_broken_at_its_hyphens():
+    hooks = runpy.run_path(str(REPOSITORY / ".ci" / "site_hooks.py"))
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="search.md"))
+    html = "<p>as-is</p><code>ijepa stats --data my-photos</code><pre><code><span>--output</span></code></pre>"
+    flag = '<span style="white-space: nowrap">--data</span>'
+    expected = html.replace("--data", flag)
+    assert hooks["on_page_content"](html, page, None, None) == expected
 
 
 @pytest.mark.slow
