@@ -63,6 +63,7 @@ from .tables import Rows, report, summaries, update_model_cards, write_results
 
 
 _RAW_PIXELS, _RANDOM_ENCODER = "raw pixels", "random encoder"
+SMALL = "finetune_small"  # the recipe of a first try
 
 
 def _check_outputs(arguments: ProbingArguments) -> None:
@@ -313,7 +314,7 @@ def _next_commands(run: Run) -> list[str]:
     output_dir, split, data = run.output_dir, run.validation.name, data_flags(run.arguments)
     splits = {"train_split": run.train.name, "validation_split": split}
     return [
-        command("finetune", model=source, **data, **splits, output_dir=f"{output_dir}_classifier"),
+        command("finetune", recipe=SMALL, model=source, **data, **splits, output_dir=f"{output_dir}_classifier"),
         command("extract", model=source, **data, split=split, output_dir=f"{output_dir}_features"),
     ]
 

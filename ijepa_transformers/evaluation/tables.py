@@ -180,7 +180,7 @@ def _verdicts_of(run: Run, rows: Rows) -> dict[str, Verdict]:
 
 
 def report(run: Run, rows: Rows, with_layers: bool = True) -> str:
-    """The tables, notes and summaries as markdown.
+    """The verdicts, tables, notes and summaries as markdown.
 
     Args:
         with_layers: whether the table of every layer is included, which is long.
@@ -188,15 +188,16 @@ def report(run: Run, rows: Rows, with_layers: bool = True) -> str:
     rows = {in_markdown(name): results for name, results in rows.items()}
     split, data = run.validation, in_markdown(repr(run.arguments.data))
     names = {each.name: in_markdown(repr(each.name)) for each in (run.train, run.validation)}
-    parts = [
+    found = _verdicts_of(run, rows)
+    parts = ["### Verdict", "\n".join(f"- {verdict}" for verdict in found.values())] if found else []
+    parts += [
+        *(["### Numbers"] if found else []),
         f"Measured on {counted(len(split.indices), 'image')} of the {names[split.name]} split of {data}; probes"
         f" learn from {counted(len(run.train.indices), 'image')} of {names[run.train.name]},"
         f" {_num_classes(run.train)}.",
     ]
     if any(result["probes"] for results in rows.values() for result in results):
         parts += [_accuracy_table(rows), _PRECISION_LEGEND if split.has_several else _ACCURACY_LEGEND]
-    found = _verdicts_of(run, rows)
-    parts += ["### Verdict", "\n".join(f"- {verdict}" for verdict in found.values())] if found else []
     chosen = [
         f"- {name}: {in_markdown(value['chosen'])}"
         for name, results in rows.items()

@@ -40,7 +40,8 @@ def with_masks_for(arguments: Arguments, grid_size: tuple[int, int]) -> tuple[Ar
     relation = "at most" if is_small else "more than"
     return (
         chosen,
-        f"mask_mode auto is {mode}: a grid of {height} x {width} has {relation} {LARGEST_RANDOM_GRID} patches.",
+        f"Masks are {mode} (mask_mode), because the grid of {height} x {width} has {relation} {LARGEST_RANDOM_GRID}"
+        " patches.",
     )
 
 

@@ -660,8 +660,13 @@ def test_the_verdict_says_what_it_lacks(place, capsys):
     probe(place, no_baselines=True)
     out = capsys.readouterr().out
     assert "ours is not judged, because the table has no random encoder" in out
+    assert out.index("### Verdict") < out.index("### Numbers") < out.index("| encoder")
     found = dict(proposed(out))
-    assert found["finetune"].data.train_split == "train" and found["extract"].split == "validation"
+    assert (
+        "finetune --recipe finetune_small" in out
+        and found["finetune"].data.train_split == "train"
+        and found["extract"].split == "validation"
+    )
     verdict = probe(place, probes=["collapse"])["rows"][-1]["verdict"]
     assert verdict["learned"] is None and "nobody can say whether" in verdict["sentences"][0]
     assert verdict["sentences"][2].startswith("With random weights: ")

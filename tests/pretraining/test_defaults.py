@@ -56,7 +56,7 @@ def test_a_run_says_what_auto_is_and_records_it(tmp_path, capsys):
     }
     pretrain(tmp_path / "run", **settings)
     printed = capsys.readouterr().out
-    assert "mask_mode auto is random: a grid of" in printed and "2 contexts" in printed
+    assert "Masks are random (mask_mode), because the grid of" in printed and "2 contexts" in printed
     recipe = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())
     assert recipe["mask_mode"] == "random" and recipe["momentum_half_life"] == "auto"
     pretrain(tmp_path / "run", **{**settings, "resume": True})  # auto is no other setting than what it came to
