@@ -48,6 +48,8 @@ figure img {{ display: block; width: 100%; height: auto; aspect-ratio: 1; object
 figure img {{ box-sizing: border-box; border: 1px solid var(--line); }}
 figcaption {{ font-size: 0.85rem; line-height: 1.35; }}
 figcaption b {{ display: block; font-size: 1rem; }}
+code {{ white-space: pre-wrap; word-break: normal; }}
+footer {{ margin-top: 2.5rem; border-top: 1px solid var(--line); font-size: 0.85rem; }}
 .query {{ max-width: 15rem; margin-bottom: 1.5rem; }}
 </style>
 </head>
@@ -56,6 +58,7 @@ figcaption b {{ display: block; font-size: 1rem; }}
 <h1>{title}</h1>
 <p>{facts}</p>
 {pairs}{sections}
+<footer><p>Made by <code>{command}</code></p></footer>
 </main>
 </body>
 </html>
@@ -78,14 +81,20 @@ def build_page(finder: PhotoFinder, results: dict[str, Any], command: str) -> st
         note = f"The number is the mean cosine similarity to the {NEIGHBOURS} nearest photos. The lowest comes first."
         sections.append(_section("Outliers", note, _photos(finder, results["outliers"])))
     facts = (
-        f"{counted(num_photos, 'photo')}, compared by the features of {results['model']}: cosine"
-        f" similarity of standardised features, 1 for equal pictures. Made by: {command}"
+        f"{counted(num_photos, 'photo')}, compared by the features of {results['model']}. Similarities are cosines: 1"
+        " means the same picture."
     )
-    facts += f". {TOO_FEW}" if num_photos < LEAST_PHOTOS else ""
+    facts += f" {TOO_FEW}" if num_photos < LEAST_PHOTOS else ""
     pairs = RandomPairs(**results["random_pairs"]) if results["random_pairs"] else None
     about_pairs = "" if pairs is None else "".join(f"<p>{escape(line)}</p>\n" for line in pairs.lines)
     title = f"Search in {results['data']}"
-    page = _PAGE.format(title=escape(title), facts=escape(facts), pairs=about_pairs, sections="\n".join(sections))
+    page = _PAGE.format(
+        title=escape(title),
+        facts=escape(facts),
+        pairs=about_pairs,
+        command=escape(command),
+        sections="\n".join(sections),
+    )
     return page.encode(errors="replace").decode()  # names may hold bytes that are not UTF-8, which no page can show
 
 
@@ -107,7 +116,8 @@ def _query_section(finder: PhotoFinder, part: dict[str, Any], num_photos: int) -
 
 
 def _duplicates_section(finder: PhotoFinder, groups: Sequence[dict[str, Any]], threshold: float) -> str:
-    note = f"{counted(len(groups), 'group')} with a cosine similarity of at least {threshold:.4f}."
+    found = counted(len(groups), "group") if groups else "No photos"
+    note = f"{found} with a cosine similarity of at least {threshold:.4f}."
     if len(groups) > _MANY_GROUPS:
         note += f" The first {_MANY_GROUPS} are shown."
     shown = []
@@ -143,7 +153,8 @@ def _figure(picture: Image.Image, title: str, name: str, kind: str = "") -> str:
     data = base64.b64encode(file.getvalue()).decode()
     title = f"<b>{escape(title)}</b>" if title else ""
     name = escape(name)
+    broken = name.replace("/", "/<wbr>")  # a line may end here
     return (
         f'<figure class="{kind}"><img src="data:image/jpeg;base64,{data}" alt="{name}">'
-        f"<figcaption>{title}{name}</figcaption></figure>"
+        f"<figcaption>{title}{broken}</figcaption></figure>"
     )

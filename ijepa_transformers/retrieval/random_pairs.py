@@ -22,7 +22,7 @@ class RandomPairs:
     def sentence(self) -> str:
         """What to compare a similarity with."""
         return (
-            f"For comparison, two photos at random: usually {self.median:.2f}, and in 95 of 100 cases below"
+            f"For comparison, two photos at random: usually {round(self.median, 2) + 0:.2f}, in 95 of 100 cases below"
             f" {self.percentile_95:.2f}."
         )
 
