@@ -298,11 +298,12 @@ def start(run: Run, with_head: bool = True) -> list[Shard]:
 def _show_head(run: Run, num_done: int) -> None:
     arguments, processes = run.arguments, run.accelerator.num_processes
     images = counted(run.settings["num_images"], "image")
+    done = f", {num_done:,} of them done" if num_done else ""
     show_facts(
         {
             "model": f"{arguments.model}, {arguments.encoder} encoder, features: {', '.join(arguments.features)}",
             "data": f"{arguments.data}, split {arguments.split!r}",
-            "length": f"{images} in {counted(len(run.shards), 'shard')}, {num_done:,} of them done",
+            "length": f"{images} in {counted(len(run.shards), 'shard')}{done}",
             "computation": f"{run.accelerator.device.type}, {counted(processes, 'process')}, {arguments.dtype},"
             f" {run.execution}",
             "output": run.output_dir,

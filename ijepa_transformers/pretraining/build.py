@@ -389,7 +389,7 @@ def _summarize_schedules(run: Run) -> dict[str, str]:
         f" epochs of {counted(num_images // batch_size, 'step')}",
         "warm-up": counted(schedules.warmup_steps, "step"),
         "momentum": f"{schedules.start_momentum:.4g} to {schedules.final_momentum:.4g}; at first the target encoder"
-        f" forgets half within {half_life_of_momentum(schedules.start_momentum):,.0f} steps",
+        f" forgets half within {counted(round(half_life_of_momentum(schedules.start_momentum)), 'step')}",
     }
 
 
