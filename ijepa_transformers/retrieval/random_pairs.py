@@ -7,8 +7,8 @@ import torch
 
 
 # A model hardly tells photos apart if 1 of 20 pairs at random is at least so similar. Measured on 400 photographs: .65
-# after 700 steps of small_images, .66 with random weights, .89 after 40 steps of the quickstart; on 500 digits: .73 for an
-# encoder that learned them, .82 after 40 steps.
+# after 700 steps of small_images, .66 with random weights, .89 after 40 steps of the quickstart. On 500 digits: .73
+# for an encoder that learned them, .82 after 40 steps.
 TOO_HIGH = 0.8
 _MOST_PHOTOS = 2000  # all pairs of these are looked at
 _EQUAL = 1 - 1e-5  # cosine of equal photos, which tell nothing about different ones
