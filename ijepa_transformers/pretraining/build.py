@@ -416,12 +416,12 @@ def _summarize_masks(run: Run) -> str:
     masking, arguments = run.masking, run.arguments
     masks = [masking.sample(arguments.images_per_pass, arguments.seed, step) for step in range(8)]
     context, target = (sum(pair[kind].shape[-1] for pair in masks) / len(masks) for kind in (0, 1))
-    contexts = f"{masking.num_contexts} contexts" if masking.num_contexts > 1 else "context"
+    who = f"each of {masking.num_contexts} contexts" if masking.num_contexts > 1 else "the context"
+    about = "about " if isinstance(masking, MultiBlockMasking) else ""
+    sizes = f"{who} has {about}{context:.0f} of {run.config.num_patches} patches"
     if isinstance(masking, MultiBlockMasking):
-        sizes = f"about {context:.0f} of {run.config.num_patches} patches of {contexts}"
-        return f"{masking.mode}, {sizes}, {masking.num_targets} targets of about {target:.0f}"
-    sizes = f"{context:.0f} of {run.config.num_patches} patches of {contexts}"
-    return f"{masking.mode}, {sizes}, all other {target:.0f} are targets"
+        return f"{masking.mode}: {sizes}; {masking.num_targets} targets of about {target:.0f}"
+    return f"{masking.mode}: {sizes}; the other {target:.0f} are its targets"
 
 
 def _millions(network: torch.nn.Module) -> str:

@@ -102,8 +102,8 @@ def test_a_run_with_masks_of_fixed_lengths_resumes_bit_for_bit_and_may_cut_its_b
 ):
     changes = {**masks, "min_patches": None, "visible_share": 0.25, "keep_checkpoints": 5, "verbose": "true"}
     whole = pretrain(tmp_path / "whole", **changes)
-    described = "4 of 16 patches of 2 contexts" if "num_contexts" in masks else "4 of 16 patches of context"
-    assert f"{masks['mask_mode']}, {described}, all other 12 are targets" in capsys.readouterr().out
+    who = "each of 2 contexts" if "num_contexts" in masks else "the context"
+    assert f"{masks['mask_mode']}: {who} has 4 of 16 patches; the other 12 are its targets" in capsys.readouterr().out
     assert {(row["context_tokens"], row["target_tokens"]) for row in rows(tmp_path / "whole")} == {(4, 12)}
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/checkpoints/step-00000006")
