@@ -78,8 +78,8 @@ class Page:
         return [row for row, _ in zip(found, range(_CHOICES), strict=False)]
 
     def gallery(self, rows: Sequence[int], similarities: Sequence[float] = ()) -> list[tuple[Image.Image, str]]:
-        """Pictures with captions."""
-        captions = [printable(self.finder.index.names[row]) for row in rows]
+        """Pictures with captions: names without folders, because a caption lies on its picture."""
+        captions = [printable(os.path.basename(self.finder.index.names[row])) for row in rows]
         if similarities:
             captions = [f"{value:.3f}  {name}" for value, name in zip(similarities, captions, strict=True)]
         return list(zip(map(self.picture, rows), captions, strict=True))
