@@ -34,6 +34,8 @@ _PAIRS_COMPARED = 8  # with one another
 _SHARE_OF_OWN = 0.75  # of the compared masks must fit their own image best
 _ON_BLACK = 0.5  # of the pixels of a mask
 _FEW_VALUES = 16  # in a mask. MNIST's digits have about a hundred
+_VERY_FEW_VALUES = 8  # in a mask that need not fit its image
+_CLEARLY = 2.0  # standard errors
 _FEW_LEVELS = 4  # values that are frequent in a mask to which JPEG has given more
 _MANY_VALUES = 32  # in an image
 _ROWS_LOOKED_AT = 512  # of an image
@@ -107,6 +109,20 @@ class _Looks:
             explained = [_explained(self._plane(image), self._plane(mask)) for _, mask in pairs]
             own += explained[place] > max(explained[:place] + explained[place + 1 :])
         return own >= _SHARE_OF_OWN * len(pairs)
+
+    def are_clear(self, pairs: Sequence[tuple[str, str]]) -> bool:
+        """Whether pairs that look like a grey image and its mask have masks of very few values, or masks that explain
+        their own images better than the others do. Smooth digits have more values, and explain nothing."""
+        pairs = [pair for pair in pairs[:_PAIRS_COMPARED] if all(self._plane(path).size for path in pair)]
+        masks = [self._plane(mask) for _, mask in pairs]
+        are_equal = all(np.array_equal(mask, masks[0]) for mask in masks)
+        if are_equal or all(len(np.unique(mask)) <= _VERY_FEW_VALUES for mask in masks):
+            return True
+        better = []
+        for place, (image, _) in enumerate(pairs):
+            explained = [_explained(self._plane(image), mask) for mask in masks]
+            better.append(explained[place] - np.mean(explained[:place] + explained[place + 1 :]))
+        return bool(np.mean(better) > _CLEARLY * np.std(better, ddof=1) / len(better) ** 0.5)
 
     def _may_be_mask(self, image: str, other: str) -> bool:
         """Whether `other` has few values, in areas on black, and `image` has many and the same aspect ratio."""
@@ -242,6 +258,7 @@ def _mask_folders(folders: dict[str, list[str]], looks: _Looks) -> tuple[str, st
         if not pairs and called_so and _words(images) & _IMAGE_WORDS:
             pairs = list(zip(folders[images], folders[others], strict=False))[:1]
         are_masks = all(_is_mask(looks, image, other, called_so) for image, other in pairs[:_PAIRS_LOOKED_AT])
+        are_masks = are_masks and (called_so or _are_clear(looks, pairs))
         if pairs and (are_masks or looks.fit_together(pairs)):
             return images, others, pairs
     return "", "", []
@@ -279,6 +296,16 @@ _CUTS: tuple[Callable[[str], str], ...] = (
 )
 
 
+def _are_clear(looks: _Looks, pairs: Sequence[tuple[str, str]]) -> bool:
+    """As `_Looks.are_clear`. Grey masks of images in colour need not be looked at."""
+    return any(_is_grey_beside_colour(looks, *pair) for pair in pairs[:1]) or looks.are_clear(pairs)
+
+
+def _is_grey_beside_colour(looks: _Looks, path: str, other_path: str) -> bool:
+    image, other = looks.header(path), looks.header(other_path)
+    return image is not None and other is not None and other.is_grey and not image.is_grey
+
+
 def _is_mask(looks: _Looks, path: str, other_path: str, called_so: bool) -> bool:
     """Whether a file is a mask of an image. A mask of another size than its image must be called a mask."""
     image, other = looks.header(path), looks.header(other_path)
@@ -287,7 +314,7 @@ def _is_mask(looks: _Looks, path: str, other_path: str, called_so: bool) -> bool
     has_its_size = image.size == other.size
     if called_so and has_its_size:
         return True
-    is_grey_beside_colour = other.is_grey and not image.is_grey
+    is_grey_beside_colour = _is_grey_beside_colour(looks, path, other_path)
     return (called_so or has_its_size) and (is_grey_beside_colour or looks.is_drawn(path, other_path, called_so))
 
 
@@ -310,7 +337,7 @@ def _refuse_mask_files(source: str, files: Sequence[str], looks: _Looks) -> None
         _has_size_of(looks, image, other) and looks.is_drawn(image, other, False)
         for image, other in pairs[:_PAIRS_LOOKED_AT]
     )
-    if are_masks or looks.fit_together(pairs):
+    if (are_masks and bool(pairs) and looks.are_clear(pairs)) or looks.fit_together(pairs):
         masks += pairs
     if masks:
         image, other = masks[0]

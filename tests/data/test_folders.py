@@ -242,29 +242,33 @@ def test_digits_on_black_are_no_masks_of_one_another(tmp_path, are_black_and_whi
     assert load_image_dataset(tmp_path).features["label"].names == ["0", "1"]
 
 
-@pytest.mark.parametrize(("size", "method"), [(28, "BICUBIC"), (40, "BICUBIC"), (64, "LANCZOS")])
-def test_smooth_digits_that_fill_the_frame_are_no_masks_of_one_another(tmp_path, size, method):
-    """Without a margin an eight has few equal neighbours, and a one has many, in few frequent values."""
-    digits = load_digits()
-    for label in (8, 1):
-        for number, scan in enumerate(digits.images[digits.target == label][:10]):
-            frame = scan[:, 2:6] if label == 8 else scan
-            image = Image.fromarray((frame * 15.9).astype(np.uint8)).resize((size, size), Image.Resampling[method])
-            save(tmp_path / f"{label}/{number}.png", np.asarray(image))
-    assert load_image_dataset(tmp_path).features["label"].names == ["1", "8"]
+@pytest.mark.parametrize(
+    ("size", "width"), [(28, 0.6), (40, 0.6), (40, 0.8), (60, 0.6), (60, 0.8), (60, 1), (60, 1.5)]
+)
+@pytest.mark.parametrize("second", ["one/{}.png", "zero/{}_b.png"])
+def test_smooth_digits_that_fill_the_frame_are_no_masks_of_one_another(tmp_path, size, width, second):
+    """A one is mostly black, in few frequent values and with soft edges. A zero without margin has no such areas."""
+    rows, columns = np.mgrid[0:size, 0:size]
+    for number in range(6):
+        radius = np.hypot(rows - size / 2, columns - size / 2 - number)
+        save(tmp_path / f"zero/{number}.png", (127 + 120 * np.sin(radius / 3 + number)).astype(np.uint8))
+        middle = size / 2 + (number * 5) % 7 - rows / 7
+        stroke = 255 * np.exp(-((columns - middle) ** 2) / 2 / width**2)
+        save(tmp_path / second.format(number), stroke.astype(np.uint8))
+    assert len(load_image_dataset(tmp_path)) == 12
 
 
-def test_smooth_images_of_areas_are_no_masks_of_those_without(tmp_path):
-    """The first have most of their pixels on black, with soft edges."""
-    rows, columns = np.mgrid[0:40, 0:40]
-    for number in range(4):
-        radius = np.hypot(rows - 20, columns - 18 - number)
-        save(tmp_path / f"full/{number}.png", (127 + 120 * np.sin(radius / 3 + number)).astype(np.uint8))
-        save(
-            tmp_path / f"thin/{number}.png",
-            (255 * np.clip(1.5 - abs(columns - 20 - number) / 3, 0, 1)).astype(np.uint8),
-        )
-    assert load_image_dataset(tmp_path).features["label"].names == ["full", "thin"]
+@pytest.mark.parametrize("quality", [60, 90])
+def test_jpeg_masks_that_are_not_called_so_are_refused(tmp_path, quality):
+    """JPEG gives them more values."""
+    for number in range(6):
+        mask = np.roll(area_pixels(60, 80), (5 * number, 7 * number), (0, 1))
+        pixels = photo_pixels(60, 80, seed=number)[..., 0] // 2 + mask // 4
+        save(tmp_path / f"images/{number}.png", pixels.astype(np.uint8))
+        (tmp_path / "lesions").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / f"lesions/{number}.jpg", quality=quality)
+    with pytest.raises(ValueError, match="look like masks of"):
+        load_image_dataset(tmp_path)
 
 
 def test_grey_images_that_are_called_alike_are_no_masks(tmp_path):
