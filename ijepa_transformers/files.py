@@ -216,13 +216,19 @@ def replace_files(source: Path, destination: Path) -> None:
     """Moves every file of `source` into `destination`, each in one atomic step, and removes `source`.
 
     All of them are on the disk first, so that the steps follow one another at once.
+
+    Raises:
+        OSError: with the name of the file that cannot be replaced, such as one that is a directory now.
     """
     for file in files_below(source):
         sync_to_disk(file)
     for file in files_below(source):
         target = destination / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, target)
+        try:
+            os.replace(file, target)
+        except OSError as error:  # it names the file of `source`
+            raise OSError(error.errno, error.strerror, str(target)) from error
     sync_to_disk(destination)
     shutil.rmtree(source)
 

@@ -113,8 +113,22 @@ def _read(file: Path) -> pa.Table:
 def _parsed(file: Path) -> pa.Table:
     if file.suffix == ".csv":
         options = pyarrow.csv.ConvertOptions(column_types={_FILE_NAME: pa.string()})  # 007 is a name too
-        return _without_spaces(pyarrow.csv.read_csv(file, convert_options=options))
+        return _without_spaces(_with_zeros(file, pyarrow.csv.read_csv(file, convert_options=options)))
     return pyarrow.json.read_json(file) if file.suffix == ".jsonl" else pyarrow.parquet.read_table(file)
+
+
+def _with_zeros(file: Path, table: pa.Table) -> pa.Table:
+    """The table of a .csv, with texts instead of whole numbers in columns where one begins with a zero: the classes 01
+    and 1 are two."""
+    numbers = [field.name for field in table.schema if pa.types.is_integer(field.type)]
+    if not numbers or len(set(table.column_names)) < table.num_columns:
+        return table
+    options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(numbers, pa.string()), include_columns=numbers)
+    texts = pyarrow.csv.read_csv(file, convert_options=options)
+    for name in numbers:
+        if pc.any(pc.match_substring_regex(texts[name], r"^\s*0[0-9]")).as_py():
+            table = table.set_column(table.column_names.index(name), name, texts[name])
+    return table
 
 
 def _without_spaces(table: pa.Table) -> pa.Table:

@@ -223,7 +223,12 @@ def _open_tables(
         resolved = _without_empty_files(source, resolved)
         problem = f"the {resolved.kind} files of {source!r} cannot be read"
         builder, data_files = SHARD_BUILDERS[resolved.kind], resolved.data_files
-        return _load_with_datasets(problem, path=builder, data_files=data_files, cache_dir=cache_dir)
+        try:
+            return _load_with_datasets(problem, path=builder, data_files=data_files, cache_dir=cache_dir)
+        except ValueError as error:
+            if resolved.kind == ".parquet" and (difference := _difference_of_types(resolved)):
+                raise ValueError(f"{problem}: {difference}") from error
+            raise
     problem = f"{source!r} is neither a file nor a folder on this machine, and it cannot be loaded from the Hub"
     return _load_with_datasets(problem, True, path=source, name=config_name, cache_dir=cache_dir)
 
@@ -249,6 +254,21 @@ def _without_empty_files(source: str, resolved: ResolvedSource) -> ResolvedSourc
             tell(f"{str(files[0])!r} has no rows{more}.")
     kept = {split: [file for file in files if file not in empty[split]] for split, files in resolved.files.items()}
     return replace(resolved, files=kept)
+
+
+def _difference_of_types(resolved: ResolvedSource) -> str | None:
+    """A column that has two types in these Parquet files, in words."""
+    first: dict[str, tuple[pa.DataType, Path]] = {}
+    for file in itertools.chain.from_iterable(resolved.files.values()):
+        try:
+            schema = pq.read_schema(file)
+        except (OSError, ValueError):  # damaged, which `datasets` says
+            continue
+        for field in schema:
+            kind, other = first.setdefault(field.name, (field.type, file))
+            if kind != field.type:
+                return f"the column {field.name!r} is {kind} in {str(other)!r} and {field.type} in {str(file)!r}"
+    return None
 
 
 def _has_no_rows(file: Path) -> bool:

@@ -68,7 +68,7 @@ def run(arguments: PretrainingArguments) -> Result:
         try:
             built = build_run(arguments, lock, stop)
         except (ValueError, OSError) as error:
-            raise SettingsError(str(error)) from error
+            raise _as_settings_error(error) from error
         stop.raises_at_once = False  # from here on the loop stops, where everything can be saved
         try:
             claim(built)
@@ -76,13 +76,19 @@ def run(arguments: PretrainingArguments) -> Result:
             tensorboard = {"purge_step": built.first_step + 1}
             start_trackers(built.accelerator, built.output_dir, {"tensorboard": tensorboard})
         except (ValueError, OSError) as error:
-            raise SettingsError(str(error)) from error
+            raise _as_settings_error(error) from error
         with _recorded_status(built, others):
             start(built)
             train(built)
             finish(built)
         verdict = built.verdict.as_json() if built.verdict else None
         return Result(built.output_dir, built.metrics[-1] if built.metrics else {}, built.results, verdict)
+
+
+def _as_settings_error(error: Exception) -> SettingsError:
+    """With the file and the reason of an error of the disk, without its number."""
+    sentence = explain_common(error) if isinstance(error, OSError) else None
+    return SettingsError(sentence or str(error))
 
 
 @contextmanager

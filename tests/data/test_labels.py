@@ -222,3 +222,27 @@ def test_other_columns_that_may_hold_labels_are_told(opened, capsys, columns, ta
     if told:
         opened(label_column=column, **columns)
         assert "hold labels too" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cells", "class_names", "ids"),
+    [
+        (("01", "1", "01", "1"), ["01", "1"], [0, 1, 0, 1]),
+        ((" 007", "8", "", "007"), ["007", "8"], [0, 1, -1, 0]),
+        (("0", "1", "10", "0"), ["0", "1", "10"], [0, 1, 2, 0]),
+    ],
+)
+def test_class_names_of_a_csv_keep_their_zeros(tmp_path, cells, class_names, ids):
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(PICTURE["bytes"] if isinstance(PICTURE, dict) else PICTURE)
+    rows = "".join(f"{number}.png,{cell},5\n" for number, cell in enumerate(cells))
+    (tmp_path / "metadata.csv").write_text(f"file_name,label,age\n{rows}")
+    dataset = load_image_dataset(tmp_path)
+    assert dataset.features["label"].names == class_names and labels_of(dataset).tolist() == ids
+
+
+def test_a_column_of_two_types_is_named_with_its_files(tmp_path):
+    for split, label in (("train", [0, 1]), ("validation", ["a", "b"])):
+        datasets.Dataset.from_dict({"img": [PICTURE] * 2, "label": label}).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(ValueError, match=r"column 'label' is int64 in '.*train.parquet' and string in '.*valid"):
+        load_image_dataset(tmp_path, cache_dir=tmp_path / "cache")

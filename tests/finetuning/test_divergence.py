@@ -5,7 +5,7 @@ from unittest.mock import Mock
 import pytest
 
 from ijepa_transformers.failures import DivergedError
-from ijepa_transformers.files import replace_files_but_keep
+from ijepa_transformers.files import replace_files, replace_files_but_keep
 from ijepa_transformers.finetuning import command
 from ijepa_transformers.finetuning.trainer import ClassificationTrainer
 from tests.runs import fine_tuning_argv
@@ -98,3 +98,12 @@ def test_files_that_were_replaced_can_be_brought_back(tmp_path):
         *("source", "source", "destination", "destination")
     ]
     assert [file.name for file in before.rglob("*")] == ["a"]
+
+
+def test_a_file_that_cannot_be_replaced_is_named_where_it_should_be(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a").write_text("new")
+    (tmp_path / "destination" / "a").mkdir(parents=True)
+    with pytest.raises(OSError) as error:
+        replace_files(tmp_path / "source", tmp_path / "destination")
+    assert error.value.filename == str(tmp_path / "destination" / "a")
