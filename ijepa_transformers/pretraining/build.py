@@ -2,6 +2,7 @@
 """Builds a pretraining run from its arguments. Nothing is written yet."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -389,8 +390,12 @@ def _summarize_schedules(run: Run) -> dict[str, str]:
         f" epochs of {counted(num_images // batch_size, 'step')}",
         "warm-up": counted(schedules.warmup_steps, "step"),
         "momentum": f"{schedules.start_momentum:.4g} to {schedules.final_momentum:.4g}; at first the target encoder"
-        f" forgets half within {counted(round(half_life_of_momentum(schedules.start_momentum)), 'step')}",
+        f" {_forgets(half_life_of_momentum(schedules.start_momentum))}",
     }
+
+
+def _forgets(half_life: float) -> str:
+    return f"forgets half within {counted(round(half_life), 'step')}" if math.isfinite(half_life) else "stays as it is"
 
 
 def with_found_values(run: Run) -> PretrainingArguments:
