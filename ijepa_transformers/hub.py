@@ -32,7 +32,7 @@ def why_unreachable() -> str | None:
     address = constants.ENDPOINT
     when, reason = _asked.get(address, (-_REMEMBERED, None))
     if time.monotonic() - when > _REMEMBERED:
-        reason = _why_no_connection(address)
+        reason = _why_no_connection(address) or _why_no_answer(address)
         _asked[address] = time.monotonic(), reason
     return f"the Hub ({address}) cannot be reached: {reason}" if reason else None
 
@@ -54,6 +54,24 @@ def _why_no_connection(address: str) -> str | None:
             found[0] = error.strerror or str(error)
 
     thread = threading.Thread(target=connect, daemon=True)  # looking up a name may take longer than the connection
+    thread.start()
+    thread.join(PATIENCE)
+    return found[0] or None
+
+
+def _why_no_answer(address: str) -> str | None:
+    """Why a server that takes a connection is of no use: it does not answer. None for any answer, also an error."""
+    found = [f"no answer within {PATIENCE:g} s"]
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
+        except Exception as error:  # an error of HTTP, or of certificates, which the libraries may know better
+            if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
+                return
+        found[0] = ""
+
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PATIENCE)
     return found[0] or None

@@ -102,6 +102,28 @@ def test_an_address_that_does_not_answer_is_given_up(monkeypatch):
     assert hub._why_no_connection("https://huggingface.co") == "no answer"
 
 
+def test_a_hub_that_takes_connections_and_does_not_answer_is_given_up(monkeypatch):
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr(hub, "_asked", {})
+    monkeypatch.setattr(hub, "PATIENCE", 0.3)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        assert hub.why_unreachable() == f"the Hub ({address}) cannot be reached: no answer within 0.3 s"
+
+
+@pytest.mark.parametrize("error", [None, OSError("no certificate"), ValueError("404")])
+def test_a_hub_that_answers_anything_is_there(monkeypatch, error):
+    def answer(request, timeout):
+        if error:
+            raise error
+        return socket.socket()
+
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    assert hub._why_no_answer("https://host") is None
+
+
 def test_behind_a_proxy_the_proxy_is_asked(monkeypatch):
     asked = []
     monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://proxy:3128"})
