@@ -19,6 +19,7 @@ from pathlib import Path
 PATIENCE = 3.0  # seconds to wait for a connection
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # of a repository
 _MODELS, _DATA = ("--model", "--models", "--init_from"), ("--data", "--validation_data")
+_OUT_OF_ORDER = (502, 503, 504)  # what a web server answers in place of one that is not there
 _REMEMBERED = 60.0  # seconds
 _asked: dict[str, tuple[float, str | None]] = {}  # by address: when, and why it cannot be reached
 
@@ -60,7 +61,7 @@ def _why_no_connection(address: str) -> str | None:
 
 
 def _why_no_answer(address: str) -> str | None:
-    """Why a server that takes a connection is of no use: it does not answer. None for any answer, also an error."""
+    """Why a server that takes a connection is of no use: it does not answer, or says so. None for any other answer."""
     found = [f"no answer within {PATIENCE:g} s"]
 
     def ask() -> None:
@@ -68,6 +69,9 @@ def _why_no_answer(address: str) -> str | None:
             urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
         except Exception as error:  # an error of HTTP, or of certificates, which the libraries may know better
             if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
+                return
+            if getattr(error, "code", None) in _OUT_OF_ORDER:
+                found[0] = f"it answers {error}"
                 return
         found[0] = ""
 

@@ -2,6 +2,9 @@
 
 import socket
 import time
+import urllib.error
+from email.message import Message
+from unittest.mock import Mock
 
 import datasets
 import pytest
@@ -122,6 +125,12 @@ def test_a_hub_that_answers_anything_is_there(monkeypatch, error):
 
     monkeypatch.setattr("urllib.request.urlopen", answer)
     assert hub._why_no_answer("https://host") is None
+
+
+def test_a_hub_that_is_out_of_order_is_named(monkeypatch):
+    error = urllib.error.HTTPError("https://host", 503, "Service Unavailable", Message(), None)
+    monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=error))
+    assert hub._why_no_answer("https://host") == "it answers HTTP Error 503: Service Unavailable"
 
 
 def test_behind_a_proxy_the_proxy_is_asked(monkeypatch):
