@@ -6,6 +6,7 @@ Every text is escaped.
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -49,6 +50,7 @@ figure img {{ box-sizing: border-box; border: 1px solid var(--line); }}
 figcaption {{ font-size: 0.85rem; line-height: 1.35; }}
 figcaption b {{ display: block; font-size: 1rem; }}
 code {{ white-space: pre-wrap; word-break: normal; }}
+.flag {{ white-space: nowrap; }}
 footer {{ margin-top: 2.5rem; border-top: 1px solid var(--line); font-size: 0.85rem; }}
 .query {{ max-width: 15rem; margin-bottom: 1.5rem; }}
 </style>
@@ -92,10 +94,15 @@ def build_page(finder: PhotoFinder, results: dict[str, Any], command: str) -> st
         title=escape(title),
         facts=escape(facts),
         pairs=about_pairs,
-        command=escape(command),
+        command=_with_whole_flags(escape(command)),
         sections="\n".join(sections),
     )
     return page.encode(errors="replace").decode()  # names may hold bytes that are not UTF-8, which no page can show
+
+
+def _with_whole_flags(command: str) -> str:
+    """A browser breaks lines at hyphens, and must not do so within a flag."""
+    return re.sub(r"(?<!\S)--\w+", r'<span class="flag">\g<0></span>', command)
 
 
 def _section(title: str, note: str, content: str) -> str:

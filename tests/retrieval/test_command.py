@@ -245,6 +245,7 @@ def test_text_quotes_names_and_page_escapes_them(place, gray_pretrained, capsys)
     assert page.count("<h3>7 photos; the two most similar have ") == 1
     comparison = "For comparison, two photos at random: usually "
     assert comparison in told.out.splitlines()[-1] and comparison in page
+    assert '<span class="flag">--outliers</span>' in page.partition("<footer>")[2]  # not broken at its hyphens
 
 
 @pytest.mark.parametrize("count", [1, 2])
