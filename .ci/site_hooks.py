@@ -1,7 +1,8 @@
 """Hooks of MkDocs, for the site of the guides.
 
 Links of a page to files outside docs/ become links to the repository. So the same link works on the site and where the
-Markdown file is read in a clone. A flag such as `--output` is not broken at its hyphens on a phone.
+Markdown file is read in a clone. A flag such as `--output` is not broken at its hyphens on a phone. The site asks no
+other host.
 """
 
 import os.path
@@ -34,6 +35,11 @@ def on_page_content(html, page, config, files):
     if page.file.src_uri.startswith("api/"):
         html = _CODE_WITH_BACKTICKS.sub(lambda code: code[0].replace("`", ""), html)
     return _INLINE_CODE.sub(lambda code: with_whole_flags(code[0]), html)
+
+
+def on_post_page(output, page, config):
+    """Called with each whole page. The theme would ask GitHub for stars, each time a page is opened."""
+    return output.replace(' data-md-component="source"', "")
 
 
 def with_whole_flags(html):

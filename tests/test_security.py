@@ -303,7 +303,7 @@ def test_hostile_classes_splits_and_models_are_text_in_the_card_of_a_classifier(
         args=types.SimpleNamespace(hub_model_id=HOSTILE, output_dir=tmp_path),
         train_dataset=[1, 2],
     )
-    write_readme(trainer)
+    write_readme(trainer, tmp_path)
     assert len(assert_text_only(tmp_path)) == 5  # name, class, data, model and history
 
 

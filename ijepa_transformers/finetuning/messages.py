@@ -176,8 +176,9 @@ def next_commands(trainer: "ClassificationTrainer", directory: str) -> list[str]
 
 def classify_commands(directory: str, image: StoredImage, num_channels: int) -> list[str]:
     """The command that classifies an image; none if it is no file, or if it is not RGB, which the pipeline needs."""
-    if image["bytes"] is not None or num_channels != 3:
+    path = image["path"]
+    if path is None or image["bytes"] is not None or num_channels != 3:
         return []
     classifier = f'pipeline("image-classification", {in_python(directory)})'
-    code = f"from transformers import pipeline; print({classifier}({in_python(path_of_uri(image['path']))}))"
+    code = f"from transformers import pipeline; print({classifier}({in_python(path_of_uri(path))}))"
     return [shlex.join(["python", "-c", code])]

@@ -196,6 +196,16 @@ def _with_masks(arguments: PretrainingArguments) -> tuple[PretrainingArguments, 
     return with_masks_for(arguments, _build_config(arguments, None).grid_size)
 
 
+def _attention(arguments: PretrainingArguments, device_type: str, precision: str) -> str:
+    """The attention that was asked for, else the fastest one."""
+    wanted = arguments.attn_implementation
+    require(
+        device_type != "cpu" or wanted in (None, "sdpa", "eager"),
+        f"attn_implementation {wanted} cannot train on a CPU: choose sdpa or eager, or leave it out.",
+    )
+    return wanted or choose_attention(device_type, precision)
+
+
 def _build_model(
     arguments: PretrainingArguments, config: IJepaConfig, attention: str, checkpoint: Path | None
 ) -> IJepaForPretraining:
@@ -303,7 +313,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     arguments = with_available_split(arguments, accelerator)
     schedules = _build_schedules(arguments, data.num_images // arguments.batch_size)
     set_seed(arguments.seed)
-    attention = arguments.attn_implementation or choose_attention(accelerator.device.type, launch.precision)
+    attention = _attention(arguments, accelerator.device.type, launch.precision)
     model = _build_model(arguments, config, attention, checkpoint)
     masking = build_masking(config.grid_size, **arguments.mask_fields())
     processor = _build_processor(arguments, config, base, data.sixteen_bit_max)

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -506,7 +507,7 @@ def test_recipe_and_card_are_complete_or_missing(directory, tmp_path, monkeypatc
     monkeypatch.setattr(Path, "write_text", write_half)
     for step, name in (
         (finetuning_command.start, "recipe.yaml"),
-        (finetuning_trainer.write_readme, "README.md"),
+        (partial(finetuning_trainer.write_readme, directory=tmp_path), "README.md"),
     ):
         with pytest.raises(KeyboardInterrupt):
             step(trainer)

@@ -208,7 +208,8 @@ def test_an_index_without_a_patch_is_refused(tiny_model, tiny_batch, index):
 @torch.no_grad()  # flex attention has no gradient on CPU
 @pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
 def test_every_attention_gives_the_same_predictions(tiny_config, tiny_batch, implementation):
-    config = changed(tiny_config, hidden_size=64, predictor_hidden_size=64)
+    # Heads of 32 features: for 16, flex attention of PyTorch 2.14 is wrong on CPUs without AVX-512.
+    config = changed(tiny_config, hidden_size=128, predictor_hidden_size=128)
     torch.manual_seed(0)
     model = IJepaForPretraining(config).eval()
     model.set_attn_implementation("eager")
@@ -414,19 +415,6 @@ def test_pooler_output_is_the_mean_of_the_encoded_patches(tiny_model, tiny_batch
 
 
 # Transformers conventions
-
-
-@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
-def test_attention_implementations_agree(tiny_config, tiny_batch, implementation):
-    config = changed(tiny_config, hidden_size=64, predictor_hidden_size=64)  # flex attention needs 16 features a head
-    torch.manual_seed(0)
-    model = IJepaForPretraining(config).eval()
-    with torch.no_grad():
-        expected = model(**tiny_batch)
-        model.set_attn_implementation(implementation)
-        output = model(**tiny_batch)
-    torch.testing.assert_close(output.predictions, expected.predictions, atol=1e-5, rtol=0)
-    torch.testing.assert_close(output.targets, expected.targets, atol=1e-5, rtol=0)
 
 
 def test_hidden_states_and_attentions(tiny_config, tiny_batch):

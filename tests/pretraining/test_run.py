@@ -442,6 +442,7 @@ def test_unlabelled_images_are_no_neighbours(tmp_path, monkeypatch):
         ({"warmup_steps": 7}, "warmup_steps 7"),
         ({"target_scale": [0.9, 0.9]}, "target_scale"),
         ({"validation_split": "holiday"}, "holiday"),
+        ({"attn_implementation": "flex_attention"}, "attn_implementation flex_attention cannot train on a CPU"),
         ({"epochs": 3}, "epochs 3.0 and max_steps 6"),
         ({"hidden_size": 18}, "hidden_size.*18"),
         ({"max_steps": "many"}, "max_steps.*many"),
