@@ -42,6 +42,11 @@ def on_post_page(output, page, config):
     return output.replace(' data-md-component="source"', "")
 
 
+def on_post_template(output_content, template_name, config):
+    """Called with the page of the error 404."""
+    return on_post_page(output_content, None, config)
+
+
 def with_whole_flags(html):
     """Lines are broken between flags and not within them: browsers break at a hyphen."""
     return _FLAG.sub(lambda flag: f'<span style="white-space: nowrap">{flag[0]}</span>', html)
