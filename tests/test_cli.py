@@ -112,17 +112,21 @@ WITHOUT_PEFT = """
 import importlib.util as util, runpy, sys
 find_spec = util.find_spec
 util.find_spec = lambda name, *more: None if name == "peft" else find_spec(name, *more)
-sys.argv[1:] = ["finetune", "--help"]
-runpy.run_module("ijepa_transformers", run_name="__main__")
 """
+HELP = 'sys.argv[1:] = ["finetune", "--help"]; runpy.run_module("ijepa_transformers", run_name="__main__")'
+ARGUMENTS = 'from transformers import TrainingArguments; print("ijepa")'
 
 
 @pytest.mark.slow
-def test_help_of_fine_tuning_takes_less_than_four_seconds(tmp_path, monkeypatch):
-    """Where peft is installed, the arguments of Transformers import it too, which takes three seconds more."""
-    (tmp_path / "help_without_peft.py").write_text(WITHOUT_PEFT)
+def test_help_of_fine_tuning_takes_hardly_longer_than_the_import_of_its_arguments(tmp_path, monkeypatch):
+    """Where peft is installed, the arguments of Transformers import it too, which takes as long again."""
+    for name, program in (("help_of_fine_tuning", HELP), ("import_of_arguments", ARGUMENTS)):
+        (tmp_path / f"{name}.py").write_text(WITHOUT_PEFT + program)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
-    assert cpu_seconds("help_without_peft") < 4
+    shortest = {
+        name: min(cpu_seconds(name) for _ in range(3)) for name in ("import_of_arguments", "help_of_fine_tuning")
+    }
+    assert shortest["help_of_fine_tuning"] < 1.5 * shortest["import_of_arguments"], shortest
 
 
 def test_flags_of_trainer_are_known_without_importing_it():
