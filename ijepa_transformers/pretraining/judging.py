@@ -58,6 +58,7 @@ class Facts:
     rank: float  # of the target features at the end; NaN if there are none
     patch_values: int  # numbers in a patch
     patch_embedding_init: str
+    target_image_mean: float = 1.0  # share of each image's mean that stays in the targets
     context_leads: bool = False  # the context encoder is clearly better than the target encoder
     still_rising: bool = False  # k-NN clearly rose in the last quarter
 
@@ -123,6 +124,7 @@ def _facts(run: "Run", spread: Spread | None) -> Facts:
         rank=math.nan if spread is None else spread.effective_rank,
         patch_values=math.prod(config.patch_height_and_width) * config.num_channels,
         patch_embedding_init=config.patch_embedding_init,
+        target_image_mean=config.target_image_mean,
     )
 
 
@@ -165,6 +167,11 @@ def _for_no_learning(standing: str, facts: Facts) -> list[str]:
         advice.append(
             f"The rank is low ({facts.rank:.1f}), so the target encoder may follow too fast:"
             f" --momentum_half_life {2 * facts.half_life_share:.2g} (twice as much as now)."
+        )
+    if facts.target_image_mean < 1:
+        advice.append(
+            f"The targets have {facts.target_image_mean:.0%} of each image's mean. If all images show the same kind of"
+            " thing, keep all of it: --target_image_mean 1."
         )
     advice.append(_twice_the_steps(facts))
     advice.append("Then patches twice as large or half as large. Small images do best with about 8 x 8 patches.")

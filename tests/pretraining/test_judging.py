@@ -156,6 +156,8 @@ def test_the_advice_follows_from_what_was_seen():
     assert "--learning_rate 0.0005" in advice(False, "below") and "--learning_rate" not in advice(False, "level")
     assert "--learning_rate 0.0005" in advice(True, "above", state=COLLAPSED)
     assert "--momentum_half_life 0.04 (twice" in advice(False, rank=5.0) and "momentum" not in advice(False)
+    assert "have 50% of each image's mean" in advice(False, target_image_mean=0.5)
+    assert "image's mean" not in advice(False) + advice(True, "above", target_image_mean=0.5)
     assert "--momentum_half_life 0.01 (half" in advice(True, "above", context_leads=True)
     assert "momentum" not in advice(False, context_leads=True, total_steps=500)
     assert "--patch_embedding_init fan_in" in advice(False, patch_embedding_init="published")
