@@ -8,6 +8,8 @@ A choice is as exact as the default that it replaces. `benchmarks/speed/pretrain
 import torch
 from transformers import PreTrainedModel
 
+from .data.notices import counted
+
 
 # Largest relative error of a matrix product that counts as float32. Sums of 512 terms in another order differ by about
 # 1e-7, products of bfloat16 by 3e-3.
@@ -84,6 +86,18 @@ def configure(model: torch.nn.Module, device_type: str, precision: str, training
 def describe(model: torch.nn.Module) -> str:
     """Attention and float32 products of a model in this process, for people to read."""
     return f"{_attention(model) or 'its own'} attention, float32 products {torch.get_float32_matmul_precision()}"
+
+
+def computation_of(device_type: str, num_processes: int, precision: str, mode: str = "") -> str:
+    """Where and how a command computes, for people to read. What is usual is left out: one process, and float32.
+
+    Args:
+        device_type, precision: as in `choose_attention`.
+        num_processes: of all machines.
+        mode: how the processes share the work.
+    """
+    parts = [*filter(None, [mode]), counted(num_processes, "process")] if num_processes > 1 else []
+    return ", ".join([device_type, *parts, *([] if precision in FLOAT32 else [precision])])
 
 
 def _attention(model: torch.nn.Module) -> str | None:

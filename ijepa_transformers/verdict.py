@@ -151,6 +151,7 @@ class Verdict:
         standings: baseline -> "above", "level", "below" or "mixed".
         state: "collapsed", "narrow" or "not collapsed"; None if it was not measured.
         num_test_images: labelled images that the accuracies are measured on.
+        short_run: that the run had too few steps to learn much, in sentences; None if it had enough.
     """
 
     sentences: tuple[str, ...]
@@ -160,6 +161,16 @@ class Verdict:
     comparisons: tuple[Comparison, ...] = ()
     num_test_images: int | None = None
     advice: tuple[str, ...] = ()
+    short_run: str | None = None
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the features tell little; None if nothing here speaks against them."""
+        if self.learned is False:
+            return self.sentences[0]
+        if self.state == COLLAPSED:
+            return HAS_COLLAPSED.format("The target encoder")
+        return None if self.learned else self.short_run
 
     def __str__(self) -> str:
         return " ".join(self.sentences)
@@ -188,6 +199,7 @@ def _as_list(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+HAS_COLLAPSED = "{} has collapsed: its features hardly depend on the image."
 _BESIDE_RANDOM = {
     BELOW: "{} is worse than a random encoder. Do not use its features.",
     MIXED: "{} is better than a random encoder on one measure and worse on another. That shows no clear learning.",
@@ -235,7 +247,7 @@ def judge(
     standings = {key: standing_over(found) for key, found in by_baseline.items() if found}
     is_collapsed = state == COLLAPSED
     sentences = [
-        *([f"{name} has collapsed: its features hardly depend on the image."] if is_collapsed else []),
+        *([HAS_COLLAPSED.format(name)] if is_collapsed else []),
         _headline(name, standings, by_baseline[RANDOM]),
         *_measure_sentences(comparisons),
         _rule([each for each in comparisons if each.standing == LEVEL], f"{num_images:,} {images}"),
@@ -323,7 +335,7 @@ IMAGES_ARE_EQUAL = (
     " collapse."
 )
 _STATE_SENTENCES = {
-    COLLAPSED: "It has collapsed: its features hardly depend on the image.",
+    COLLAPSED: HAS_COLLAPSED.format("It"),
     NARROW: "The features are narrow: images differ in few ways.",
     NOT_COLLAPSED: "It has not collapsed. An encoder with random weights has not either.",
 }
@@ -357,6 +369,7 @@ def read_verdict(directory: Path) -> Verdict | None:
             tuple(map(_comparison_of, content.get("comparisons") or ())),
             content.get("num_test_images"),
             advice,
+            content.get("short_run"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(path)!r} is no verdict of a run: {error}") from error

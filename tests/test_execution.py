@@ -5,7 +5,13 @@ import torch
 
 from ijepa_transformers import IJepaModel
 from ijepa_transformers import execution as ijepa_transformers_execution
-from ijepa_transformers.execution import choose_attention, configure, products_on_gpu, set_matmul_precision
+from ijepa_transformers.execution import (
+    choose_attention,
+    computation_of,
+    configure,
+    products_on_gpu,
+    set_matmul_precision,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +68,12 @@ def test_a_model_is_configured_and_what_the_user_chose_stays(tiny_config):
     assert model.config._attn_implementation == "eager"
     assert configure(model, "cuda", "no").startswith("eager attention")
     assert configure(torch.nn.Linear(2, 2), "cuda", "no") == "its own attention, float32 products highest"
+
+
+def test_what_is_usual_is_left_out_of_the_computation():
+    assert computation_of("cpu", 1, "fp32") == computation_of("cpu", 1, "no", "single") == "cpu"
+    assert computation_of("cuda", 8, "bf16", "ddp") == "cuda, ddp, 8 processes, bf16"
+    assert computation_of("cuda", 2, "fp32") == "cuda, 2 processes"
 
 
 def test_how_a_gpu_multiplies_float32_is_said_with_what_to_change():

@@ -46,7 +46,7 @@ from ..data.workers import prepare_worker
 from ..display import SECONDS_BETWEEN_LINES, Progress, in_python, show, show_end, show_facts
 from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import load_encoder, load_processor, weights_digest
-from ..execution import configure
+from ..execution import computation_of, configure
 from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, refuse_among_images, refuse_other_files, write_rows, write_text
 from ..locks import OutputLock
@@ -161,7 +161,6 @@ class Run:
     shapes: dict[str, list[int]]
     shards: list[Shard]
     settings: dict[str, Any]
-    execution: str
 
     @property
     def output_dir(self) -> Path:
@@ -215,7 +214,7 @@ def build_run(
     refuse_folders(output_dir, (_SETTINGS, _BAD_IMAGES, *(shard.file_name(arguments.format) for shard in shards)))
     _check_settings(output_dir, settings, lambda: _all_names(dataset, shards, arguments.data))
     model = model.to(accelerator.device)
-    execution = configure(model, accelerator.device.type, arguments.dtype)
+    configure(model, accelerator.device.type, arguments.dtype)
     blank = images.prepare(np.zeros((256, 256, images.num_channels), dtype=np.uint8))
     features = embed(model, blank[None], arguments.outputs)
     require(
@@ -224,7 +223,7 @@ def build_run(
     )
     shapes = {name: list(value.shape[1:]) for name, value in features.items()}
     on_main_process(accelerator, lock.claim)
-    return Run(arguments, accelerator, model, images, shapes, shards, settings, execution)
+    return Run(arguments, accelerator, model, images, shapes, shards, settings)
 
 
 def _describe(
@@ -304,8 +303,7 @@ def _show_head(run: Run, num_done: int) -> None:
             "model": f"{arguments.model}, {arguments.encoder} encoder, features: {', '.join(arguments.features)}",
             "data": f"{arguments.data}, split {arguments.split!r}",
             "length": f"{images} in {counted(len(run.shards), 'shard')}{done}",
-            "computation": f"{run.accelerator.device.type}, {counted(processes, 'process')}, {arguments.dtype},"
-            f" {run.execution}",
+            "computation": computation_of(run.accelerator.device.type, processes, arguments.dtype),
             "output": run.output_dir,
         }
     )

@@ -174,8 +174,7 @@ def build_trainer(arguments: Arguments, lock: OutputLock | None = None) -> Class
         arguments.training.ddp_find_unused_parameters = False  # all trained weights are used; a search takes time
     if arguments.model.image_size is not None:
         processor = resize_processor(processor, arguments.model.height_and_width)
-    precision = "bf16" if arguments.training.bf16 else "fp16" if arguments.training.fp16 else "fp32"
-    configure(model, arguments.training.device.type, precision, training=True)
+    configure(model, arguments.training.device.type, arguments.training.precision, training=True)
     channels = getattr(model.config, "num_channels", 3)
     sample = look_at_dataset(training_data, channels, arguments.data.data)
     settle(processor, sample, arguments.data.sixteen_bit_max)

@@ -2,6 +2,7 @@
 """What fine-tuning prints: a head, a bar or lines, and an end."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from ..display import (
     show_end,
     show_facts,
 )
-from ..execution import describe
+from ..execution import computation_of
 from .checkpointing import step_of
 
 
@@ -45,6 +46,13 @@ _RESULTS = {
     "eval_mean_average_precision": "mean average precision",
     "eval_micro_f1": "micro-F1",
     "eval_loss": "loss",
+}
+
+
+# What stands beside a result, in brackets: the same measure of guesses that know nothing.
+_GUESSES = {
+    "eval_accuracy": ("eval_most_frequent_class_accuracy", "always guessing the most frequent class"),
+    "eval_mean_average_precision": ("eval_random_mean_average_precision", "random scores"),
 }
 
 
@@ -139,7 +147,7 @@ def show_head(trainer: "ClassificationTrainer", total_steps: int) -> None:
         "classes": describe_classes(trainer.train_dataset.dataset),
         "length": f"{counted(total_steps, 'step')} of {counted(batch, 'image')},"
         f" {total_steps * batch / num_images:.1f} epochs",
-        "computation": f"{training.device.type}, {describe(model)}",
+        "computation": computation_of(training.device.type, training.world_size, training.precision),
         "output": training.output_dir,
     }
     if trainer.checkpoint is not None:
@@ -153,13 +161,23 @@ def show_results(trainer: "ClassificationTrainer") -> None:
     """Prints the results, where things are, and commands to go on with. First process only."""
     directory = str(Path(str(trainer.args.output_dir)))
     if trainer.results:
-        results = [f"{name} {trainer.results[key]:.4g}" for key, name in _RESULTS.items() if key in trainer.results]
         count = counted(int(trainer.results["eval_images"]), "image")
         split = trainer.arguments.data.validation_split
-        show(f"\nOn {count} of the {split!r} split: {', '.join(results)}")
+        show(f"\nOn {count} of the {split!r} split: {in_words(trainer.results)}")
     readme = Path(directory) / "README.md"
     places = {"classifier": directory, "how to use": readme, "results": Path(directory) / "all_results.json"}
     show_end(places, next_commands(trainer, directory))
+
+
+def in_words(results: Mapping[str, float]) -> str:
+    """The results of an evaluation, with what guesses reach that know nothing."""
+    texts = []
+    for key, name in _RESULTS.items():
+        if key in results:
+            other, guess = _GUESSES.get(key, ("", ""))
+            beside = f" ({guess}: {results[other]:.4g})" if other in results else ""
+            texts.append(f"{name} {results[key]:.4g}{beside}")
+    return ", ".join(texts)
 
 
 def next_commands(trainer: "ClassificationTrainer", directory: str) -> list[str]:

@@ -97,16 +97,25 @@ def several_labels_loss(
 
 
 def _several_labels_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Mean average precision and micro-F1 of logits (images, classes), and the number of images."""
+    """Mean average precision and micro-F1 of logits (images, classes), and the number of images.
+
+    Beside them the mean average precision that random scores have: the mean share of images that have a class.
+    """
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return {**several_labels_scores(logits, np.asarray(prediction.label_ids)), "images": len(prediction.label_ids)}
+    labels = np.asarray(prediction.label_ids)
+    shares = (labels > 0.5).mean(axis=0)
+    chance = float(shares[shares > 0].mean()) if shares.any() else math.nan
+    scores = several_labels_scores(logits, labels)
+    return {**scores, "random_mean_average_precision": chance, "images": len(labels)}
 
 
 def _classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracies of logits (images, classes), and the number of images."""
+    """Accuracies of logits (images, classes), the one of always guessing the most frequent class, and the number of
+    images."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     accuracies = accuracy_metric().compute(predictions=logits, references=prediction.label_ids)
-    return {**accuracies, "images": len(prediction.label_ids)}
+    largest = float(np.bincount(prediction.label_ids).max()) / len(prediction.label_ids)
+    return {**accuracies, "most_frequent_class_accuracy": largest, "images": len(prediction.label_ids)}
 
 
 def _check_best_metric(arguments: FineTuningArguments, several: bool, num_classes: int) -> None:

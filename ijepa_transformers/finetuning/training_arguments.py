@@ -72,6 +72,11 @@ class FineTuningArguments(TrainingArguments):
     dataloader_persistent_workers: bool = argument(True, "keep the loading processes from epoch to epoch")
     remove_unused_columns: bool = argument(False, "must stay false: nothing that the data set yields is unused")
 
+    @property
+    def precision(self) -> str:
+        """Of matrix products: fp32, bf16 or fp16."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+
     @staticmethod
     def unused_settings(values: Mapping[str, Any]) -> dict[str, str]:
         """The settings that do nothing beside other values, each with what makes them useless, in words."""

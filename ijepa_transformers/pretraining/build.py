@@ -24,7 +24,7 @@ from ..data.transforms import build_image_processor
 from ..distributed import Launch, build_accelerator, check_same_launch, on_main_process
 from ..encoders import load_pretraining_model, load_processor, opening_model
 from ..evaluation.probes import format_table
-from ..execution import FLOAT32, choose_attention, describe, products_on_gpu
+from ..execution import choose_attention, computation_of, describe, products_on_gpu
 from ..files import check_output_directory, refuse_among_images, refuse_other_files
 from ..mask_arguments import without_removed_keys
 from ..masking import Masking, MultiBlockMasking, build_masking
@@ -388,9 +388,7 @@ def _summarize_batch(run: Run) -> str:
 def short_computation(run: Run) -> str:
     """Device, and launch mode and precision where they are not the simplest."""
     launch = run.launch
-    mode = "" if launch.num_processes == 1 else f", {launch.mode}, {counted(launch.num_processes, 'process')}"
-    precision = "" if launch.precision in FLOAT32 else f", {launch.precision}"
-    return f"{run.accelerator.device.type}{mode}{precision}"
+    return computation_of(run.accelerator.device.type, launch.num_processes, launch.precision, launch.mode)
 
 
 def _summarize_schedules(run: Run) -> dict[str, str]:

@@ -264,10 +264,10 @@ def pretrain(**keywords: Any) -> Result:
     Example:
 
     ```python
-    >>> from ijepa_transformers import pretrain
+    from ijepa_transformers import pretrain
 
-    >>> result = pretrain(recipe="quickstart", max_steps=50, output_dir="outputs/first")  # doctest: +SKIP
-    >>> result.metrics["loss"]  # doctest: +SKIP
+    result = pretrain(recipe="quickstart", max_steps=50, output_dir="outputs/first")
+    print(result.metrics["loss"])
     ```
     """
     if threading.current_thread() is not threading.main_thread():

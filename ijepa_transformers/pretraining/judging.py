@@ -71,7 +71,7 @@ def verdict_of(run: "Run") -> Verdict:
         verdict = judge_without_labels("The target encoder", spread, random, reference)
         if are_equal(random):
             return verdict
-        return dataclasses.replace(verdict, advice=tuple(advise(verdict, _facts(run, spread))))
+        return _with_advice(run, verdict, _facts(run, spread))
     num_images = run.probe.num_test_images
     scores = {str(row["features"]): scores_of(row) for row in run.rows}
     state = None if spread is None or are_equal(random) else state_of(spread)
@@ -84,7 +84,13 @@ def verdict_of(run: "Run") -> Verdict:
         still_rising=is_rising(run.metrics),
     )
     sentences = (*verdict.sentences, *([context.sentences[0]] if context.standings != verdict.standings else []))
-    return dataclasses.replace(verdict, sentences=sentences, advice=tuple(advise(verdict, facts)))
+    return _with_advice(run, dataclasses.replace(verdict, sentences=sentences), facts)
+
+
+def _with_advice(run: "Run", verdict: Verdict, facts: Facts) -> Verdict:
+    """The verdict with what to change. A short run from trained weights may still be good."""
+    short_run = few_steps_told(facts) if is_short(facts) and not run.arguments.init_from else None
+    return dataclasses.replace(verdict, advice=tuple(advise(verdict, facts)), short_run=short_run)
 
 
 def scores_of(row: Mapping[str, str | float]) -> dict[str, Score]:
@@ -137,17 +143,17 @@ def advise(verdict: Verdict, facts: Facts) -> list[str]:
     if verdict.state == COLLAPSED:
         half = facts.learning_rate / 2
         return [f"Half the learning rate: --learning_rate {half:g}.", *_larger_patch_embedding(facts)]
-    is_short = facts.total_steps < facts.few_steps  # then steps come first
-    advice = [_more_steps(facts)] if is_short else []
+    short = is_short(facts)  # then steps come first
+    advice = [f"{few_steps_told(facts)} {facts.usual_run}"] if short else []
     if verdict.learned is False:
-        advice += _larger_patch_embedding(facts) if is_short else _for_no_learning(verdict.standings[RANDOM], facts)
-    if facts.context_leads and not is_short:
+        advice += _larger_patch_embedding(facts) if short else _for_no_learning(verdict.standings[RANDOM], facts)
+    if facts.context_leads and not short:
         share = min(1.0, facts.half_life_share) / 2
         advice.append(
             "The context encoder is clearly better, so the target encoder follows too slowly:"
             f" --momentum_half_life {share:.2g} (half of now)."
         )
-    if verdict.learned and facts.still_rising and not is_short:
+    if verdict.learned and facts.still_rising and not short:
         advice.append(f"k-NN was still rising at the end. {_twice_the_steps(facts)}")
     if verdict.learned and verdict.standings.get(PIXELS) != ABOVE:
         advice.append(
@@ -178,9 +184,15 @@ def _for_no_learning(standing: str, facts: Facts) -> list[str]:
     return advice
 
 
-def _more_steps(facts: Facts) -> str:
+def is_short(facts: Facts) -> bool:
+    """Whether the run had so few steps that nothing else explains what it did not learn."""
+    return facts.total_steps < facts.few_steps
+
+
+def few_steps_told(facts: Facts) -> str:
+    """That the run was short, in sentences."""
     steps = counted(facts.total_steps, "step")
-    return f"The run had {steps}. Runs with fewer than about {FEW_STEPS:,} learn little. {facts.usual_run}"
+    return f"The run had {steps}. Runs with fewer than about {FEW_STEPS:,} learn little."
 
 
 def _twice_the_steps(facts: Facts) -> str:

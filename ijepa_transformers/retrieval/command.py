@@ -49,6 +49,7 @@ def _results(arguments: SearchArguments, finder: PhotoFinder, queries: Sequence[
         "similarity": "cosine of features that are standardised over the photos",
         "num_photos": len(finder),
         "random_pairs": pairs and dataclasses.asdict(pairs),
+        "doubt": finder.doubt,
         "num_computed": finder.index.num_computed,
         "unreadable": [{"name": name, "reason": reason} for name, reason in finder.unreadable],
     }
@@ -99,6 +100,8 @@ def format_results(results: dict[str, Any]) -> str:
         ]
     if results["random_pairs"]:
         lines += ["", *RandomPairs(**results["random_pairs"]).lines]
+    if results["doubt"]:
+        lines += ["", f"WARNING: {results['doubt']}"]
     return "\n".join(lines[1:])
 
 

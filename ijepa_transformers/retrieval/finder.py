@@ -19,6 +19,7 @@ from ..data.sources import open_split
 from ..evaluation.extraction import embed
 from ..execution import configure
 from .arguments import FEW, SearchArguments
+from .doubts import doubt_about
 from .index import Encoder, PhotoIndex, open_index, open_photos
 from .random_pairs import RandomPairs
 from .similarity import LEAST_PHOTOS, Comparison, SimilaritySearch
@@ -53,11 +54,14 @@ class Query:
 class PhotoFinder:
     """Searches an index. `open_finder` builds it.
 
-    Photos that cannot be read are left out; `unreadable` has their names and the reasons.
+    Photos that cannot be read are left out; `unreadable` has their names and the reasons. `doubt` says why
+    similarities of this model tell little, if that is known.
     """
 
-    def __init__(self, data: str, model: PreTrainedModel, images: ProcessedImages, index: PhotoIndex):
-        self.data, self.model, self.images, self.index = data, model, images, index
+    def __init__(
+        self, data: str, model: PreTrainedModel, images: ProcessedImages, index: PhotoIndex, doubt: str | None
+    ):
+        self.data, self.model, self.images, self.index, self.doubt = data, model, images, index, doubt
         self.rows = [row for row, error in enumerate(index.errors) if error is None]
         self.unreadable = [
             (name, error) for name, error in zip(index.names, index.errors, strict=True) if error is not None
@@ -191,8 +195,9 @@ def open_finder(arguments: SearchArguments) -> tuple[PhotoFinder, list[Query]]:
 
 def _complete(arguments: SearchArguments, encoder: Encoder, accelerator: Accelerator) -> PhotoFinder:
     index = open_index(arguments, encoder)
+    doubt = doubt_about(arguments.model, arguments.encoder, encoder.model)
     configure(encoder.model, accelerator.device.type, arguments.dtype)
-    return PhotoFinder(arguments.data, encoder.model.to(accelerator.device).eval(), encoder.images, index)
+    return PhotoFinder(arguments.data, encoder.model.to(accelerator.device).eval(), encoder.images, index, doubt)
 
 
 def read_query(images: ProcessedImages, path: str) -> Query:

@@ -59,7 +59,7 @@ footer {{ margin-top: 2.5rem; border-top: 1px solid var(--line); font-size: 0.85
 <main>
 <h1>{title}</h1>
 <p>{facts}</p>
-{pairs}{sections}
+{notes}{sections}
 <footer><p>Made by <code>{command}</code></p></footer>
 </main>
 </body>
@@ -88,12 +88,12 @@ def build_page(finder: PhotoFinder, results: dict[str, Any], command: str) -> st
     )
     facts += f" {TOO_FEW}" if num_photos < LEAST_PHOTOS else ""
     pairs = RandomPairs(**results["random_pairs"]) if results["random_pairs"] else None
-    about_pairs = "" if pairs is None else "".join(f"<p>{escape(line)}</p>\n" for line in pairs.lines)
+    notes = [*([] if pairs is None else pairs.lines), *([f"WARNING: {results['doubt']}"] if results["doubt"] else [])]
     title = f"Search in {results['data']}"
     page = _PAGE.format(
         title=escape(title),
         facts=escape(facts),
-        pairs=about_pairs,
+        notes="".join(f"<p>{escape(line)}</p>\n" for line in notes),
         command=_with_whole_flags(escape(command)),
         sections="\n".join(sections),
     )

@@ -106,9 +106,10 @@ class Page:
 
     @property
     def about_similarities(self) -> str:
-        """What to compare the similarities with, as Markdown."""
-        pairs = self.finder.random_pairs()
-        return "" if pairs is None else "\n\n".join(pairs.lines)
+        """What to compare the similarities with, and why they tell little if that is known, as Markdown."""
+        pairs, doubt = self.finder.random_pairs(), self.finder.doubt
+        lines = [] if pairs is None else pairs.lines
+        return "\n\n".join([*lines, *([f"WARNING: {doubt}"] if doubt else [])])
 
     def duplicates(self, threshold: float) -> tuple[str, list[tuple[list[int], float]]]:
         """A sentence, and the first groups of near duplicates: rows, and the greatest similarity."""

@@ -58,5 +58,6 @@ def test_the_site_builds(tmp_path):
     assert "IJepaForPretraining" in (tmp_path / "site/api/models/index.html").read_text(encoding="utf-8")
     pages = [page.read_text(encoding="utf-8") for page in (tmp_path / "site").rglob("*.html")]
     assert not any('data-md-component="source"' in page for page in pages)  # the theme would ask GitHub
+    assert not any("doctest:" in page for page in pages)  # directives for a program, not for readers
     on_github = "https://github.com/ijepa-transformers/ijepa-transformers/blob/main/examples/semantic_segmentation.py"
     assert on_github in (tmp_path / "site/dense/index.html").read_text(encoding="utf-8")

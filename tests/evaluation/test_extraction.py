@@ -433,9 +433,11 @@ def test_a_run_killed_by_a_signal_continues_to_the_same_bytes(many_images):
 def test_two_processes_write_what_one_writes(many_images):
     place = many_images
     (place / "images" / "dog" / "x007.png").write_bytes(b"")
-    assert "1 process," in forked_extraction(place, output_dir=place / "one")
+    assert "computation  cpu\n" in forked_extraction(place, output_dir=place / "one")
     output = forked_extraction(place, count=2, output_dir=place / "two")
-    assert "2 processes," in output and "shard 18 of 18" in output  # of 36; the other process has the others
+    assert (
+        "computation  cpu, 2 processes\n" in output and "shard 18 of 18" in output
+    )  # of 36; the other process has the others
     assert contents(place / "two") == contents(place / "one")
 
 

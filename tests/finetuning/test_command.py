@@ -230,7 +230,9 @@ def test_accumulated_batches_equal_one_large_batch(directory, tmp_path):
 # What is saved
 
 
-def test_a_fine_tuned_directory_works_in_stock_transformers_with_its_class_names(colour_directory, folder, tmp_path):
+def test_a_fine_tuned_directory_works_in_stock_transformers_with_its_class_names(
+    colour_directory, folder, tmp_path, capsys
+):
     output_dir = tmp_path / "photos"
     fine_tune(
         colour_directory, output_dir, data=folder, validation_split="validation", images_per_class=None, max_steps=30
@@ -262,6 +264,10 @@ assert "ijepa_transformers" not in sys.modules and type(model).__module__.starts
     results = json.loads((output_dir / "eval_results.json").read_text())
     assert results["eval_images"] == 7 and results["eval_accuracy"] == results["eval_macro_accuracy"] == 1
     assert "eval_top_5_accuracy" not in results
+    assert results["eval_most_frequent_class_accuracy"] == 4 / 7
+    told = capsys.readouterr().out
+    assert "split: accuracy 1 (always guessing the most frequent class: 0.5714), mean over classes 1" in told
+    assert re.search(r"^computation  \w+$", told, re.MULTILINE)  # attention and matrix products are for --verbose
     card = (output_dir / "README.md").read_text()
     assert "pipeline_tag: image-classification" in card and "owl, yak" in card and "accuracy: 1" in card
     assert str(colour_directory) in card and "base_model" not in card.split("---")[1]

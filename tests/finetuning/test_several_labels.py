@@ -3,6 +3,7 @@
 
 import io
 import json
+import re
 
 import datasets
 import numpy as np
@@ -56,8 +57,11 @@ TRAINING = {"images_per_class": None, "validation_split": "auto", "max_steps": 6
 
 def test_a_classifier_learns_several_labels_per_image(pretrained, table, tmp_path, fresh_accelerate, capsys):
     fine_tune(pretrained, tmp_path / "out", data=table, **TRAINING)
-    assert "3 classes, several per image: left (12), right (12), top (12)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "3 classes, several per image: left (12), right (12), top (12)" in told
     results = json.loads((tmp_path / "out/eval_results.json").read_text())
+    assert results["eval_random_mean_average_precision"] == pytest.approx((6 + 6 + 4) / 3 / 12)
+    assert re.search(r"mean average precision [\d.]+ \(random scores: 0\.4444\), micro-F1", told)
     assert 0 < results["eval_mean_average_precision"] <= 1 and 0 <= results["eval_micro_f1"] <= 1
     assert "several per image" in (tmp_path / "out/README.md").read_text()
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ijepa_transformers import pretrain
 from ijepa_transformers.pretraining import evaluate, sanity
-from ijepa_transformers.pretraining.arguments import parse_pretraining_arguments
+from ijepa_transformers.pretraining.arguments import ModelArguments, parse_pretraining_arguments
 from ijepa_transformers.pretraining.judging import Facts, advise, is_rising, leads
 from ijepa_transformers.pretraining.preemption import Preempted
 from ijepa_transformers.pretraining.sanity import Plan, plan_of, warnings_for
@@ -277,6 +277,17 @@ def test_the_end_of_a_short_run_proposes_the_same_as_its_start(tmp_path, capsys)
     (proposed,) = set(re.findall(r"A usual run for these images: .*", capsys.readouterr().out))
     assert "--recipe quickstart --max_steps 3125 (1,000 epochs of its batch 16)" in proposed
     assert proposed in verdict["advice"][0]
+    assert verdict["short_run"] == "The run had 6 steps. Runs with fewer than about 2,000 learn little."
+
+
+def test_a_short_run_from_trained_weights_is_not_called_short_in_its_verdict(tmp_path):
+    """`ijepa search` warns of short runs. These weights may be good all the same."""
+    of_weights = dict.fromkeys(entry.name for entry in dataclasses.fields(ModelArguments))
+    continued = {**of_weights, "init_from": tmp_path / "first", "max_steps": 1, "warmup_steps": 1}
+    for name, changes in (("first", {}), ("second", continued)):
+        pretrain_by_flags(tmp_path / name, **changes)
+        verdict = json.loads((tmp_path / name / "verdict.json").read_text())
+        assert verdict["advice"] and (verdict["short_run"] is None) == (name == "second")
 
 
 def test_a_run_prints_its_warnings_before_the_first_step_and_goes_on(tmp_path, capsys):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from ijepa_transformers.data.transforms import build_image_processor
 from ijepa_transformers.evaluation import extraction
 from ijepa_transformers.evaluation.probes import standardize
 from ijepa_transformers.retrieval import command, index
+from ijepa_transformers.retrieval.doubts import doubt_about
 from tests.runs import reset_accelerate, save_pretrained_model
 
 
@@ -244,8 +246,44 @@ def test_text_quotes_names_and_page_escapes_them(place, gray_pretrained, capsys)
     assert page.count("<figcaption><b>") == 1 + 6 + 7  # the similarity of a group is not that of its photos
     assert page.count("<h3>7 photos; the two most similar have ") == 1
     comparison = "For comparison, two photos at random: usually "
-    assert comparison in told.out.splitlines()[-1] and comparison in page
+    assert comparison in told.out.splitlines()[-3] and comparison in page
     assert '<span class="flag">--outliers</span>' in page.partition("<footer>")[2]  # not broken at its hyphens
+
+
+def test_random_weights_are_named_everywhere_and_those_of_the_context_encoder_are_not(ask, gray_pretrained, capsys):
+    """The target encoder of this model is new. Its context encoder was changed, as by training."""
+    doubt = f"The weights of {str(gray_pretrained)!r} are random: nothing has trained them."
+    assert ask("--outliers")["doubt"].startswith(doubt)
+    assert ask("--outliers", "--encoder", "context")["doubt"] is None
+    command.main(["photos", "--model", str(gray_pretrained), "--num_workers", "0", "--outliers", "--output", "p.html"])
+    assert f"WARNING: {doubt}" in capsys.readouterr().out.splitlines()[-1]
+    assert f"WARNING: {escape(doubt)}" in Path("p.html").read_text(encoding="utf-8")
+
+
+SHORT = "The run had 40 steps. Runs with fewer than about 2,000 learn little."
+LEVEL = "The target encoder is level with a random encoder. The labels show no learning."
+
+
+@pytest.mark.parametrize(
+    ("verdict", "doubt", "of_context"),
+    [
+        ({"sentences": [LEVEL], "learned": False, "short_run": SHORT}, LEVEL, SHORT),
+        ({"sentences": ["Not judged."], "learned": None, "short_run": SHORT}, SHORT, SHORT),
+        ({"sentences": ["Not judged."], "state": "collapsed"}, "The target encoder has collapsed:", None),
+        ({"sentences": ["Better."], "learned": True, "short_run": SHORT}, None, SHORT),
+        ({"sentences": ["Not judged."], "learned": None, "state": "not collapsed"}, None, None),
+        (None, None, None),
+    ],
+)
+def test_the_verdict_of_a_run_that_learned_little_is_repeated(place, verdict, doubt, of_context):
+    (place / "run").mkdir()
+    written = "{" if verdict is None else json.dumps({"advice": [], **verdict})  # a damaged one says nothing
+    (place / "run" / "verdict.json").write_text(written)
+    trained = torch.nn.LayerNorm(3)
+    torch.nn.init.constant_(trained.bias, 1e-6)
+    for encoder, expected in (("target", doubt), ("context", of_context)):
+        told = doubt_about("run", encoder, trained)
+        assert told is None if expected is None else expected in told and "'run'" in told, (encoder, told)
 
 
 @pytest.mark.parametrize("count", [1, 2])

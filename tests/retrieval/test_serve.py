@@ -66,6 +66,11 @@ def test_a_photo_and_an_upload_show_what_is_like_them(page, photos, tmp_path):
         page.like_file(str(tmp_path / "gone.png"))
 
 
+def test_the_page_says_what_similarities_mean_and_that_the_weights_are_random(page):
+    about = page.about_similarities
+    assert about.startswith("For comparison, two photos at random") and "WARNING: The weights of" in about
+
+
 def test_duplicates_and_outliers(page):
     names = page.finder.index.names
     sentence, groups = page.duplicates(0.9)
