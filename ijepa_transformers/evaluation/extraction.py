@@ -302,7 +302,7 @@ def _show_head(run: Run, num_done: int) -> None:
         {
             "model": f"{arguments.model}, {arguments.encoder} encoder, features: {', '.join(arguments.features)}",
             "data": f"{arguments.data}, split {arguments.split!r}",
-            "length": f"{images} in {counted(len(run.shards), 'shard')}{done}",
+            "length": f"{images} in {counted(len(run.shards), 'file')}{done}",
             "computation": computation_of(run.accelerator.device.type, processes, arguments.dtype),
             "output": run.output_dir,
         }
@@ -360,7 +360,7 @@ def extract(run: Run, shards: list[Shard]) -> None:
         record = ShardRecord.of(path, dataset, shard.rows)
         if record.files_status == before[done - 1]:  # otherwise `finish` finds no record
             write_record(run.output_dir, path.name, record)
-        progress.report({"shard": f"{done:,} of {len(shards):,}"}, at_once=False)
+        progress.report({"file": f"{done:,} of {len(shards):,}"}, at_once=False)
     progress.close()
 
 

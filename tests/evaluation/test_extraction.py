@@ -313,7 +313,7 @@ def test_images_that_were_replaced_are_computed_again_whatever_their_size_and_ti
     capsys.readouterr()
     rows = read(extract(place))
     said = capsys.readouterr().out
-    assert "3 shards, 2 of them done" in said and "features-000001.parquet is computed again: its images" in said
+    assert "3 files, 2 of them done" in said and "features-000001.parquet is computed again: its images" in said
     fresh = read(extract(place, output_dir=place / "fresh"))
     assert all(np.array_equal(rows[name], fresh[name]) for name in fresh)
 
@@ -436,7 +436,7 @@ def test_two_processes_write_what_one_writes(many_images):
     assert "computation  cpu\n" in forked_extraction(place, output_dir=place / "one")
     output = forked_extraction(place, count=2, output_dir=place / "two")
     assert (
-        "computation  cpu, 2 processes\n" in output and "shard 18 of 18" in output
+        "computation  cpu, 2 processes\n" in output and "file 18 of 18" in output
     )  # of 36; the other process has the others
     assert contents(place / "two") == contents(place / "one")
 
