@@ -115,10 +115,13 @@ def newest_whole_checkpoint(
         if checkpoint != candidates[0]:
             report(f"Checkpoint {checkpoint} is damaged ({found}); an older one is used.")
     if candidates:
-        raise ValueError(
+        which = (
             f"All {len(candidates)} checkpoints in {directory} are damaged, the newest because {problem}. Restore a"
-            " copy, or move them away to start again from step 0."
+            " copy, or move them away"
+            if len(candidates) > 1
+            else f"The only checkpoint in {directory} is damaged, because {problem}. Restore a copy, or move it away"
         )
+        raise ValueError(f"{which} to start again from step 0.")
     return None
 
 

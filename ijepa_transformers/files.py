@@ -14,6 +14,7 @@ from typing import Any
 
 # What safetensors, torch.save and pyarrow say of a disk.
 _DISK_SIGNS = ("os error", "No space left", "File too large", "PytorchStreamWriter", "unexpected pos")
+_UNTOLD_SIGNS = ("PytorchStreamWriter", "unexpected pos")  # torch.save does not say why it could not write
 
 _LOGS = (".log", ".out", ".err")
 
@@ -51,13 +52,24 @@ def disk_errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise _with_name(error, path) from error
     except Exception as error:
         if not any(sign in str(error) for sign in _DISK_SIGNS):
             raise
-        raise OSError(f"{path}: {error}") from error
+        raise OSError(f"{path}: {_reason(error, str(error))}") from error
+
+
+def _with_name(error: OSError, path: Path) -> OSError:
+    """The error, or one with the name of a file if it has none."""
+    if error.filename is not None or error.errno is None:
+        return error
+    return OSError(error.errno, os.strerror(error.errno), str(path))
+
+
+def _reason(error: Exception, otherwise: str) -> str:
+    """What an error of a library says of the disk."""
+    is_untold = any(sign in str(error) for sign in _UNTOLD_SIGNS)
+    return "torch.save could not write all bytes; is the disk full?" if is_untold else otherwise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,14 +79,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def disk_errors() -> Iterator[None]:
-    """Turns exceptions inside the block into OSErrors, because torch.save and safetensors raise their own classes."""
+def disk_errors(path: Path | None = None) -> Iterator[None]:
+    """Turns exceptions inside the block into OSErrors, because torch.save and safetensors raise their own classes.
+
+    Args:
+        path: what is written, for errors without a name.
+    """
     try:
         yield
-    except OSError:
-        raise
+    except OSError as error:
+        if path is None:
+            raise
+        raise _with_name(error, path) from error
     except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
+        where = f"{path}: " if path else ""
+        raise OSError(where + _reason(error, f"{type(error).__name__}: {error}")) from error
 
 
 def files_below(directory: Path) -> list[Path]:

@@ -232,6 +232,10 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path, mon
     with pytest.raises(OSError, match=r"weights: I/O error .os error 28"), written_aside(tmp_path / "weights") as path:
         path.write_text("half")
         raise RuntimeError("I/O error (os error 28)")  # as safetensors says it
+    told = r"state: torch.save could not write all bytes; is the disk full\?"
+    with pytest.raises(OSError, match=told), written_aside(tmp_path / "state") as path:
+        path.write_text("half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
     assert [file.name for file in tmp_path.iterdir()] == ["results.md"]
     assert (tmp_path / "results.md").read_text() == "old"
 

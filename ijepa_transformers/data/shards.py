@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from .remote import facts_of_urls, told_of_waiting, web_options, why_no_answer, 
 from .sources import find_image_column
 from .splits import choose_split
 from .tars import Member, problem_of_endings, require_one_ending, require_uncompressed
+from .unreadable import named_before, unreadable_files
 
 
 _READ_ROWS = 64  # images that are read from a shard at once
@@ -91,6 +92,10 @@ class ImageStream:
         Raises:
             OSError: if the shard is missing or cannot be read. The message has its name and the row.
         """
+        with unreadable_files():  # the error names the shard
+            yield from self._rows(shard, first_row)
+
+    def _rows(self, shard: int, first_row: int) -> Iterator[tuple[int, StoredImage | None]]:
         row = first_row
         try:
             if self.kind == "webdataset":
@@ -166,7 +171,8 @@ def _open_stream(source: str, split: str, config_name: str | None, image_column:
     for names in tars.values():
         _check_local_tar(Path(names[0]))
     with _endings_told([str(names[0]) for names in tars.values()]):
-        with _links_told(builder), _as_value_error(f"the {builder.name} files of {source!r} cannot be read"):
+        files = map(str, itertools.chain.from_iterable(builder.config.data_files.values()))
+        with _links_told(builder), _as_value_error(f"the {builder.name} files of {source!r} cannot be read", files):
             for names in tars.values():
                 _require_plain_tar(str(names[0]))
             splits = builder.as_streaming_dataset()
@@ -248,14 +254,16 @@ def _expand_ranges(url: str) -> list[str]:
 
 
 @contextmanager
-def _as_value_error(problem: str) -> Iterator[None]:
+def _as_value_error(problem: str, files: Iterable[str] = ()) -> Iterator[None]:
     try:
-        yield
+        with unreadable_files() as unreadable:
+            yield
     except HubUnreachable as error:
         raise ValueError(f"{problem}, because {error.reason}.") from error
     except Exception as error:  # `datasets` wraps the cause in errors of many classes
         reason = error.__cause__ or error
-        told = _told_of_server(str(reason)) or f"{type(reason).__name__}: {' '.join(str(reason).split())}"
+        where = named_before(unreadable, files)
+        told = _told_of_server(str(reason)) or f"{where}{type(reason).__name__}: {' '.join(str(reason).split())}"
         raise ValueError(without_secrets(f"{problem}: {told}")) from error
 
 

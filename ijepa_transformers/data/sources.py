@@ -6,7 +6,7 @@ import io
 import itertools
 import os
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -34,6 +34,7 @@ from .notices import tell
 from .paths import parents_of
 from .splits import AUTO, OR, choose_split, split_meaning
 from .tars import open_tars
+from .unreadable import named_before, unreadable_files
 
 
 _FOOTER_THREADS = 16
@@ -223,14 +224,15 @@ def _open_tables(
         resolved = _without_empty_files(source, resolved)
         problem = f"the {resolved.kind} files of {source!r} cannot be read"
         builder, data_files = SHARD_BUILDERS[resolved.kind], resolved.data_files
+        files = map(str, itertools.chain.from_iterable(resolved.files.values()))
         try:
-            return _load_with_datasets(problem, path=builder, data_files=data_files, cache_dir=cache_dir)
+            return _load_with_datasets(problem, files, path=builder, data_files=data_files, cache_dir=cache_dir)
         except ValueError as error:
             if resolved.kind == ".parquet" and (difference := _difference_of_types(resolved)):
                 raise ValueError(f"{problem}: {difference}") from error
             raise
     problem = f"{source!r} is neither a file nor a folder on this machine, and it cannot be loaded from the Hub"
-    return _load_with_datasets(problem, True, path=source, name=config_name, cache_dir=cache_dir)
+    return _load_with_datasets(problem, may_need_hub=True, path=source, name=config_name, cache_dir=cache_dir)
 
 
 def _without_empty_files(source: str, resolved: ResolvedSource) -> ResolvedSource:
@@ -287,8 +289,11 @@ def _open_saved(folder: str) -> datasets.Dataset | datasets.DatasetDict:
         ) from error
 
 
-def _load_with_datasets(problem: str, may_need_hub: bool = False, **arguments: Any) -> dict[str, datasets.Dataset]:
-    with cache_errors_told(arguments["cache_dir"]):
+def _load_with_datasets(
+    problem: str, files: Iterable[str] = (), may_need_hub: bool = False, **arguments: Any
+) -> dict[str, datasets.Dataset]:
+    """`datasets.load_dataset`; `files` on this machine are tried if an error does not name one."""
+    with cache_errors_told(arguments["cache_dir"]), unreadable_files() as unreadable:
         try:
             with hub_or_cache(arguments["path"]) if may_need_hub else nullcontext():
                 return dict(datasets.load_dataset(**arguments))
@@ -296,7 +301,9 @@ def _load_with_datasets(problem: str, may_need_hub: bool = False, **arguments: A
             raise ValueError(f"{problem}, because {error.reason}.") from error
         except Exception as error:  # `datasets` wraps the cause in errors of many classes
             reason = error.__cause__ or error
-            raise ValueError(f"{problem}: {type(reason).__name__}: {reason}") from error
+            raise ValueError(
+                f"{problem}: {named_before(unreadable, files)}{type(reason).__name__}: {reason}"
+            ) from error
 
 
 def _open_digits() -> dict[str, datasets.Dataset]:

@@ -268,8 +268,7 @@ def tiff_samples(
         if header.is_for_pil:
             image.load()
             values = np.asarray(image)[..., None]
-            values = values.view(np.int8) if header.bits == 8 else values
-            return Samples(values, "L", header.declared_max, is_inverted), True
+            return Samples(_with_sign(values, header), "L", header.declared_max, is_inverted), True
         if header.is_for_pil_twice:
             upper = image.tile[0][3][0]  # type: ignore[attr-defined]
             return Samples(both_bytes(encoded, "TIFF", upper), "RGB"), True
@@ -277,6 +276,13 @@ def tiff_samples(
     if num_channels in (1, 3) and header.photometric not in _MODES:
         raise ValueError(f"PhotometricInterpretation {header.photometric} of {header.bits} bits is not read")
     return Samples(read_with_tifffile(encoded, header), mode, header.declared_max, is_inverted), False
+
+
+def _with_sign(values: np.ndarray, header: TiffHeader) -> np.ndarray:
+    """The values of a grey image of PIL, which takes 8 bits for unsigned and 32 bits for signed."""
+    if header.bits == 8:
+        return values.view(np.int8)
+    return values.view(np.uint32) if header.bits == 32 and header.sample_format == _UNSIGNED else values
 
 
 _MODES = {WHITE_IS_ZERO: "L", BLACK_IS_ZERO: "L", RGB: "RGB", CMYK: "CMYK"}

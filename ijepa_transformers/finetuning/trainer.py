@@ -273,7 +273,7 @@ class ClassificationTrainer(Trainer):
         require_finite_weights(self.model, self.state.global_step, self.args)
         output_dir = Path(str(self.args.output_dir))
         unfinished, before = output_dir / ".tmp-export", output_dir / ".tmp-before"
-        with disk_errors():
+        with disk_errors(output_dir):
             if self.is_world_process_zero():
                 shutil.rmtree(unfinished, ignore_errors=True)
             self.accelerator.wait_for_everyone()
@@ -282,13 +282,13 @@ class ClassificationTrainer(Trainer):
         if not self.is_world_process_zero():
             yield
             return
-        with disk_errors():
+        with disk_errors(output_dir):
             write_readme(self, unfinished)
             written = replace_files_but_keep(unfinished, output_dir, before)
         try:
             yield
         except DivergedError:
-            with disk_errors():
+            with disk_errors(output_dir):
                 for file in written:
                     file.unlink(missing_ok=True)
                 replace_files(before, output_dir)

@@ -37,15 +37,15 @@ def export(run: Run) -> None:
         OSError: if it cannot be written.
     """
     checkpoint, unfinished = run.checkpoints.last, run.output_dir / ".tmp-export"
+    told = disk_errors(run.output_dir)  # a plot that cannot be written names no file
     if run.launch.writes_whole_weights and checkpoint is not None:
-        on_main_process(run.accelerator, lambda: _describe(run, unfinished))
-        run.checkpoints.afterwards(lambda: _publish_checkpoint(checkpoint, unfinished, run.output_dir))
+        on_main_process(run.accelerator, told(lambda: _describe(run, unfinished)))
+        run.checkpoints.afterwards(told(lambda: _publish_checkpoint(checkpoint, unfinished, run.output_dir)))
         return
     weights = whole_weights(run.accelerator, run.model)
-    on_main_process(run.accelerator, lambda: _publish_weights(run, weights, unfinished))
+    on_main_process(run.accelerator, told(lambda: _publish_weights(run, weights, unfinished)))
 
 
-@disk_errors()
 def _publish_checkpoint(checkpoint: Path, unfinished: Path, output_dir: Path) -> None:
     """Weights get a second name, because nothing changes them in place. The others are small, and people edit them."""
     for file in weight_files(checkpoint):
@@ -56,14 +56,12 @@ def _publish_checkpoint(checkpoint: Path, unfinished: Path, output_dir: Path) ->
     replace_files(unfinished, output_dir)
 
 
-@disk_errors()
 def _publish_weights(run: Run, weights: dict[str, torch.Tensor], unfinished: Path) -> None:
     _describe(run, unfinished)
     run.networks.save_pretrained(unfinished, state_dict=weights)
     replace_files(unfinished, run.output_dir)
 
 
-@disk_errors()
 def _describe(run: Run, unfinished: Path) -> None:
     """Writes all but the model itself to an empty directory."""
     shutil.rmtree(unfinished, ignore_errors=True)

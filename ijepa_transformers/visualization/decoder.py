@@ -142,7 +142,7 @@ def save_decoders(pair: DecoderPair, path: Path, identity: Mapping[str, Any]) ->
     for name in ("trained", "untrained"):
         state = getattr(pair, name).state_dict()
         tensors |= {f"{name}.{key}": value.contiguous() for key, value in state.items()}
-    with disk_errors(), written_aside(path) as temporary:
+    with disk_errors(path), written_aside(path) as temporary:
         save_file(tensors, temporary, {IDENTITY: json.dumps(dict(identity), sort_keys=True)})
 
 

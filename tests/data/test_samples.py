@@ -131,6 +131,17 @@ def test_signed_sixteen_bits_are_read_if_none_is_negative():
     )
 
 
+def test_a_refused_tiff_of_32_bits_is_told_with_its_true_values():
+    pixels = np.full((8, 8, 1), 2**31 + 5, np.uint32)
+    pixels[0] = 2**32 - 1
+    for order in "<>":
+        reason = reason_of(tiff(pixels, order=order), 1)
+        assert "integer pixels from 2147483653 to 4294967295; only 8 and 16 bits have a known range" in reason
+    assert "integer pixels from -5 to 70000" in reason_of(
+        tiff(np.where(pixels > 2**31 + 5, -5, 70000).astype("i4")), 1
+    )
+
+
 # TIFF: bands and pages
 
 

@@ -3,6 +3,7 @@
 
 import ast
 import io
+import logging
 import re
 import tarfile
 import tracemalloc
@@ -173,10 +174,36 @@ def test_wrong_sources_are_named(tmp_path, monkeypatch):
     write(tmp_path / "mixed" / "b.parquet")
     with pytest.raises(ValueError, match=r"several kinds of data \(image, \.parquet\)"):
         load_image_dataset(tmp_path / "mixed")
-    with pytest.raises(ValueError, match=r"the \.parquet files of .*b\.parquet' cannot be read: ArrowInvalid"):
+    with pytest.raises(
+        ValueError, match=r"the \.parquet files of .*b\.parquet' cannot be read: '.*b\.parquet': ArrowInvalid"
+    ):
         load_image_dataset(tmp_path / "mixed" / "b.parquet")
     with pytest.raises(ValueError, match="config_name is for Hub data sets only, got 'plain'"):
         load_image_dataset("digits", config_name="plain")
+
+
+class Lines(logging.Handler):
+    """Collects what a logger prints."""
+
+    def __init__(self, logger):
+        super().__init__()
+        self.lines = []
+        logger.addHandler(self)
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("open_source", [load_image_dataset, open_stream])
+def test_the_one_damaged_file_is_named_without_a_line_of_datasets(tmp_path, kind, open_source):
+    logger = logging.getLogger(f"datasets.packaged_modules.{kind}.{kind}")
+    printed, filters = Lines(logger), list(logger.filters)
+    (tmp_path / f"train-0.{kind}").write_bytes(b"no shard " * 100)
+    with pytest.raises(ValueError, match=rf"cannot be read: '.*train-0\.{kind}': ArrowInvalid"):
+        open_source(tmp_path)
+    logger.removeHandler(printed)
+    assert (printed.lines, logger.filters) == ([], filters)
 
 
 def test_hub_names_go_to_load_dataset(monkeypatch):

@@ -128,7 +128,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(whole, refusal, tmp_
     output_dir = cut_back(whole, tmp_path / "output", 2)
     flip_a_bit(output_dir / "checkpoint-2" / "model.safetensors")
     error = refusal(output_dir)
-    assert "All 1 checkpoints" in error and "content of model.safetensors has changed" in error
+    assert "The only checkpoint" in error and "content of model.safetensors has changed" in error
     assert [path.name for path in output_dir.iterdir()] == ["checkpoint-2"]
 
 

@@ -238,6 +238,14 @@ def test_a_full_disk_is_one_sentence_and_older_checkpoints_stay(tmp_path):
     pretrain(tmp_path / "run", resume="true", keep_checkpoints=5)  # when there is room again
 
 
+def test_a_full_disk_under_the_picture_of_the_curves_names_the_directory(tmp_path):
+    """matplotlib's error names no file."""
+    argv = ["run_pretraining.py", *pretraining_argv(tmp_path / "run")]
+    done = forked.run(argv, file_size_limit=100_000)  # the weights are shorter, the picture is longer
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"error: {tmp_path / 'run'}: File too large. What was saved before is complete" in done.stderr
+
+
 def test_an_output_directory_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file/run", "/proc/run"):
