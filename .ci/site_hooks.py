@@ -14,7 +14,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 _LINK = re.compile(r"(\]\()(\.\./[^)\s#]+)")
 _INLINE_CODE = re.compile(r"<code>[^<]*</code>")
 _FLAG = re.compile(r"(?<![\w-])--?[a-zA-Z]\w*")
-_CODE_WITH_BACKTICKS = re.compile(r"<code>[^<]*`[^<]*</code>")
+_CODE_WITH_MARKUP = re.compile(r"<code>[^<]*[`*][^<]*</code>")
+_DEFAULT_OF_KEYWORDS = re.compile(r",\s*default:\s*<code>\{\}</code>\s*")
 
 
 def on_page_markdown(markdown, page, config, files):
@@ -31,9 +32,11 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(html, page, config, files):
-    """Called with the HTML of each page. Types of the configuration are written as in Transformers, with backticks."""
+    """Called with the HTML of each page. Types of the configuration are written as in Transformers, with backticks and
+    asterisks. `**keywords` have no default."""
     if page.file.src_uri.startswith("api/"):
-        html = _CODE_WITH_BACKTICKS.sub(lambda code: code[0].replace("`", ""), html)
+        html = _CODE_WITH_MARKUP.sub(lambda code: code[0].replace("`", "").replace("*optional*", "optional"), html)
+        html = _DEFAULT_OF_KEYWORDS.sub("", html)
     return _INLINE_CODE.sub(lambda code: with_whole_flags(code[0]), html)
 
 

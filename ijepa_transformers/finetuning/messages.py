@@ -142,7 +142,7 @@ def show_head(trainer: "ClassificationTrainer", total_steps: int) -> None:
     batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     facts = {
         "model": f"{type(model).__name__} of {arguments.model.model}, {origin}: {trained:,} trained weights",
-        "head": trainer.head.removeprefix("the head is "),
+        "head": _explained(trainer.head.removeprefix("the head is ")),
         "data": f"{arguments.data.data}: {counted(num_images, 'image')} to train on; {evaluation}",
         "classes": describe_classes(trainer.train_dataset.dataset),
         "length": f"{counted(total_steps, 'step')} of {counted(batch, 'image')},"
@@ -155,6 +155,12 @@ def show_head(trainer: "ClassificationTrainer", total_steps: int) -> None:
         changes = "".join(f"; {change}" for change in trainer.run_state["history"])
         facts["continues"] = f"{trainer.checkpoint} at step {step_of(trainer.checkpoint):,}{changes}"
     show_facts(facts)
+
+
+def _explained(head: str) -> str:
+    """Where the head comes from, and what it is where there was none before."""
+    what = "new (the head is the last layer, which tells the classes)"
+    return f"{what}{head[3:]}" if head.startswith("new") else head
 
 
 def show_results(trainer: "ClassificationTrainer") -> None:

@@ -37,7 +37,7 @@ from .batches import IndexedData, StreamedData, open_batches
 from .checkpointing import CheckpointWriter, DirectoryLock, checkpoint_step, newest_checkpoint
 from .collapse_monitor import CollapseMonitor
 from .defaults import half_life_steps, with_masks_for
-from .evaluate import Probe, with_available_split
+from .evaluate import Probe, unused_labels, with_available_split
 from .finished import STATUS_FILE
 from .preemption import StopRequest
 from .sanity import Plan, plan_of
@@ -73,6 +73,7 @@ class Run:
     rows: list[dict[str, str | float]] | None = None  # of the final table of accuracies, on the main process
     verdict: Verdict | None = None  # at the end, on the main process
     skipped_steps: int = 0
+    unused_labels: str = ""  # that labels could judge the run, in sentences
 
     @property
     def networks(self) -> IJepaForPretraining:
@@ -312,6 +313,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     base = _base_processor(arguments, checkpoint)
     data = open_batches(arguments, config, accelerator, checkpoint, setting_of(base) if base else None)
     arguments = with_available_split(arguments, accelerator)
+    labels = unused_labels(arguments, accelerator)
     schedules = _build_schedules(arguments, data.num_images // arguments.batch_size)
     set_seed(arguments.seed)
     model = _build_model(arguments, config, attention, checkpoint)
@@ -343,7 +345,8 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
             arguments.keep_checkpoints,
             in_background=arguments.async_checkpoints and launch.writes_whole_weights,
         ),
-        notes=[*filter(None, [why, products_on_gpu(accelerator.device.type, launch.precision)]), *data.notes],
+        notes=[*filter(None, [why, products_on_gpu(accelerator.device.type, launch.precision), labels]), *data.notes],
+        unused_labels=labels,
     )
 
 

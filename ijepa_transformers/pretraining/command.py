@@ -259,7 +259,9 @@ def pretrain(**keywords: Any) -> Result:
 
     Raises:
         TypeError: for an unknown keyword.
-        ValueError, OSError, Preempted: as `run` does, and for a wrong value.
+        ValueError: with one sentence, if an argument is wrong or training diverges.
+        OSError: if a file cannot be read or written. The last checkpoint stays.
+        Preempted: if a signal stopped the run. What was trained is saved; `resume` continues it.
 
     Example:
 

@@ -21,7 +21,8 @@ from ..configuration_ijepa import IJepaConfig
 from ..data.bit_depth import setting_of
 from ..data.datasets import EvaluationImages
 from ..data.labels import describe_classes, labels_of
-from ..data.sources import open_split, split_to_judge_on
+from ..data.sources import available_split, open_split, split_to_judge_on
+from ..data.splits import AUTO
 from ..data.transforms import normalize_pixel_values
 from ..distributed import (
     any_process,
@@ -238,6 +239,28 @@ def with_available_split(arguments: PretrainingArguments, accelerator: Accelerat
         return arguments
     source = DatasetArguments(arguments.validation_data) if arguments.validation_data else arguments
     return replace(arguments, validation_split=on_main_process(accelerator, lambda: split_to_judge_on(source, asked)))
+
+
+def unused_labels(arguments: PretrainingArguments, accelerator: Accelerator) -> str:
+    """That labels of the data could judge the run, in sentences; empty if there are none, or if they are used. All
+    processes must call it."""
+    if arguments.validation_split or arguments.validation_data or arguments.streaming:
+        return ""
+    return on_main_process(accelerator, lambda: _unused_labels(arguments))
+
+
+def _unused_labels(arguments: PretrainingArguments) -> str:
+    try:
+        split = available_split(arguments, AUTO)
+        opened = [open_split(arguments, name) for name in (arguments.train_split, split)]
+    except ValueError:  # most data have no such split
+        return ""
+    if split == arguments.train_split or not all("label" in dataset.column_names for dataset in opened):
+        return ""
+    return (
+        f"The splits {arguments.train_split!r} and {split!r} have labels. --validation_split {split} judges the run by"
+        " them; after the run, add --resume true."
+    )
 
 
 def evaluate(run: "Run") -> dict[str, float]:

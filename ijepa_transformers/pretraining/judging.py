@@ -90,7 +90,8 @@ def verdict_of(run: "Run") -> Verdict:
 def _with_advice(run: "Run", verdict: Verdict, facts: Facts) -> Verdict:
     """The verdict with what to change. A short run from trained weights may still be good."""
     short_run = few_steps_told(facts) if is_short(facts) and not run.arguments.init_from else None
-    return dataclasses.replace(verdict, advice=tuple(advise(verdict, facts)), short_run=short_run)
+    advice = (*filter(None, [run.unused_labels]), *advise(verdict, facts))
+    return dataclasses.replace(verdict, advice=advice, short_run=short_run)
 
 
 def scores_of(row: Mapping[str, str | float]) -> dict[str, Score]:

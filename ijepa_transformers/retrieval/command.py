@@ -18,6 +18,7 @@ from ..display import as_typed, command_again, on_standard_error, show, show_end
 from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_page, write_text
 from .arguments import PROGRAM, SearchArguments, parse_search_arguments, search_arguments
+from .doubts import about_similarities
 from .finder import Match, PhotoFinder, Query, open_finder
 from .page import all_equal, build_page
 from .random_pairs import RandomPairs
@@ -98,10 +99,8 @@ def format_results(results: dict[str, Any]) -> str:
             f"Outliers, with their mean cosine similarity to their {NEIGHBOURS} nearest photos:",
             *_lines(results["outliers"]),
         ]
-    if results["random_pairs"]:
-        lines += ["", *RandomPairs(**results["random_pairs"]).lines]
-    if results["doubt"]:
-        lines += ["", f"WARNING: {results['doubt']}"]
+    if about := about_similarities(RandomPairs.of(results["random_pairs"]), results["doubt"]):
+        lines += ["", *about]
     return "\n".join(lines[1:])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..verdict import read_verdict
+from .random_pairs import RandomPairs
 
 
 def doubt_about(source: str, encoder: str, model: torch.nn.Module) -> str | None:
@@ -20,13 +21,24 @@ def doubt_about(source: str, encoder: str, model: torch.nn.Module) -> str | None
     if is_untrained(model):
         return (
             f"The weights of {source!r} are random: nothing has trained them. So similarities tell little, except that"
-            " 1 means the same picture."
+            " 1 means the same picture. Train it, or take another model."
         )
     verdict = None
     with suppress(OSError, ValueError):  # a damaged verdict says nothing
         verdict = read_verdict(Path(source))
     doubt = verdict and (verdict.short_run if encoder == "context" else verdict.doubt)
-    return f"The run that made {source!r} said at its end: {doubt} So similarities tell little." if doubt else None
+    if not doubt:
+        return None
+    return (
+        f"The run that made {source!r} said at its end: {doubt} So similarities tell little. Train longer, or take"
+        " another model."
+    )
+
+
+def about_similarities(pairs: RandomPairs | None, doubt: str | None) -> list[str]:
+    """What to compare similarities with, and why they tell little if that is known, in one warning."""
+    doubt = doubt or (pairs.warning if pairs else None)
+    return [*([pairs.sentence] if pairs else []), *([f"WARNING: {doubt}"] if doubt else [])]
 
 
 def is_untrained(model: torch.nn.Module) -> bool:

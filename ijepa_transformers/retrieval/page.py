@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from ..data.notices import counted
+from .doubts import about_similarities
 from .finder import PhotoFinder
 from .random_pairs import RandomPairs
 from .similarity import ALL_EQUAL, LEAST_PHOTOS, NEIGHBOURS, ROUNDING, TOO_FEW
@@ -87,8 +88,7 @@ def build_page(finder: PhotoFinder, results: dict[str, Any], command: str) -> st
         " means the same picture."
     )
     facts += f" {TOO_FEW}" if num_photos < LEAST_PHOTOS else ""
-    pairs = RandomPairs(**results["random_pairs"]) if results["random_pairs"] else None
-    notes = [*([] if pairs is None else pairs.lines), *([f"WARNING: {results['doubt']}"] if results["doubt"] else [])]
+    notes = about_similarities(RandomPairs.of(results["random_pairs"]), results["doubt"])
     title = f"Search in {results['data']}"
     page = _PAGE.format(
         title=escape(title),

@@ -1,6 +1,7 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """How similar two photos are that were taken at random. Beside this a similarity gets a meaning."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,11 @@ class RandomPairs:
     median: float
     percentile_95: float
 
+    @classmethod
+    def of(cls, values: Mapping[str, float] | None) -> "RandomPairs | None":
+        """From the values in the results of a search."""
+        return cls(**values) if values else None
+
     @property
     def sentence(self) -> str:
         """What to compare a similarity with."""
@@ -28,11 +34,6 @@ class RandomPairs:
             f"For comparison, two photos at random: usually {round(self.median, 2) + 0:.2f}, in 95 of 100 cases below"
             f" {self.percentile_95:.2f}."
         )
-
-    @property
-    def lines(self) -> list[str]:
-        """The sentence, and the warning if there is one."""
-        return [self.sentence, *([f"WARNING: {self.warning}"] if self.warning else [])]
 
     @property
     def warning(self) -> str | None:

@@ -19,6 +19,7 @@ from PIL import Image
 from ..arguments import require
 from ..data.notices import counted
 from .arguments import FEW, SearchArguments
+from .doubts import about_similarities
 from .finder import Match, PhotoFinder
 from .similarity import NEIGHBOURS
 
@@ -107,9 +108,7 @@ class Page:
     @property
     def about_similarities(self) -> str:
         """What to compare the similarities with, and why they tell little if that is known, as Markdown."""
-        pairs, doubt = self.finder.random_pairs(), self.finder.doubt
-        lines = [] if pairs is None else pairs.lines
-        return "\n\n".join([*lines, *([f"WARNING: {doubt}"] if doubt else [])])
+        return "\n\n".join(about_similarities(self.finder.random_pairs(), self.finder.doubt))
 
     def duplicates(self, threshold: float) -> tuple[str, list[tuple[list[int], float]]]:
         """A sentence, and the first groups of near duplicates: rows, and the greatest similarity."""

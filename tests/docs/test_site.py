@@ -44,6 +44,15 @@ def test_a_flag_is_not_broken_at_its_hyphens():
     assert hooks["on_page_content"](html, page, None, None) == expected
 
 
+def test_types_of_the_api_pages_hold_no_markup():
+    hooks = runpy.run_path(str(REPOSITORY / ".ci" / "site_hooks.py"))
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="api/models.md"))
+    html = "(<code>int, *optional*</code>) (<code>`str`</code>) (<code>Any</code>, default:\n  <code>{}</code>\n)"
+    assert hooks["on_page_content"](html, page, None, None) == (
+        "(<code>int, optional</code>) (<code>str</code>) (<code>Any</code>)"
+    )
+
+
 @pytest.mark.slow
 def test_the_site_builds(tmp_path):
     done = subprocess.run(

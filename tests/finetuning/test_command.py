@@ -320,6 +320,7 @@ def test_the_start_has_no_warning_of_an_untrained_head(directory, tmp_path, capf
     written = capfd.readouterr()
     everything = written.err + written.out + caplog.text
     assert "no trained classifier" not in everything and "LOAD REPORT" not in everything
+    assert "\nhead         new (the head is the last layer, which tells the classes)\n" in written.out
     assert "nothing is evaluated" in written.out and "30 images to train on" in written.out
     found = dict(proposed(written.out))
     assert found["visualize"].model == str(tmp_path) and found["visualize"].split == "train"

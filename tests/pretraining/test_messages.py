@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ijepa_transformers import pretrain as pretrain_by_keywords
 from ijepa_transformers.pretraining import build
@@ -62,7 +64,7 @@ def test_a_run_in_a_file_has_a_short_head_lines_with_times_and_an_end(tmp_path, 
     pretrain(tmp_path / "run", max_steps=14, logging_steps=12, save_steps=100)
     out = capsys.readouterr().out
     head = [line.split()[0] for line in out[out.index("data  ") : out.index("WARNING: 1,297")].splitlines()]
-    assert head == ["data", "length", "batch", "encoder", "computation", "output"]
+    assert head == ["data", "length", "batch", "encoder", "computation", "output", "The"]  # splits have labels
     lines = [line for line in out.splitlines() if line.startswith("step ")]
     assert [line.split(",")[0] for line in lines] == ["step 10 of 14", "step 12 of 14", "step 14 of 14"]
     assert all(" so far, " in line and " left" in line for line in lines[:2])
@@ -127,8 +129,23 @@ def test_a_run_is_not_called_finished_unless_its_files_and_the_arguments_say_so(
 
 def test_a_finished_run_is_judged_if_labels_are_named_afterwards(tmp_path, capsys):
     pretrain(tmp_path / "run")
+    told = "The splits 'train' and 'test' have labels. --validation_split test judges the run by them; after the run,"
+    assert capsys.readouterr().out.count(told) == 2  # at the start, and at the end
     pretrain(tmp_path / "run", resume="true", validation_split="test", max_probe_images=60)
-    assert "Accuracy on the 'test' split" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Accuracy on the 'test' split" in out and told not in out
+
+
+def test_labels_that_cannot_judge_a_run_are_not_named(tmp_path, capsys):
+    """Only the first folder has classes; the second has no other split."""
+    for number, name in enumerate(("a/train/cat", "a/train/dog", "a/test", "b/cat", "b/dog")):
+        (tmp_path / name).mkdir(parents=True)
+        for seed in range(8):
+            pixels = np.random.default_rng((number, seed)).integers(0, 256, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{seed}.png")
+    for name in ("a", "b"):
+        pretrain(tmp_path / f"run {name}", data=tmp_path / name, max_steps=1, warmup_steps=1)
+    assert "have labels" not in capsys.readouterr().out
 
 
 def test_a_run_says_at_its_start_how_a_gpu_multiplies(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from ijepa_transformers.evaluation.probes import standardize
 from ijepa_transformers.retrieval import similarity
+from ijepa_transformers.retrieval.doubts import about_similarities
 from ijepa_transformers.retrieval.similarity import SimilaritySearch
 
 
@@ -136,7 +137,8 @@ def test_random_pairs_have_the_median_and_the_95th_percentile_of_all_pairs_that_
     found = SimilaritySearch(torch.cat([features, features[:1]])).random_pairs()
     assert found.median == pytest.approx(np.median(pairs), abs=0.02)
     assert found.percentile_95 == pytest.approx(np.quantile(pairs, 0.95), abs=0.05)
-    assert found.warning is None and found.lines == [found.sentence]
+    assert found.warning is None and about_similarities(found, None) == [found.sentence]
+    assert about_similarities(found, "Why.") == [found.sentence, "WARNING: Why."]
     assert SimilaritySearch(torch.ones(5, 3)).random_pairs() is None
 
 
@@ -145,7 +147,10 @@ def test_a_model_that_hardly_tells_photos_apart_is_named_so():
     generator = torch.Generator().manual_seed(0)
     collapsed = torch.randn(60, 1, generator=generator) + 0.01 * torch.randn(60, 8, generator=generator)
     found = SimilaritySearch(collapsed).random_pairs()
-    assert "hardly tells these photos apart" in found.warning and found.lines[1].startswith("WARNING: ")
+    assert "hardly tells these photos apart" in found.warning
+    assert about_similarities(found, None)[1] == f"WARNING: {found.warning}"
+    assert about_similarities(found, "Why.")[1:] == ["WARNING: Why."]  # one is enough
+    assert about_similarities(None, None) == [] and about_similarities(None, "Why.") == ["WARNING: Why."]
 
 
 @pytest.mark.parametrize(("photos", "copies"), [(40, 30), (12, 60), (60, 25)])
