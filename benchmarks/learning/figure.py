@@ -7,6 +7,7 @@ Rows of other settings or another length than the study has today are left out.
 """
 
 import argparse
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from benchmarks.learning.study import finished_rows, read_study, wanted_runs
 from ijepa_transformers.arguments import require
 
 
+MOST_IN_A_ROW = 3
 MEASURES = {"knn": "20-NN", "shot5": "5-shot", "linear": "logistic"}
 # Line of the study -> label, prefix of its accuracies and colour.
 LINES = {
@@ -69,14 +71,20 @@ def rows_of(study_file: str, results: str) -> list[dict[str, Any]]:
 
 
 def draw(studies: dict[str, list[dict[str, Any]]], output: Path) -> None:
-    figure, panels = plt.subplots(1, len(studies), figsize=(3.2 * len(studies), 2.8), squeeze=False)
-    for axes, (title, rows) in zip(panels[0], studies.items(), strict=True):
+    """Few panels in a row, so that the words are large enough to read on a page of 700 pixels."""
+    columns = min(len(studies), MOST_IN_A_ROW)
+    lines = math.ceil(len(studies) / columns)
+    figure, panels = plt.subplots(lines, columns, figsize=(2.7 * columns, 2.4 * lines + 0.4), squeeze=False)
+    for axes, (title, rows) in zip(panels.flat, studies.items(), strict=False):
         draw_panel(axes, title, rows)
-    panels[0][0].set_ylabel("accuracy of frozen features")
+    for axes in panels.flat[len(studies) :]:
+        axes.set_axis_off()
+    for line in panels:
+        line[0].set_ylabel("accuracy")
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(LINES), frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
-    figure.savefig(output, dpi=130)
+    figure.legend(handles, labels, loc="lower center", ncols=len(LINES), frameon=False, fontsize=10)
+    figure.tight_layout(rect=(0, 0.3 / figure.get_figheight(), 1, 1))
+    figure.savefig(output, dpi=150)
 
 
 def main(words: list[str] | None = None) -> None:

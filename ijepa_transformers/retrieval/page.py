@@ -42,6 +42,7 @@ main {{ max-width: 70rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere
 h1 {{ line-height: 1.2; }}
 h2 {{ margin-top: 2.5rem; padding-top: 0.75rem; border-top: 1px solid var(--line); }}
 p {{ color: var(--weak); max-width: 45rem; }}
+.warning {{ color: var(--text); border-left: 4px solid #c77700; padding-left: 0.75rem; }}
 .photos {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; }}
 h3 {{ margin: 1.5rem 0 0.5rem; font-size: 1rem; }}
 .photos + h3 {{ padding-top: 1.5rem; border-top: 1px solid var(--line); }}
@@ -84,8 +85,8 @@ def build_page(finder: PhotoFinder, results: dict[str, Any], command: str) -> st
         note = f"The number is the mean cosine similarity to the {NEIGHBOURS} nearest photos. The lowest comes first."
         sections.append(_section("Outliers", note, _photos(finder, results["outliers"])))
     facts = (
-        f"{counted(num_photos, 'photo')}, compared by the features of {results['model']}. Similarities are cosines: 1"
-        " means the same picture."
+        f"{counted(num_photos, 'photo')}, compared by the features of {results['model']!r}. Similarities are cosines:"
+        " 1 means the same picture."
     )
     facts += f" {TOO_FEW}" if num_photos < LEAST_PHOTOS else ""
     notes = about_similarities(RandomPairs.of(results["random_pairs"]), results["doubt"])
@@ -93,11 +94,16 @@ def build_page(finder: PhotoFinder, results: dict[str, Any], command: str) -> st
     page = _PAGE.format(
         title=escape(title),
         facts=escape(facts),
-        notes="".join(f"<p>{escape(line)}</p>\n" for line in notes),
+        notes="".join(map(_note, notes)),
         command=_with_whole_flags(escape(command)),
         sections="\n".join(sections),
     )
     return page.encode(errors="replace").decode()  # names may hold bytes that are not UTF-8, which no page can show
+
+
+def _note(line: str) -> str:
+    kind = ' class="warning"' if line.startswith("WARNING") else ""
+    return f"<p{kind}>{escape(line)}</p>\n"
 
 
 def _with_whole_flags(command: str) -> str:

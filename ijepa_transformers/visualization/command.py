@@ -83,7 +83,7 @@ def _write(
     with failures_told(PROGRAM, FAILED):
         on_these_images = judge_pool(study)
         verdict = shown_verdict(study, on_these_images)
-        title, top = f"What {arguments.own_name} has learned", headline(verdict, on_these_images)
+        title, top = f"What {arguments.own_name!r} has learned", headline(verdict, on_these_images)
         page = build_page(title, top, cards(study, verdict, on_these_images), sections, _describe(study, argv))
         if pictures:
             pictures.claim()

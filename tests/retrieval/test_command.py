@@ -257,7 +257,7 @@ def test_random_weights_are_named_everywhere_and_those_of_the_context_encoder_ar
     assert ask("--outliers", "--encoder", "context")["doubt"] is None
     command.main(["photos", "--model", str(gray_pretrained), "--num_workers", "0", "--outliers", "--output", "p.html"])
     assert f"WARNING: {doubt}" in capsys.readouterr().out.splitlines()[-1]
-    assert f"WARNING: {escape(doubt)}" in Path("p.html").read_text(encoding="utf-8")
+    assert f'<p class="warning">WARNING: {escape(doubt)}' in Path("p.html").read_text(encoding="utf-8")
 
 
 SHORT = "The run had 40 steps. Runs with fewer than about 2,000 learn little."
