@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ from .files import written_aside
 from .hub import sentence_for
 from .launcher import INTERRUPTED
 from .process import prepare_process
-from .recipe_files import RECIPES, find_recipe, list_recipes, near
+from .recipe_files import RECIPES, find_recipe, list_recipes, load_recipe, near
 from .terminal import lasting_output
 
 
@@ -153,10 +154,29 @@ def run(name: str, argv: Sequence[str]) -> None:
     prepare_process()
     if command.shortcut and _function(command.shortcut)(argv):
         return
-    if not {"--help", "-h"} & set(argv) and (sentence := sentence_for(argv)):
+    if not {"--help", "-h"} & set(argv) and (sentence := sentence_for(_with_sources(name, argv))):
         CommandParser(prog=f"ijepa {name}").error(sentence)
     arguments = _function(command.arguments)(argv)
     importlib.import_module(f".{command.module}", __package__).execute(arguments, argv)
+
+
+def _with_sources(name: str, argv: Sequence[str]) -> list[str]:
+    """The words of a command with the model and the data that its recipe names, and the photos of `ijepa search`."""
+    words = list(argv)
+    if name == "search" and words and not words[0].startswith("-"):
+        words = ["--data", *words]
+    flags = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        flags[flag.replace("-", "_")] = value if equals else following
+    if "__recipe" not in flags or any(flag.startswith("__print") for flag in flags):  # which opens no data
+        return words
+    with suppress(ValueError):  # the parser says what is wrong with the recipe
+        _, recipe = load_recipe(flags["__recipe"])
+        for key in ("data", "model", "init_from"):
+            if f"__{key}" not in flags and isinstance(recipe.get(key), str):
+                words += [f"--{key}", recipe[key]]
+    return words
 
 
 def _function(place: str) -> Callable[..., Any]:

@@ -120,7 +120,7 @@ def hub_or_cache(source: str | os.PathLike) -> Iterator[None]:
 def sentence_for(argv: Sequence[str]) -> str | None:
     """Why a command cannot start: a model or data that it names is not on this machine, and the Hub cannot be reached.
 
-    None if it may start. What a recipe names is not looked at.
+    None if it may start.
     """
     flag = ""
     for word in argv:

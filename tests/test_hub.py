@@ -65,6 +65,12 @@ def test_data_of_a_hub_that_cannot_be_reached_are_one_sentence_at_once(load, sou
         (["probe", "--models=a=random:someone/model#1"], "The model 'someone/model' cannot be opened: "),
         (["pretrain", "--init-from", "someone/model"], "The model 'someone/model' cannot be opened: "),
         (["finetune", "--data", "someone/photos"], "'someone/photos' is neither a file nor a folder on this machine"),
+        (
+            ["search", "someone/photos", "--duplicates"],
+            "'someone/photos' is neither a file nor a folder on this machin",
+        ),
+        (["pretrain", "--recipe", "cifar10"], "'uoft-cs/cifar10' is neither a file nor a folder on this machine"),
+        (["pretrain", "--recipe=cifar10", "--data", "a/b"], "'a/b' is neither a file nor a folder on this machine"),
     ],
 )
 def test_a_command_says_it_before_it_imports_anything_heavy(argv, start, monkeypatch, capsys):
@@ -91,6 +97,17 @@ def test_what_is_in_a_cache_or_no_name_is_left_to_the_command(monkeypatch, tmp_p
     words = ["--model", "someone/model", "--data", "photos", "--init_from", "../elsewhere/model", "--size", "small"]
     assert hub.sentence_for(words) is None
     assert hub.sentence_for(["--data", "*.tar", "--data", "a/b/c", "--data", "digits"]) is None
+
+
+@pytest.mark.usefixtures("unreachable")
+@pytest.mark.parametrize("more", [["--print_memory_estimate", "true"], ["--data", "digits"], ["--print-config"]])
+def test_data_of_a_recipe_that_are_not_opened_need_no_hub(more, monkeypatch):
+    def read(argv):
+        raise LookupError("the arguments are read")
+
+    monkeypatch.setattr(cli, "_function", lambda place: read if "arguments" in place else lambda argv: False)
+    with pytest.raises(LookupError):
+        cli.run("pretrain", ["--recipe", "cifar10", *more])
 
 
 def test_what_is_on_this_machine_needs_no_hub(monkeypatch, gray_pretrained):
