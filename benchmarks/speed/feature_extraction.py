@@ -10,13 +10,14 @@ the package's settings (sdpa, "highest") takes part too, to show what they give.
 by layer, in place, for both; it takes long to warm up, so on CPUs it takes part only in the cases of `--compiled`.
 Contenders take turns of one batch each. Figures are medians over the turns, by wall and by processor time (`cpu`).
 Pixels lie on the device as float32, and every contender turns them into its own precision. Before anything is timed,
-all outputs are held against those of stock eager in float32; a larger error than TOLERANCES ends the run. On CUDA the
-way of the pixels from the host is timed apart. The last line of the output is one JSON object, which is added to a
-file too.
+all outputs are held against those of stock eager in float32; a larger error than TOLERANCES ends the run.
+`page_faults` are those of one more batch. On CUDA the way of the pixels from the host is timed apart. The last line of
+the output is one JSON object, which is added to a file too.
 """
 
 import argparse
 import copy
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -192,6 +193,7 @@ def measure(case: Case, precision: str, device_type: str, with_compiled: bool, s
     first = check(models, expected, pixel_values, precision)
     work = {name: partial(contender.features, pixel_values) for name, contender in models.items()}
     times = take_turns(work, seconds, device_type=device_type)
+    faults = {name: page_faults(work[name]) for name in models}
     flops = encoder_flops(case.config, case.config.num_patches) + embedding_flops(case.config)
     results = {name: figures(times[name], times["stock sdpa"], case.batch_size, flops) for name in models}
     return {
@@ -200,8 +202,16 @@ def measure(case: Case, precision: str, device_type: str, with_compiled: bool, s
         "turns": len(times["ours"]),
         "attention": models["ours"].model.config._attn_implementation,
         "matmul_precision": models["ours"].matmul_precision,
-        "contenders": {name: {**results[name], **first[name]} for name in models},
+        "contenders": {name: {**results[name], **first[name], "page_faults": faults[name]} for name in models},
     }
+
+
+def page_faults(function: Callable[[], object]) -> int:
+    """Of a call: how often the system gave this process a page of memory. An allocator that gives freed memory back
+    has many."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    function()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def figures(times: list[Seconds], baseline: list[Seconds], batch_size: int, flops: int) -> dict:

@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.speed import checkpoint, feature_extraction, gpu, input_pipeline, masking, opening, streaming, timing
+from benchmarks.speed import (
+    checkpoint,
+    choices,
+    feature_extraction,
+    gpu,
+    input_pipeline,
+    masking,
+    opening,
+    streaming,
+    timing,
+)
 from ijepa_transformers.masking import MultiBlockMasking
 
 
@@ -117,6 +127,7 @@ def test_feature_benchmark_reports_both_precisions(capsys, tmp_path):
         for values in result["contenders"].values():
             assert values["images_per_second"]["median"] > 0 and values["images_per_cpu_second"]["median"] > 0
             assert values["error"] <= feature_extraction.TOLERANCES[result["precision"]]
+            assert values["page_faults"] >= 0
 
 
 def test_feature_benchmark_stops_when_outputs_differ():
@@ -147,6 +158,28 @@ def test_a_case_that_makes_no_sense_is_refused_by_name(text):
     with pytest.raises(feature_extraction.argparse.ArgumentTypeError, match=text):
         feature_extraction.Case.parse(text)
     assert str(feature_extraction.Case.parse("H/14:224:64")) == "H/14:224:64"
+
+
+# ---- choices --------------------------------------------------------------------------------------------------------
+
+
+def test_choices_are_measured_beside_the_other_way(capsys, tmp_path):
+    words = ["--size", "smoke", "--batch", "2", "--photos", "60", "--seconds", "0"]
+    choices.main([*words, "--output", str(tmp_path / "rows.jsonl")])
+    report = result_of(capsys, tmp_path / "rows.jsonl")
+    assert report["benchmark"] == "choices" and is_environment(report)
+    assert list(report["results"]) == list(choices.PARTS)
+    for part, result in report["results"].items():
+        first = next(iter(result["contenders"].values()))
+        assert result["turns"] == 3 and len(result["contenders"]) >= 2 and first["times_first"]["median"] == 1, part
+        assert all(each["cpu_seconds"]["median"] > 0 for each in result["contenders"].values()), part
+
+
+def test_the_other_ways_of_the_choices_compute_the_same():
+    torch.manual_seed(0)
+    for part, tolerance in ((choices.cast, 0), (choices.packed, 1e-5)):
+        chosen, other = (function() for function in part("smoke").values())
+        assert (chosen - other).abs().max() <= tolerance * chosen.abs().max()
 
 
 # ---- input pipeline, whole runs -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ large. `mutations` damages sound files at random, always in the same way.
 
 import io
 import struct
+import time
 import zipfile
 import zlib
 
@@ -304,16 +305,18 @@ def peak():
 
 
 def measure(content, connection):
-    """What becomes of a content, and by how many MB decoding it raises the peak, in a process of its own."""
+    """What becomes of a content, by how many MB decoding it raises the peak, and its seconds of processor time, in a
+    process of its own."""
     from ijepa_transformers.data.decoding import BadImageError, decode_image
 
-    before = peak()
+    before, start = peak(), time.process_time()
     try:
         array = decode_image({"bytes": content, "path": "photo.jpg"})
         outcome = f"decoded, {array.shape[1]} x {array.shape[0]}"
     except BadImageError as error:
         outcome = f"refused: {error.reason}"
-    connection.send((outcome, f"{max(0, peak() - before):.0f}"))
+    seconds = time.process_time() - start
+    connection.send((outcome, f"{max(0, peak() - before):.0f} | {seconds:.2f}"))
 
 
 def largest(mode, file_format, **options):
@@ -330,7 +333,18 @@ LARGEST = {
     "largest grey PNG with transparency": lambda: largest("LA", "PNG", compress_level=1)(),
     "largest 16-bit PNG": lambda: largest("I;16", "PNG", compress_level=1)(),
     "largest 32-bit TIFF": lambda: largest("I", "TIFF", compression="tiff_adobe_deflate")(),
+    "JPEG of a camera": lambda: encoded(photo(3000, 4000), "JPEG", quality=90),
+    "largest PNM with a largest value of 254": lambda: b"P5 2048 2048 254\n" + bytes(2**22),
+    "largest PNM in plain text": lambda: b"P2 2048 2047 255\n" + b"9 " * (2048 * 2047),
+    "noise as JPEG 2000": lambda: noise(1600),
+    "noise as JPEG 2000, nearly the largest": lambda: noise(4600),
 }
+
+
+def noise(side):
+    """It cannot be made smaller, so decoding it takes longest."""
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return encoded(pixels, "JPEG2000", irreversible=False)
 
 
 def main():
@@ -338,16 +352,16 @@ def main():
     import multiprocessing
 
     context = multiprocessing.get_context("fork")
-    print("| input | bytes | outcome | peak memory, MB |")
-    print("|---|---:|---|---:|")
+    print("| input | bytes | outcome | peak memory, MB | CPU seconds |")
+    print("|---|---:|---|---:|---:|")
     for name, entry in {**ACCEPTED, **REFUSED, **LARGEST}.items():
         receiver, sender = context.Pipe()
         content = (entry[0] if isinstance(entry, tuple) else entry)()  # here: making it takes memory too
         process = context.Process(target=measure, args=(content, sender))
         process.start()
-        outcome, memory = receiver.recv() if receiver.poll(60) else ("HANGS", "")
+        outcome, cost = receiver.recv() if receiver.poll(120) else ("HANGS", " | ")
         process.kill() if outcome == "HANGS" else process.join()
-        print(f"| {name} | {len(content):,} | {outcome} | {memory} |", flush=True)
+        print(f"| {name} | {len(content):,} | {outcome} | {cost} |", flush=True)
 
 
 if __name__ == "__main__":

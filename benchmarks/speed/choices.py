@@ -1,0 +1,223 @@
+# Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
+"""What the package chooses or leaves out, beside the other way, on a CPU:
+
+    python benchmarks/speed/choices.py [--parts "step fp32" "step bf16" cast packed few_shot search] [--seconds 30]
+        [--size S/16] [--batch 16] [--photos 100000] [--allocator keep] [--output FILE]
+
+    step fp32   a training step with eager and with fused attention (sdpa)
+    step bf16   the same in bfloat16, and eager attention whose probabilities stay in bfloat16 for the backward pass
+    cast        the encoder under autocast without gradients: tokens cast once for three products, or for each
+    packed      the encoder in float32: weights as they are, or packed for oneDNN by torch.utils.mkldnn
+    few_shot    logistic regression on five digits of each class, as 1,024 pixels: as it is, or in the span of the
+                labelled images
+    search      `ijepa search`: a query among 100,000 photos with 1,280 features, and all pairs of 10,000
+
+The first contender of a part is what the package does (search: the two are two jobs). They take turns of one call.
+Figures are medians over the turns, by wall and by processor time. `times_first` is the processor time of a contender
+over that of the first, turn by turn: above 1 the package's way is faster. The last line of the output is one JSON
+object, which is added to a file too.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from torch.utils import mkldnn
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
+
+from benchmarks.speed.peers import Ours
+from benchmarks.speed.pretraining_step import Steps, build_config
+from benchmarks.speed.timing import add_common_arguments, prepare, report, rounded, take_turns
+from ijepa_transformers import IJepaModel, modeling_ijepa
+from ijepa_transformers.evaluation.probes import few_shot_accuracy
+from ijepa_transformers.execution import configure
+from ijepa_transformers.retrieval.similarity import SimilaritySearch
+
+
+CPU = torch.device("cpu")
+Contenders = dict[str, Callable[[], object]]
+
+
+# Steps
+
+
+def step(size: str, batch_size: int, precision: str) -> Contenders:
+    config = build_config(size)
+    steps, first = Steps(config, batch_size, CPU), Ours(config, CPU, precision)
+    other = "sdpa" if first.attention == "eager" else "eager"
+    result = {f"{first.attention}, as chosen": partial(take_step, first, steps)}
+    result[other] = partial(take_step, variant(first, other), steps)
+    if precision == "bf16":
+        half = variant(first, "eager")
+        result["eager, probabilities in bfloat16"] = partial(take_half_step, half, steps)
+    return result
+
+
+def variant(first: Ours, attention: str) -> Ours:
+    """With the weights and the optimizer of the first one."""
+    products = first.matmul_precision
+    other = Ours(first.networks.config, CPU, first.precision, weights_of=first, matmul_precision=products)
+    other.networks.set_attn_implementation(attention)
+    return other
+
+
+def take_step(contender: Ours, steps: Steps) -> None:
+    with contender.settings():
+        contender.step(steps.batch(contender.number))
+
+
+def take_half_step(contender: Ours, steps: Steps) -> None:
+    with mock.patch.object(modeling_ijepa, "eager_attention_forward", half_attention):
+        take_step(contender, steps)
+
+
+def half_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """`eager_attention_forward`, but the softmax gives, and the backward pass keeps, bfloat16."""
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    with torch.autocast("cpu", enabled=False):
+        probabilities = scores.softmax(dim=-1)
+    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+
+
+# Encoders
+
+
+def encoder(size: str, precision: str) -> tuple[IJepaModel, torch.Tensor]:
+    config = build_config(size)
+    model = IJepaModel(config).eval()
+    configure(model, "cpu", precision)
+    return model, torch.randn(8, config.num_channels, *config.image_height_and_width)
+
+
+@torch.no_grad()
+def features(model: torch.nn.Module, pixel_values: torch.Tensor, precision: str) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        return model(pixel_values).last_hidden_state
+
+
+def cast(size: str) -> Contenders:
+    model, pixel_values = encoder(size, "bf16")
+    model.set_attn_implementation("eager")  # as the target encoder of a run
+
+    def for_each_product():
+        with mock.patch.object(modeling_ijepa, "cast_once", lambda tokens: tokens):
+            return features(model, pixel_values, "bf16")
+
+    return {"once": partial(features, model, pixel_values, "bf16"), "for each product": for_each_product}
+
+
+def packed(size: str) -> Contenders:
+    model, pixel_values = encoder(size, "fp32")
+    other = IJepaModel(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    other.set_attn_implementation(model.config._attn_implementation)
+    for module in list(other.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, torch.nn.Linear):
+                setattr(module, name, Packed(child))
+    return {
+        "as they are": partial(features, model, pixel_values, "fp32"),
+        "packed": partial(features, other, pixel_values, "fp32"),
+    }
+
+
+class Packed(torch.nn.Module):
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        self.linear = mkldnn.to_mkldnn(linear)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.linear(hidden_states)
+
+
+# Features
+
+
+def few_shot() -> Contenders:
+    images, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(images).float().unflatten(1, (1, 8, 8))
+    pixels = torch.nn.functional.interpolate(images, size=(32, 32), mode="bilinear").flatten(1)
+    train, test = (pixels[:1297], labels[:1297]), (pixels[1297:], labels[1297:])
+    train, test = ((values, torch.from_numpy(numbers)) for values, numbers in (train, test))
+
+    def in_span():
+        mean, std = train[0].mean(0), train[0].std(0)
+        standard, wanted = (((each - mean) / (std + 1e-6)).numpy() for each in (train[0], test[0]))
+        numbers = train[1].numpy()
+        chosen = np.concatenate([np.flatnonzero(numbers == label)[:5] for label in range(10)])
+        _, sizes, directions = np.linalg.svd(standard[chosen], full_matrices=False)
+        directions = directions[sizes > 1e-6 * sizes[0]]
+        fitted = LogisticRegression(max_iter=1000).fit(standard[chosen] @ directions.T, numbers[chosen])
+        return fitted.score(wanted @ directions.T, test[1].numpy())
+
+    return {"as it is": lambda: few_shot_accuracy(*train, *test, shots=5, num_draws=1), "in the span": in_span}
+
+
+def search(num_photos: int, num_compared: int) -> Contenders:
+    generator = torch.Generator().manual_seed(0)
+    many = SimilaritySearch(torch.randn(num_photos, 1280, generator=generator))
+    few = SimilaritySearch(torch.randn(num_compared, 1280, generator=generator))
+    query = torch.randn(1, 1280, generator=generator)
+    return {
+        f"a query among {num_photos:,}": lambda: many.query(query, 10),
+        f"all pairs of {num_compared:,}": lambda: few.compare_all(0.999),
+    }
+
+
+PARTS = {
+    "step fp32": lambda own: step(own.size, own.batch, "fp32"),
+    "step bf16": lambda own: step(own.size, own.batch, "bf16"),
+    "cast": lambda own: cast(own.size),
+    "packed": lambda own: packed(own.size),
+    "few_shot": lambda own: few_shot(),
+    "search": lambda own: search(own.photos, own.photos // 10),
+}
+
+
+def measure(contenders: Contenders, seconds: float) -> dict:
+    for function in contenders.values():
+        function()
+    times = take_turns(contenders, seconds)
+    first = next(iter(times.values()))
+    figures = {
+        name: {
+            "seconds": rounded((each.wall for each in values), 4),
+            "cpu_seconds": rounded((each.cpu for each in values), 4),
+            "times_first": rounded((each.cpu / own.cpu for each, own in zip(values, first, strict=True)), 3),
+        }
+        for name, values in times.items()
+    }
+    return {"turns": len(first), "contenders": figures}
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seconds", type=float, default=30, help="least time of the turns of each part")
+    parser.add_argument("--size", default="S/16", help="of the model, as in pretraining_step.py")
+    parser.add_argument("--batch", type=int, default=16, help="images of a step")
+    parser.add_argument("--photos", type=int, default=100_000, help="for a query; a tenth of them for all pairs")
+    add_common_arguments(parser)
+    own = parser.parse_args(words)
+    prepare(own)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    results = {}
+    for part in own.parts:
+        torch.manual_seed(0)
+        results[part] = measure(PARTS[part](own), own.seconds)
+        print(f"{part}: {results[part]}", flush=True)
+    report("choices", own, {"results": results})
+
+
+if __name__ == "__main__":
+    main()
