@@ -81,12 +81,18 @@ def require(condition, message: str) -> None:
         raise ValueError(message)
 
 
+MOST_WORKERS = 1024
 LIMITS = {
     "least": ("at least", lambda value, limit: value >= limit),
     "above": ("above", lambda value, limit: value > limit),
     "most": ("at most", lambda value, limit: value <= limit),
     "below": ("below", lambda value, limit: value < limit),
 }
+
+
+def require_workers(arguments, name: str = "num_workers") -> None:
+    """Raises ValueError for a number of data loading processes that is a slip: thousands take minutes to start."""
+    require_numbers(arguments, name, least=0, most=MOST_WORKERS)
 
 
 def require_numbers(arguments, *names: str, **limits: float) -> None:
@@ -97,7 +103,8 @@ def require_numbers(arguments, *names: str, **limits: float) -> None:
         value = getattr(arguments, name)
         for number in value if isinstance(value, list) else [] if value is None else [value]:
             within = all(LIMITS[limit][1](number, bound) for limit, bound in limits.items())
-            require(within and math.isfinite(number), f"{name} must be {text}, got {value}.")
+            finite = " and finite" if within and limits else ""
+            require(within and math.isfinite(number), f"{name} must be {text}{finite}, got {value}.")
 
 
 def require_interval(arguments, *names: str, most: float = math.inf) -> None:

@@ -244,6 +244,9 @@ class IJepaConfig(BackboneConfigMixin, PreTrainedConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must lie in [0, 1), got {self.drop_path_rate}.")
         if not 0 <= self.target_image_mean <= 1:

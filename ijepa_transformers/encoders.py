@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch.nn.functional import adaptive_avg_pool2d
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -155,6 +156,8 @@ def opening(what: str) -> Iterator[None]:
     except Exception as error:
         is_told = isinstance(error, (ImportError, OSError, ValueError))  # these have sentences
         reason = one_line(error) if is_told else f"{type(error).__name__}: {one_line(error)}"
+        if isinstance(error, SafetensorError):
+            reason = f"its weights are damaged, cut short, or only a pointer of Git LFS ({one_line(error)})"
         reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
         raise ValueError(f"{what} cannot be opened: {reason}") from error
 
@@ -296,8 +299,14 @@ def load_encoder(source: str, encoder: str = "target", dtype: torch.dtype = torc
     with opening_model(source):
         if encoder == "context":
             return _load_context_encoder(source, dtype)
-        model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        model, report = AutoModel.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
         missing = {name for name in report["missing_keys"] if not name.startswith("pooler.")}
+        for name, found, expected in report["mismatched_keys"]:
+            raise ValueError(
+                f"its weight {name!r} has the shape {tuple(found)}, and config.json asks {tuple(expected)}"
+            )
         if missing:
             raise ValueError(
                 f"it lacks {len(missing)} weights of {type(model).__name__}, for example {min(missing)!r}"

@@ -15,13 +15,15 @@ from transformers import BaseImageProcessor
 from . import notices
 from .decoding import BadImageError, ImageValue, OpenedImage
 from .notices import counted
-from .samples import FULL_RANGE, advice
+from .samples import FAR_BELOW_FULL_RANGE, FULL_RANGE, advice
 
 
 SAMPLE_SIZE = 64
 _SETTING = "sixteen_bit_max"  # the flag, the recipe key, and the key in preprocessor_config.json
 _MANY = 0.05  # of the values
 _HOT = 0.001  # of the values of an image may be hot pixels
+_BETWEEN = 0.01  # so many times as many as marks of missing pixels may lie between these and the other values
+_NARROW = 16  # images that use less than this part of the range are nearly one grey
 
 
 @dataclass
@@ -31,7 +33,8 @@ class DepthSample:
     Args:
         source: the data set, for messages.
         counts: how often each value is there, (65536,).
-        brightest: of each 16-bit image the largest value, hot pixels left out.
+        brightest: of each 16-bit image the largest value, hot pixels and marks of missing pixels left out.
+        marks: values that were taken for marks of missing pixels.
         num_looked_at: of any kind.
         num_animations: of these, how many have several frames.
         errors: of those that cannot be read as images of the model's channels.
@@ -40,6 +43,7 @@ class DepthSample:
     source: str
     counts: np.ndarray = field(default_factory=lambda: np.zeros(FULL_RANGE + 1, np.int64))
     brightest: list[int] = field(default_factory=list)
+    marks: set[int] = field(default_factory=set)
     num_looked_at: int = 0
     num_animations: int = 0
     errors: list[BadImageError] = field(default_factory=list)
@@ -62,8 +66,15 @@ class DepthSample:
         """Counts the values of a 16-bit image."""
         counts = np.bincount(colours.ravel(), minlength=FULL_RANGE + 1)
         self.counts += counts
-        below = int(np.searchsorted(counts.cumsum(), (1 - _HOT) * colours.size))
-        self.brightest.append(below or int(colours.max()))
+        mark = _mark_of_missing_pixels(counts)
+        if mark is not None:
+            self.marks.add(mark)
+            counts = counts[:mark]
+        self.brightest.append(_quantile(counts, 1 - _HOT) or int(np.flatnonzero(counts).max(initial=0)))
+
+    def range_of_most(self) -> tuple[int, int]:
+        """The values between which nearly all pixels of all images lie."""
+        return _quantile(self.counts, _HOT), _quantile(self.counts, 1 - _HOT)
 
     def dark(self, white: int) -> list[int]:
         """The largest values of the images that stay far below white: all of them if all stay below half of it, else
@@ -81,6 +92,23 @@ class DepthSample:
         """How many images are dark, for messages: "3 of 4 ", or nothing for all that are not black."""
         dark = self.dark(white)
         return f"{len(dark):,} of {self.num_images:,} " if max(self.brightest) > max(dark) else ""
+
+
+def _quantile(counts: np.ndarray, share: float) -> int:
+    """The least value that this share of the pixels does not exceed."""
+    return int(np.searchsorted(counts.cumsum(), share * counts.sum()))
+
+
+def _mark_of_missing_pixels(counts: np.ndarray) -> int | None:
+    """The largest value of an image if it stands alone far above all others, as 65,535 for what a satellite missed."""
+    largest = int(np.flatnonzero(counts).max(initial=0))
+    far_below = (largest + 1) // 4
+    others = counts[:largest]
+    stands_alone = counts[far_below:largest].sum() <= counts[largest] * _BETWEEN
+    is_minor = _HOT * counts.sum() < counts[largest] <= others.sum()
+    if largest < FAR_BELOW_FULL_RANGE or not (stands_alone and is_minor):
+        return None
+    return largest if 0 < _quantile(others, 1 - _HOT) < far_below else None
 
 
 def look(images: Iterable[ImageValue], num_channels: int, source: str) -> DepthSample:
@@ -143,9 +171,24 @@ def white_of(
         return inherited
     if sample.is_mostly_dark(FULL_RANGE):
         some, largest = sample.count_dark(FULL_RANGE), max(sample.dark(FULL_RANGE))
-        raise ValueError(f"{sample.source!r}: {some}{advice(largest, f'--{_SETTING}')}.")
+        raise ValueError(f"{sample.source!r}: {some}{advice(largest, f'--{_SETTING}')}.{_told_marks(sample)}")
     _tell_of_dark(sample, FULL_RANGE, tell)
     return FULL_RANGE
+
+
+def _told_marks(sample: DepthSample) -> str:
+    marks = " and ".join(f"{mark:,}" for mark in sorted(sample.marks)[:3])
+    return f" {marks} was taken for the mark of missing pixels." if marks else ""
+
+
+def _tell_of_narrow(sample: DepthSample, white: int, tell: Callable[[str], None]) -> None:
+    """Tells of images whose values lie close together and far from 0, as those with an offset."""
+    least, most = sample.range_of_most()
+    if least > 0 and most - least < (white + 1) // _NARROW:
+        tell(
+            f"Nearly all values of the 16-bit images of {sample.source!r} lie from {least:,} to {most:,}, so they are"
+            " nearly one grey: subtract what they have in common, and store them again."
+        )
 
 
 def _tell_of_dark(sample: DepthSample, white: int, tell: Callable[[str], None]) -> None:
@@ -209,9 +252,20 @@ def settle(
     white = white_of(sample, asked, setting_of(processor), tell)
     if white is not None:
         setattr(processor, _SETTING, white)
+        if sample.num_images:
+            _tell_of_narrow(sample, white, tell)
 
 
 def setting_of(processor: BaseImageProcessor) -> int | None:
-    """`sixteen_bit_max` of the images that a model was trained on; None if it is unknown."""
+    """`sixteen_bit_max` of the images that a model was trained on; None if it is unknown.
+
+    Raises:
+        ValueError: if it cannot be right.
+    """
     value = getattr(processor, _SETTING, None)
-    return value if isinstance(value, int) else None
+    if value is not None and (type(value) is not int or not 1 <= value <= FULL_RANGE):
+        raise ValueError(
+            f"{_SETTING} in the preprocessor_config.json of the model must be a whole number from 1 to {FULL_RANGE},"
+            f" got {value!r}."
+        )
+    return value

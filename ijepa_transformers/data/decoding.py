@@ -64,6 +64,7 @@ _STEPS_BY_ORIENTATION = {
     8: (False, True, True),
 }
 _ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
+_LFS_POINTER = b"version https://git-lfs"
 _JPEG_FORMATS = ("JPEG", "MPO")  # MPO is PIL's name for a JPEG that holds several images; phones write such files
 FILE_URI = "file://"
 # A broken file is reported once, by its name, in a BadImageError. PIL's own warnings do not name the file.
@@ -303,6 +304,8 @@ def open_image(encoded: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS)
     except UnidentifiedImageError:
+        if encoded.startswith(_LFS_POINTER):
+            raise NotReadableError("this is a pointer of Git LFS, not the image: run git lfs pull") from None
         if not is_heif(encoded):
             raise
     return open_heif(encoded)

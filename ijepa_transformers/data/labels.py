@@ -419,9 +419,14 @@ def num_unlabelled(dataset: datasets.Dataset) -> int:
     return int(np.isnan(labels[:, 0]).sum() if labels.ndim == 2 else (labels < 0).sum())
 
 
+def _printable(name: str) -> str:
+    """A name on one line: of a folder that has a line break in its name, with the escape sequence."""
+    return name if name.isprintable() else repr(name)
+
+
 def describe_classes(dataset: datasets.Dataset) -> str:
     """The classes with their numbers of images, as "2 classes: cat (12), dog (8)". Empty classes are named."""
-    names, counts = class_names(dataset), class_counts(dataset).tolist()
+    names, counts = [_printable(name) for name in class_names(dataset)], class_counts(dataset).tolist()
     shown = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)][:_MAX_NAMED]
     more = f" and {len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
     empty = [name for name, count in zip(names, counts, strict=True) if not count]

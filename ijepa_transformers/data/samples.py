@@ -140,6 +140,8 @@ class Samples:
 
 def advice(largest: int, sixteen_bit_max: str = "sixteen_bit_max") -> str:
     """What to set for 16-bit values up to `largest`."""
+    if not largest:
+        return f"16-bit images are black: set {sixteen_bit_max} {FULL_RANGE} if this is meant"
     likely = max(255, 2 ** largest.bit_length() - 1)
     return (
         f"16-bit images use at most {largest:,} of 65,535: set {sixteen_bit_max} {likely}, or another value that is "

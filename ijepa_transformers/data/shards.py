@@ -29,7 +29,14 @@ from .notices import LINK, expect_first, tell_of_first
 from .remote import facts_of_urls, told_of_waiting, web_options, why_no_answer, why_not_there
 from .sources import find_image_column
 from .splits import choose_split
-from .tars import Member, problem_of_endings, require_one_ending, require_uncompressed
+from .tars import (
+    Member,
+    images_of,
+    problem_of_endings,
+    require_one_ending,
+    require_uncompressed,
+    without_images,
+)
 from .unreadable import named_before, unreadable_files
 
 
@@ -343,11 +350,30 @@ def _check_local_tar(path: Path) -> None:
 
 
 @functools.lru_cache(maxsize=16)
+def _first_members(name: str) -> list[Member]:
+    with fsspec.open(name, "rb", **web_options(name)) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        return [Member(name, info.name, 0, info.size) for info in itertools.islice(tar, _LISTED_MEMBERS)]
+
+
 def _problem_of_endings(name: str) -> str | None:
     """A sentence if the images of a tar differ in what follows the first dot of their names, which is their column."""
-    with fsspec.open(name, "rb", **web_options(name)) as file, tarfile.open(fileobj=file, mode="r|") as tar:
-        members = [Member(name, info.name, 0, info.size) for info in itertools.islice(tar, _LISTED_MEMBERS)]
-    return problem_of_endings(name, members)
+    return problem_of_endings(name, _first_members(name))
+
+
+def _problem_of_others(name: str, error: ValueError) -> str | None:
+    """A sentence if a tar holds no images, or if what lies beside them is the reason of an error: `datasets` decodes a
+    .cls as a number and a .json as JSON."""
+    members = _first_members(name)
+    if not images_of(members):
+        return without_images(name, members)
+    found = {member.name.rpartition(".")[2].lower() for member in members} & {"cls", "cls2", "json", "jsn"}
+    if found and any(sign in str(error) for sign in ("JSONDecodeError", "invalid literal for int")):
+        kinds = " or ".join(f".{kind}" for kind in sorted(found))
+        return (
+            f"{name!r} cannot be streamed, because a {kinds} beside an image cannot be read ({error}). Leave streaming"
+            " off, or write the images alone"
+        )
+    return None
 
 
 def _require_one_ending(name: str) -> None:
@@ -364,7 +390,7 @@ def _endings_told(tars: Sequence[str]) -> Iterator[None]:
     except ValueError as error:
         for name in tars:
             try:
-                problem = _problem_of_endings(name)
+                problem = _problem_of_endings(name) or _problem_of_others(name, error)
             except Exception:  # it cannot be read, of which the error speaks
                 problem = None
             if problem is not None:

@@ -63,10 +63,21 @@ class Member(NamedTuple):
         return self.name[len(self.sample) + 1 :].lower()
 
 
+def images_of(members: Iterable[Member]) -> list[Member]:
+    """The members that are images by their names."""
+    extensions = image_extensions()
+    return [member for member in members if member.name.lower().endswith(extensions) and not member.is_hidden]
+
+
+def without_images(name: str, members: Iterable[Member]) -> str:
+    """A sentence about a tar in which no member is an image."""
+    found = ", ".join(sorted({member.name.rpartition(".")[2] for member in members})[:10])
+    return f"{name!r} holds no images; the extensions of its files are {found}"
+
+
 def problem_of_endings(name: str, members: Iterable[Member]) -> str | None:
     """Why `datasets` cannot stream the images of a tar: what follows the first dot of a name is their column there."""
-    extensions = image_extensions()
-    images = [member for member in members if member.name.lower().endswith(extensions) and not member.is_hidden]
+    images = images_of(members)
     endings = list(dict.fromkeys(member.name[len(member.sample) + 1 :] for member in images))
     if len(endings) < 2 or len(image_columns(images)) > 1:
         return None
@@ -215,11 +226,9 @@ def image_columns(images: Sequence[Member]) -> dict[str, list[Member]]:
 
 def _open_split(paths: Sequence[Path], cache_dir: str | os.PathLike | None) -> datasets.Dataset:
     members = [member for path in paths for member in list_members(path)]
-    extensions = image_extensions()
-    images = [member for member in members if member.name.lower().endswith(extensions) and not member.is_hidden]
+    images = images_of(members)
     if not images:
-        found = ", ".join(sorted({member.name.rpartition(".")[2] for member in members})[:10])
-        raise ValueError(f"{str(paths[0])!r} holds no images; the extensions of its files are {found}")
+        raise ValueError(without_images(str(paths[0]), members))
     too_large = [member for member in images if member.size > MAX_FILE_BYTES]
     if too_large:
         name, size = too_large[0].name, too_large[0].size

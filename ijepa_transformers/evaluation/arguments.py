@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..arguments import DatasetArguments, argument, arguments_from_keywords, parse_arguments, require, require_numbers
+from ..arguments import (
+    DatasetArguments,
+    argument,
+    arguments_from_keywords,
+    parse_arguments,
+    require,
+    require_numbers,
+    require_workers,
+)
 
 
 PROGRAM = "ijepa probe"
@@ -133,9 +141,10 @@ class ProbingArguments(OutputArguments, HeadArguments, ProbeArguments, EncoderAr
     def _check_numbers(self):
         for name, least in (
             *(("num_draws", 1), ("epochs", 1), ("batch_size", 1), ("per_device_batch_size", 1), ("max_images", 2)),
-            *(("num_workers", 0), ("warmup_epochs", 0), ("k", 1), ("shots", 1), ("weight_decays", 0), ("seed", 0)),
+            *(("warmup_epochs", 0), ("k", 1), ("shots", 1), ("weight_decays", 0), ("seed", 0)),
         ):
             require_numbers(self, name, least=least)
+        require_workers(self)
         require_numbers(self, "learning_rates", above=0)
         require_numbers(self, "label_fractions", above=0, most=1)
         require_numbers(self, "holdout", least=0, below=1)

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..arguments import DatasetArguments, argument, arguments_from_keywords, parse_arguments, require, require_numbers
+from ..arguments import (
+    DatasetArguments,
+    argument,
+    arguments_from_keywords,
+    parse_arguments,
+    require,
+    require_numbers,
+    require_workers,
+)
 
 
 PROGRAM = "ijepa extract"
@@ -46,7 +54,7 @@ class FeatureExtractionArguments(DatasetArguments):
         for name in ("model", "data", "output_dir", "features"):
             require(getattr(self, name), f"{name} is missing.")
         require_numbers(self, "batch_size", "shard_size", least=1)
-        require_numbers(self, "num_workers", least=0)
+        require_workers(self)
         self.features = sorted(set(self.features), reverse=True)  # pooled comes first
 
     @property

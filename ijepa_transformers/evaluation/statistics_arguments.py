@@ -13,6 +13,7 @@ from ..arguments import (
     require,
     require_numbers,
     require_text,
+    require_workers,
 )
 
 
@@ -38,7 +39,7 @@ class StatisticsArguments(DatasetArguments):
         require_text(self, "split")
         require_numbers(self, "num_channels", least=1, most=MAX_CHANNELS)
         require_numbers(self, "max_images", least=1)
-        require_numbers(self, "num_workers", least=0)
+        require_workers(self)
 
 
 GROUPS = (StatisticsArguments,)

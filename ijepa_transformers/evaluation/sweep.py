@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..arguments import require
 from ..data.notices import counted
 from ..data.order import epoch_order
 from ..failures import DivergedError
@@ -155,6 +156,11 @@ def sweep(
     data = _HeadData(run, opened, train, validation, sorted({entry.features for entry in settings}))
     fit, held = split_holdout(len(run.train.indices), arguments.holdout, arguments.seed)
     size = min(arguments.batch_size, len(fit))
+    require(
+        size > 1 or not any(entry.batch_norm for entry in settings),
+        "a linear probe with BatchNorm needs at least 2 training images in a batch, got 1: take more images, or a"
+        " larger batch_size.",
+    )
     validation_batches = data.evaluation_batches(validation, torch.arange(len(run.validation.indices)))
     choice_batches = data.evaluation_batches(train, held) if len(held) else validation_batches
     if not (run.accelerator.is_main_process or data.streams_training):

@@ -39,6 +39,7 @@ from .training_arguments import Arguments, default_values
 
 
 RUN_STATE = "run_state.json"
+UNFINISHED = ".unfinished"  # is in a checkpoint from its beginning until its manifest is written
 _OPTIMIZER_FILES = ("optimizer", "global_step")  # how their names begin: of torch and FSDP, of DeepSpeed
 _FREE_ON_RESUME = ("data", "validation_split")  # these may differ in a resumed run: they do not change the training
 _FIXED_ON_RESUME = (
@@ -205,7 +206,9 @@ def _damage(checkpoint: Path) -> str | None:
 
 
 def find_checkpoint(arguments: Arguments) -> Path | None:
-    """The checkpoint from which the run continues, or None for a new run. The main process looks for all.
+    """The checkpoint from which the run continues. The main process looks for all.
+
+    None stands for a new run, also if a run to continue was killed while it wrote its first checkpoint.
 
     Raises:
         ValueError: if the checkpoint is missing or damaged, or if output_dir has a run that is not to be continued.
@@ -227,10 +230,20 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
     return on_main_process(processes, partial(_wanted_checkpoint, output_dir, wanted))
 
 
-def _wanted_checkpoint(output_dir: Path, wanted: str) -> Path:
+def _is_unfinished(checkpoint: Path) -> bool:
+    return (checkpoint / UNFINISHED).exists() and not (checkpoint / MANIFEST).exists()
+
+
+def _wanted_checkpoint(output_dir: Path, wanted: str) -> Path | None:
     if wanted == "last":
         report = partial(print, f"{PROGRAM}:", file=sys.stderr)
-        found = newest_whole_checkpoint(output_dir, checkpoints_in(output_dir), _damage, report)
+        unfinished = [path for path in checkpoints_in(output_dir) if _is_unfinished(path)]
+        for path in unfinished:
+            report(f"Checkpoint {path} was not finished, and does not count.")
+        finished = [path for path in checkpoints_in(output_dir) if path not in unfinished]
+        if unfinished and not finished:
+            return None  # the run was killed while it wrote its first checkpoint, so it begins again
+        found = newest_whole_checkpoint(output_dir, finished, _damage, report)
     else:
         found = Path(wanted) if Path(wanted).is_dir() else None
         problem = _damage(found) if found else None
@@ -265,6 +278,9 @@ def save_checkpoint(trainer: Trainer, write: Callable[[], None], state: dict[str
         with disk_errors():
             if arguments.should_save and directory.exists():  # it is damaged, or the run continues from an older one
                 remove_checkpoint(directory)
+            if arguments.should_save:
+                directory.mkdir(parents=True)
+                (directory / UNFINISHED).touch()
             trainer.accelerator.wait_for_everyone()
             write()
             trainer.accelerator.wait_for_everyone()
@@ -284,10 +300,11 @@ def save_checkpoint(trainer: Trainer, write: Callable[[], None], state: dict[str
 
 def _complete(directory: Path, step: int, state: dict[str, Any]) -> None:
     (directory / RUN_STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
-    files = files_below(directory)
+    files = [file for file in files_below(directory) if file.name != UNFINISHED]
     for file in files:
         sync_to_disk(file)
     write_manifest(directory, step, describe_files(directory, [str(file.relative_to(directory)) for file in files]))
+    (directory / UNFINISHED).unlink(missing_ok=True)
     sync_to_disk(directory.parent)
 
 

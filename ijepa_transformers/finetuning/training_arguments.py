@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import IntervalStrategy, TrainingArguments
 
-from ..arguments import argument, does_nothing, flags_of, require, require_numbers
+from ..arguments import argument, does_nothing, flags_of, require, require_numbers, require_workers
 from .arguments import OWN_GROUPS, DataArguments, ModelArguments, RegularizationArguments
 
 
@@ -106,6 +106,7 @@ class FineTuningArguments(TrainingArguments):
         require_numbers(
             self, "learning_rate", "weight_decay", "warmup_steps", "adam_epsilon", "max_grad_norm", least=0
         )
+        require_workers(self, "dataloader_num_workers")
         counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         require_numbers(self, *counts, least=1)
         require(

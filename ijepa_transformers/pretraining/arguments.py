@@ -24,6 +24,7 @@ from ..arguments import (
     require_interval,
     require_numbers,
     require_text,
+    require_workers,
     unused_settings,
 )
 from ..files import write_text
@@ -103,7 +104,8 @@ class DataArguments(DatasetArguments):
         require(self.data, "data is missing: name a folder, shards, a Hub dataset, or 'digits'.")
         require_text(self, "data_config", "train_split", "validation_split", "image_column", "label_column")
         require_text(self, "validation_data")
-        require_numbers(self, "max_bad_images", "num_workers", least=0)
+        require_numbers(self, "max_bad_images", least=0)
+        require_workers(self)
         require(
             self.max_bad_images < 1 or self.max_bad_images == int(self.max_bad_images),
             f"max_bad_images must be a share below 1 or a whole number, got {self.max_bad_images}.",

@@ -15,6 +15,7 @@ from ..arguments import (
     require,
     require_numbers,
     require_text,
+    require_workers,
 )
 
 
@@ -66,7 +67,7 @@ class SearchArguments(DatasetArguments):
             "serve opens a page where all of this is done: leave query, duplicates, outliers, output and json out.",
         )
         require_numbers(self, "k", "batch_size", least=1)
-        require_numbers(self, "num_workers", least=0)
+        require_workers(self)
         require_numbers(self, "threshold", least=-1, most=1)
         require_numbers(self, "port", least=1, most=65535)
 

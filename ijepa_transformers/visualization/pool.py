@@ -19,6 +19,7 @@ from ..configuration_ijepa import IJepaConfig
 from ..data.bit_depth import look_at_dataset, settle
 from ..data.datasets import ProcessedImages
 from ..data.labels import labels_of
+from ..data.notices import counted
 from ..data.sources import open_split
 from ..data.transforms import normalize_pixel_values
 from ..encoders import load_processor
@@ -96,7 +97,9 @@ def read_pool(
     mean = processor.image_mean if has_statistics else [0.0] * config.num_channels
     std = processor.image_std if has_statistics else [1.0] * config.num_channels
     rows, pixels, num_bad = _read_images(ProcessedImages(dataset, processor, config.num_channels), order, limit)
-    require(len(rows) >= 2, f"{arguments.data!r} has {len(rows)} readable images, but pictures need at least 2.")
+    require(
+        len(rows) >= 2, f"{arguments.data!r} has {counted(len(rows), 'readable image')}, but pictures need at least 2."
+    )
     images = torch.stack([_to_uint8(pixel_values, mean, std) for pixel_values in pixels])
     size = tuple(images.shape[-2:])
     require(

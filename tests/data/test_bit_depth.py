@@ -46,6 +46,38 @@ def test_images_of_which_most_would_be_dark_are_refused(arrays, count):
     assert white_of(sample, 65535, tell=told.append) == 65535 and not told
 
 
+def with_missing_rows(pixels, mark=65535):
+    return np.concatenate([pixels, np.full_like(pixels[:8], mark)])
+
+
+def test_a_mark_of_missing_pixels_does_not_hide_that_images_are_dark():
+    dark = with_missing_rows(TWELVE)
+    told = r"use at most 4,080 of 65,535: .* 65,535 was taken for the mark of missing pixels\."
+    with pytest.raises(ValueError, match=told):
+        white_of(sample_of(dark, dark), None)
+    for array in (with_missing_rows(FULL), with_missing_rows(BLACK), with_hot_pixel(FULL)):
+        assert white_of(sample_of(array), None, tell=pytest.fail) == 65535
+
+
+def test_images_with_an_offset_are_told():
+    told = []
+    processor = SimpleNamespace(sixteen_bit_max=None)
+    settle(processor, sample_of(in_bits(cells(), 2000) + np.uint16(40000)), None, told.append)
+    assert processor.sixteen_bit_max == 65535 and len(told) == 1
+    assert "lie from 40,000 to 42,000, so they are nearly one grey" in told[0]
+
+
+def test_black_images_are_called_so():
+    with pytest.raises(ValueError, match="'scans': 16-bit images are black: set --sixteen_bit_max 65535 if this is"):
+        white_of(sample_of(BLACK, BLACK), None)
+
+
+@pytest.mark.parametrize("value", ["x", -4, 0, 70000, True, 4095.0])
+def test_a_setting_of_a_model_that_cannot_be_right_is_named(value):
+    with pytest.raises(ValueError, match=rf"sixteen_bit_max in the preprocessor_config.json .* got {value!r}"):
+        settle(SimpleNamespace(sixteen_bit_max=value), sample_of(FULL), None)
+
+
 def test_a_few_dark_images_are_told():
     told = []
     assert white_of(sample_of(TWELVE, FULL, FULL), None, tell=told.append) == 65535

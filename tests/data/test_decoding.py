@@ -132,6 +132,7 @@ def test_the_first_frame_of_an_animation_is_taken():
     [
         (b"", "the file is empty"),
         (b"hello", "not an image that PIL knows"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a pointer of Git LFS, not the image"),
         (encoded(photo_pixels(), "JPEG")[:-40], "truncated"),
         (encoded(photo_pixels(200, 200), "PNG")[:4000], "truncated"),
         (encoded(photo_pixels(), "WEBP")[:-40], "decoder"),

@@ -122,6 +122,7 @@ def test_numbers_that_are_no_classes_are_named_where_labels_are_needed(opened):
 
 def test_classes_are_described_with_their_numbers_of_images(opened):
     assert describe_classes(opened(label=["b", "a", "b"])) == "2 classes: a (1), b (2)"
+    assert describe_classes(opened(label=["a\nb", "\x1b[2J", "é"])) == r"3 classes: '\x1b[2J' (1), 'a\nb' (1), é (1)"
     assert describe_classes(opened(label=[[0, 2], [2]])) == "2 classes, several per image: 0 (1), 2 (2)"
     label = datasets.ClassLabel(names=["x", "y"])
     table = datasets.Dataset.from_dict({"label": [1, 1]}, features=datasets.Features({"label": label}))

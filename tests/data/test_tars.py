@@ -102,6 +102,9 @@ def test_hidden_files_are_no_images(opened):
         ([*(f"{number}.jpg" for number in range(12)), "12.JPG"], "behind their first dot: 'jpg', 'JPG'"),
         ([f"photo.v{number}.png" for number in range(3)], "'v0.png', 'v1.png', 'v2.png'. Leave streaming off"),
         ([], "is empty: it holds no files"),
+        ([("a.txt", b"a"), ("b.json", b"{}")], "x.tar' holds no images; the extensions of its files are json, txt"),
+        (["0.png", ("0.cls", b"cat")], "because a .cls beside an image cannot be read .*'cat'.*Leave streaming off"),
+        (["0.png", ("0.json", b"{bad")], "because a .json beside an image cannot be read .*Leave streaming off"),
     ],
 )
 def test_a_local_tar_that_cannot_be_streamed_is_refused_at_the_start(tmp_path, members, message):

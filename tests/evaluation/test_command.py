@@ -833,10 +833,11 @@ def assert_refused(place, capsys, sentence, **changes):
         ({"holdout": 1.0}, "holdout must be at least 0 and below 1, got 1.0"),
         ({"k": [5, 0]}, "k must be at least 1, got [5, 0]"),
         ({"learning_rates": [0.0]}, "learning_rates must be above 0, got [0.0]"),
-        ({"learning_rates": ["inf"]}, "learning_rates must be above 0, got [inf]"),
-        ({"weight_decays": ["inf"]}, "weight_decays must be at least 0, got [inf]"),
+        ({"learning_rates": ["inf"]}, "learning_rates must be above 0 and finite, got [inf]"),
+        ({"weight_decays": ["inf"]}, "weight_decays must be at least 0 and finite, got [inf]"),
         ({"label_fractions": [1.5]}, "label_fractions must be above 0 and at most 1, got [1.5]"),
         ({"max_images": 1}, "max_images must be at least 2, got 1"),
+        ({"num_workers": 5000}, "num_workers must be at least 0 and at most 1024, got 5000"),
         ({"models": ["no-such-model"]}, "The image processor of 'no-such-model' cannot be opened"),
         ({"models": ["=x"]}, "'=x' has no name before '='"),
         ({"models": ["a=random:"]}, "'random:' names no model"),
@@ -844,6 +845,12 @@ def assert_refused(place, capsys, sentence, **changes):
 )
 def test_wrong_arguments_are_one_sentence_and_nothing_is_written(place, capsys, changes, sentence):
     assert_refused(place, capsys, sentence, **changes)
+
+
+def test_a_batch_of_one_image_is_too_few_for_batch_norm(place, capsys):
+    with pytest.raises(SystemExit):
+        probe(place, probes=["linear"], batch_size=1)
+    assert "BatchNorm needs at least 2 training images in a batch, got 1: take more images" in capsys.readouterr().err
 
 
 def test_splits_without_labels_are_an_error(place, capsys):

@@ -192,6 +192,25 @@ def test_a_damaged_model_is_one_sentence_with_its_name(saved, name, content):
             open_it()
 
 
+def test_a_weight_of_another_shape_is_named(saved):
+    harm(saved, "config.json", {"num_channels": 1})
+    with pytest.raises(ValueError, match=r"projection\.weight"):
+        load_encoder(saved, "target", FLOAT)
+
+
+def test_a_weight_of_another_shape_is_named_in_other_encoders(tmp_path):
+    stock("ViT", tmp_path)
+    harm(tmp_path, "config.json", {"num_channels": 1})
+    with pytest.raises(ValueError, match=r"its weight '.*projection\.weight' has the shape \(.*config.json asks"):
+        load_encoder(str(tmp_path), "target", FLOAT)
+
+
+def test_a_pointer_in_the_place_of_weights_is_told(saved):
+    harm(saved, "model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(ValueError, match="weights are damaged, cut short, or only a pointer of Git LFS"):
+        load_encoder(saved, "target", FLOAT)
+
+
 def test_the_image_processor_of_copies_on_the_hub_is_told(saved, capsys):
     load_processor(saved)
     assert capsys.readouterr().err == ""

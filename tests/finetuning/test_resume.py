@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LambdaLR
 
 from ijepa_transformers.checkpoints import describe_files, write_manifest
-from ijepa_transformers.finetuning import command
+from ijepa_transformers.finetuning import checkpointing, command
 from ijepa_transformers.finetuning.arguments import parse_fine_tuning_arguments
+from ijepa_transformers.finetuning.checkpointing import UNFINISHED
 from ijepa_transformers.finetuning.trainer import check_deepspeed, keep_settings
 from tests.runs import fine_tune, fine_tuning_argv
 
@@ -130,6 +131,28 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(whole, refusal, tmp_
     error = refusal(output_dir)
     assert "The only checkpoint" in error and "content of model.safetensors has changed" in error
     assert [path.name for path in output_dir.iterdir()] == ["checkpoint-2"]
+
+
+def test_a_run_that_was_killed_in_its_first_checkpoint_begins_again(whole, resume, refusal, tmp_path, capsys):
+    output_dir = cut_back(whole, tmp_path / "output", 2)
+    (output_dir / "checkpoint-2" / "manifest.json").unlink()
+    assert "The only checkpoint" in refusal(output_dir)  # nobody knows what it is
+    (output_dir / "checkpoint-2" / UNFINISHED).touch()
+    weights = resume(output_dir)
+    assert "checkpoint-2 was not finished, and does not count" in capsys.readouterr().err
+    assert_same_weights(weights, whole)
+    assert not list(output_dir.rglob(UNFINISHED))
+
+
+def test_an_unfinished_checkpoint_is_known_by_its_mark(gray_pretrained, photos, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpointing, "write_manifest", killed)
+    options = {"data": photos, "images_per_class": None, **SAVES}
+    with pytest.raises(SystemExit):
+        fine_tune(gray_pretrained, tmp_path / "output", **options)
+    assert (tmp_path / "output" / "checkpoint-2" / UNFINISHED).exists()
 
 
 def test_a_checkpoint_of_weights_only_is_refused(gray_pretrained, photos, refusal, tmp_path):

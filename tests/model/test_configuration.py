@@ -55,6 +55,8 @@ def test_grid_counts_whole_patches_only():
         ({"patch_embedding_init": "xavier"}, "patch_embedding_init.*xavier"),
         ({"initializer_range": 0.0}, "initializer_range.*0"),
         ({"drop_path_rate": 1.0}, "drop_path_rate.*1.0"),
+        ({"attention_probs_dropout_prob": 7}, "attention_probs_dropout_prob.*7"),
+        ({"hidden_dropout_prob": float("nan")}, "hidden_dropout_prob.*nan"),
         ({"target_image_mean": 1.5}, "target_image_mean.*1.5"),
     ],
 )

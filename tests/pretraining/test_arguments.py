@@ -187,7 +187,7 @@ OUT_OF_RANGE = {
     "max_bad_images": [*NOT_NEGATIVE, "1.5"],
     "num_images": POSITIVE,
     "shuffle_buffer": POSITIVE,
-    "num_workers": NOT_NEGATIVE,
+    "num_workers": [*NOT_NEGATIVE, "1025"],
     "size": ["enormous", ""],
     "image_size": SIDES,
     "patch_size": SIDES,
