@@ -8,6 +8,7 @@ works on NFS.)
 
 import errno
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ else:
     HAS_LOCKS = True
 
 PATIENCE = 30.0  # seconds to wait for the last process of the previous command to end
+SILENT = 2.0  # seconds of waiting before it is told
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL}
 
 
@@ -95,7 +97,7 @@ def alone_with(output: Path) -> Iterator[None]:
 
 def _lock(path: Path, flags: int, output: Path) -> int:
     """The descriptor of the locked `path`; `output` is for the message."""
-    deadline = time.monotonic() + PATIENCE
+    began, is_told = time.monotonic(), False
     while True:
         descriptor = os.open(path, flags, 0o644)
         try:
@@ -103,9 +105,13 @@ def _lock(path: Path, flags: int, output: Path) -> int:
             if _is_at(path, descriptor):
                 return descriptor
         except BlockingIOError:
-            if time.monotonic() >= deadline:
+            waited = time.monotonic() - began
+            if waited >= PATIENCE:
                 os.close(descriptor)
                 raise ValueError(f"Another command is writing to {output}: let it end, or choose another.") from None
+            if waited >= SILENT and not is_told:
+                tell_of_waiting(output, PATIENCE)
+                is_told = True
             time.sleep(0.2)
         except OSError as error:
             if error.errno in _WITHOUT_LOCKS:
@@ -113,6 +119,12 @@ def _lock(path: Path, flags: int, output: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def tell_of_waiting(output: Path, patience: float) -> None:
+    """Says on stderr why a command waits."""
+    told = f"note: another command is writing to {output}; this one waits up to {patience:.0f} s for its end."
+    print(told, file=sys.stderr, flush=True)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

@@ -12,6 +12,7 @@ from ijepa_transformers.evaluation import command as evaluation_command
 from ijepa_transformers.evaluation import extraction
 from ijepa_transformers.finetuning import command as finetuning_command
 from ijepa_transformers.locks import OutputLock, alone_with
+from ijepa_transformers.pretraining import checkpointing
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining.checkpointing import DirectoryLock
 from ijepa_transformers.visualization import command as visualization_command
@@ -34,6 +35,19 @@ def test_a_directory_has_one_writer_at_a_time_and_no_file_is_left(tmp_path):
     with OutputLock(tmp_path) as third:
         third.take_if_there()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [OutputLock, DirectoryLock])
+def test_a_command_that_waits_for_another_says_so_once(tmp_path, monkeypatch, capsys, kind):
+    for module, names in ((locks, ("SILENT", "PATIENCE")), (checkpointing, ("SILENT", "LOCK_PATIENCE"))):
+        for name, seconds in zip(names, (0.2, 0.9), strict=True):
+            monkeypatch.setattr(module, name, seconds)
+    with kind(tmp_path) as first:
+        first.claim() if kind is OutputLock else first.take()
+        with kind(tmp_path) as second, pytest.raises(ValueError, match="is writing to"):
+            second.take_if_there()
+    told = f"note: another command is writing to {tmp_path}; this one waits up to 1 s for its end.\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_directory_that_another_command_made_meanwhile_is_refused(tmp_path):

@@ -41,7 +41,7 @@ from ..checkpoints import (
 )
 from ..distributed import on_main_process
 from ..files import disk_errors, disk_errors_of, files_below, sync_to_disk
-from ..locks import OutputLock
+from ..locks import SILENT, OutputLock, tell_of_waiting
 from ..modeling_ijepa import PRETRAINING_INDEX, weight_files
 
 
@@ -91,7 +91,7 @@ class DirectoryLock:
         if self._lock.is_locked:
             return
         try:
-            self._lock.acquire(timeout=LOCK_PATIENCE, poll_interval=0.5)
+            self._wait_for_file()
         except Timeout:
             holder = self.path.read_text().strip()
             name = f" ({holder})" if holder else ""  # old versions of filelock empty the file while they wait
@@ -101,6 +101,15 @@ class DirectoryLock:
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
+
+    def _wait_for_file(self) -> None:
+        try:
+            self._lock.acquire(timeout=min(SILENT, LOCK_PATIENCE), poll_interval=0.5)
+        except Timeout:
+            if LOCK_PATIENCE <= SILENT:
+                raise
+            tell_of_waiting(self.path.parent, LOCK_PATIENCE)
+            self._lock.acquire(timeout=LOCK_PATIENCE - SILENT, poll_interval=0.5)
 
     def __enter__(self) -> "DirectoryLock":
         return self
