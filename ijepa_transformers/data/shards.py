@@ -369,9 +369,10 @@ def _problem_of_others(name: str, error: ValueError) -> str | None:
     found = {member.name.rpartition(".")[2].lower() for member in members} & {"cls", "cls2", "json", "jsn"}
     if found and any(sign in str(error) for sign in ("JSONDecodeError", "invalid literal for int")):
         kinds = " or ".join(f".{kind}" for kind in sorted(found))
+        wrapped = error.__cause__ or error
         return (
-            f"{name!r} cannot be streamed, because a {kinds} beside an image cannot be read ({error}). Leave streaming"
-            " off, or write the images alone"
+            f"{name!r} cannot be streamed, because a {kinds} beside an image cannot be read"
+            f" ({wrapped.__cause__ or wrapped}). Leave streaming off, or write the images alone"
         )
     return None
 

@@ -5,6 +5,7 @@ checked before a run continues from one."""
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -279,8 +280,7 @@ def save_checkpoint(trainer: Trainer, write: Callable[[], None], state: dict[str
             if arguments.should_save and directory.exists():  # it is damaged, or the run continues from an older one
                 remove_checkpoint(directory)
             if arguments.should_save:
-                directory.mkdir(parents=True)
-                (directory / UNFINISHED).touch()
+                _begin(directory)
             trainer.accelerator.wait_for_everyone()
             write()
             trainer.accelerator.wait_for_everyone()
@@ -296,6 +296,15 @@ def save_checkpoint(trainer: Trainer, write: Callable[[], None], state: dict[str
     trainer.accelerator.wait_for_everyone()
     if arguments.should_save and limit:
         _prune(directory, limit, trainer.state.best_model_checkpoint)
+
+
+def _begin(directory: Path) -> None:
+    """Makes the directory of a checkpoint with its mark in it, in one step."""
+    marked = directory.with_name(f".tmp-{directory.name}")
+    shutil.rmtree(marked, ignore_errors=True)
+    marked.mkdir(parents=True)
+    (marked / UNFINISHED).touch()
+    os.replace(marked, directory)
 
 
 def _complete(directory: Path, step: int, state: dict[str, Any]) -> None:
