@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -189,6 +190,8 @@ def _missing_in_short(source: str, *files: str) -> Iterator[None]:
     try:
         with hub_or_cache(source):
             yield
+    except json.JSONDecodeError as error:  # which names no file
+        raise ValueError(f"{_damaged_json(source) or 'a file of JSON'} is damaged: {one_line(error)}.") from error
     except OSError as error:
         if _UNKNOWN_MODEL not in str(error):
             raise
@@ -197,6 +200,16 @@ def _missing_in_short(source: str, *files: str) -> Iterator[None]:
         raise ValueError(
             f"there is no directory {source!r}, and no model of this name on the Hub that you may read."
         ) from error
+
+
+def _damaged_json(directory: str) -> str | None:
+    """The name of the first file of JSON in a directory that cannot be parsed."""
+    for path in sorted(Path(directory).glob("*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError:
+            return path.name
+    return None
 
 
 def load_config(source: str, **changes: Any) -> PreTrainedConfig:

@@ -224,6 +224,12 @@ def test_a_processor_that_does_not_normalise_may_have_any_mean(saved):
     assert not load_processor(saved).do_normalize
 
 
+def test_a_damaged_configuration_is_not_called_the_image_processor_alone(saved):
+    harm(saved, "config.json", b"{bad")
+    with pytest.raises(ValueError, match=r"cannot be opened: config\.json is damaged: Expecting"):
+        load_processor(saved)
+
+
 @pytest.mark.parametrize("content", [b"[]", b"{", {"image_processor_type": 5}, {"size": "x"}])
 def test_a_damaged_image_processor_is_one_sentence(saved, content):
     harm(saved, "preprocessor_config.json", content)
