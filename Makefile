@@ -19,6 +19,6 @@ docs:
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 benchmark:
-	for name in masking pretraining_step feature_extraction input_pipeline end_to_end opening checkpoint; do \
+	for name in masking pretraining_step feature_extraction input_pipeline end_to_end opening checkpoint choices; do \
 		$(PYTHON) benchmarks/speed/$$name.py || exit 1; \
 	done
