@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 from torch.nn.functional import adaptive_avg_pool2d
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -25,7 +26,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from .arguments import require
 from .data.notices import tell
 from .hub import hub_or_cache
-from .modeling_ijepa import IJepaForPretraining
+from .modeling_ijepa import IJepaForPretraining, weight_files
 
 
 _CONCATENATED_LAYERS = 4  # in the published transfer protocol
@@ -37,6 +38,7 @@ _IRRELEVANT_SETTINGS = (
 _UNKNOWN_MODEL = "huggingface.co/models"  # in what Transformers says of a name that the Hub does not know
 _FILES_OF_A_RUN = ("recipe.yaml", "run_status.json", "metrics.jsonl")  # before and after it has saved a model
 _LONGEST_REASON = 1000  # characters; Transformers may list every class that it has
+_NOT_FLOATING = ("I", "U", "BOOL", "C")  # beginnings of the names of types in safetensors
 _LAYER = re.compile(r"(?:ijepa\.|context_encoder\.|predictor\.)?(?:layers|encoder\.layer)\.\d+\.")
 
 
@@ -178,13 +180,15 @@ def _missing_in_short(source: str, *files: str) -> Iterator[None]:
         files: of which a directory must hold one. The sentence names the first.
 
     Raises:
-        ValueError: if a path is not there, a directory has none of the files, or the Hub knows no such name.
+        ValueError: if a path is not there, a directory has none of the files or one that holds no object of JSON, or
+            the Hub knows no such name.
     """
     source = os.fspath(source)
     if os.path.isdir(source):
         if not any(os.path.exists(os.path.join(source, name)) for name in files):
             is_run = any(os.path.exists(os.path.join(source, name)) for name in _FILES_OF_A_RUN)
             raise ValueError(f"this {'run has saved no model yet' if is_run else f'directory has no {files[0]}'}.")
+        _require_objects(Path(source), files)
     elif not os.path.exists(source) and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise ValueError(f"there is no directory {source!r}.")
     try:
@@ -200,6 +204,17 @@ def _missing_in_short(source: str, *files: str) -> Iterator[None]:
         raise ValueError(
             f"there is no directory {source!r}, and no model of this name on the Hub that you may read."
         ) from error
+
+
+def _require_objects(directory: Path, files: Sequence[str]) -> None:
+    """Raises ValueError if a file holds a list, for example. `_damaged_json` names files that are no JSON at all."""
+    for name in files:
+        try:
+            value = json.loads((directory / name).read_bytes())
+        except (OSError, ValueError):
+            continue
+        kind = type(value).__name__
+        require(isinstance(value, dict), f"{name} must hold settings by name ({{...}}), and it holds a {kind}.")
 
 
 def _damaged_json(directory: str) -> str | None:
@@ -241,6 +256,7 @@ def load_pretraining_model(source: str, **settings: Any) -> IJepaForPretraining:
             source, dtype=torch.float32, output_loading_info=True, **settings
         )
         _refuse_surplus_layers(model, report)
+        refuse_integer_weights(model, report, source)
     require_finite(model, source)
     return model.eval()
 
@@ -262,6 +278,34 @@ def _refuse_surplus_layers(model: PreTrainedModel, report: dict[str, Any]) -> No
             f"config.json is not that of its weights, which have more layers: {surplus[0]!r} and {len(surplus) - 1:,}"
             " other weights are left over."
         )
+
+
+def refuse_integer_weights(
+    model: PreTrainedModel, report: dict[str, Any], source: str, stem: str = "model|pretraining"
+) -> None:
+    """Raises ValueError if a saved weight holds integers or booleans where the model has floating-point numbers.
+
+    Transformers casts them in silence. Names in the file may be earlier ones, so only their last parts are compared.
+    Quantized models, of which Transformers knows the scales, may hold integers.
+
+    Args:
+        report: of `from_pretrained`. Weights that the model does not use may be of any type.
+        stem: of the files, as in `weight_files`.
+    """
+    if getattr(model.config, "quantization_config", None) is not None:
+        return
+    config_file = try_to_load_from_cache(source, "config.json") if not os.path.isdir(source) else None
+    directory = Path(config_file).parent if isinstance(config_file, str) else Path(source)
+    of_floats = {name.split(".")[-1] for name, value in model.state_dict().items() if value.is_floating_point()}
+    for path in weight_files(directory, stem=stem):
+        with safe_open(path, "pt") as file:
+            for name in sorted(set(file.keys()) - set(report["unexpected_keys"])):
+                is_weight = name.split(".")[-1] in of_floats
+                if is_weight and file.get_slice(name).get_dtype().startswith(_NOT_FLOATING):
+                    raise ValueError(
+                        f"{path.name} holds {name!r} as {file.get_tensor(name).dtype}, and the model needs"
+                        " floating-point numbers."
+                    )
 
 
 @dataclass(frozen=True)
@@ -287,6 +331,7 @@ def open_classifier(source: str, config: PreTrainedConfig) -> tuple[PreTrainedMo
         if lost:
             raise ValueError(f"it lacks {len(lost)} weights of the encoder, for example {lost[0]!r}.")
         _refuse_surplus_layers(model, loading)
+        refuse_integer_weights(model, loading, source, stem="model")
     return model, keys
 
 
@@ -325,6 +370,7 @@ def load_encoder(source: str, encoder: str = "target", dtype: torch.dtype = torc
                 f"it lacks {len(missing)} weights of {type(model).__name__}, for example {min(missing)!r}"
             )
         _refuse_surplus_layers(model, report)
+        refuse_integer_weights(model, report, source, stem="model")
         if report["missing_keys"]:
             model.pooler = None
         if hasattr(model.config, "mask_ratio"):
@@ -338,6 +384,7 @@ def _load_context_encoder(source: str, dtype: torch.dtype) -> PreTrainedModel:
         raise ValueError(f"it was saved from {config.architectures} and holds no context encoder")
     model, report = IJepaForPretraining.from_pretrained(source, dtype=dtype, output_loading_info=True)
     _refuse_surplus_layers(model, report)
+    refuse_integer_weights(model, report, source)
     return model.context_encoder.eval()
 
 

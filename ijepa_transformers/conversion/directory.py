@@ -23,7 +23,7 @@ from ..data.datasets import prepare_image
 from ..data.notices import counted
 from ..data.transforms import build_image_processor, default_image_statistics, normalize_pixel_values
 from ..display import show, show_facts
-from ..encoders import one_line, open_processor, opening
+from ..encoders import one_line, open_processor, opening, refuse_integer_weights
 from ..files import read_json_object
 from ..model_card import USAGE, in_code, in_markdown, in_quotes, inherited_license, write_card
 from ..modeling_ijepa import IJepaForImageClassification, IJepaModel
@@ -98,6 +98,7 @@ def _load_model(directory: Path) -> tuple[IJepaModel | IJepaForImageClassificati
             model, information = model_class.from_pretrained(
                 directory, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
             )
+            refuse_integer_weights(model, information, str(directory), stem="model")
     finally:
         logging.set_verbosity(verbosity)
     for key, found, needed in sorted(information["mismatched_keys"]):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..files import read_json_object
 from .kinds import (
     ARRAY_EXTENSIONS,
     IGNORED_FOLDERS,
@@ -107,10 +108,20 @@ def _resolve_folder(folder: Path) -> ResolvedSource:
         return ResolvedSource("saved", folder=folder)
     found = _files_of_one_kind(str(folder), _visible_files(folder, "", (os.path.realpath(folder),)))
     if found.kind == "image":
+        if found.files == ["curves.png"] and _is_model(folder):
+            raise ValueError(f"{str(folder)!r} is a model directory, not a folder of photos")
         metadata, tables = (tuple(map(folder.joinpath, files)) for files in (found.metadata, found.tables))
         return ResolvedSource(found.kind, {}, found.files, folder, metadata, tables, found.left_out)
     by_split = _shards_by_split(folder, found.files)
     return ResolvedSource(found.kind, by_split, folder=folder, left_out=found.left_out)
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether it is a directory of a model of Transformers."""
+    try:
+        return "model_type" in read_json_object(folder / "config.json")
+    except (OSError, ValueError):
+        return False
 
 
 def _looks_like_a_path(source: str) -> bool:

@@ -962,10 +962,18 @@ def lose_weights(directory):
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
+def round_weights(directory):
+    weights = load_file(directory / "model.safetensors")
+    name = next(key for key in weights if key.endswith("layernorm_before.bias"))
+    weights[name] = weights[name].to(torch.int8)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     "damage, sentence",
     [
         (lose_weights, "lacks 1 of the weights"),
+        (round_weights, "as torch.int8, and the model needs floating-point numbers"),
         (spoil_a_weight, "holds NaN or infinity"),
         (cut_the_weights, "cannot be opened"),
         (lambda directory: (directory / "config.json").unlink(), "holds no config.json"),

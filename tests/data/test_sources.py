@@ -182,6 +182,17 @@ def test_wrong_sources_are_named(tmp_path, monkeypatch):
         load_image_dataset("digits", config_name="plain")
 
 
+def test_a_model_directory_is_no_folder_of_photos(tmp_path):
+    write(tmp_path / "curves.png")
+    (tmp_path / "config.json").write_text("[]")
+    assert len(load_image_dataset(tmp_path)) == 1
+    (tmp_path / "config.json").write_text('{"model_type": "ijepa"}')
+    with pytest.raises(ValueError, match=f"'{tmp_path}' is a model directory, not a folder of photos$"):
+        load_image_dataset(tmp_path)
+    write(tmp_path / "photo.png")
+    assert len(load_image_dataset(tmp_path)) == 2
+
+
 class Lines(logging.Handler):
     """Collects what a logger prints."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from ijepa_transformers import IJepaForImageClassification, IJepaModel
 from ijepa_transformers.data.transforms import build_image_processor
@@ -205,6 +206,62 @@ def test_a_weight_of_another_shape_is_named_in_other_encoders(tmp_path):
         load_encoder(str(tmp_path), "target", FLOAT)
 
 
+def cast(directory, part, dtype):
+    """Saves the weights of which the name has `part` in another type. The first one is returned."""
+    path = Path(directory, "model.safetensors")
+    weights = load_file(path)
+    names = sorted(name for name in weights if part in name)
+    save_file(weights | {name: weights[name].to(dtype) for name in names}, path, metadata={"format": "pt"})
+    return names[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_integers_in_the_place_of_weights_are_refused(saved, dtype):
+    name = cast(saved, "fc1.weight", dtype)
+    sentence = (
+        f"The model {saved!r} cannot be opened: model.safetensors holds {name!r} as {dtype}, and the model needs"
+        " floating-point numbers."
+    )
+    opened = (
+        lambda: load_encoder(saved, "target", FLOAT),
+        lambda: load_encoder(saved, "context", FLOAT),
+        lambda: load_pretraining_model(saved),
+        lambda: load_classifier(saved, load_config(saved)),
+    )
+    for open_it in opened:
+        with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+            open_it()
+
+
+def test_integers_in_the_weights_of_a_hub_model_are_refused(saved, tmp_path, monkeypatch):
+    cast(saved, "fc1.weight", torch.int8)
+    cached = tmp_path / "hub" / "models--me--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    (cached / "snapshots").mkdir()
+    Path(saved).rename(cached / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("ijepa_transformers.hub.why_unreachable", lambda: "there is no network")
+    with pytest.raises(ValueError, match=r"'me/model' cannot be opened: model\.safetensors holds .* as torch\.int8"):
+        load_encoder("me/model", "target", FLOAT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_of_any_usual_precision_are_opened(saved, dtype):
+    cast(saved, "", dtype)
+    assert load_encoder(saved, "target", FLOAT).dtype == FLOAT
+
+
+def test_integers_that_are_no_weights_are_left_alone(tmp_path, saved):
+    """Counts of batches; and weights of which Transformers knows how they were quantized."""
+    stock("ResNet", tmp_path / "resnet")
+    assert cast(tmp_path / "resnet", "num_batches_tracked", torch.int64)
+    load_encoder(str(tmp_path / "resnet"), "target", FLOAT)
+    cast(saved, "fc1.weight", torch.int8)
+    harm(saved, "config.json", {"quantization_config": {"quant_method": "another library"}})
+    load_encoder(saved, "target", FLOAT)
+
+
 def test_a_pointer_in_the_place_of_weights_is_told(saved):
     harm(saved, "model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
     with pytest.raises(ValueError, match="weights are damaged, cut short, or only a pointer of Git LFS"):
@@ -235,6 +292,17 @@ def test_a_damaged_image_processor_is_one_sentence(saved, content):
     harm(saved, "preprocessor_config.json", content)
     with pytest.raises(ValueError, match=r"image processor of .* cannot be opened: "):
         load_processor(saved)
+
+
+@pytest.mark.parametrize("content, kind", [(b"[]", "list"), (b"3", "int"), (b'"x"', "str")])
+@pytest.mark.parametrize(
+    "name, open_it", [("preprocessor_config.json", load_processor), ("config.json", load_encoder)]
+)
+def test_a_file_without_settings_is_named(saved, name, open_it, content, kind):
+    harm(saved, name, content)
+    sentence = f"cannot be opened: {name} must hold settings by name ({{...}}), and it holds a {kind}."
+    with pytest.raises(ValueError, match=f"{re.escape(sentence)}$"):
+        open_it(saved)
 
 
 @pytest.mark.parametrize(
