@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch.nn.functional import adaptive_avg_pool2d
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -26,7 +25,8 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from .arguments import require
 from .data.notices import tell
 from .hub import hub_or_cache
-from .modeling_ijepa import IJepaForPretraining, weight_files
+from .modeling_ijepa import IJepaForPretraining
+from .saved_weights import refuse_integer_weights, refuse_surplus_layers, require_finite
 
 
 _CONCATENATED_LAYERS = 4  # in the published transfer protocol
@@ -38,8 +38,6 @@ _IRRELEVANT_SETTINGS = (
 _UNKNOWN_MODEL = "huggingface.co/models"  # in what Transformers says of a name that the Hub does not know
 _FILES_OF_A_RUN = ("recipe.yaml", "run_status.json", "metrics.jsonl")  # before and after it has saved a model
 _LONGEST_REASON = 1000  # characters; Transformers may list every class that it has
-_NOT_FLOATING = ("I", "U", "BOOL", "C")  # beginnings of the names of types in safetensors
-_LAYER = re.compile(r"(?:ijepa\.|context_encoder\.|predictor\.)?(?:layers|encoder\.layer)\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -255,57 +253,10 @@ def load_pretraining_model(source: str, **settings: Any) -> IJepaForPretraining:
         model, report = IJepaForPretraining.from_pretrained(
             source, dtype=torch.float32, output_loading_info=True, **settings
         )
-        _refuse_surplus_layers(model, report)
+        refuse_surplus_layers(model, report)
         refuse_integer_weights(model, report, source)
     require_finite(model, source)
     return model.eval()
-
-
-def require_finite(model: torch.nn.Module, source: str) -> None:
-    """Raises ValueError if weights of the model of `source` are NaN or infinite."""
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"The model {source!r} cannot be used: its weight {name} holds NaN or infinity.")
-
-
-def _refuse_surplus_layers(model: PreTrainedModel, report: dict[str, Any]) -> None:
-    """Raises ValueError if the weights of an I-JEPA have more layers than its configuration."""
-    if model.config.model_type != "ijepa":
-        return  # of other models one may open a part
-    surplus = sorted(key for key in report["unexpected_keys"] if _LAYER.match(key))
-    if surplus:
-        raise ValueError(
-            f"config.json is not that of its weights, which have more layers: {surplus[0]!r} and {len(surplus) - 1:,}"
-            " other weights are left over."
-        )
-
-
-def refuse_integer_weights(
-    model: PreTrainedModel, report: dict[str, Any], source: str, stem: str = "model|pretraining"
-) -> None:
-    """Raises ValueError if a saved weight holds integers or booleans where the model has floating-point numbers.
-
-    Transformers casts them in silence. Names in the file may be earlier ones, so only their last parts are compared.
-    Quantized models, of which Transformers knows the scales, may hold integers.
-
-    Args:
-        report: of `from_pretrained`. Weights that the model does not use may be of any type.
-        stem: of the files, as in `weight_files`.
-    """
-    if getattr(model.config, "quantization_config", None) is not None:
-        return
-    config_file = try_to_load_from_cache(source, "config.json") if not os.path.isdir(source) else None
-    directory = Path(config_file).parent if isinstance(config_file, str) else Path(source)
-    of_floats = {name.split(".")[-1] for name, value in model.state_dict().items() if value.is_floating_point()}
-    for path in weight_files(directory, stem=stem):
-        with safe_open(path, "pt") as file:
-            for name in sorted(set(file.keys()) - set(report["unexpected_keys"])):
-                is_weight = name.split(".")[-1] in of_floats
-                if is_weight and file.get_slice(name).get_dtype().startswith(_NOT_FLOATING):
-                    raise ValueError(
-                        f"{path.name} holds {name!r} as {file.get_tensor(name).dtype}, and the model needs"
-                        " floating-point numbers."
-                    )
 
 
 @dataclass(frozen=True)
@@ -330,7 +281,7 @@ def open_classifier(source: str, config: PreTrainedConfig) -> tuple[PreTrainedMo
         lost = sorted(key for key in keys.missing | keys.resized if key.startswith(f"{model.base_model_prefix}."))
         if lost:
             raise ValueError(f"it lacks {len(lost)} weights of the encoder, for example {lost[0]!r}.")
-        _refuse_surplus_layers(model, loading)
+        refuse_surplus_layers(model, loading)
         refuse_integer_weights(model, loading, source, stem="model")
     return model, keys
 
@@ -369,7 +320,7 @@ def load_encoder(source: str, encoder: str = "target", dtype: torch.dtype = torc
             raise ValueError(
                 f"it lacks {len(missing)} weights of {type(model).__name__}, for example {min(missing)!r}"
             )
-        _refuse_surplus_layers(model, report)
+        refuse_surplus_layers(model, report)
         refuse_integer_weights(model, report, source, stem="model")
         if report["missing_keys"]:
             model.pooler = None
@@ -383,7 +334,7 @@ def _load_context_encoder(source: str, dtype: torch.dtype) -> PreTrainedModel:
     if not is_pretraining_model(config):
         raise ValueError(f"it was saved from {config.architectures} and holds no context encoder")
     model, report = IJepaForPretraining.from_pretrained(source, dtype=dtype, output_loading_info=True)
-    _refuse_surplus_layers(model, report)
+    refuse_surplus_layers(model, report)
     refuse_integer_weights(model, report, source)
     return model.context_encoder.eval()
 

@@ -23,10 +23,11 @@ from ..data.datasets import prepare_image
 from ..data.notices import counted
 from ..data.transforms import build_image_processor, default_image_statistics, normalize_pixel_values
 from ..display import show, show_facts
-from ..encoders import one_line, open_processor, opening, refuse_integer_weights
+from ..encoders import one_line, open_processor, opening
 from ..files import read_json_object
 from ..model_card import USAGE, in_code, in_markdown, in_quotes, inherited_license, write_card
 from ..modeling_ijepa import IJepaForImageClassification, IJepaModel
+from ..saved_weights import refuse_integer_weights
 from .command_line import show_written, written_aside
 from .meta_file import check_finite
 

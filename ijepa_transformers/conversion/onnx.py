@@ -28,10 +28,11 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..display import in_python, show_end, show_facts, show_section
-from ..encoders import load_classifier, load_config, load_encoder, require_finite
+from ..encoders import load_classifier, load_config, load_encoder
 from ..failures import FAILED, REFUSED, end, failures_told
 from ..files import disk_errors_of, files_below, sync_to_disk
 from ..locks import alone_with
+from ..saved_weights import require_finite
 from .arguments import ONNX, parse_onnx_arguments
 
 

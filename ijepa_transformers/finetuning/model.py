@@ -16,8 +16,9 @@ from transformers import AutoModelForImageClassification, BaseImageProcessor, Pr
 from ..arguments import require
 from ..data.datasets import prepare_image
 from ..data.transforms import build_image_processor, normalize_pixel_values
-from ..encoders import load_config, load_encoder, one_line, require_finite
+from ..encoders import load_config, load_encoder, one_line
 from ..modeling_ijepa import IJepaPreTrainedModel
+from ..saved_weights import require_finite
 from .arguments import ModelArguments
 from .head import load_with_matched_head
 

@@ -21,12 +21,12 @@ from ..encoders import (
     load_pretraining_model,
     one_line,
     random_encoder,
-    require_finite,
 )
 from ..files import read_rows
 from ..mask_arguments import MaskArguments, without_removed_keys
 from ..masking import Masking, build_masking
 from ..modeling_ijepa import IJepaForPretraining
+from ..saved_weights import require_finite
 from ..verdict import Verdict, read_verdict
 from .arguments import VisualizationArguments
 from .curves import BASELINE_KEY, PANELS

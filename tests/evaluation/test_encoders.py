@@ -166,6 +166,16 @@ def harm(directory, name, content):
     path.write_bytes(content)
 
 
+def ways_to_open(saved):
+    """Whatever opens the directory of a pretraining run."""
+    return (
+        lambda: load_encoder(saved, "target", FLOAT),
+        lambda: load_encoder(saved, "context", FLOAT),
+        lambda: load_pretraining_model(saved),
+        lambda: load_classifier(saved, load_config(saved)),
+    )
+
+
 @pytest.mark.parametrize(
     "name, content",
     [
@@ -182,13 +192,7 @@ def harm(directory, name, content):
 )
 def test_a_damaged_model_is_one_sentence_with_its_name(saved, name, content):
     harm(saved, name, content)
-    opened = (
-        lambda: load_encoder(saved, "target", FLOAT),
-        lambda: load_encoder(saved, "context", FLOAT),
-        lambda: load_pretraining_model(saved),
-        lambda: load_classifier(saved, load_config(saved)),
-    )
-    for open_it in opened:
+    for open_it in ways_to_open(saved):
         with pytest.raises(ValueError, match=re.escape(f"The model {saved!r} cannot be opened: ")):
             open_it()
 
@@ -222,13 +226,7 @@ def test_integers_in_the_place_of_weights_are_refused(saved, dtype):
         f"The model {saved!r} cannot be opened: model.safetensors holds {name!r} as {dtype}, and the model needs"
         " floating-point numbers."
     )
-    opened = (
-        lambda: load_encoder(saved, "target", FLOAT),
-        lambda: load_encoder(saved, "context", FLOAT),
-        lambda: load_pretraining_model(saved),
-        lambda: load_classifier(saved, load_config(saved)),
-    )
-    for open_it in opened:
+    for open_it in ways_to_open(saved):
         with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
             open_it()
 
