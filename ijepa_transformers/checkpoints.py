@@ -106,15 +106,16 @@ def newest_whole_checkpoint(
     Raises:
         ValueError: if there are candidates, but all are damaged. Then the user must decide whether to start again.
     """
-    problem = None
+    damaged: dict[Path, str] = {}
     for checkpoint in reversed(candidates):
         found = damage(checkpoint)
         if found is None:
+            for newer, problem in damaged.items():
+                report(f"Checkpoint {newer} is damaged ({problem}); an older one is used.")
             return checkpoint
-        problem = problem or found
-        if checkpoint != candidates[0]:
-            report(f"Checkpoint {checkpoint} is damaged ({found}); an older one is used.")
+        damaged[checkpoint] = found
     if candidates:
+        problem = damaged[candidates[-1]]
         which = (
             f"All {len(candidates)} checkpoints in {directory} are damaged, the newest because {problem}. Restore a"
             " copy, or move them away"

@@ -166,7 +166,7 @@ def _with_sources(name: str, argv: Sequence[str]) -> list[str]:
     if name == "search" and words and not words[0].startswith("-"):
         words = ["--data", *words]
     flags = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         flag, equals, value = word.partition("=")
         flags[flag.replace("-", "_")] = value if equals else following
     if "__recipe" not in flags or any(flag.startswith("__print") for flag in flags):  # which opens no data

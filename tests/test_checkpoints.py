@@ -68,8 +68,12 @@ def test_any_damaged_file_is_named_and_the_older_checkpoint_is_used(checkpoints,
         told = "".join(capsys.readouterr())
         assert told.count("\n") == 1 and f"{newest} is damaged" in told and "an older one is used" in told
         assert name in told or name == MANIFEST
-        shutil.rmtree(min(newest.parent.iterdir()))
-        with pytest.raises(ValueError, match="are damaged, the newest because"):
+        older = min(newest.parent.iterdir())
+        DAMAGES[damage](older / name)
+        with pytest.raises(ValueError, match=r"All 2 checkpoints in .* are damaged, the newest because"):
+            find(print)
+        shutil.rmtree(older)
+        with pytest.raises(ValueError, match=r"The only checkpoint in .* is damaged, because"):
             find(print)
 
 
