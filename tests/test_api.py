@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
 from ijepa_transformers import extract_features, finetune, pretrain, probe
-from ijepa_transformers.pretraining.preemption import STOP_SIGNALS
+from ijepa_transformers.preemption import STOP_SIGNALS
 from tests.runs import TINY, assert_equal_weights, saved_weights
 
 

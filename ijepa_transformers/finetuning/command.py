@@ -1,6 +1,8 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """`ijepa finetune`: fine-tunes an encoder as an image classifier. docs/finetune.md explains the choices."""
 
+import multiprocessing
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,11 @@ from ..data.sources import open_split, opened_once, split_to_judge_on
 from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import load_processor
 from ..execution import configure
-from ..failures import FAILED, REFUSED, failures_told
+from ..failures import FAILED, REFUSED, end_workers, failures_told
 from ..files import check_output_directory, refuse_other_files, write_text
 from ..locks import OutputLock
 from ..modeling_ijepa import IJepaPreTrainedModel
+from ..preemption import PREEMPTED, Preempted
 from ..trackers import quiet_writers
 from .arguments import (
     PROGRAM,
@@ -283,15 +286,22 @@ def run(trainer: ClassificationTrainer) -> dict[str, float]:
 def execute(arguments: Arguments, argv: Sequence[str] = ()) -> None:
     """Carries out the command of the parsed arguments. Exits as a command."""
     disable_progress_bar()  # of Transformers' loading and saving
+    status = 0
     with OutputLock(Path(str(arguments.training.output_dir))) as lock:
         with failures_told(PROGRAM, REFUSED, _WORKERS):
             trainer = build_trainer(arguments, lock)
         with failures_told(PROGRAM, FAILED, _WORKERS):
             start(trainer)
-            run(trainer)
+            try:
+                run(trainer)
+            except Preempted:
+                end_workers()
+                status = PREEMPTED
     accelerator = trainer.accelerator
     del trainer
     end_process_group(accelerator)
+    if status:
+        sys.exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -311,14 +321,21 @@ def finetune(**keywords: Any) -> Result:
     Raises:
         TypeError: for an unknown keyword.
         ValueError, OSError: with one sentence, where the command would end with an error.
+        Preempted: after a signal in the main thread. A checkpoint is saved; `resume_from_checkpoint="last"` continues.
     """
+    others = multiprocessing.active_children()
     with process_as_before():
         disable_progress_bar()
         arguments = fine_tuning_arguments(**keywords)
         with OutputLock(Path(str(arguments.training.output_dir))) as lock:
             trainer = build_trainer(arguments, lock)
-            start(trainer)
-            metrics = {**run(trainer), **trainer.results}
+            try:
+                start(trainer)
+                metrics = {**run(trainer), **trainer.results}
+            except Preempted:
+                end_workers(others)
+                end_process_group(trainer.accelerator)
+                raise
         accelerator = trainer.accelerator
         del trainer
         end_process_group(accelerator)

@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""The loss, the metrics, the Trainer and the model card of fine-tuning."""
+"""The loss, the metrics and the Trainer of fine-tuning."""
 
 import json
 import math
@@ -13,7 +13,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import FullyShardedDataParallelPlugin
-from huggingface_hub import ModelCardData
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
@@ -32,17 +31,17 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 
 from ..arguments import require
 from ..data.datasets import FineTuningImages, LabelledImages
-from ..data.notices import counted
 from ..data.order import EpochSampler
-from ..data.workers import prepare_worker
 from ..evaluation.probes import accuracy_metric, several_labels_scores
 from ..failures import DivergedError
 from ..files import disk_errors, read_json_object, replace_files, replace_files_but_keep, write_text
-from ..model_card import fenced_yaml, in_markdown, in_quotes, inherited_license, write_card
 from ..optimization import layer_decay_groups, parameter_places
-from .checkpointing import plain_values, require_whole, save_checkpoint, step_of
+from ..preemption import ignore_stop_signals
+from .card import write_readme
+from .checkpointing import require_whole, save_checkpoint, step_of
 from .divergence import require_finite_evaluation, require_finite_loss, require_finite_weights
 from .messages import ShowProgress
+from .stopping import stopped_by_signals
 from .trackers import GuardedTracker
 from .training_arguments import Arguments, FineTuningArguments
 
@@ -243,10 +242,15 @@ class ClassificationTrainer(Trainer):
         """Trains from the start or from the checkpoint, and returns the metrics of training.
 
         From a checkpoint of the last step nothing is trained: `Trainer` would do one step more.
+
+        Raises:
+            Preempted: after a signal. A checkpoint is saved.
+            DivergedError: if the loss or a weight is not finite.
         """
         total = total_steps(self.args, len(self.train_dataset))
         if self.checkpoint is None or step_of(self.checkpoint) < total:
-            return self.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None).metrics
+            with stopped_by_signals(self):
+                return self.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None).metrics
         require(
             not (self.is_fsdp_enabled or self.is_deepspeed_enabled),
             f"{self.checkpoint} has all {total:,} steps of the run. Continue it without FSDP and DeepSpeed, which only"
@@ -373,7 +377,7 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 def _with_prepared_workers(loader: DataLoader) -> DataLoader:
     """No random state of a worker is used, so none is seeded. Accelerate wraps the loader that starts the workers."""
-    getattr(loader, "base_dataloader", loader).worker_init_fn = prepare_worker
+    getattr(loader, "base_dataloader", loader).worker_init_fn = ignore_stop_signals
     return loader
 
 
@@ -428,74 +432,3 @@ def check_deepspeed(config: Mapping[str, Any]) -> None:
             f"The configuration of DeepSpeed has {name!r}: remove it. The arguments of this command say what it says,"
             " such as learning_rate and lr_scheduler_type.",
         )
-
-
-# Model card
-_USAGE = """\
-from transformers import pipeline
-
-classifier = pipeline("image-classification", "{name}")
-classifier("image.png")"""
-# The pipeline converts all images to RGB, which an image processor for one channel refuses.
-_USAGE_OF_GREY = """\
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-processor = AutoImageProcessor.from_pretrained("{name}")
-model = AutoModelForImageClassification.from_pretrained("{name}")
-logits = model(**processor(Image.open("image.png").convert("L"), return_tensors="pt")).logits
-model.config.id2label[logits.argmax().item()]"""
-_CARD = """\
-# {name}
-
-An image classifier for {num_classes} classes{each} ({classes}), {origin} by ijepa-transformers.
-
-```python
-{usage}
-```
-
-## Training
-
-- data: {data}, {images} of the split {split}
-- base model: {model}
-{history}
-Arguments that differ from the defaults (`recipe.yaml`):
-
-{recipe}
-{results}"""
-
-
-def write_readme(trainer: ClassificationTrainer, directory: Path) -> None:
-    """Writes README.md of a directory of the model: base model, data, arguments and results."""
-    arguments = trainer.arguments
-    names, source = list((trainer.model.config.id2label or {}).values()), arguments.model.model
-    origin = {"all": "fine-tuned", "head": "with a trained head on a frozen encoder,"}[arguments.model.tune]
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["ijepa"] if trainer.model.config.model_type == "ijepa" else [],
-        # The Hub refuses a path as base_model. The licence of a local directory is still inherited.
-        base_model=None if Path(source).exists() or arguments.model.from_scratch else source,
-        license=None if arguments.model.from_scratch else inherited_license(source),
-    )
-    history = "".join(f"- {in_markdown(change)}\n" for change in trainer.run_state["history"])
-    lines = [f"- {in_markdown(key.removeprefix('eval_'))}: {value:.4g}" for key, value in trainer.results.items()]
-    name = trainer.args.hub_model_id or Path(trainer.args.output_dir).name
-    validation = arguments.data.validation_split
-    is_grey = getattr(trainer.model.config, "num_channels", 3) == 1
-    body = _CARD.format(
-        name=in_markdown(name),
-        usage=(_USAGE_OF_GREY if is_grey else _USAGE).format(name=in_quotes(name)),
-        num_classes=len(names),
-        each=", several per image," if trainer.model.config.problem_type == "multi_label_classification" else "",
-        classes=", ".join(map(in_markdown, names[:10])) + (", ..." if len(names) > 10 else ""),
-        origin="trained from scratch" if arguments.model.from_scratch else origin,
-        data=in_markdown(arguments.data.data),
-        images=counted(len(trainer.train_dataset), "image"),
-        split=in_markdown(repr(arguments.data.train_split)),
-        model=in_markdown(source),
-        history=history,
-        recipe=fenced_yaml(plain_values(arguments.recipe)),
-        results=f"\n## Results on {in_markdown(repr(validation))}\n\n" + "\n".join(lines) + "\n" if lines else "",
-    )
-    write_card(directory, data, body)

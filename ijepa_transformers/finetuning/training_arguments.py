@@ -24,6 +24,7 @@ _CANNOT_CHANGE = {
     "train_sampling_strategy": "the order of images follows from the seed",
     "prediction_loss_only": "results need the scores",
     "batch_eval_metrics": "accuracies per class need all images",
+    "enable_jit_checkpoint": "a signal always saves a checkpoint here",
     "do_predict": "ijepa probe and ijepa extract look at other images",
     "neftune_noise_alpha": "it is for text",
     "use_liger_kernel": "it is for text",

@@ -44,9 +44,9 @@ from ..data.streaming import LanePositions, StreamingBatches, choose_lanes, merg
 from ..data.transforms import resize_center_crop
 from ..distributed import on_main_process, shared_dataset
 from ..masking import Masking, MaskingCollator
+from ..preemption import ignore_stop_signals
 from ..url_secrets import without_secrets
 from .arguments import AUTO, PretrainingArguments
-from .preemption import ignore_stop_signals
 from .state import read_state
 
 

@@ -30,6 +30,7 @@ from ..mask_arguments import without_removed_keys
 from ..masking import Masking, MultiBlockMasking, build_masking
 from ..modeling_ijepa import IJepaForPretraining
 from ..optimization import Schedules, build_optimizer, half_life_of_momentum, momentum_of_half_life, parameter_groups
+from ..preemption import StopRequest
 from ..verdict import Spread, Verdict
 from .arguments import AUTO, PretrainingArguments
 from .batch_size import with_batch_size
@@ -39,7 +40,6 @@ from .collapse_monitor import CollapseMonitor
 from .defaults import half_life_steps, with_masks_for
 from .evaluate import Probe, unused_labels, with_available_split
 from .finished import STATUS_FILE
-from .preemption import StopRequest
 from .sanity import Plan, plan_of
 from .state import check_known_settings, note_on_version, read_state
 

@@ -24,6 +24,7 @@ from ..failures import FAILED, REFUSED, DivergedError, cause_of, end, end_worker
 from ..failures import explain as explain_common
 from ..files import write_text
 from ..launcher import is_first_process
+from ..preemption import PREEMPTED, Preempted, StopRequest
 from ..trackers import finish_trackers, quiet_writers, start_trackers
 from .arguments import PROGRAM, PretrainingArguments, parse_pretraining_arguments, pretraining_arguments
 from .batch_size import memory_estimate
@@ -35,14 +36,12 @@ from .finished import STATUS_FILE, finished_run, last_metrics, saved_verdict, sh
 from .judging import verdict_of
 from .loop import divergence, train
 from .messages import show_head, show_results
-from .preemption import Preempted, StopRequest
 from .records import begin_records
 from .sanity import warnings_for
 from .saving import push_to_hub, resume
 
 
 # Exit code, beside those of `failures`
-PREEMPTED = 75  # stopped by a signal and saved, --resume continues; EX_TEMPFAIL of sysexits.h
 
 
 class SettingsError(ValueError):

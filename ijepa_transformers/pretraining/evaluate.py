@@ -37,9 +37,9 @@ from ..evaluation.collapse import spread_of
 from ..evaluation.probes import extract_features, few_shot_accuracy, knn_accuracy, standardize
 from ..failures import DivergedError
 from ..modeling_ijepa import IJepaForPretraining, IJepaModel
+from ..preemption import Preempted, StopRequest, ignore_stop_signals
 from ..verdict import PIXELS, RANDOM, Spread
 from .arguments import PretrainingArguments
-from .preemption import Preempted, StopRequest, ignore_stop_signals
 
 
 if TYPE_CHECKING:

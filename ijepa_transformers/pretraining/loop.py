@@ -16,11 +16,11 @@ from ..display import Progress, show
 from ..distributed import any_process, norm_and_agreement, update_target_encoder
 from ..failures import DivergedError
 from ..files import append_rows
+from ..preemption import Preempted
 from ..trackers import log_to_trackers
 from .build import Run, is_evaluated
 from .evaluate import evaluate
 from .messages import show_bad_images
-from .preemption import Preempted
 from .saving import save
 from .timing import Stopwatch
 

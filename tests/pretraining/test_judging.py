@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from ijepa_transformers import pretrain
+from ijepa_transformers.preemption import Preempted
 from ijepa_transformers.pretraining import evaluate, sanity
 from ijepa_transformers.pretraining.arguments import ModelArguments, parse_pretraining_arguments
 from ijepa_transformers.pretraining.judging import Facts, advise, is_rising, leads
-from ijepa_transformers.pretraining.preemption import Preempted
 from ijepa_transformers.pretraining.sanity import Plan, plan_of, warnings_for
 from ijepa_transformers.recipe_files import list_recipes
 from ijepa_transformers.verdict import COLLAPSED, NOT_COLLAPSED, PIXELS, RANDOM, Score, Verdict

@@ -20,6 +20,7 @@ from ijepa_transformers import IJepaForPretraining, configuration_ijepa, masking
 from ijepa_transformers.encoders import RawPixels
 from ijepa_transformers.model_card import write_model_card
 from ijepa_transformers.modeling_ijepa import remove_weights
+from ijepa_transformers.preemption import StopRequest
 from ijepa_transformers.pretraining import build as pretraining_build
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining import evaluate as pretraining_evaluate
@@ -29,7 +30,6 @@ from ijepa_transformers.pretraining.arguments import ModelArguments, parse_pretr
 from ijepa_transformers.pretraining.checkpointing import DirectoryLock, damage
 from ijepa_transformers.pretraining.collapse_monitor import CollapseMonitor
 from ijepa_transformers.pretraining.defaults import with_masks_for
-from ijepa_transformers.pretraining.preemption import StopRequest
 from tests import forked
 from tests.runs import (
     TINY,

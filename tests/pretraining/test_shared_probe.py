@@ -21,7 +21,7 @@ from ijepa_transformers.pretraining import evaluate
 from ijepa_transformers.pretraining.arguments import parse_pretraining_arguments
 from ijepa_transformers.pretraining.build import build_run
 from ijepa_transformers.pretraining.checkpointing import DirectoryLock
-from ijepa_transformers.pretraining.preemption import Preempted, StopRequest
+from ijepa_transformers.preemption import Preempted, StopRequest
 
 output, *argv = sys.argv[1:]
 stop, embedded, original = StopRequest(), [], evaluate.Embedding.__call__

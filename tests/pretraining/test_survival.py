@@ -19,13 +19,13 @@ import torch
 from ijepa_transformers import modeling_ijepa
 from ijepa_transformers.data.datasets import PretrainingImages
 from ijepa_transformers.modeling_ijepa import remove_weights
+from ijepa_transformers.preemption import STOP_SIGNALS
 from ijepa_transformers.pretraining import build as pretraining_build
 from ijepa_transformers.pretraining import checkpointing as pretraining_checkpointing
 from ijepa_transformers.pretraining import command as pretraining_command
 from ijepa_transformers.pretraining import evaluate as pretraining_evaluate
 from ijepa_transformers.pretraining import loop
 from ijepa_transformers.pretraining.checkpointing import DirectoryLock, damage, newest_checkpoint
-from ijepa_transformers.pretraining.preemption import STOP_SIGNALS
 from tests import forked
 from tests.runs import (
     assert_close_weights,

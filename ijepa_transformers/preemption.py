@@ -11,9 +11,10 @@ import signal
 import time
 from types import FrameType
 
-from ..data.workers import prepare_worker
+from .data.workers import prepare_worker
 
 
+PREEMPTED = 75  # exit code: stopped by a signal and saved, so that the run can continue; EX_TEMPFAIL of sysexits.h
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")  # variables that torchrun and `accelerate launch` set
 # Seconds between two Ctrl-C of a user. Sooner, the second one is a launcher's copy of the first.
