@@ -16,6 +16,7 @@ from ijepa_transformers.data.workers import prepare_worker
 from ijepa_transformers.evaluation import command as probing
 from ijepa_transformers.evaluation import extraction, statistics
 from ijepa_transformers.finetuning import command as finetuning
+from ijepa_transformers.preemption import ignore_stop_signals
 from tests.runs import fine_tune
 
 
@@ -41,7 +42,8 @@ def started(monkeypatch):
 
     def counted(process):
         dataset, *functions = process._args[1], *filter(callable, process._args)
-        assert prepare_worker in functions and pickle.loads(pickle.dumps([dataset, functions]))
+        assert any(function in (prepare_worker, ignore_stop_signals) for function in functions)
+        assert pickle.loads(pickle.dumps([dataset, functions]))
         processes.append(process)
         start(process)
 
