@@ -209,10 +209,10 @@ def _damage(checkpoint: Path) -> str | None:
 def find_checkpoint(arguments: Arguments) -> Path | None:
     """The checkpoint from which the run continues. The main process looks for all.
 
-    None stands for a new run, also if a run to continue was killed while it wrote its first checkpoint.
+    None stands for a new run, also if the run to continue has no checkpoint yet.
 
     Raises:
-        ValueError: if the checkpoint is missing or damaged, or if output_dir has a run that is not to be continued.
+        ValueError: if the checkpoint is missing or damaged, or if output_dir has a run or a model that would be lost.
     """
     output_dir, wanted = Path(arguments.training.output_dir), arguments.training.resume_from_checkpoint
     if wanted is None:
@@ -221,14 +221,19 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
             f"{str(output_dir)!r} holds a run: --resume_from_checkpoint last continues it, or choose another"
             " output_dir.",
         )
-        require(
-            not (output_dir / "config.json").exists(),
-            f"{str(output_dir)!r} holds a model and no checkpoint to continue from: choose another output_dir. --model"
-            f" {output_dir} starts from its weights.",
-        )
+        _require_no_model(output_dir)
         return None
     processes = arguments.training.distributed_state or PartialState()
     return on_main_process(processes, partial(_wanted_checkpoint, output_dir, wanted))
+
+
+def _require_no_model(output_dir: Path) -> None:
+    """Raises ValueError if a new run would replace a model."""
+    require(
+        not (output_dir / "config.json").exists(),
+        f"{str(output_dir)!r} holds a model and no checkpoint to continue from: choose another output_dir. --model"
+        f" {output_dir} starts from its weights.",
+    )
 
 
 def _is_unfinished(checkpoint: Path) -> bool:
@@ -245,13 +250,15 @@ def _wanted_checkpoint(output_dir: Path, wanted: str) -> Path | None:
         if unfinished and not finished:
             return None  # the run was killed while it wrote its first checkpoint, so it begins again
         found = newest_whole_checkpoint(output_dir, finished, _damage, report)
-    else:
-        found = Path(wanted) if Path(wanted).is_dir() else None
-        problem = _damage(found) if found else None
-        require(problem is None, f"The checkpoint {wanted!r} is damaged: {problem}.")
-    if found is None:
-        raise ValueError(f"There is no checkpoint {wanted!r} to continue from in {str(output_dir)!r}.")
-    return found
+        if found is None:
+            _require_no_model(output_dir)
+            report(f"There is no checkpoint in {str(output_dir)!r} yet, so the run starts.")
+        return found
+    checkpoint = Path(wanted)
+    require(checkpoint.is_dir(), f"There is no checkpoint {wanted!r} to continue from.")
+    problem = _damage(checkpoint)
+    require(problem is None, f"The checkpoint {wanted!r} is damaged: {problem}.")
+    return checkpoint
 
 
 def require_whole(checkpoint: Path) -> None:

@@ -66,7 +66,9 @@ class FineTuningArguments(TrainingArguments):
     )
     metric_for_best_model: str | None = argument("accuracy", "the measure by which load_best_model_at_end chooses")
     resume_from_checkpoint: str | None = argument(
-        None, "continue from a checkpoint of output_dir: last (the newest complete one) or its directory"
+        None,
+        "continue from a checkpoint: last (the newest complete one of output_dir; if there is none, the run starts) or"
+        " its directory",
     )
     seed: int = argument(42, "seed of new weights, order of images, crops and augmentation")
     dataloader_num_workers: int = argument(4, "processes that load images, per training process; 0: it loads them")

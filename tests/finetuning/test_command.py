@@ -563,7 +563,7 @@ def test_one_process_with_several_gpus_is_refused(directory, tmp_path, capsys, m
         ({"image_size": [1, 2, 3]}, r"image_size must be one number.*\[1, 2, 3\]"),
         ({"mixup_alpha": -1}, "mixup_alpha must be positive, got -1"),
         ({"randaugment_magnitude": 31}, "randaugment_magnitude must be 0 to 30, got 31"),
-        ({"resume_from_checkpoint": "last"}, "no checkpoint 'last'"),
+        ({"resume_from_checkpoint": "first"}, "There is no checkpoint 'first' to continue from"),
         ({"train_list": "nowhere.txt", "images_per_class": None}, "'nowhere.txt' cannot be read"),
     ],
 )

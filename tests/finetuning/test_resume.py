@@ -144,6 +144,18 @@ def test_a_run_that_was_killed_in_its_first_checkpoint_begins_again(whole, resum
     assert not list(output_dir.rglob(UNFINISHED))
 
 
+def test_a_run_without_a_checkpoint_starts_aloud_unless_it_would_replace_a_model(
+    whole, resume, refusal, tmp_path, capsys
+):
+    weights = resume(tmp_path / "output")
+    assert f"There is no checkpoint in '{tmp_path / 'output'}' yet, so the run starts." in capsys.readouterr().err
+    assert_same_weights(weights, whole)
+    for checkpoint in (tmp_path / "output").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    assert "holds a model and no checkpoint to continue from" in refusal(tmp_path / "output")
+    assert_same_weights(weights, tmp_path / "output")
+
+
 def test_an_unfinished_checkpoint_is_known_by_its_mark(gray_pretrained, photos, tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
