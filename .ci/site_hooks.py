@@ -12,8 +12,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _LINK = re.compile(r"(\]\()(\.\./[^)\s#]+)")
-_INLINE_CODE = re.compile(r"<code>[^<]*</code>")
+_INLINE_CODE = re.compile(r"<code>[^<]*</code>")  # not the highlighted code of a block
 _FLAG = re.compile(r"(?<![\w-])--?[a-zA-Z]\w*")
+_TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+_END_OF_PART = re.compile(r"(?<=\w[/_.])(?=[a-zA-Z])")
 _CODE_WITH_MARKUP = re.compile(r"<code>[^<]*[`*][^<]*</code>")
 _DEFAULT_OF_KEYWORDS = re.compile(r",\s*default:\s*<code>\{\}</code>\s*")
 
@@ -37,6 +39,7 @@ def on_page_content(html, page, config, files):
     if page.file.src_uri.startswith("api/"):
         html = _CODE_WITH_MARKUP.sub(lambda code: code[0].replace("`", "").replace("*optional*", "optional"), html)
         html = _DEFAULT_OF_KEYWORDS.sub("", html)
+    html = _TABLE.sub(lambda table: _INLINE_CODE.sub(lambda code: with_breaks(code[0]), table[0]), html)
     return _INLINE_CODE.sub(lambda code: with_whole_flags(code[0]), html)
 
 
@@ -48,6 +51,11 @@ def on_post_page(output, page, config):
 def on_post_template(output_content, template_name, config):
     """Called with the page of the error 404."""
     return on_post_page(output_content, None, config)
+
+
+def with_breaks(code):
+    """Long names may be broken between their parts, but not those of flags: tables are narrow on a phone."""
+    return code if _FLAG.search(code) else _END_OF_PART.sub("<wbr>", code)
 
 
 def with_whole_flags(html):

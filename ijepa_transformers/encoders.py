@@ -24,7 +24,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .arguments import require
 from .data.notices import tell
-from .hub import hub_or_cache
+from .hub import HubUnreachable, hub_or_cache
 from .modeling_ijepa import IJepaForPretraining
 from .saved_weights import refuse_integer_weights, refuse_surplus_layers, require_finite
 
@@ -154,6 +154,8 @@ def opening(what: str) -> Iterator[None]:
         yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
+    except HubUnreachable as error:
+        raise ValueError(f"{what} cannot be opened: {error}") from None  # nothing is behind it
     except Exception as error:
         is_told = isinstance(error, (ImportError, OSError, ValueError))  # these have sentences
         reason = one_line(error) if is_told else f"{type(error).__name__}: {one_line(error)}"

@@ -111,8 +111,8 @@ def hub_or_cache(source: str | os.PathLike) -> Iterator[None]:
     constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         yield
-    except OSError as error:  # the libraries' errors for a file that they do not have
-        raise HubUnreachable(source, reason) from error
+    except OSError:  # the libraries' errors for a file that they do not have
+        raise HubUnreachable(source, reason) from None  # their tracebacks are long and tell no more
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 

@@ -322,10 +322,10 @@ def judge_without_labels(name: str, spread: Spread | None, reference: Spread | N
     if reference is not None:
         directions = f"{reference.effective_rank:.1f} of {reference.highest_rank} directions"
         sentences.append(f"{reference_name}: {reference.relative_std:.1%} and {directions}.")
+        if state != COLLAPSED:
+            has_risen = spread.effective_rank >= RISEN * reference.effective_rank
+            sentences.append(_RANK_SENTENCES[has_risen])
     sentences.append(_STATE_SENTENCES[state])
-    if reference is not None and state != COLLAPSED:
-        has_risen = spread.effective_rank >= RISEN * reference.effective_rank
-        sentences.append(_RANK_SENTENCES[has_risen])
     return Verdict((*sentences, _LABELS_WOULD_TELL), state=state)
 
 
@@ -340,9 +340,10 @@ _STATE_SENTENCES = {
     NOT_COLLAPSED: "It has not collapsed. An encoder with random weights has not either.",
 }
 _RANK_SENTENCES = {
-    True: "The rank is clearly higher than that. Runs that learn show this, but it proves nothing.",
-    False: "The rank is not clearly higher than that. The runs in docs/learning.md whose rank did not rise had"
-    " learned little or nothing.",
+    True: "So the rank (the number of directions) is clearly higher. Runs that learn show this, but it proves"
+    " nothing.",
+    False: "So the rank (the number of directions) is not clearly higher. The runs in docs/learning.md whose rank did"
+    " not rise had learned little or nothing.",
 }
 _LABELS_WOULD_TELL = "A few hundred labelled images would tell."
 

@@ -270,7 +270,7 @@ def _check_settings(output_dir: Path, settings: dict[str, Any], names: Callable[
     changed = {key: value for key, value in settings.items() if before.get(key) != value}
     if changed:
         told = "; ".join(differences(output_dir, before, changed, names))
-        raise ValueError(f"{str(output_dir)!r} holds features of another run ({told}).")
+        raise ValueError(f"{str(output_dir)!r} holds features of another run ({told}); choose another output_dir.")
 
 
 def start(run: Run, with_head: bool = True) -> list[Shard]:

@@ -115,6 +115,7 @@ class Page:
         groups = self.finder.duplicates(threshold)
         shown = [(group.rows[:_CHOICES], group.similarity) for group in groups[:_CHOICES]]
         more = f" The first {_CHOICES} are shown." if len(groups) > _CHOICES else ""
+        more = more if groups else " A lower value finds more."
         return f"{counted(len(groups), 'group')} with a cosine similarity of at least {threshold:.4f}.{more}", shown
 
     def outliers(self) -> list[Match]:

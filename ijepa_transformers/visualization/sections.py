@@ -182,7 +182,8 @@ def _pca_section(study: Study) -> Section:
     picture = Picture(
         "",
         "Patches with similar features have similar colours, in all images of a column. In the third column the"
-        " background is grey. The features themselves tell which patches are background; nobody has marked it.",
+        " background is grey. The features themselves tell which patches are background; nobody has marked it."
+        " An image that is all grey has no foreground by this measure.",
         [SheetBody(sheet)],
         more="Red, green and blue are the three main directions of the features (principal component analysis)."
         f" Without the background they hold {share:.0%} of the variation. The first direction divides the patches into"

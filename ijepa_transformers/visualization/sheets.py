@@ -81,7 +81,7 @@ def mask_sheet(
         target_indices = target_indices.flatten(1, 2)
     rows, columns = check_masks(images, context_indices, target_indices, patch)
     names = _mask_names("context", context_indices) + _mask_names("target", target_indices)
-    headers = [("image", f"{rows} x {columns} patches"), *names]
+    headers = [("image,", f"{rows} x {columns} patches"), *names]
     cells = []
     for image, contexts, targets in zip(images, context_indices, target_indices, strict=True):
         picture = to_picture(image)
@@ -140,7 +140,7 @@ def pca_sheet(
         check_shape("colors", result.colors, (len(images), fine[0] * fine[1], 3))
         for number, row in enumerate(cells):
             row.append(_coloured(row[0], result, number, fine))
-    return Sheet(cells, [("image", f"{grid[0]} x {grid[1]} patches"), *colors])
+    return Sheet(cells, [("image,", f"{grid[0]} x {grid[1]} patches"), *colors])
 
 
 def _coloured(image: Image.Image, result: PatchColors, number: int, grid: tuple[int, int]) -> Image.Image:

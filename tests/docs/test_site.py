@@ -44,6 +44,14 @@ def test_a_flag_is_not_broken_at_its_hyphens():
     assert hooks["on_page_content"](html, page, None, None) == expected
 
 
+def test_long_names_in_tables_are_broken_between_their_parts():
+    hooks = runpy.run_path(str(REPOSITORY / ".ci" / "site_hooks.py"))
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="features.md"))
+    html = "<code>a_b.c</code><table><td><code>facebook/ijepa_vith14</code> a/b <code>0.5</code></td></table>"
+    expected = html.replace("facebook/ijepa_vith14", "facebook/<wbr>ijepa_<wbr>vith14")
+    assert hooks["on_page_content"](html, page, None, None) == expected
+
+
 def test_types_of_the_api_pages_hold_no_markup():
     hooks = runpy.run_path(str(REPOSITORY / ".ci" / "site_hooks.py"))
     page = SimpleNamespace(file=SimpleNamespace(src_uri="api/models.md"))

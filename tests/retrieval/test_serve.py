@@ -76,6 +76,9 @@ def test_duplicates_and_outliers(page):
     sentence, groups = page.duplicates(0.9)
     assert sentence == "1 group with a cosine similarity of at least 0.9000."
     assert [[names[row] for row in rows] for rows, _ in groups] == [["red 1.png", "red 2.png"]]
+    one_group, none = (page.duplicates(value)[0] for value in (0.9, 1.1))
+    assert none == "0 groups with a cosine similarity of at least 1.1000. A lower value finds more."
+    assert "A lower value" not in one_group
     assert len(page.outliers()) == 5 and 0 <= page.least_threshold <= page.threshold < 1
 
 
@@ -143,7 +146,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         api.expect(page.locator("button.thumbnail-item")).to_have_count(5)
         assert "red 2.png" in page.locator("button.thumbnail-item").first.text_content()
         page.locator("input[type=file]").first.set_input_files(photos / "sub" / "blue.png")
-        api.expect(page.locator("button.thumbnail-item").first).to_contain_text("1.000 sub/blue.png")
+        api.expect(page.locator("button.thumbnail-item").first).to_contain_text("1.000 blue.png")
         (tmp_path / "text.png").write_text("no photo")
         page.get_by_role("tab", name="Near duplicates").click()
         api.expect(page.get_by_text("with a cosine similarity of at least")).to_be_visible()
