@@ -20,10 +20,10 @@ FLOAT32 = ("no", "fp32")  # the names of float32 in Accelerate, and in our own c
 def choose_attention(device_type: str, precision: str, training: bool = True) -> str:
     """The fastest attention, "sdpa" or "eager" as Transformers calls them.
 
-    PyTorch's fused attention ("sdpa") is the fastest on all devices but CPUs. On CPUs two matrix
-    products with a softmax between them ("eager") are faster in two cases: in float32 with oneDNN (call
-    `set_matmul_precision` first), and in training with bfloat16 or float16, because the backward pass of the fused
-    attention is slow.
+    PyTorch's fused attention ("sdpa") is the fastest on all devices but CPUs. On CPUs two matrix products with a
+    softmax between them ("eager") are as fast or faster, but in two cases: in float32 with PyTorch's own products
+    (call `set_matmul_precision` first), and in bfloat16 or float16 without gradients on a processor with AMX
+    (see `medium_is_exact`).
 
     Args:
         device_type: such as "cuda" or "cpu".
@@ -34,7 +34,7 @@ def choose_attention(device_type: str, precision: str, training: bool = True) ->
         return "sdpa"
     if precision in FLOAT32:
         return "sdpa" if torch.get_float32_matmul_precision() == "highest" else "eager"
-    return "eager" if training else "sdpa"
+    return "eager" if training or medium_is_exact() else "sdpa"
 
 
 def set_matmul_precision(device_type: str, precision: str) -> str:
@@ -47,13 +47,21 @@ def set_matmul_precision(device_type: str, precision: str) -> str:
     Args:
         device_type, precision: as in `choose_attention`.
     """
-    before = torch.get_float32_matmul_precision()
-    if device_type != "cpu" or precision not in FLOAT32 or not torch.backends.mkldnn.is_available():
-        return before
-    torch.set_float32_matmul_precision("medium")
-    if _matmul_error() > _FLOAT32_ERROR:
-        torch.set_float32_matmul_precision(before)
+    if device_type == "cpu" and precision in FLOAT32 and medium_is_exact():
+        torch.set_float32_matmul_precision("medium")
     return torch.get_float32_matmul_precision()
+
+
+def medium_is_exact() -> bool:
+    """Whether "medium" products have the error of float32 here; processors with AMX round them to bfloat16."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        return _matmul_error() <= _FLOAT32_ERROR
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def products_on_gpu(device_type: str, precision: str) -> str:
@@ -69,6 +77,20 @@ def products_on_gpu(device_type: str, precision: str) -> str:
         "float32 matrix products are rounded to TensorFloat-32 (10 bits of 23). To make them exact and slower, take"
         " away TORCH_ALLOW_TF32_CUBLAS_OVERRIDE or torch.set_float32_matmul_precision"
     )
+
+
+def choice_on_cpu(precision: str, attention: str = "") -> str:
+    """What was chosen for a CPU, in a few words for people to read; empty where nothing was.
+
+    Args:
+        precision: as in `choose_attention`.
+        attention: the chosen one; empty if the user chose it.
+    """
+    products = {"highest": "PyTorch's own float32 products", "medium": "exact float32 products by oneDNN"}
+    chosen = [f"{attention} attention"] if attention else []
+    if precision in FLOAT32:
+        chosen += filter(None, [products.get(torch.get_float32_matmul_precision())])
+    return " and ".join(chosen)
 
 
 def configure(model: torch.nn.Module, device_type: str, precision: str, training: bool = False) -> str:

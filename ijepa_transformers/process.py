@@ -26,6 +26,8 @@ QUIET_LOGGERS = (
     *("DeepSpeed", "bitsandbytes.backends.cpu.ops", "bitsandbytes.cextension", "accelerate.utils.other"),
     "matplotlib.font_manager",
 )
+SYSTEM_ALLOCATOR = "MALLOC_TOP_PAD_=131072"  # glibc's own value: set by the user it keeps ours away
+_keeps_memory = False  # by `keep_freed_memory`
 _MALLOPT = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_TOP_PAD_": -2}
 
 
@@ -71,12 +73,19 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 def keep_freed_memory() -> bool:
     """Tells glibc to keep blocks of up to 1 GiB when they are freed. Returns whether it did."""
+    global _keeps_memory
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
     accepted = [mallopt(_MALLOPT[variable], value) == 1 for variable, value in MALLOC.items()]  # all are tried
-    return all(accepted)
+    _keeps_memory = all(accepted)
+    return _keeps_memory
+
+
+def keeps_freed_memory() -> bool:
+    """Whether `keep_freed_memory` was called in this process, and did it."""
+    return _keeps_memory
 
 
 def _torch_version() -> tuple[int, ...]:

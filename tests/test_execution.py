@@ -6,9 +6,11 @@ import torch
 from ijepa_transformers import IJepaModel
 from ijepa_transformers import execution as ijepa_transformers_execution
 from ijepa_transformers.execution import (
+    choice_on_cpu,
     choose_attention,
     computation_of,
     configure,
+    medium_is_exact,
     products_on_gpu,
     set_matmul_precision,
 )
@@ -36,6 +38,7 @@ def test_float32_products_stay_as_exact_as_float32():
 
 def test_a_setting_that_rounds_to_bfloat16_is_not_kept(monkeypatch):
     monkeypatch.setattr(ijepa_transformers_execution, "_matmul_error", lambda: 3e-3)  # as on a processor with AMX
+    assert not medium_is_exact()
     assert set_matmul_precision("cpu", "no") == torch.get_float32_matmul_precision() == "highest"
 
 
@@ -45,23 +48,39 @@ def test_nothing_is_set_where_nothing_is_gained(device_type, precision):
     assert set_matmul_precision(device_type, precision) == torch.get_float32_matmul_precision() == "high"
 
 
-def test_attention_is_fused_but_where_that_is_slow_on_a_cpu():
+@pytest.fixture
+def with_amx(monkeypatch):
+    monkeypatch.setattr(ijepa_transformers_execution, "_matmul_error", lambda: 3e-3)
+
+
+@pytest.fixture
+def without_amx(monkeypatch):
+    monkeypatch.setattr(ijepa_transformers_execution, "_matmul_error", lambda: 1e-7)
+
+
+def eager_cases():
     cases = [
         (device, precision, training)
         for device in ("cuda", "cpu")
         for precision in ("no", "bf16", "fp16")
         for training in (True, False)
     ]
-    eager = {case for case in cases if choose_attention(*case) == "eager"}
-    assert eager == {("cpu", "bf16", True), ("cpu", "fp16", True)}
+    return {case for case in cases if choose_attention(*case) == "eager"}
+
+
+def test_attention_is_fused_but_where_that_is_slow_on_a_cpu(with_amx):
+    assert eager_cases() == {("cpu", "bf16", True), ("cpu", "fp16", True)}
     torch.set_float32_matmul_precision("medium")
-    assert {case for case in cases if choose_attention(*case) == "eager"} - eager == {
-        ("cpu", "no", True),
-        ("cpu", "no", False),
-    }
+    assert eager_cases() == {("cpu", "bf16", True), ("cpu", "fp16", True), ("cpu", "no", True), ("cpu", "no", False)}
 
 
-def test_a_model_is_configured_and_what_the_user_chose_stays(tiny_config):
+def test_features_in_half_precision_have_plain_attention_on_a_cpu_without_amx(tiny_config, without_amx):
+    assert eager_cases() == {("cpu", each, training) for each in ("bf16", "fp16") for training in (True, False)}
+    model = IJepaModel._from_config(tiny_config, attn_implementation="sdpa")
+    assert configure(model, "cpu", "bf16") == "eager attention, float32 products highest"
+
+
+def test_a_model_is_configured_and_what_the_user_chose_stays(tiny_config, with_amx):
     model = IJepaModel._from_config(tiny_config, attn_implementation="sdpa")
     assert configure(model, "cpu", "bf16") == "sdpa attention, float32 products highest"
     assert configure(model, "cpu", "bf16", training=True) == "eager attention, float32 products highest"
@@ -74,6 +93,16 @@ def test_what_is_usual_is_left_out_of_the_computation():
     assert computation_of("cpu", 1, "fp32") == computation_of("cpu", 1, "no", "single") == "cpu"
     assert computation_of("cuda", 8, "bf16", "ddp") == "cuda, ddp, 8 processes, bf16"
     assert computation_of("cuda", 2, "fp32") == "cuda, 2 processes"
+
+
+def test_the_choice_on_a_cpu_is_said_without_what_the_user_chose():
+    assert choice_on_cpu("no", "sdpa") == "sdpa attention and PyTorch's own float32 products"
+    torch.set_float32_matmul_precision("medium")
+    assert choice_on_cpu("fp32", "eager") == "eager attention and exact float32 products by oneDNN"
+    assert choice_on_cpu("bf16", "eager") == "eager attention"
+    assert choice_on_cpu("no") == "exact float32 products by oneDNN" and choice_on_cpu("bf16") == ""
+    torch.set_float32_matmul_precision("high")  # by the user
+    assert choice_on_cpu("no", "eager") == "eager attention"
 
 
 def test_how_a_gpu_multiplies_float32_is_said_with_what_to_change():

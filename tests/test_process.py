@@ -59,7 +59,7 @@ def test_other_c_libraries_keep_their_own_memory():
 def test_a_freed_block_of_many_megabytes_is_used_again_without_new_pages():
     code = """
 import ctypes, resource
-from ijepa_transformers.process import keep_freed_memory
+from ijepa_transformers.process import keep_freed_memory, keeps_freed_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 def faults(size=64 * 2**20):
@@ -69,11 +69,13 @@ def faults(size=64 * 2**20):
     libc.free(block)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 usual = [faults() for _ in range(3)][-1]
-print(usual, keep_freed_memory(), [faults() for _ in range(3)][-1])
+before = keeps_freed_memory()
+print(usual, keep_freed_memory(), [faults() for _ in range(3)][-1], before, keeps_freed_memory())
 """
     environment = {"PYTHONPATH": ":".join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    usual, kept, after = done.stdout.split()
+    usual, kept, after, *said = done.stdout.split()
+    assert said == ["False", kept]
     if kept != "True":
         pytest.skip("this C library has no mallopt")
     assert int(usual) > 1000 and int(after) < 100

@@ -1,11 +1,14 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """What the package chooses or leaves out, beside the other way, on a CPU:
 
-    python benchmarks/speed/choices.py [--parts "step fp32" "step bf16" cast packed few_shot search] [--seconds 30]
-        [--size S/16] [--batch 16] [--photos 100000] [--allocator keep] [--output FILE]
+    python benchmarks/speed/choices.py [--parts "step fp32" "step bf16" "features fp32" "features bf16" cast packed
+        few_shot search] [--seconds 30] [--size S/16] [--batch 16] [--photos 100000] [--allocator keep]
+        [--output FILE]
 
-    step fp32   a training step with eager and with fused attention (sdpa)
+    step fp32   a training step with eager and with fused attention (sdpa), and with both kinds of float32 products
+                (`highest`, and `medium` where it does not round)
     step bf16   the same in bfloat16, and eager attention whose probabilities stay in bfloat16 for the backward pass
+    features    the encoder without gradients, in float32 or with bfloat16 weights: the same attentions and products
     cast        the encoder under autocast without gradients: tokens cast once for three products, or for each
     packed      the encoder in float32: weights as they are, or packed for oneDNN by torch.utils.mkldnn
     few_shot    logistic regression on five digits of each class, as 1,024 pixels: as it is, or in the span of the
@@ -19,6 +22,7 @@ object, which is added to a file too.
 """
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -37,10 +41,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 
 from benchmarks.speed.peers import Ours
 from benchmarks.speed.pretraining_step import Steps, build_config
-from benchmarks.speed.timing import add_common_arguments, prepare, report, rounded, take_turns
+from benchmarks.speed.timing import add_common_arguments, matmul_precision, prepare, report, rounded, take_turns
 from ijepa_transformers import IJepaModel, modeling_ijepa
 from ijepa_transformers.evaluation.probes import few_shot_accuracy
-from ijepa_transformers.execution import configure
+from ijepa_transformers.execution import configure, medium_is_exact
 from ijepa_transformers.retrieval.similarity import SimilaritySearch
 
 
@@ -54,18 +58,28 @@ Contenders = dict[str, Callable[[], object]]
 def step(size: str, batch_size: int, precision: str) -> Contenders:
     config = build_config(size)
     steps, first = Steps(config, batch_size, CPU), Ours(config, CPU, precision)
-    other = "sdpa" if first.attention == "eager" else "eager"
-    result = {f"{first.attention}, as chosen": partial(take_step, first, steps)}
-    result[other] = partial(take_step, variant(first, other), steps)
+    chosen = (first.attention, first.matmul_precision)
+    result = {name_of(*chosen, as_chosen=True): partial(take_step, first, steps)}
+    for way in other_ways(chosen, precision):
+        result[name_of(*way)] = partial(take_step, variant(first, *way), steps)
     if precision == "bf16":
-        half = variant(first, "eager")
+        half = variant(first, "eager", first.matmul_precision)
         result["eager, probabilities in bfloat16"] = partial(take_half_step, half, steps)
     return result
 
 
-def variant(first: Ours, attention: str) -> Ours:
+def name_of(attention: str, products: str, as_chosen: bool = False) -> str:
+    return f"{attention}, {products}{', as chosen' if as_chosen else ''}"
+
+
+def other_ways(chosen: tuple[str, str], precision: str) -> list[tuple[str, str]]:
+    """Pairs of attention and float32 products that the package could have chosen."""
+    products = [chosen[1]] if precision == "bf16" else ["highest", *(["medium"] if medium_is_exact() else [])]
+    return [way for way in itertools.product(("eager", "sdpa"), products) if way != chosen]
+
+
+def variant(first: Ours, attention: str, products: str) -> Ours:
     """With the weights and the optimizer of the first one."""
-    products = first.matmul_precision
     other = Ours(first.networks.config, CPU, first.precision, weights_of=first, matmul_precision=products)
     other.networks.set_attn_implementation(attention)
     return other
@@ -90,6 +104,25 @@ def half_attention(module, query, key, value, attention_mask, scaling, dropout=0
 
 
 # Encoders
+
+
+def encode(size: str, precision: str) -> Contenders:
+    """As `ijepa extract` does: weights in the precision of the pixels."""
+    config = build_config(size)
+    model = IJepaModel(config).eval().to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    with matmul_precision(torch.get_float32_matmul_precision()):
+        configure(model, "cpu", precision)
+        chosen = (model.config._attn_implementation, torch.get_float32_matmul_precision())
+    pixel_values = torch.randn(8, config.num_channels, *config.image_height_and_width, dtype=model.dtype)
+    ways = [chosen, *other_ways(chosen, precision)]
+    return {name_of(*way, as_chosen=way == chosen): partial(encode_so, model, pixel_values, *way) for way in ways}
+
+
+@torch.no_grad()
+def encode_so(model: IJepaModel, pixel_values: torch.Tensor, attention: str, products: str) -> torch.Tensor:
+    model.set_attn_implementation(attention)
+    with matmul_precision(products):
+        return model(pixel_values).last_hidden_state
 
 
 def encoder(size: str, precision: str) -> tuple[IJepaModel, torch.Tensor]:
@@ -177,6 +210,8 @@ def search(num_photos: int, num_compared: int) -> Contenders:
 PARTS = {
     "step fp32": lambda own: step(own.size, own.batch, "fp32"),
     "step bf16": lambda own: step(own.size, own.batch, "bf16"),
+    "features fp32": lambda own: encode(own.size, "fp32"),
+    "features bf16": lambda own: encode(own.size, "bf16"),
     "cast": lambda own: cast(own.size),
     "packed": lambda own: packed(own.size),
     "few_shot": lambda own: few_shot(),

@@ -6,9 +6,10 @@
 
 `ours` is `IJepaModel` with the settings that the package chooses, as in run_feature_extraction.py; `stock` is
 `transformers.IJepaModel`. Where the package sets another precision of float32 products than torch's own, ours without
-the package's settings (sdpa, "highest") takes part too, to show what they give. `compiled` means torch.compile layer
-by layer, in place, for both; it takes long to warm up, so on CPUs it takes part only in the cases of `--compiled`.
-Contenders take turns of one batch each. Figures are medians over the turns, by wall and by processor time (`cpu`).
+the package's settings (sdpa, "highest") takes part too, and stock eager with our products. `compiled` means
+torch.compile layer by layer, in place, for both; it takes long to warm up, so on CPUs it takes part only in the cases
+of `--compiled`. Contenders take turns of one batch each. Figures are medians over the turns, by wall and by processor
+time (`cpu`).
 Pixels lie on the device as float32, and every contender turns them into its own precision. Before anything is timed,
 all outputs are held against those of stock eager in float32; a larger error than TOLERANCES ends the run.
 `page_faults` are those of one more batch. On CUDA the way of the pixels from the host is timed apart. The last line of
@@ -153,6 +154,8 @@ def contenders(source: IJepaModel, precision: str, device_type: str, with_compil
     }
     if result["ours"].matmul_precision != torch.get_float32_matmul_precision():
         result["ours, not configured"] = ours(source, precision, device_type, configured=False)
+        products = result["ours"].matmul_precision
+        result["stock eager, our products"] = result["stock eager"]._replace(matmul_precision=products)
     if with_compiled:
         result["ours compiled"] = ours(source, precision, device_type, compiled=True)
         result["stock sdpa compiled"] = theirs(source, precision, "sdpa", compiled=True)

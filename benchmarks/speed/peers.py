@@ -6,6 +6,7 @@ and target encoder, loss, backward, AdamW, moving average. All start from the sa
 share the parameters, so that one set of them, and one set of AdamW's moments, fits the device beside the activations.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -116,6 +117,7 @@ class Contender:
 
 
 def build_networks(config: IJepaConfig, device: torch.device, attention: str) -> IJepaForPretraining:
+    config = copy.deepcopy(config)  # it keeps which attention is used, and every contender has its own
     with torch.device(device):
         return IJepaForPretraining._from_config(config, attn_implementation=attention).train()
 

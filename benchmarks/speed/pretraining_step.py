@@ -50,6 +50,7 @@ from benchmarks.speed.timing import Seconds, add_common_arguments, quartiles, re
 from benchmarks.speed.timing import prepare as prepare_process
 from ijepa_transformers import IJEPA_SIZES, IJepaConfig
 from ijepa_transformers.masking import MultiBlockMasking
+from ijepa_transformers.pretraining.arguments import pretraining_arguments
 from ijepa_transformers.pretraining.token_counts import TokenCounts
 
 
@@ -73,6 +74,7 @@ SMOKE = {  # to try the benchmark, not the machine
     "image_size": 96,
     "patch_size": 8,
 }
+RECIPES = ("quickstart", "small_images", "fashion_mnist", "cifar10")  # whose models are sizes too
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,9 @@ class LeftOut(Exception):
 def build_config(size: str, **fields) -> IJepaConfig:
     if size == "smoke":
         return IJepaConfig(**SMOKE, **fields)
+    if size in RECIPES:
+        recipe = pretraining_arguments(recipe=size, data="digits", output_dir="-")
+        return IJepaConfig(**recipe.model_fields(), **fields)
     name, patch_size, image_size = SIZES[size]
     return IJepaConfig(**IJEPA_SIZES[name], patch_size=patch_size, image_size=image_size, **fields)
 
@@ -135,7 +140,8 @@ class Steps:
 
     def __init__(self, config: IJepaConfig, batch_size: int, device: torch.device):
         self.config, self.batch_size, self.device = config, batch_size, device
-        self.masking = MultiBlockMasking(config.grid_size, mode="meta")
+        mode = "meta" if min(config.grid_size) > 8 else "unbiased"  # blocks of smaller grids are too small for meta
+        self.masking = MultiBlockMasking(config.grid_size, mode=mode)
         generator = torch.Generator().manual_seed(0)
         shape = (batch_size, config.num_channels, *config.image_height_and_width)
         self.pixel_values = torch.randn(shape, generator=generator).to(device)
@@ -717,7 +723,8 @@ class Options:
 def parse(words: list[str] | None) -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--sizes", nargs="+", choices=[*SIZES, "smoke"], help="default: the cases of the device")
+    sizes = [*SIZES, "smoke", *RECIPES]
+    parser.add_argument("--sizes", nargs="+", choices=sizes, help="default: the cases of the device")
     parser.add_argument("--batch", type=int, help="images per step; default 16 on a CPU, 128 on a GPU")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"))
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="ours is always among them")

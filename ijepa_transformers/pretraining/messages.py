@@ -7,6 +7,8 @@ from typing import Any
 
 from ..data.notices import counted
 from ..display import show, show_end, show_facts, show_section
+from ..execution import choice_on_cpu
+from ..process import SYSTEM_ALLOCATOR, keeps_freed_memory
 from .build import Run, short_computation, summarize
 from .next_commands import next_commands
 
@@ -22,8 +24,20 @@ def show_head(run: Run) -> None:
     if not run.arguments.verbose:
         facts = {name: facts[name] for name in _HEAD} | {"computation": short_computation(run)}
     show_facts({**facts, "output": run.output_dir})
-    for note in run.notes:
+    for note in [*_speed(run), *run.notes]:
         show(note)
+
+
+def _speed(run: Run) -> list[str]:
+    """What was set to make the run faster, in a line, if anything was."""
+    sentences = []
+    if run.accelerator.device.type == "cpu":
+        attention = "" if run.arguments.attn_implementation else run.networks.config._attn_implementation
+        chosen = choice_on_cpu(run.launch.precision, attention)
+        sentences += [f"For speed: {chosen}."] if chosen else []
+    if keeps_freed_memory():
+        sentences.append(f"Freed memory is kept; {SYSTEM_ALLOCATOR} in the environment turns this off.")
+    return [" ".join(sentences)] if sentences else []
 
 
 def show_bad_images(records: Sequence[Mapping[str, Any]], path: Path) -> None:

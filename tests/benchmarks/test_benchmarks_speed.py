@@ -175,6 +175,14 @@ def test_choices_are_measured_beside_the_other_way(capsys, tmp_path):
         assert all(each["cpu_seconds"]["median"] > 0 for each in result["contenders"].values()), part
 
 
+def test_each_contender_has_the_attention_of_its_name():
+    """They once shared a configuration, so that all had the attention of the last one."""
+    for precision in ("fp32", "bf16"):
+        for name, function in choices.step("smoke", 2, precision).items():
+            layers = function.args[0].networks.context_encoder.layers
+            assert {layer.attention.config._attn_implementation for layer in layers} == {name.partition(",")[0]}
+
+
 def test_the_other_ways_of_the_choices_compute_the_same():
     torch.manual_seed(0)
     for part, tolerance in ((choices.cast, 0), (choices.packed, 1e-5)):

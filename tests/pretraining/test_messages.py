@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ijepa_transformers import pretrain as pretrain_by_keywords
-from ijepa_transformers.pretraining import build
+from ijepa_transformers.pretraining import build, messages
 from ijepa_transformers.pretraining.arguments import parse_unchecked_arguments, pretraining_arguments
 from ijepa_transformers.pretraining.finished import finished_run
 from ijepa_transformers.pretraining.messages import show_bad_images
@@ -64,7 +64,8 @@ def test_a_run_in_a_file_has_a_short_head_lines_with_times_and_an_end(tmp_path, 
     pretrain(tmp_path / "run", max_steps=14, logging_steps=12, save_steps=100)
     out = capsys.readouterr().out
     head = [line.split()[0] for line in out[out.index("data  ") : out.index("WARNING: 1,297")].splitlines()]
-    assert head == ["data", "length", "batch", "encoder", "computation", "output", "The"]  # splits have labels
+    assert head == ["data", "length", "batch", "encoder", "computation", "output", "For", "The"]
+    assert "\nThe splits 'train'" in out  # have labels
     lines = [line for line in out.splitlines() if line.startswith("step ")]
     assert [line.split(",")[0] for line in lines] == ["step 10 of 14", "step 12 of 14", "step 14 of 14"]
     assert all(" so far, " in line and " left" in line for line in lines[:2])
@@ -146,6 +147,18 @@ def test_labels_that_cannot_judge_a_run_are_not_named(tmp_path, capsys):
     for name in ("a", "b"):
         pretrain(tmp_path / f"run {name}", data=tmp_path / name, max_steps=1, warmup_steps=1)
     assert "have labels" not in capsys.readouterr().out
+
+
+def test_a_run_says_once_what_was_chosen_for_speed(tmp_path, monkeypatch, capsys):
+    chosen = "For speed: eager attention."
+    pretrain(tmp_path / "run", mixed_precision="bf16")
+    out = capsys.readouterr().out
+    assert out.count(chosen) == 1 and "Freed memory" not in out  # this process keeps none
+    monkeypatch.setattr(messages, "keeps_freed_memory", lambda: True)
+    pretrain(tmp_path / "other", mixed_precision="bf16", attn_implementation="eager")
+    out = capsys.readouterr().out
+    kept = "\nFreed memory is kept; MALLOC_TOP_PAD_=131072 in the environment turns this off.\n"
+    assert out.count(kept) == 1 and "For speed" not in out
 
 
 def test_a_run_says_at_its_start_how_a_gpu_multiplies(tmp_path, monkeypatch, capsys):
