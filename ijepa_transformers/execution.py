@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .data.notices import counted
+from .process import keeps_freed_memory
 
 
 # Largest relative error of a matrix product that counts as float32. Sums of 512 terms in another order differ by about
@@ -22,8 +23,8 @@ def choose_attention(device_type: str, precision: str, training: bool = True) ->
 
     PyTorch's fused attention ("sdpa") is the fastest on all devices but CPUs. On CPUs two matrix products with a
     softmax between them ("eager") are as fast or faster, but in two cases: in float32 with PyTorch's own products
-    (call `set_matmul_precision` first), and in bfloat16 or float16 without gradients on a processor with AMX
-    (see `medium_is_exact`).
+    (call `set_matmul_precision` first), and in bfloat16 or float16 without gradients, if the processor has AMX (see
+    `medium_is_exact`) or freed memory is not kept: then eager attention asks the system for memory again and again.
 
     Args:
         device_type: such as "cuda" or "cpu".
@@ -34,7 +35,7 @@ def choose_attention(device_type: str, precision: str, training: bool = True) ->
         return "sdpa"
     if precision in FLOAT32:
         return "sdpa" if torch.get_float32_matmul_precision() == "highest" else "eager"
-    return "eager" if training or medium_is_exact() else "sdpa"
+    return "eager" if training or (keeps_freed_memory() and medium_is_exact()) else "sdpa"
 
 
 def set_matmul_precision(device_type: str, precision: str) -> str:

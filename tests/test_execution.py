@@ -58,6 +58,11 @@ def without_amx(monkeypatch):
     monkeypatch.setattr(ijepa_transformers_execution, "_matmul_error", lambda: 1e-7)
 
 
+@pytest.fixture
+def kept_memory(monkeypatch):
+    monkeypatch.setattr(ijepa_transformers_execution, "keeps_freed_memory", lambda: True)
+
+
 def eager_cases():
     cases = [
         (device, precision, training)
@@ -68,13 +73,18 @@ def eager_cases():
     return {case for case in cases if choose_attention(*case) == "eager"}
 
 
-def test_attention_is_fused_but_where_that_is_slow_on_a_cpu(with_amx):
+def test_attention_is_fused_but_where_that_is_slow_on_a_cpu(with_amx, kept_memory):
     assert eager_cases() == {("cpu", "bf16", True), ("cpu", "fp16", True)}
     torch.set_float32_matmul_precision("medium")
     assert eager_cases() == {("cpu", "bf16", True), ("cpu", "fp16", True), ("cpu", "no", True), ("cpu", "no", False)}
 
 
-def test_features_in_half_precision_have_plain_attention_on_a_cpu_without_amx(tiny_config, without_amx):
+def test_features_in_half_precision_have_eager_attention_without_amx_and_with_kept_memory(
+    tiny_config, without_amx, monkeypatch
+):
+    monkeypatch.setattr(ijepa_transformers_execution, "keeps_freed_memory", lambda: False)
+    assert eager_cases() == {("cpu", "bf16", True), ("cpu", "fp16", True)}
+    monkeypatch.setattr(ijepa_transformers_execution, "keeps_freed_memory", lambda: True)
     assert eager_cases() == {("cpu", each, training) for each in ("bf16", "fp16") for training in (True, False)}
     model = IJepaModel._from_config(tiny_config, attn_implementation="sdpa")
     assert configure(model, "cpu", "bf16") == "eager attention, float32 products highest"
