@@ -58,7 +58,9 @@ def measured_on(verdict: Verdict, on_these_images: Verdict) -> str:
     """The sentence for a terminal that says on which images the verdict of the page was measured."""
     if verdict is on_these_images:
         return "Measured on the images of this page."
-    return f"Measured by the run on its own images. On those of this page: {on_these_images.sentences[0]}"
+    if verdict.sentences[0] == on_these_images.sentences[0]:
+        return "Measured by the run on its own images. Those of this page say the same."
+    return f"Measured by the run on its own images. Those of this page say: {on_these_images.sentences[0]}"
 
 
 def tone_of(verdict: Verdict) -> str:

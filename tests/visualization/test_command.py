@@ -33,7 +33,14 @@ from ijepa_transformers.visualization import beliefs, cells, guesses, sections
 from ijepa_transformers.visualization import command as visualization_command
 from ijepa_transformers.visualization import curves as visualization_curves
 from ijepa_transformers.visualization import study as visualization_study
-from ijepa_transformers.visualization.judging import accuracy_cards, headline, shown_verdict, tone_of, training_seconds
+from ijepa_transformers.visualization.judging import (
+    accuracy_cards,
+    headline,
+    measured_on,
+    shown_verdict,
+    tone_of,
+    training_seconds,
+)
 from ijepa_transformers.visualization.page import Picture, Section, refuse_other_pictures, write_pictures
 from ijepa_transformers.visualization.predictions import score_predictions
 from tests.printed import proposed
@@ -235,6 +242,13 @@ def test_equal_images_are_said_to_be_equal_and_not_that_the_encoder_collapsed(pl
     assert not any("It has collapsed" in sentence for sentence in sentences)
 
 
+def test_two_equal_verdicts_are_said_once():
+    one, equal, other = Verdict(("Level.",)), Verdict(("Level.",)), Verdict(("Better.",))
+    assert measured_on(one, equal) == "Measured by the run on its own images. Those of this page say the same."
+    assert measured_on(one, other).endswith("Those of this page say: Better.")
+    assert measured_on(one, one) == "Measured on the images of this page."
+
+
 def test_the_verdict_of_the_run_comes_first_and_a_damaged_one_is_refused(place, capsys):
     path = place / "run" / "verdict.json"
     of_run = judge("The <b>encoder</b>", {"7-NN": Score(0.5)}, {RANDOM: {"7-NN": Score(0.5)}}, 100)
@@ -243,9 +257,8 @@ def test_the_verdict_of_the_run_comes_first_and_a_damaged_one_is_refused(place, 
     tone, headline, sentences = verdict(page)
     assert tone == "unsure" and headline.startswith("The &lt;b&gt;encoder&lt;/b&gt; is level with a random encoder.")
     assert "More steps." in sentences and sentences[-1].startswith("The images of this page are others")
-    assert (
-        "\nMeasured by the run on its own images. On those of this page: The target encoder" in capsys.readouterr().out
-    )
+    said = "\nMeasured by the run on its own images. Those of this page say: The target encoder"
+    assert said in capsys.readouterr().out
     assert "<h2>7-NN accuracy on 100 test images</h2>" in page and "Level with the random encoder</p>" in page
     path.write_text("[]")
     with pytest.raises(SystemExit) as stop:
