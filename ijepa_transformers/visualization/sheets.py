@@ -112,7 +112,7 @@ def check_masks(
 def _mask_names(name: str, indices: torch.Tensor) -> list[tuple[str, str]]:
     """The two lines above each mask's column."""
     _, count, size = indices.shape
-    return [(name if count == 1 else f"{name} {number + 1}", f"{size} patches") for number in range(count)]
+    return [(f"{name}," if count == 1 else f"{name} {number + 1},", f"{size} patches") for number in range(count)]
 
 
 def draw_pca(
