@@ -20,7 +20,7 @@ def near(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f" Did you mean {prefix}{names[0]}?" if names else ""
 
 
-class _RecipeLoader(yaml.SafeLoader):
+class UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that is there twice. YAML would silently take the last."""
 
     def construct_mapping(self, node, deep=False):
@@ -67,7 +67,7 @@ def load_recipe(name: str | os.PathLike[str]) -> tuple[str, dict[Any, Any]]:
         raise ValueError(f"recipe must be the name or the path of a recipe, got {name!r}.")
     path = find_recipe(os.path.expanduser(name))
     try:
-        recipe = yaml.load(_recipe_text(path), Loader=_RecipeLoader)
+        recipe = yaml.load(_recipe_text(path), Loader=UniqueKeyLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path!r} is not a YAML file of values: {' '.join(str(error).split())}") from None
     if not isinstance(recipe, dict):

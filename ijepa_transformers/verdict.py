@@ -21,6 +21,11 @@ ABOVE, LEVEL, BELOW, MIXED = "above", "level", "below", "mixed"
 # Two accuracies are level if they differ by at most this many standard errors of their difference. Of encoders that
 # are equally good, 1 in 40 then counts as above, and fewer if they tend to be right on the same images.
 STANDARD_ERRORS = 2.0
+# Standard deviation of the accuracies of random encoders over their draws. On digits nine of them had .03 by 20-NN and
+# by 5-shot (30 November 2026), so without it one in seven counted as better than another, on 500 test images. On
+# larger images it is smaller (benchmarks/results/study_cpu_2026-11-29.md).
+SPREAD_OF_DRAWS = 0.03
+LARGE_MARGIN = 0.1  # a hundred test images have more; learning often is a smaller difference
 MOST_MEASURES = 2  # that get a sentence each; more are counted
 
 COLLAPSED, NARROW, NOT_COLLAPSED = "collapsed", "narrow", "not collapsed"
@@ -81,11 +86,16 @@ def rank_share_of(spread: Spread) -> float:
 # Accuracies
 @dataclass(frozen=True)
 class Score:
-    """An accuracy. `std` is the standard deviation over `num_draws` draws of the labelled images, or over encoders."""
+    """An accuracy. `std` is the standard deviation over `num_draws` draws of the labelled images, or over encoders.
+
+    `spread` is the standard deviation over encoders of this kind, where another of them could stand here as well: over
+    random encoders, if this one does not have the weights that the judged encoder began with.
+    """
 
     accuracy: float
     std: float = 0.0
     num_draws: int = 1
+    spread: float = 0.0
 
     def standard_error(self, num_images: int) -> float:
         """From the sampling of the test images and from the draws.
@@ -94,6 +104,11 @@ class Score:
         """
         share = (self.accuracy * num_images + 1) / (num_images + 2)
         return math.sqrt(share * (1 - share) / num_images + self.std**2 / self.num_draws)
+
+
+def with_spread(scores: Mapping[str, Score], spread: float = SPREAD_OF_DRAWS) -> dict[str, Score]:
+    """The accuracies of a random encoder that was drawn for itself, by measure."""
+    return {measure: dataclasses.replace(score, spread=spread) for measure, score in scores.items()}
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,8 @@ class Comparison:
 
 def compare(measure: str, score: Score, baseline: str, other: Score, num_images: int) -> Comparison:
     """Compares two accuracies. The margin is `STANDARD_ERRORS` of their difference, as of independent ones."""
-    margin = STANDARD_ERRORS * math.hypot(score.standard_error(num_images), other.standard_error(num_images))
+    errors = score.standard_error(num_images), other.standard_error(num_images), other.spread
+    margin = STANDARD_ERRORS * math.hypot(*errors)
     return Comparison(measure, baseline, score.accuracy, other.accuracy, margin)
 
 
@@ -221,6 +237,7 @@ def judge(
     num_images: int,
     state: str | None = None,
     images: str = "test images",
+    images_are_equal: bool = False,
 ) -> Verdict:
     """The verdict on an encoder whose accuracies on labelled images are known. At most four sentences on a living one.
 
@@ -231,6 +248,7 @@ def judge(
         num_images: labelled test images.
         state: of `state_of`, if it was measured.
         images: what these images are called.
+        images_are_equal: `are_equal` of a random encoder.
 
     Raises:
         ValueError: if the encoder and the random encoder share no measure.
@@ -247,6 +265,7 @@ def judge(
     standings = {key: standing_over(found) for key, found in by_baseline.items() if found}
     is_collapsed = state == COLLAPSED
     sentences = [
+        *([IMAGES_ARE_EQUAL] if images_are_equal else []),
         *([HAS_COLLAPSED.format(name)] if is_collapsed else []),
         _headline(name, standings, by_baseline[RANDOM]),
         *_measure_sentences(comparisons),
@@ -296,9 +315,9 @@ def _rule(level: Sequence[Comparison], images: str) -> str:
         return f"All this is on {images}."
     least, most = (function(each.margin for each in level) for function in (min, max))
     margins = f"{least:.3f}" if f"{least:.3f}" == f"{most:.3f}" else f"{least:.3f} to {most:.3f}"
-    return (
-        f"Level means a difference of at most {STANDARD_ERRORS:g} of its standard errors, here {margins}, on {images}."
-    )
+    errors = f"{STANDARD_ERRORS:g} of its standard errors, here {margins}"
+    few = ", so only large differences show" if most > LARGE_MARGIN else ""
+    return f"Level means a difference of at most {errors}, on {images}{few}."
 
 
 def judge_without_labels(name: str, spread: Spread | None, reference: Spread | None, reference_name: str) -> Verdict:

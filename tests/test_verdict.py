@@ -24,6 +24,7 @@ from ijepa_transformers.verdict import (
     judge,
     judge_without_labels,
     read_verdict,
+    with_spread,
 )
 
 
@@ -88,6 +89,12 @@ def test_what_level_means_is_said_where_something_is_level():
         assert ("Level means" in str(found)) == is_said and "400 test images." in found.sentences[-1]
 
 
+def test_few_images_are_said_to_show_only_large_differences():
+    score = {"20-NN": Score(0.8)}
+    for number, is_said in ((5, True), (100, True), (200, False)):
+        assert ("so only large differences show" in str(judge("It", score, {RANDOM: score}, number))) == is_said
+
+
 def test_many_measures_are_counted_so_a_verdict_has_at_most_four_sentences():
     measures = {f"{k}-NN": accuracy for k, accuracy in enumerate((0.7, 0.7, 0.7, 0.7, 0.5, 0.5))}
     own = {name: Score(accuracy) for name, accuracy in measures.items()}
@@ -121,6 +128,21 @@ def test_the_margin_is_two_standard_errors_of_the_difference_from_test_images_an
     for accuracy, standing in ((0.514, LEVEL), (0.515, ABOVE), (0.485, BELOW)):
         assert compare("", Score(accuracy), "", Score(0.5), 10_000).standing == standing
     assert compare("", Score(1.0), "", Score(2 / 3), 3).standing == LEVEL  # 3 right images of 3 prove nothing
+
+
+def test_another_draw_of_random_weights_is_hardly_ever_better_than_random():
+    """20-NN, 5-shot and its deviation of nine random encoders on digits, each judged beside each other one."""
+    measured = (
+        *((0.718, 0.646, 0.019), (0.678, 0.591, 0.048), (0.748, 0.674, 0.016), (0.760, 0.667, 0.028)),
+        *((0.682, 0.613, 0.020), (0.706, 0.617, 0.017), (0.690, 0.627, 0.022), (0.744, 0.693, 0.018)),
+        (0.720, 0.629, 0.039),
+    )
+    found = [{"20-NN": Score(knn), "5-shot": Score(few, std, 5)} for knn, few, std in measured]
+    pairs = list(itertools.permutations(found, 2))
+    better = [
+        sum(judge("It", a, {RANDOM: change(b)}, 500).learned for a, b in pairs) for change in (dict, with_spread)
+    ]
+    assert better == [10, 1] and len(pairs) == 72
 
 
 def test_the_margin_holds_for_two_encoders_that_are_equal():

@@ -63,11 +63,13 @@ def rows_of(study_file: str, results: str) -> list[dict[str, Any]]:
     """The rows of the table of a study that are there.
 
     Raises:
-        ValueError, OSError: if one of the files is not what it should be.
+        ValueError, OSError: if one of the files is not what it should be, or if there is no row.
     """
     study = read_study(Path(study_file))
     require(Path(results).is_file(), f"there is no file {results!r}")
-    return finished_rows(wanted_runs(study, "final", study.get("seeds", [0]), None), Path(results))
+    rows = finished_rows(wanted_runs(study, "final", study.get("seeds", [0]), None), Path(results))
+    require(rows, f"{results!r} has no row of --part final with the settings of {study_file!r}")
+    return rows
 
 
 def draw(studies: dict[str, list[dict[str, Any]]], output: Path) -> None:

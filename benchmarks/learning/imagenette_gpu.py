@@ -137,9 +137,9 @@ class Run:
     def __init__(self, own: argparse.Namespace, settings: Settings) -> None:
         self.own, self.settings = own, settings
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        part = "selection" if own.selection else "final"
+        self.part = "selection" if own.selection else "final"
         cache = own.output_dir.parent / "decoded_images"
-        parts = load_parts(settings.data, part, settings.stored_size, settings.num_channels, cache)
+        parts = load_parts(settings.data, self.part, settings.stored_size, settings.num_channels, cache)
         self.train, self.test = (images.to(self.device) for images in parts)
         torch.manual_seed(settings.seed)
         learner = build_learner(settings, int(self.train.labels.max()) + 1, self.device, own.precision)
@@ -155,10 +155,18 @@ class Run:
 
     def _resume(self) -> None:
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        if state["settings"] != dataclasses.asdict(self.settings) or state["steps"] != self.training.clock.steps:
-            raise SystemExit(f"imagenette_gpu.py: error: {self.checkpoint} is of other settings or another length.")
+        if any(state.get(key) != value for key, value in self._identity().items()):
+            raise SystemExit(
+                f"imagenette_gpu.py: error: {self.checkpoint} is of other settings, other images or another length."
+            )
         self.training.load(state)
-        print(f"goes on after step {state['step']}", flush=True)
+        is_done = state["step"] == self.training.clock.steps
+        print("has all its steps" if is_done else f"goes on after step {state['step']}", flush=True)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run must have in common with the checkpoint that it goes on from."""
+        own = {"part": self.part, "precision": self.own.precision, "steps": self.training.clock.steps}
+        return {**own, "settings": dataclasses.asdict(self.settings)}
 
     def go(self) -> None:
         clock, began = self.training.clock, time.perf_counter()
@@ -192,9 +200,8 @@ class Run:
         self._save()
 
     def _save(self) -> None:
-        state = {"settings": dataclasses.asdict(self.settings), "steps": self.training.clock.steps}
         partial = self.checkpoint.with_suffix(".partial")
-        torch.save({**self.training.state(), **state}, partial)
+        torch.save({**self.training.state(), **self._identity()}, partial)
         partial.rename(self.checkpoint)
 
 
@@ -222,7 +229,10 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> None:
     own = parse(words)
-    settings = settings_of(own)
+    try:
+        settings = settings_of(own)
+    except ValueError as error:
+        raise SystemExit(f"imagenette_gpu.py: error: {error}") from None
     own.output_dir.mkdir(parents=True, exist_ok=True)
     Run(own, settings).go()
 

@@ -5,9 +5,11 @@ A learner has a model, a loss of a batch, the encoders that are judged, and perh
 Shapes: B images of `image_size` pixels, N patches, D `hidden_size`.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
 from ijepa_transformers import IJepaConfig, IJepaForImageClassification, IJepaForPretraining, IJepaModel
+from ijepa_transformers.arguments import require
 from ijepa_transformers.execution import choose_attention
 from ijepa_transformers.masking import build_masking
 from ijepa_transformers.modeling_ijepa import sincos_position_embeddings
@@ -24,6 +27,7 @@ from ijepa_transformers.optimization import momentum_of_half_life
 Embedding = Callable[[torch.Tensor], torch.Tensor]  # normalised pixels (B, channels, H, W) to features (B, D)
 METHODS = ("ijepa", "mae", "supervised", "sigreg")
 MAE_MASK_RATIO, MAE_BETAS = 0.75, (0.9, 0.95)  # as published (arXiv 2111.06377, table 8)
+MAE_MASKS = 2**31  # added to the seed of MAE's masks, so that they are drawn from other numbers than crops
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class Settings:
         masks: "random", "inverse_block", "unbiased" or "meta", and what `build_masking` takes.
         sigreg_weight: of SIGReg's term; of method "sigreg", and of "ijepa" if it is above 0.
         views: crops of each image, of method "sigreg".
+
+    Raises:
+        ValueError: if a number is none. A text such as "1e-3", which YAML does not read as a number, becomes one.
     """
 
     data: str
@@ -82,6 +89,11 @@ class Settings:
     views: int = 2
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            if entry.type in (int, float, float | None):
+                object.__setattr__(self, entry.name, _number(entry.name, entry.type, getattr(self, entry.name)))
+
     @property
     def grid_size(self) -> tuple[int, int]:
         return (self.image_size // self.patch_size,) * 2
@@ -106,6 +118,20 @@ class Settings:
             loss_type=self.loss_type,
             **more,
         )
+
+
+def _number(name: str, kind: Any, value: Any) -> Any:
+    """The value, or the number that it is the text of."""
+    if value is None and kind == float | None:
+        return None
+    given = value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = int(value) if kind is int else float(value)
+    is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    what = "a whole number" if kind is int else "a number"
+    require(is_number and math.isfinite(value), f"{name} must be {what}, got {given!r}.")
+    return value
 
 
 @dataclass(frozen=True)
@@ -206,7 +232,13 @@ def mae(settings: Settings, num_classes: int, device: str, precision: str) -> Le
     model = built(ViTMAEForPreTraining, config, device, precision)
     initialize_mae(model)
     encoders = {"encoder": lambda: mae_embedding(model, device)}
-    return Learner(model, lambda pixel_values, labels, step: model(pixel_values).loss, encoders, MAE_BETAS)
+
+    def loss_of(pixel_values: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
+        generator = torch.Generator(device).manual_seed(settings.seed * 2**32 + MAE_MASKS + step)
+        shape = len(pixel_values), math.prod(settings.grid_size)
+        return model(pixel_values, noise=torch.rand(shape, device=device, generator=generator)).loss
+
+    return Learner(model, loss_of, encoders, MAE_BETAS)
 
 
 @torch.no_grad()

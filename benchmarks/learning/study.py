@@ -33,6 +33,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +54,7 @@ from ijepa_transformers import IJepaForPretraining, process
 from ijepa_transformers.arguments import require
 from ijepa_transformers.execution import set_matmul_precision
 from ijepa_transformers.files import read_rows, write_rows, write_text
-from ijepa_transformers.recipe_files import near
+from ijepa_transformers.recipe_files import UniqueKeyLoader, near
 
 
 BUDGETS = ("seconds", "steps")
@@ -91,6 +92,17 @@ def run(wanted: dict[str, Any]) -> dict[str, float]:
     return row
 
 
+def end_with(parent: int) -> None:
+    """Ends this process when its parent has ended: nobody would keep its row, and it would slow down the next runs."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def measure(wanted: dict[str, Any], threads: int) -> dict[str, Any]:
     """A line of results.jsonl."""
     command = [sys.executable, str(Path(__file__).resolve()), "--run", json.dumps(wanted)]
@@ -115,7 +127,7 @@ def read_study(path: Path) -> dict[str, Any]:
         OSError: if the file cannot be read.
     """
     try:
-        study = yaml.safe_load(path.read_text(encoding="utf-8"))
+        study = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
     require(isinstance(study, dict), f"{path} must hold `key: value` lines.")
@@ -135,12 +147,20 @@ def read_study(path: Path) -> dict[str, Any]:
         budgets = [values for values in (changes or {}, study) if values.keys() & set(BUDGETS)][:1]
         if both.get("method") not in UNTRAINED:
             _check_budget(budgets[0] if budgets else {}, line)
+        _check_values({key: value for key, value in both.items() if key not in BUDGETS}, line)
     return {**study, "settings": settings}
 
 
 def _check_keys(values: dict, known: Sequence[str], where: str) -> None:
     for key in values:
         require(key in known, f"{where} has the unknown key {key!r}.{near(str(key), known)}")
+
+
+def _check_values(values: dict, line: str) -> None:
+    try:
+        Settings(**values)
+    except ValueError as error:
+        raise ValueError(f"{line}: {error}") from None
 
 
 def _check_budget(values: dict, line: str) -> None:
@@ -275,6 +295,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> None:
     own = parse(words)
     if own.run:
+        end_with(os.getppid())
         print(json.dumps({**run(json.loads(own.run)), "cpu_seconds": round(time.process_time(), 1)}))
         return
     try:

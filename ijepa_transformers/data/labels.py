@@ -391,6 +391,13 @@ def labels_of(dataset: datasets.Dataset) -> np.ndarray:
     return np.array([_UNLABELLED if label is None else label for label in dataset["label"][:]], dtype=np.int64)
 
 
+def require_equal_classes(one: datasets.Dataset, other: datasets.Dataset, *splits: str) -> None:
+    """Raises ValueError if two splits number their classes differently. `splits` are their names."""
+    if class_names(one) != class_names(other):
+        first, second = splits
+        raise ValueError(f"The splits {first!r} and {second!r} number their classes differently; use one data set.")
+
+
 def several_labels_of(dataset: datasets.Dataset) -> np.ndarray:
     """For each image and class whether it is one of the image's (images, classes), float32; a row of NaN for an image
     without a label."""

@@ -83,6 +83,15 @@ def choose_split(source: str | os.PathLike, splits: Iterable[str], asked: str) -
     raise ValueError(sentence)
 
 
+def require_other_split(train: str, validation: str) -> None:
+    """Raises ValueError if accuracies would be measured on the images that the probes learn from."""
+    if (split_meaning(train) or train) == (split_meaning(validation) or validation):
+        raise ValueError(
+            f"validation_split {validation!r} is the split whose labels the probes learn from, so every accuracy would"
+            " be too high: name a split of other images."
+        )
+
+
 def _meanings_of(splits: Iterable[str]) -> dict[str, str]:
     """The meaning of each split; its own name if it has none, or if another split has the meaning of a rare name."""
     names = {name: split_meaning(str(name)) or str(name) for name in splits}

@@ -22,9 +22,10 @@ from transformers.utils.logging import disable_progress_bar
 from ..api import Result, process_as_before
 from ..arguments import require
 from ..data.bit_depth import DepthSample, look_at_dataset, settle
-from ..data.labels import class_names, describe_classes, label_array
+from ..data.labels import describe_classes, label_array, require_equal_classes
 from ..data.notices import counted
 from ..data.sources import available_split, open_split, opened_once
+from ..data.splits import require_other_split
 from ..display import Timer, as_typed, command, data_flags, show, show_end, show_facts
 from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import EncoderSpec, load_config, load_processor
@@ -100,7 +101,9 @@ def build_run(arguments: ProbingArguments, lock: OutputLock | None = None) -> Ru
     trials = {spec: try_encoder(arguments, open_spec(arguments, spec, accelerator.device)) for spec in specs}
     with accelerator.main_process_first():  # one process fills the cache of datasets
         train = _open_labelled(arguments, arguments.train_split)
-        validation = _open_labelled(arguments, available_split(arguments, arguments.validation_split))
+        validation_split = available_split(arguments, arguments.validation_split)
+        require_other_split(arguments.train_split, validation_split)
+        validation = _open_labelled(arguments, validation_split)
     _check_classes(train, validation)
     require(
         not (train.has_several and arguments.has_heads),
@@ -169,11 +172,7 @@ def _open_labelled(arguments: ProbingArguments, name: str) -> Split:
 def _check_classes(train: Split, validation: Split) -> None:
     """Raises ValueError if the training split has one class, or if the splits number their classes differently."""
     require(len(train.labels.unique()) > 1, f"The {train.name!r} split has a single class; a probe needs at least 2.")
-    names, others = (class_names(split.dataset) for split in (train, validation))
-    require(
-        names == others,
-        f"The splits {train.name!r} and {validation.name!r} number their classes differently; use one data set.",
-    )
+    require_equal_classes(train.dataset, validation.dataset, train.name, validation.name)
 
 
 def _note_left_out(run: Run) -> None:
@@ -201,6 +200,10 @@ def _note_unknown_classes(run: Run) -> None:
     if run.train.has_several:
         return
     unknown = labels[class_indices(run.train.labels, labels) < 0]
+    require(
+        len(unknown) < len(labels),
+        f"No image of the {run.validation.name!r} split has a class of the {run.train.name!r} split.",
+    )
     if len(unknown):
         run.add_note(
             f"{len(unknown):,} of the {len(labels):,} validation images belong to {len(unknown.unique()):,} classes"

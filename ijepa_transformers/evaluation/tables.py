@@ -21,7 +21,17 @@ from ..data.notices import counted
 from ..encoders import EncoderSpec
 from ..files import write_text
 from ..model_card import in_code, in_markdown, in_one_line, update_evaluation
-from ..verdict import COLLAPSED, PIXELS, RANDOM, WITH_RANDOM_WEIGHTS, Score, Verdict, judge, judge_without_labels
+from ..verdict import (
+    COLLAPSED,
+    PIXELS,
+    RANDOM,
+    WITH_RANDOM_WEIGHTS,
+    Score,
+    Verdict,
+    judge,
+    judge_without_labels,
+    with_spread,
+)
 from .collapse import COLUMN_LEGEND, LayerSpread, collapse_summary
 from .features import Run, Split
 from .probes import Accuracies, format_table
@@ -104,6 +114,14 @@ def _scores(results: list[Result]) -> dict[str, Score]:
     }
 
 
+def _random_scores(results: list[Result]) -> dict[str, Score]:
+    """The accuracies of a row of random encoders, with their spread over draws: measured if there are several."""
+    scores = _scores(results)
+    if len(results) < 2:
+        return with_spread(scores)
+    return {name: dataclasses.replace(score, spread=score.std) for name, score in scores.items()}
+
+
 def _state(results: list[Result]) -> str | None:
     """The state of the last layer; that of a collapsed encoder if the row has one. None if it was not measured."""
     states = [result["collapse"][-1]["state"] for result in results if "collapse" in result]
@@ -119,7 +137,7 @@ def verdicts(rows: Rows, num_images: int) -> dict[str, Verdict]:
 def _verdict(rows: Rows, name: str, num_images: int) -> Verdict:
     results, all_but_weights = rows[name], rows[name][0]["all_but_weights_sha256"]
     scores, random = _scores(results), _random_row(rows, all_but_weights)
-    baselines = {RANDOM: _scores(random), PIXELS: _scores(_pixel_row(rows))}
+    baselines = {RANDOM: _random_scores(random), PIXELS: _scores(_pixel_row(rows))}
     if set(scores) & set(baselines[RANDOM]):
         return judge(name, scores, baselines, num_images, _state(results))
     if scores:

@@ -20,9 +20,9 @@ from ..arguments import DatasetArguments
 from ..configuration_ijepa import IJepaConfig
 from ..data.bit_depth import setting_of
 from ..data.datasets import EvaluationImages
-from ..data.labels import describe_classes, labels_of
+from ..data.labels import describe_classes, labels_of, require_equal_classes
 from ..data.sources import available_split, open_split, split_to_judge_on
-from ..data.splits import AUTO
+from ..data.splits import AUTO, require_other_split
 from ..data.transforms import normalize_pixel_values
 from ..distributed import (
     any_process,
@@ -77,6 +77,14 @@ def _require_finite(are_finite: bool) -> None:
         )
 
 
+def _require_common_class(train: torch.Tensor, test: torch.Tensor, splits: tuple[str, str]) -> None:
+    if not torch.isin(test, train).any():
+        raise ValueError(
+            f"validation_split asks for a k-NN, but no labelled image of the {splits[1]!r} split has a class of the"
+            f" {splits[0]!r} split."
+        )
+
+
 class Probe:
     """k-NN and few-shot accuracy of frozen encoders on the training and validation split.
 
@@ -87,7 +95,8 @@ class Probe:
         stop: asked before every batch, because evaluating a large encoder takes minutes.
 
     Raises:
-        ValueError: if a split cannot be opened or has no labelled image.
+        ValueError: if a split cannot be opened or has no labelled image, or if the two are one, have no class in
+            common or number their classes differently.
     """
 
     def __init__(
@@ -100,15 +109,20 @@ class Probe:
     ):
         self.arguments, self.processor, self.accelerator, self.stop = arguments, processor, accelerator, stop
         splits = arguments.train_split, cast(str, arguments.validation_split)  # without the latter, no probe is built
-        self.images = [self._images(split, config) for split in splits]
+        require_other_split(*splits)
+        opened = [self._open(split) for split in splits]
+        require_equal_classes(*opened, *splits)
+        found = [self._images(dataset, split, config) for dataset, split in zip(opened, splits, strict=True)]
+        self.images = [images for images, _ in found]
+        _require_common_class(*(labels for _, labels in found), splits)
         self.loader = self._loader()
         self.num_neighbors = min(arguments.knn_neighbors, self._num_train_images())
         self.knn_name = f"{self.num_neighbors}-NN"
 
-    def _images(self, split: str, config: IJepaConfig) -> Subset:
-        """At most `max_probe_images` labelled images of the split, the same in every run."""
-        dataset = self._open(split)
-        labelled = torch.from_numpy(labels_of(dataset) >= 0).nonzero().flatten()  # -1 means unlabelled
+    def _images(self, dataset: datasets.Dataset, split: str, config: IJepaConfig) -> tuple[Subset, torch.Tensor]:
+        """At most `max_probe_images` labelled images of the split, the same in every run, and their classes."""
+        labels = torch.from_numpy(labels_of(dataset))
+        labelled = (labels >= 0).nonzero().flatten()  # -1 means unlabelled
         order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(0))
         chosen = labelled[order[: self.arguments.max_probe_images]].sort().values
         if len(chosen) == 0:
@@ -122,7 +136,7 @@ class Probe:
             self.arguments.eval_resize_ratio,
             setting_of(self.processor),
         )
-        return Subset(images, chosen.tolist())
+        return Subset(images, chosen.tolist()), labels[chosen]
 
     def _batches(self) -> list[list[int]]:
         """Indices of all batches: those of the training images, then those of the validation images."""

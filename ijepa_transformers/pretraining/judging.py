@@ -22,6 +22,7 @@ from ..verdict import (
     judge,
     judge_without_labels,
     state_of,
+    with_spread,
 )
 from .evaluate import CONTEXT, NUM_DRAWS, TARGET
 from .sanity import MOST_EPOCHS, proposal, usual_steps
@@ -42,6 +43,8 @@ LARGE_PATCH = 768
 # docs/pretrain.md calls the context encoder clearly better from .03 on. From 74 to 89 passes over the digits, 20-NN
 # rose by .02 to .04.
 CLEAR_LEAD, CLEAR_RISE = 0.03, 0.02
+LOWEST_RATE, HIGHEST_RATE = 5e-4, 2e-3  # learning rates of the recipes, with batches of 16 to 2,048 images
+SAME = 1e-3  # rank and spread that differ by less, as a share, are those of the initial weights
 LATE = 0.75  # the last quarter of a run shows whether it was still learning
 
 
@@ -61,6 +64,7 @@ class Facts:
     target_image_mean: float = 1.0  # share of each image's mean that stays in the targets
     context_leads: bool = False  # the context encoder is clearly better than the target encoder
     still_rising: bool = False  # k-NN clearly rose in the last quarter
+    has_moved: bool = True  # the target encoder's features are no longer those of its initial weights
 
 
 def verdict_of(run: "Run") -> Verdict:
@@ -74,14 +78,19 @@ def verdict_of(run: "Run") -> Verdict:
         return _with_advice(run, verdict, _facts(run, spread))
     num_images = run.probe.num_test_images
     scores = {str(row["features"]): scores_of(row) for row in run.rows}
-    state = None if spread is None or are_equal(random) else state_of(spread)
-    baselines = {RANDOM: scores[RANDOM], PIXELS: scores[PIXELS]}
-    verdict = judge("The target encoder", scores[TARGET], baselines, num_images, state)
+    equal = are_equal(random)
+    state = None if spread is None or equal else state_of(spread)
+    random_scores = with_spread(scores[RANDOM]) if run.arguments.init_from else scores[RANDOM]
+    baselines = {RANDOM: random_scores, PIXELS: scores[PIXELS]}
+    verdict = judge("The target encoder", scores[TARGET], baselines, num_images, state, images_are_equal=equal)
+    if equal:
+        return verdict
     context = judge("The context encoder", scores[CONTEXT], baselines, num_images)
     facts = dataclasses.replace(
         _facts(run, spread),
         context_leads=leads(scores[CONTEXT], scores[TARGET]),
         still_rising=is_rising(run.metrics),
+        has_moved=scores[TARGET] != scores[RANDOM] or has_moved(spread, random),
     )
     sentences = (*verdict.sentences, *([context.sentences[0]] if context.standings != verdict.standings else []))
     return _with_advice(run, dataclasses.replace(verdict, sentences=sentences), facts)
@@ -108,6 +117,14 @@ def leads(scores: Mapping[str, Score], others: Mapping[str, Score]) -> bool:
     """Whether the first encoder is clearly better than the second one, in the mean over the measures."""
     differences = [scores[name].accuracy - others[name].accuracy for name in scores]
     return sum(differences) / len(differences) >= CLEAR_LEAD
+
+
+def has_moved(spread: Spread | None, initial: Spread | None) -> bool:
+    """Whether rank and spread differ from those of the initial weights."""
+    if spread is None or initial is None:
+        return True
+    pairs = (spread.effective_rank, initial.effective_rank), (spread.relative_std, initial.relative_std)
+    return any(abs(now - before) > SAME * before for now, before in pairs)
 
 
 def is_rising(metrics: Sequence[Mapping[str, Any]]) -> bool:
@@ -142,10 +159,14 @@ def advise(verdict: Verdict, facts: Facts) -> list[str]:
     The cures are those of docs/pretrain.md, "If it does not learn", and docs/learning.md.
     """
     if verdict.state == COLLAPSED:
-        half = facts.learning_rate / 2
-        return [f"Half the learning rate: --learning_rate {half:g}.", *_larger_patch_embedding(facts)]
+        return [f"{_lower_rate(facts)}.", *_larger_patch_embedding(facts)]
     short = is_short(facts)  # then steps come first
     advice = [f"{few_steps_told(facts)} {facts.usual_run}"] if short else []
+    if not facts.has_moved and not short:
+        return [
+            f"The features are still those of the initial weights. {_RATES}, this run has {facts.learning_rate:g}. A"
+            " momentum near 1 also keeps the target encoder as it is."
+        ]
     if verdict.learned is False:
         advice += _larger_patch_embedding(facts) if short else _for_no_learning(verdict.standings[RANDOM], facts)
     if facts.context_leads and not short:
@@ -168,8 +189,7 @@ def _for_no_learning(standing: str, facts: Facts) -> list[str]:
     """For a run of usual length that has not collapsed and is not above the random encoder."""
     advice = _larger_patch_embedding(facts)
     if standing == BELOW:
-        half = facts.learning_rate / 2
-        advice.append(f"The run may have half collapsed: half the learning rate, --learning_rate {half:g}.")
+        advice.append(f"The run may have half collapsed. {_lower_rate(facts)}.")
     if facts.rank < LOW_RANK and facts.half_life_share < 0.5:
         advice.append(
             f"The rank is low ({facts.rank:.1f}), so the target encoder may follow too fast:"
@@ -183,6 +203,14 @@ def _for_no_learning(standing: str, facts: Facts) -> list[str]:
     advice.append(_twice_the_steps(facts))
     advice.append("Then patches twice as large or half as large. Small images do best with about 8 x 8 patches.")
     return advice
+
+
+_RATES = f"The recipes have a --learning_rate of {LOWEST_RATE:g} to {HIGHEST_RATE:g}"
+
+
+def _lower_rate(facts: Facts) -> str:
+    half = facts.learning_rate / 2
+    return f"Half the learning rate: --learning_rate {half:g}" if half <= HIGHEST_RATE else _RATES
 
 
 def is_short(facts: Facts) -> bool:

@@ -24,6 +24,7 @@ from ..verdict import (
     judge,
     judge_without_labels,
     state_of,
+    with_spread,
 )
 from .page import BAD, GOOD, UNSURE, Card, Headline, bars_of
 from .pool import TRAIN
@@ -85,9 +86,10 @@ def judge_pool(study: Study) -> Verdict:
     rows, labels = labelled
     pixels = _raw_pixels(study)
     found = {key: _knn(values[rows], labels) for key, values in (("", features), (RANDOM, random), (PIXELS, pixels))}
-    baselines = {key: found[key] for key in (RANDOM, PIXELS)}
-    state = None if are_equal(spread_of(random)) else state_of(spread_of(features))
-    return judge(name, found[""], baselines, len(labels) - len(labels) // 2, state, _images_of(study))
+    baselines = {RANDOM: with_spread(found[RANDOM]), PIXELS: found[PIXELS]}
+    equal = are_equal(spread_of(random))
+    state = None if equal else state_of(spread_of(features))
+    return judge(name, found[""], baselines, len(labels) - len(labels) // 2, state, _images_of(study), equal)
 
 
 def _images_of(study: Study) -> str:

@@ -5,7 +5,11 @@ import dataclasses
 import io
 import json
 import math
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -104,7 +108,11 @@ def test_every_epoch_shows_each_image_once_in_another_order():
     assert torch.equal(Batches(40, 8, 3, "cpu").indices(7), batches.indices(7)), "depends on (seed, step) only"
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "supervised"}], ids=["ijepa", "supervised"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"method": "supervised"}, {"method": "mae"}, {"method": "sigreg", "sigreg_weight": 0.05}],
+    ids=["ijepa", "supervised", "mae", "sigreg"],
+)
 def test_a_training_that_goes_on_ends_like_one_that_never_stopped(changes):
     whole = training(crop_scale=(0.3, 1.0), flip=True, **changes)
     whole.run()
@@ -308,6 +316,12 @@ def test_an_unknown_line_is_refused(small_study):
         ("steps: 2\nruns: {ours: {}}", "has no data"),
         ("runs: {ours: {}}\nsettings: {data: digits}", "needs seconds or steps"),
         ("steps: two\nruns: {ours: {}}\nsettings: {data: digits}", "steps of .* must be a number above 0, got 'two'"),
+        ("steps: 2\nruns: {ours: {}, ours: {rate: 1}}\nsettings: {data: digits}", "the key 'ours' is there 2 times"),
+        (
+            "steps: 2\nruns: {ours: {rate: fast}}\nsettings: {data: digits}",
+            "'ours' .* rate must be a number, got 'fast'",
+        ),
+        ("steps: 2\nruns: {ours: {views: 1.5}}\nsettings: {data: digits}", "views must be a whole number, got 1.5"),
         ("steps: 2\nseeds: 3\nruns: {ours: {}}\nsettings: {data: digits}", "must be a list of whole numbers, got 3"),
     ],
 )
@@ -316,6 +330,18 @@ def test_a_mistyped_study_is_one_sentence(tmp_path, content, sentence):
     with pytest.raises(SystemExit, match=sentence):
         study.main([str(tmp_path / "study.yaml"), "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers():
+    assert Settings(data="digits", rate="2e-3", batch_size="32", momentum="1e-1") == Settings(
+        data="digits", rate=2e-3, batch_size=32, momentum=0.1
+    )
+    assert imagenette_gpu.settings_of(
+        imagenette_gpu.parse(["--data", "digits", "--output_dir", "out", "--set", "rate=1e-3", "batch_size=128"])
+    ).rate == pytest.approx(1e-3)
+    for wrong in ("fast", "nan", True, None, [1]):
+        with pytest.raises(ValueError, match="rate must be a number"):
+            Settings(data="digits", rate=wrong)
 
 
 def test_a_missing_study_is_one_sentence(tmp_path):
@@ -347,6 +373,33 @@ def test_a_run_is_a_process_of_its_own():
     assert row["steps_taken"] == 2 and 0 < row["target knn"] <= 1 and study.is_row_of(wanted, row)
 
 
+@pytest.mark.slow
+def test_a_run_ends_with_a_study_that_is_killed(small_study, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(path.read_text().replace("steps: 2", "steps: 1000000"))
+    command = [sys.executable, study.__file__, *small_study, "--only", "ours"]
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    (run,) = wait_for(lambda: children_of(started.pid))
+    started.kill()
+    started.wait()
+    wait_for(lambda: not run.is_running() or run.status() == psutil.STATUS_ZOMBIE)
+    assert not (tmp_path / "out/results.jsonl").exists()
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise TimeoutError
+
+
+def children_of(pid):
+    """Those that already run the study, not those that still start."""
+    return [child for child in psutil.Process(pid).children() if "--run" in child.cmdline()]
+
+
 # The GPU script, on a CPU
 
 
@@ -365,8 +418,11 @@ def test_the_gpu_script_trains_judges_and_goes_on(method, tmp_path, capsys):
     (row,) = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
     encoder = "encoder" if method == "mae" else "target"
     assert row["step"] == 4 and 0 < row[f"{encoder} knn"] <= 1 and 0 < row[f"{encoder} linear"] <= 1
-    with pytest.raises(SystemExit, match="other settings"):
-        imagenette_gpu.main([*words, "rate=0.5"])
+    imagenette_gpu.main(words)
+    assert "has all its steps" in capsys.readouterr().out
+    for others in ([*words, "rate=0.5"], [word for word in words if word != "--selection"]):
+        with pytest.raises(SystemExit, match="other settings, other images"):
+            imagenette_gpu.main(others)
 
 
 def test_the_gpu_scripts_linear_probe_separates_what_can_be_separated():
@@ -402,6 +458,10 @@ def test_the_figure_has_every_seed_once_and_no_rows_of_other_settings(small_stud
     assert [row["settings"]["seed"] for row in study.finished_rows(runs[:2], results)] == [2, 1]
     figure.main([f"digits={small_study[0]},{results}", "--output", str(tmp_path / "figure.png")])
     assert (tmp_path / "figure.png").stat().st_size > 1000
-    for wrong in ("digits=nowhere", f"digits={small_study[0]},nowhere", f"digits=nowhere,{results}"):
+    (tmp_path / "none.jsonl").write_text(json.dumps(other))
+    for wrong in ("nowhere", f"{small_study[0]},nowhere", f"nowhere,{results}", f"{small_study[0]},none.jsonl"):
         with pytest.raises(SystemExit):
-            figure.main([wrong, "--output", str(tmp_path / "other.png")])
+            figure.main(
+                [f"digits={wrong.replace('none', str(tmp_path / 'none'))}", "--output", str(tmp_path / "b.png")]
+            )
+    assert not (tmp_path / "b.png").exists()

@@ -2,6 +2,7 @@
 do not change them, and the report has only what was measured."""
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -29,7 +30,7 @@ from ijepa_transformers.evaluation import command as evaluation_command
 from ijepa_transformers.evaluation import features as evaluation_features
 from ijepa_transformers.evaluation import sweep
 from ijepa_transformers.evaluation.heads import HeadSettings
-from ijepa_transformers.verdict import Score
+from ijepa_transformers.verdict import SPREAD_OF_DRAWS, Score
 from tests import forked
 from tests.printed import proposed
 from tests.runs import blind_to_brightness, reset_accelerate
@@ -682,7 +683,19 @@ def test_a_row_of_several_encoders_has_the_margin_of_their_spread(place, trained
     assert comparison["accuracy"] == row["summary"]["3-NN"]["mean"] and comparison["standing"] == "level"
     random = next(row["summary"]["3-NN"] for row in results["rows"] if row["name"] == "random encoder")
     both = Score(random), Score(comparison["accuracy"], row["summary"]["3-NN"]["std"], 2)
-    assert comparison["margin"] == 2 * np.hypot(*(score.standard_error(NUM_VALIDATION) for score in both))
+    errors = [score.standard_error(NUM_VALIDATION) for score in both]
+    assert comparison["margin"] == pytest.approx(2 * math.hypot(*errors, SPREAD_OF_DRAWS))
+
+
+def test_several_random_encoders_have_their_own_spread(place):
+    models = [f"ours={place / 'model'}", *(f"random encoder=random:{place / 'model'}#{seed}" for seed in range(3))]
+    results = probe(place, models=models)
+    row, random = (next(row for row in results["rows"] if row["name"] == name) for name in ("ours", "random encoder"))
+    (comparison,) = (each for each in row["verdict"]["comparisons"] if each["baseline"] == "random encoder")
+    mean, std = (random["summary"]["3-NN"][key] for key in ("mean", "std"))
+    both = Score(mean, std, 3), Score(comparison["accuracy"])
+    errors = [score.standard_error(NUM_VALIDATION) for score in both]
+    assert comparison["margin"] == pytest.approx(2 * math.hypot(*errors, std))
 
 
 def test_an_encoder_is_compared_only_with_a_random_one_of_the_same_architecture(place, trained, capsys):
@@ -865,6 +878,17 @@ def test_a_single_class_is_an_error(place, capsys):
     for name in "bc":
         shutil.rmtree(place / "images" / "train" / name)
     assert_refused(place, capsys, "has a single class")
+
+
+def test_a_split_is_not_judged_by_its_own_labels(place, capsys):
+    sentence = "'train' is the split whose labels the probes learn from, so every accuracy would be too high"
+    assert_refused(place, capsys, sentence, validation_split="train")
+
+
+def test_splits_without_a_common_class_are_an_error(place, capsys):
+    for name in "abc":
+        (place / "images" / "validation" / name).rename(place / "images" / "validation" / f"other-{name}")
+    assert_refused(place, capsys, "No image of the 'validation' split has a class of the 'train' split.")
 
 
 def test_splits_with_other_class_names_are_an_error(place, capsys):

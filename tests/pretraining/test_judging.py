@@ -5,6 +5,7 @@ import json
 import re
 import signal
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,10 +14,10 @@ from ijepa_transformers import pretrain
 from ijepa_transformers.preemption import Preempted
 from ijepa_transformers.pretraining import evaluate, sanity
 from ijepa_transformers.pretraining.arguments import ModelArguments, parse_pretraining_arguments
-from ijepa_transformers.pretraining.judging import Facts, advise, is_rising, leads
+from ijepa_transformers.pretraining.judging import Facts, advise, has_moved, is_rising, leads
 from ijepa_transformers.pretraining.sanity import Plan, plan_of, warnings_for
 from ijepa_transformers.recipe_files import list_recipes
-from ijepa_transformers.verdict import COLLAPSED, NOT_COLLAPSED, PIXELS, RANDOM, Score, Verdict
+from ijepa_transformers.verdict import COLLAPSED, NOT_COLLAPSED, PIXELS, RANDOM, Score, Spread, Verdict
 from tests.runs import TINY, rows, send_in_step, status
 from tests.runs import pretrain as pretrain_by_flags
 
@@ -106,6 +107,51 @@ def test_equal_images_are_said_to_be_equal_though_the_weights_moved(tmp_path):
     assert verdict["state"] is None and verdict["advice"] == []
 
 
+def labelled_folder(directory, **classes):
+    """A folder for each split, with images of 16 pixels of these classes: noise, or black in the split `black`."""
+    generator = np.random.default_rng(0)
+    for split, names in classes.items():
+        for name, number in [(name, number) for name in names for number in range(10)]:
+            path = directory / split / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 256, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels if "noise" in directory.name else 0 * pixels).save(path)
+    return str(directory)
+
+
+def test_equal_images_with_labels_are_said_to_be_equal(tmp_path):
+    data = labelled_folder(tmp_path / "black", train=["a", "b"], test=["a", "b"])
+    verdict = pretrain(**{**TINY, "data": data}, validation_split="test", output_dir=tmp_path / "run").verdict
+    assert verdict["sentences"][0].startswith("The images do not differ") and verdict["learned"] is False
+    assert verdict["advice"] == [] and verdict["state"] is None and "level with" in verdict["sentences"][1]
+
+
+@pytest.mark.parametrize(
+    "classes, split, sentence",
+    [
+        ({"train": ["a", "b"], "test": ["c", "d"]}, "test", "no labelled image of the 'test' split has a class of"),
+        ({"train": ["a", "b"], "test": ["a"]}, "train", "'train' is the split whose labels the probes learn from"),
+        ({"train": ["a", "b"], "test": ["a"]}, "training", "'training' is the split whose labels"),
+    ],
+)
+def test_labels_that_cannot_judge_a_run_are_refused_before_it(tmp_path, classes, split, sentence):
+    data = labelled_folder(tmp_path / "noise", **classes)
+    with pytest.raises(ValueError, match=sentence):
+        pretrain(**{**TINY, "data": data}, validation_split=split, output_dir=tmp_path / "run")
+
+
+def test_splits_that_number_their_classes_differently_cannot_judge_a_run(tmp_path):
+    pixels = Image.new("L", (16, 16))
+    for split, names in (("train", ["a", "b"]), ("test", ["b", "a"])):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        rows = {"image": [pixels] * 10, "label": [0, 1] * 5}
+        path = tmp_path / "data" / f"{split}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    with pytest.raises(ValueError, match="'train' and 'test' number their classes differently"):
+        pretrain(**{**TINY, "data": str(tmp_path / "data")}, validation_split="test", output_dir=tmp_path / "run")
+
+
 @pytest.mark.parametrize("validation_split", [None, "test"])
 def test_weights_that_diverge_end_in_one_sentence_and_leave_no_model(tmp_path, capsys, validation_split):
     """Their gradient may be finite to the end."""
@@ -155,6 +201,11 @@ def test_the_advice_follows_from_what_was_seen():
     assert "--max_steps 6000" in advice(False) and "patches twice as large" in advice(False)
     assert "--learning_rate 0.0005" in advice(False, "below") and "--learning_rate" not in advice(False, "level")
     assert "--learning_rate 0.0005" in advice(True, "above", state=COLLAPSED)
+    for standing, state in (("below", NOT_COLLAPSED), ("below", COLLAPSED)):  # half of 1 would be far too high
+        assert "recipes have a --learning_rate of 0.0005 to 0.002" in advice(False, standing, state, learning_rate=1)
+    unmoved = advice(False, has_moved=False, learning_rate=1e-9)
+    assert unmoved.startswith("The features are still those of the initial weights") and "has 1e-09" in unmoved
+    assert "max_steps" not in unmoved and "The run had" in advice(False, has_moved=False, total_steps=60)
     assert "--momentum_half_life 0.04 (twice" in advice(False, rank=5.0) and "momentum" not in advice(False)
     assert "have 50% of each image's mean" in advice(False, target_image_mean=0.5)
     assert "image's mean" not in advice(False) + advice(True, "above", target_image_mean=0.5)
@@ -165,6 +216,13 @@ def test_the_advice_follows_from_what_was_seen():
     assert "Raw pixels are not worse" in advice(True, "above", pixels="below")
     assert "--max_steps 6000" in advice(True, "above", pixels="above", still_rising=True)
     assert "rising" not in advice(True, "above", pixels="above", still_rising=True, total_steps=60)
+
+
+def test_features_have_moved_if_rank_or_spread_differ_by_more_than_rounding():
+    initial = Spread(0.3, 10.0, 64)
+    assert not has_moved(Spread(0.30001, 10.001, 64), initial)
+    assert has_moved(Spread(0.3, 10.1, 64), initial) and has_moved(Spread(0.29, 10.0, 64), initial)
+    assert has_moved(None, None)
 
 
 def test_a_run_is_rising_if_its_last_quarter_clearly_gains():
