@@ -26,9 +26,17 @@ from ijepa_transformers.files import written_aside
 def command_line(description: str, source_help: str) -> argparse.ArgumentParser:
     """A parser with `--output` and `--source`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--output", required=True, help="folder for train.parquet and test.parquet")
+    parser.add_argument("--output", required=True, type=folder, help="folder for train.parquet and test.parquet")
     parser.add_argument("--source", help=source_help)
     return parser
+
+
+def folder(name: str) -> str:
+    """The type of an argument that names a folder, which need not be there yet. Building takes a while, so a file is
+    refused at once."""
+    if Path(name).exists() and not Path(name).is_dir():
+        raise argparse.ArgumentTypeError(f"{name!r} is a file, not a folder")
+    return name
 
 
 def at_least(least: int) -> Callable[[str], int]:

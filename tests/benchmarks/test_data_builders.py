@@ -210,6 +210,15 @@ def test_a_source_that_is_not_there_is_named(builder, tmp_path, capsys):
 
 
 @every_builder
+def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_built(builder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "out").touch()
+    monkeypatch.setattr(builder, "source_folder", None)
+    with pytest.raises(SystemExit):
+        builder.main(["--output", str(tmp_path / "out")])
+    assert "out' is a file, not a folder" in capsys.readouterr().err
+
+
+@every_builder
 def test_a_package_that_cannot_be_fetched_is_named_with_the_reason(builder, tmp_path, few_files, capsys, monkeypatch):
     for program in ("apt-get", "python"):
         (tmp_path / program).write_text('#!/bin/sh\necho "E: Unable to locate package" >&2\nexit 100\n')
