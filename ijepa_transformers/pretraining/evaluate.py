@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 Encoder = IJepaModel | RawPixels
 TARGET, CONTEXT = "I-JEPA target encoder", "I-JEPA context encoder"  # in the final table
 NUM_IMAGES = 1024  # for rank and spread at the end
+SHOTS = 5  # images of each class of a few-shot accuracy
 NUM_DRAWS = 5  # of the labelled images of a few-shot accuracy
 Features = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # train (N, D), labels (N,), test, labels
 
@@ -221,7 +222,7 @@ class Probe:
         device = self.accelerator.device
         return knn_accuracy(train.to(device), train_labels, test.to(device), test_labels, k=self.num_neighbors)
 
-    def row(self, name: str, encoder: Encoder, shots: int = 5) -> dict[str, str | float] | None:
+    def row(self, name: str, encoder: Encoder, shots: int = SHOTS) -> dict[str, str | float] | None:
         """One row of the final table. Few-shot accuracy is left out where a class has too few images."""
         found = self.features_of(encoder)
         if found is None:

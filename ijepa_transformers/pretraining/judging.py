@@ -24,7 +24,7 @@ from ..verdict import (
     state_of,
     with_spread,
 )
-from .evaluate import CONTEXT, NUM_DRAWS, TARGET
+from .evaluate import CONTEXT, NUM_DRAWS, SHOTS, TARGET
 from .sanity import MOST_EPOCHS, proposal, usual_steps
 
 
@@ -92,8 +92,12 @@ def verdict_of(run: "Run") -> Verdict:
         still_rising=is_rising(run.metrics),
         has_moved=scores[TARGET] != scores[RANDOM] or has_moved(spread, random),
     )
-    sentences = (*verdict.sentences, *([context.sentences[0]] if context.standings != verdict.standings else []))
-    return _with_advice(run, dataclasses.replace(verdict, sentences=sentences), facts)
+    sentences = [*verdict.sentences]
+    if f"{SHOTS}-shot" not in scores[TARGET]:
+        sentences.append(f"{SHOTS}-shot is left out: a class has fewer than {SHOTS} of the labelled training images.")
+    if context.standings != verdict.standings:
+        sentences.append(context.sentences[0])
+    return _with_advice(run, dataclasses.replace(verdict, sentences=tuple(sentences)), facts)
 
 
 def _with_advice(run: "Run", verdict: Verdict, facts: Facts) -> Verdict:

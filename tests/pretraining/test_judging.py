@@ -126,6 +126,12 @@ def test_equal_images_with_labels_are_said_to_be_equal(tmp_path):
     assert verdict["advice"] == [] and verdict["state"] is None and "level with" in verdict["sentences"][1]
 
 
+def test_a_measure_that_needs_more_labels_is_said_to_be_left_out(tmp_path):
+    verdict = pretrain(**TINY, validation_split="test", max_probe_images=30, output_dir=tmp_path / "run").verdict
+    assert {each["measure"] for each in verdict["comparisons"]} == {"20-NN"}
+    assert "5-shot is left out: a class has fewer than 5" in " ".join(verdict["sentences"])
+
+
 @pytest.mark.parametrize(
     "classes, split, sentence",
     [
