@@ -322,6 +322,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
     probe = Probe(arguments, config, processor, accelerator, stop) if arguments.validation_split else None
     prepared_model, optimizer = _prepare_networks(arguments, accelerator, model)
     loader = data.loader(masking, schedules.total_steps, checkpoint_step(checkpoint) if checkpoint else 0)
+    on_gpu = products_on_gpu(accelerator.device.type, launch.precision)
     return Run(
         arguments=arguments,
         accelerator=accelerator,
@@ -345,7 +346,7 @@ def build_run(arguments: PretrainingArguments, lock: DirectoryLock, stop: StopRe
             arguments.keep_checkpoints,
             in_background=arguments.async_checkpoints and launch.writes_whole_weights,
         ),
-        notes=[*filter(None, [why, products_on_gpu(accelerator.device.type, launch.precision), labels]), *data.notes],
+        notes=[*filter(None, [why, _half_life(arguments, schedules), on_gpu, labels]), *data.notes],
         unused_labels=labels,
     )
 
@@ -407,6 +408,15 @@ def _summarize_schedules(run: Run) -> dict[str, str]:
 
 def _forgets(half_life: float) -> str:
     return f"forgets half within {counted(round(half_life), 'step')}" if math.isfinite(half_life) else "stays as it is"
+
+
+def _half_life(arguments: PretrainingArguments, schedules: Schedules) -> str:
+    """What auto came to, in a sentence; empty without auto."""
+    if arguments.momentum_half_life != AUTO:
+        return ""
+    forgets = _forgets(half_life_of_momentum(schedules.start_momentum))
+    steps = counted(schedules.total_steps, "step")
+    return f"At first the target encoder {forgets} (momentum_half_life), because the run has {steps}."
 
 
 def with_found_values(run: Run) -> PretrainingArguments:

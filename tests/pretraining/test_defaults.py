@@ -57,6 +57,7 @@ def test_a_run_says_what_auto_is_and_records_it(tmp_path, capsys):
     pretrain(tmp_path / "run", **settings)
     printed = capsys.readouterr().out
     assert "Masks are random (mask_mode), because the grid of" in printed and "2 contexts" in printed
+    assert "forgets half within 1 step (momentum_half_life), because the run has 6 steps." in printed
     recipe = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())
     assert recipe["mask_mode"] == "random" and recipe["momentum_half_life"] == "auto"
     pretrain(tmp_path / "run", **{**settings, "resume": True})  # auto is no other setting than what it came to
