@@ -170,9 +170,14 @@ def _open_labelled(arguments: ProbingArguments, name: str) -> Split:
 
 
 def _check_classes(train: Split, validation: Split) -> None:
-    """Raises ValueError if the training split has one class, or if the splits number their classes differently."""
+    """Raises ValueError if the training split has one class, or if the splits number their classes differently or have
+    none in common."""
     require(len(train.labels.unique()) > 1, f"The {train.name!r} split has a single class; a probe needs at least 2.")
     require_equal_classes(train.dataset, validation.dataset, train.name, validation.name)
+    require(
+        train.has_several or (class_indices(train.labels, validation.labels) >= 0).any(),
+        f"No image of the {validation.name!r} split has a class of the {train.name!r} split.",
+    )
 
 
 def _note_left_out(run: Run) -> None:
@@ -200,10 +205,6 @@ def _note_unknown_classes(run: Run) -> None:
     if run.train.has_several:
         return
     unknown = labels[class_indices(run.train.labels, labels) < 0]
-    require(
-        len(unknown) < len(labels),
-        f"No image of the {run.validation.name!r} split has a class of the {run.train.name!r} split.",
-    )
     if len(unknown):
         run.add_note(
             f"{len(unknown):,} of the {len(labels):,} validation images belong to {len(unknown.unique()):,} classes"

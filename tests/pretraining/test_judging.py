@@ -108,19 +108,20 @@ def test_equal_images_are_said_to_be_equal_though_the_weights_moved(tmp_path):
 
 
 def labelled_folder(directory, **classes):
-    """A folder for each split, with images of 16 pixels of these classes: noise, or black in the split `black`."""
+    """A folder for each split, with ten images of each of these classes: noise if the directory is called so, or all
+    equal."""
     generator = np.random.default_rng(0)
     for split, names in classes.items():
         for name, number in [(name, number) for name in names for number in range(10)]:
             path = directory / split / name / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = generator.integers(0, 256, (16, 16), dtype=np.uint8)
-            Image.fromarray(pixels if "noise" in directory.name else 0 * pixels).save(path)
+            Image.fromarray(pixels if "noise" in directory.name else 0 * pixels + 128).save(path)
     return str(directory)
 
 
 def test_equal_images_with_labels_are_said_to_be_equal(tmp_path):
-    data = labelled_folder(tmp_path / "black", train=["a", "b"], test=["a", "b"])
+    data = labelled_folder(tmp_path / "equal", train=["a", "b"], test=["a", "b"])
     verdict = pretrain(**{**TINY, "data": data}, validation_split="test", output_dir=tmp_path / "run").verdict
     assert verdict["sentences"][0].startswith("The images do not differ") and verdict["learned"] is False
     assert verdict["advice"] == [] and verdict["state"] is None and "level with" in verdict["sentences"][1]
@@ -147,13 +148,12 @@ def test_labels_that_cannot_judge_a_run_are_refused_before_it(tmp_path, classes,
 
 
 def test_splits_that_number_their_classes_differently_cannot_judge_a_run(tmp_path):
-    pixels = Image.new("L", (16, 16))
+    splits = {}
     for split, names in (("train", ["a", "b"]), ("test", ["b", "a"])):
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-        rows = {"image": [pixels] * 10, "label": [0, 1] * 5}
-        path = tmp_path / "data" / f"{split}.parquet"
-        path.parent.mkdir(exist_ok=True)
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+        rows = {"image": [Image.new("L", (16, 16))] * 10, "label": [0, 1] * 5}
+        splits[split] = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "data")
     with pytest.raises(ValueError, match="'train' and 'test' number their classes differently"):
         pretrain(**{**TINY, "data": str(tmp_path / "data")}, validation_split="test", output_dir=tmp_path / "run")
 
