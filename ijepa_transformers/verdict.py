@@ -248,7 +248,7 @@ def judge(
         num_images: labelled test images.
         state: of `state_of`, if it was measured.
         images: what these images are called.
-        images_are_equal: `are_equal` of a random encoder.
+        images_are_equal: `are_equal` of a random encoder and of this one.
 
     Raises:
         ValueError: if the encoder and the random encoder share no measure.

@@ -78,8 +78,8 @@ def verdict_of(run: "Run") -> Verdict:
         return _with_advice(run, verdict, _facts(run, spread))
     num_images = run.probe.num_test_images
     scores = {str(row["features"]): scores_of(row) for row in run.rows}
-    equal = are_equal(random)
-    state = None if spread is None or equal else state_of(spread)
+    equal = are_equal(random) and are_equal(spread)
+    state = None if spread is None or are_equal(random) else state_of(spread)
     random_scores = with_spread(scores[RANDOM]) if run.arguments.init_from else scores[RANDOM]
     baselines = {RANDOM: random_scores, PIXELS: scores[PIXELS]}
     verdict = judge("The target encoder", scores[TARGET], baselines, num_images, state, images_are_equal=equal)

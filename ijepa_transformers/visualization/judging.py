@@ -87,8 +87,8 @@ def judge_pool(study: Study) -> Verdict:
     pixels = _raw_pixels(study)
     found = {key: _knn(values[rows], labels) for key, values in (("", features), (RANDOM, random), (PIXELS, pixels))}
     baselines = {RANDOM: with_spread(found[RANDOM]), PIXELS: found[PIXELS]}
-    equal = are_equal(spread_of(random))
-    state = None if equal else state_of(spread_of(features))
+    equal = are_equal(spread_of(random)) and are_equal(spread_of(features))
+    state = None if are_equal(spread_of(random)) else state_of(spread_of(features))
     return judge(name, found[""], baselines, len(labels) - len(labels) // 2, state, _images_of(study), equal)
 
 
