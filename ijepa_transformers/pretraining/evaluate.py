@@ -121,7 +121,7 @@ class Probe:
         self.knn_name = f"{self.num_neighbors}-NN"
 
     def _images(self, dataset: datasets.Dataset, split: str, config: IJepaConfig) -> tuple[Subset, torch.Tensor]:
-        """At most `max_probe_images` labelled images of the split, the same in every run, and their classes."""
+        """At most `max_probe_images` labelled images of the split, the same in every run, and the classes of all."""
         labels = torch.from_numpy(labels_of(dataset))
         labelled = (labels >= 0).nonzero().flatten()  # -1 means unlabelled
         order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(0))
@@ -137,7 +137,7 @@ class Probe:
             self.arguments.eval_resize_ratio,
             setting_of(self.processor),
         )
-        return Subset(images, chosen.tolist()), labels[chosen]
+        return Subset(images, chosen.tolist()), labels[labelled]
 
     def _batches(self) -> list[list[int]]:
         """Indices of all batches: those of the training images, then those of the validation images."""
