@@ -5,11 +5,7 @@ import dataclasses
 import io
 import json
 import math
-import subprocess
-import sys
-import time
 
-import psutil
 import pytest
 import torch
 import yaml
@@ -371,33 +367,6 @@ def test_a_run_is_a_process_of_its_own():
     wanted = study.wanted_run({"steps": 2, "settings": TINY}, "ours", {}, "selection", 0)
     row = study.measure(wanted, threads=1)
     assert row["steps_taken"] == 2 and 0 < row["target knn"] <= 1 and study.is_row_of(wanted, row)
-
-
-@pytest.mark.slow
-def test_a_run_ends_with_a_study_that_is_killed(small_study, tmp_path):
-    path = tmp_path / "study.yaml"
-    path.write_text(path.read_text().replace("steps: 2", "steps: 1000000"))
-    command = [sys.executable, study.__file__, *small_study, "--only", "ours"]
-    started = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    (run,) = wait_for(lambda: children_of(started.pid))
-    started.kill()
-    started.wait()
-    wait_for(lambda: not run.is_running() or run.status() == psutil.STATUS_ZOMBIE)
-    assert not (tmp_path / "out/results.jsonl").exists()
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise TimeoutError
-
-
-def children_of(pid):
-    """Those that already run the study, not those that still start."""
-    return [child for child in psutil.Process(pid).children() if "--run" in child.cmdline()]
 
 
 # The GPU script, on a CPU
