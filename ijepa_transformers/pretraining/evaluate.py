@@ -113,9 +113,10 @@ class Probe:
         require_other_split(*splits)
         opened = [self._open(split) for split in splits]
         require_equal_classes(*opened, *splits)
-        found = [self._images(dataset, split, config) for dataset, split in zip(opened, splits, strict=True)]
-        self.images = [images for images, _ in found]
-        _require_common_class(*(labels for _, labels in found), splits)
+        train, train_labels = self._images(opened[0], splits[0], config)
+        test, test_labels = self._images(opened[1], splits[1], config)
+        _require_common_class(train_labels, test_labels, splits)
+        self.images = [train, test]
         self.loader = self._loader()
         self.num_neighbors = min(arguments.knn_neighbors, self._num_train_images())
         self.knn_name = f"{self.num_neighbors}-NN"
