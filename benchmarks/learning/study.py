@@ -105,7 +105,14 @@ def end_with(parent: int) -> None:
 
 def measure(wanted: dict[str, Any], threads: int) -> dict[str, Any]:
     """A line of results.jsonl."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--run", json.dumps(wanted)]
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--run",
+        json.dumps(wanted),
+        "--parent",
+        str(os.getpid()),
+    ]
     variables = {**os.environ, **MALLOC, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
@@ -285,7 +292,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", help="names of the lines to run")
     parser.add_argument("--seeds", type=int, nargs="+", help="the study's by default")
     parser.add_argument("--table", action="store_true", help="show the rows that are there, run nothing")
-    parser.add_argument("--run", help=argparse.SUPPRESS)  # for the processes of runs
+    # For the processes of runs.
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     own = parser.parse_args(words)
     if not own.run and (own.study is None or own.output_dir is None):
         parser.error("name a study and an --output_dir.")
@@ -295,7 +304,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> None:
     own = parse(words)
     if own.run:
-        end_with(os.getppid())
+        end_with(own.parent)
         print(json.dumps({**run(json.loads(own.run)), "cpu_seconds": round(time.process_time(), 1)}))
         return
     try:

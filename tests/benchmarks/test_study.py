@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import queue
 
 import pytest
 import torch
@@ -343,6 +344,15 @@ def test_numbers_that_yaml_takes_for_text_are_numbers():
 def test_a_missing_study_is_one_sentence(tmp_path):
     with pytest.raises(SystemExit, match="No such file"):
         study.main([str(tmp_path / "no.yaml"), "--output_dir", str(tmp_path / "out")])
+
+
+def test_a_run_ends_soon_after_its_study_and_not_before(monkeypatch):
+    ended, parents = queue.Queue(), iter([7, 7, 1])
+    monkeypatch.setattr(study.os, "getppid", lambda: next(parents))  # a process whose parent has ended gets another
+    monkeypatch.setattr(study.os, "_exit", ended.put)
+    monkeypatch.setattr(study.time, "sleep", lambda seconds: None)
+    study.end_with(7)
+    assert ended.get(timeout=10) == 1 and next(parents, None) is None
 
 
 def test_half_a_row_of_a_killed_study_is_dropped(small_study, tmp_path):
