@@ -20,7 +20,7 @@ def near(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f" Did you mean {prefix}{names[0]}?" if names else ""
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
+class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that is there twice. YAML would silently take the last."""
 
     def construct_mapping(self, node, deep=False):
@@ -29,6 +29,15 @@ class UniqueKeyLoader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.YAMLError(f"the key {key!r} is there {keys.count(key)} times")
         return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """The content of a YAML text.
+
+    Raises:
+        yaml.YAMLError: if it is none, or if a key is there twice.
+    """
+    return yaml.load(text, Loader=_UniqueKeyLoader)
 
 
 def list_recipes() -> list[str]:
@@ -67,7 +76,7 @@ def load_recipe(name: str | os.PathLike[str]) -> tuple[str, dict[Any, Any]]:
         raise ValueError(f"recipe must be the name or the path of a recipe, got {name!r}.")
     path = find_recipe(os.path.expanduser(name))
     try:
-        recipe = yaml.load(_recipe_text(path), Loader=UniqueKeyLoader)
+        recipe = read_yaml(_recipe_text(path))
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path!r} is not a YAML file of values: {' '.join(str(error).split())}") from None
     if not isinstance(recipe, dict):

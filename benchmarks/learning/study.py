@@ -54,7 +54,7 @@ from ijepa_transformers import IJepaForPretraining, process
 from ijepa_transformers.arguments import require
 from ijepa_transformers.execution import set_matmul_precision
 from ijepa_transformers.files import read_rows, write_rows, write_text
-from ijepa_transformers.recipe_files import UniqueKeyLoader, near
+from ijepa_transformers.recipe_files import near, read_yaml
 
 
 BUDGETS = ("seconds", "steps")
@@ -134,7 +134,7 @@ def read_study(path: Path) -> dict[str, Any]:
         OSError: if the file cannot be read.
     """
     try:
-        study = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
+        study = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
     require(isinstance(study, dict), f"{path} must hold `key: value` lines.")

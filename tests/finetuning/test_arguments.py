@@ -68,4 +68,7 @@ def test_help_has_the_usual_arguments_before_those_of_trainer(capsys):
     usual, _, others = capsys.readouterr().out.partition("all other arguments of transformers.TrainingArguments")
     for flag in ("--learning_rate", "--max_steps", "--bf16", "--eval_strategy", "--resume_from_checkpoint"):
         assert f"\n  {flag} " in usual and f"\n  {flag} " not in others
-    assert "\n  --ddp_timeout " in others and "last (the newest complete one)" in " ".join(usual.split())
+    assert (
+        "\n  --ddp_timeout " in others
+        and "last (the newest complete one of output_dir; if there is none, the run starts)" in " ".join(usual.split())
+    )
