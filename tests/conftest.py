@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 from pathlib import Path
 
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from ijepa_transformers import IJepaConfig, IJepaForPretraining
 from ijepa_transformers.conversion.key_mapping import from_meta
 from ijepa_transformers.optimization import Schedules
+from ijepa_transformers.preemption import STOP_SIGNALS
 from ijepa_transformers.pretraining import exporting
 from ijepa_transformers.visualization.curves import plot_training_curves
 from tests.runs import reset_accelerate, save_pretrained_model
@@ -132,6 +134,15 @@ def schedules_of_reference(settings):
 def without_key_bias(names):
     """The gradient of a key bias is zero in exact arithmetic; what is stored for it is rounding noise."""
     return [name for name in names if not name.endswith("k_proj.bias")]
+
+
+@pytest.fixture
+def signals_that_are_heard():
+    """Whoever started the tests, with nohup or in the background of a script, may have had signals ignored."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from ijepa_transformers import finetune
 from ijepa_transformers.finetuning.trainer import ClassificationTrainer
-from ijepa_transformers.preemption import PREEMPTED, STOP_SIGNALS, Preempted
+from ijepa_transformers.preemption import PREEMPTED, Preempted
 from tests import forked
 from tests.runs import (
     REPOSITORY,
@@ -21,19 +21,10 @@ from tests.runs import (
 )
 
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+pytestmark = pytest.mark.usefixtures("fresh_accelerate", "signals_that_are_heard")
 # Epochs of four steps. The validation split is looked at after each.
 EPOCHS = {"max_steps": 6, "eval_strategy": "epoch", "validation_split": "test", "save_total_limit": 1}
 EPOCHS |= {"load_best_model_at_end": True, "save_strategy": "epoch"}
-
-
-@pytest.fixture(autouse=True)
-def signals_that_are_heard():
-    """Whoever started the tests, with nohup or in the background of a script, may have had signals ignored."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ import torch
 from ijepa_transformers import modeling_ijepa
 from ijepa_transformers.data.datasets import PretrainingImages
 from ijepa_transformers.modeling_ijepa import remove_weights
-from ijepa_transformers.preemption import STOP_SIGNALS
 from ijepa_transformers.pretraining import build as pretraining_build
 from ijepa_transformers.pretraining import checkpointing as pretraining_checkpointing
 from ijepa_transformers.pretraining import command as pretraining_command
@@ -43,7 +42,7 @@ from tests.runs import (
 
 
 REPOSITORY = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+pytestmark = pytest.mark.usefixtures("fresh_accelerate", "signals_that_are_heard")
 
 
 def files(directory):
@@ -51,15 +50,6 @@ def files(directory):
 
 
 # Kills and signals
-
-
-@pytest.fixture(autouse=True)
-def signals_that_are_heard():
-    """Whoever started the tests, with nohup or in the background of a script, may have had signals ignored."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
