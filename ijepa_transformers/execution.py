@@ -1,9 +1,13 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""Chooses the attention and the float32 matrix multiplication for a device and a precision.
+"""Chooses the attention and the float32 matrix multiplication for a device and a precision, and the threads of a step.
 
-A choice is as exact as the default that it replaces. `benchmarks/speed/pretraining_step.py` and
-`benchmarks/speed/feature_extraction.py` measure the speed.
+A choice is as exact as the default that it replaces. `benchmarks/speed/pretraining_step.py`,
+`benchmarks/speed/feature_extraction.py` and `benchmarks/speed/choices.py` measure the speed.
 """
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
@@ -15,6 +19,9 @@ from .process import keeps_freed_memory
 # Largest relative error of a matrix product that counts as float32. Sums of 512 terms in another order differ by about
 # 1e-7, products of bfloat16 by 3e-3.
 _FLOAT32_ERROR = 3e-6
+# A training step is faster with one thread if a tensor of the encoder's activations has at most so many values: the
+# threads would wait for each other longer than they compute.
+_FEW_VALUES = 2**18
 FLOAT32 = ("no", "fp32")  # the names of float32 in Accelerate, and in our own commands
 
 
@@ -63,6 +70,30 @@ def medium_is_exact() -> bool:
         return _matmul_error() <= _FLOAT32_ERROR
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def threads_of_step(device_type: str, num_values: int) -> int:
+    """How many threads of this process should compute a training step: one if it is small and computed by the CPU,
+    otherwise as many as PyTorch uses. What the user set in OMP_NUM_THREADS stays.
+
+    Args:
+        device_type: such as "cuda" or "cpu".
+        num_values: images x patches x width of a forward pass of the encoder.
+    """
+    if device_type == "cpu" and num_values <= _FEW_VALUES and "OMP_NUM_THREADS" not in os.environ:
+        return 1
+    return torch.get_num_threads()
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Inside, this process computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def products_on_gpu(device_type: str, precision: str) -> str:

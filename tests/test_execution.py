@@ -13,6 +13,8 @@ from ijepa_transformers.execution import (
     medium_is_exact,
     products_on_gpu,
     set_matmul_precision,
+    threads,
+    threads_of_step,
 )
 
 
@@ -121,3 +123,21 @@ def test_how_a_gpu_multiplies_float32_is_said_with_what_to_change():
     torch.set_float32_matmul_precision("high")
     assert "are rounded to TensorFloat-32" in products_on_gpu("cuda", "no")
     assert products_on_gpu("cuda", "bf16") == products_on_gpu("cpu", "no") == ""
+
+
+def test_one_thread_computes_a_small_step_on_a_cpu(monkeypatch):
+    quickstart, small_images, vit_small = 16 * 64 * 64, 32 * 64 * 96, 16 * 196 * 384  # images x patches x width
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert [threads_of_step("cpu", each) for each in (quickstart, small_images, vit_small)] == [1, 1, 8]
+    assert threads_of_step("cuda", quickstart) == 8
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert threads_of_step("cpu", quickstart) == 8
+
+
+def test_the_number_of_threads_is_what_it_was_before_the_step():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        1 / 0  # noqa: B018
+    assert torch.get_num_threads() == before

@@ -1,14 +1,16 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
 """What the package chooses or leaves out, beside the other way, on a CPU:
 
-    python benchmarks/speed/choices.py [--parts "step fp32" "step bf16" "features fp32" "features bf16" cast packed
-        few_shot search] [--seconds 30] [--size S/16] [--batch 16] [--photos 100000] [--allocator keep]
+    python benchmarks/speed/choices.py [--parts "step fp32" "step bf16" "features fp32" "features bf16" threads cast
+        packed few_shot search] [--seconds 30] [--size S/16] [--batch 16] [--photos 100000] [--allocator keep]
         [--output FILE]
 
     step fp32   a training step with eager and with fused attention (sdpa), and with both kinds of float32 products
                 (`highest`, and `medium` where it does not round)
     step bf16   the same in bfloat16, and eager attention whose probabilities stay in bfloat16 for the backward pass
     features    the encoder without gradients, in float32 or with bfloat16 weights: the same attentions and products
+    threads     a training step in float32 with one thread and with all; OMP_WAIT_POLICY=passive in the environment
+                lets them wait as in the commands
     cast        the encoder under autocast without gradients: tokens cast once for three products, or for each
     packed      the encoder in float32: weights as they are, or packed for oneDNN by torch.utils.mkldnn
     few_shot    logistic regression on five digits of each class, as 1,024 pixels: as it is, or in the span of the
@@ -17,8 +19,8 @@
 
 The first contender of a part is what the package does (search: the two are two jobs). They take turns of one call.
 Figures are medians over the turns, by wall and by processor time. `times_first` is the processor time of a contender
-over that of the first, turn by turn: above 1 the package's way is faster. The last line of the output is one JSON
-object, which is added to a file too.
+over that of the first, turn by turn: above 1 the package's way is faster. `wall_times_first` is the same by wall time,
+which counts for `threads`. The last line of the output is one JSON object, which is added to a file too.
 """
 
 import argparse
@@ -42,7 +44,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 from benchmarks.speed.peers import Ours
 from benchmarks.speed.pretraining_step import Steps, build_config
 from benchmarks.speed.timing import add_common_arguments, matmul_precision, prepare, report, rounded, take_turns
-from ijepa_transformers import IJepaModel, modeling_ijepa
+from ijepa_transformers import IJepaModel, execution, modeling_ijepa
+from ijepa_transformers.data.notices import counted
 from ijepa_transformers.evaluation.probes import few_shot_accuracy
 from ijepa_transformers.execution import configure, medium_is_exact
 from ijepa_transformers.retrieval.similarity import SimilaritySearch
@@ -92,6 +95,19 @@ def take_step(contender: Ours, steps: Steps) -> None:
 
 def take_half_step(contender: Ours, steps: Steps) -> None:
     with mock.patch.object(modeling_ijepa, "eager_attention_forward", half_attention):
+        take_step(contender, steps)
+
+
+def threads(size: str, batch_size: int) -> Contenders:
+    config, most = build_config(size), torch.get_num_threads()
+    steps, first = Steps(config, batch_size, CPU), Ours(config, CPU, "fp32")
+    num_values = batch_size * config.num_patches * config.hidden_size
+    numbers = sorted({1, most}, key=lambda number: number != execution.threads_of_step("cpu", num_values))
+    return {counted(number, "thread"): partial(take_step_with, number, first, steps) for number in numbers}
+
+
+def take_step_with(number: int, contender: Ours, steps: Steps) -> None:
+    with execution.threads(number):
         take_step(contender, steps)
 
 
@@ -212,6 +228,7 @@ PARTS = {
     "step bf16": lambda own: step(own.size, own.batch, "bf16"),
     "features fp32": lambda own: encode(own.size, "fp32"),
     "features bf16": lambda own: encode(own.size, "bf16"),
+    "threads": lambda own: threads(own.size, own.batch),
     "cast": lambda own: cast(own.size),
     "packed": lambda own: packed(own.size),
     "few_shot": lambda own: few_shot(),
@@ -229,6 +246,7 @@ def measure(contenders: Contenders, seconds: float) -> dict:
             "seconds": rounded((each.wall for each in values), 4),
             "cpu_seconds": rounded((each.cpu for each in values), 4),
             "times_first": rounded((each.cpu / own.cpu for each, own in zip(values, first, strict=True)), 3),
+            "wall_times_first": rounded((each.wall / own.wall for each, own in zip(values, first, strict=True)), 3),
         }
         for name, values in times.items()
     }

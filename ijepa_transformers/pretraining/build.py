@@ -24,7 +24,7 @@ from ..data.transforms import build_image_processor
 from ..distributed import Launch, build_accelerator, check_same_launch, on_main_process
 from ..encoders import load_pretraining_model, load_processor, opening_model
 from ..evaluation.probes import format_table
-from ..execution import choose_attention, computation_of, describe, products_on_gpu
+from ..execution import choose_attention, computation_of, describe, products_on_gpu, threads_of_step
 from ..files import check_output_directory, refuse_among_images, refuse_other_files
 from ..mask_arguments import without_removed_keys
 from ..masking import Masking, MultiBlockMasking, build_masking
@@ -79,6 +79,12 @@ class Run:
     def networks(self) -> IJepaForPretraining:
         """The model without the wrapper of distributed training."""
         return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def num_threads(self) -> int:
+        """Of this process, for a step."""
+        num_values = self.arguments.images_per_pass * self.config.num_patches * self.config.hidden_size
+        return threads_of_step(self.accelerator.device.type, num_values)
 
     @property
     def plan(self) -> Plan:

@@ -14,6 +14,7 @@ from ..data.order import forward_seed
 from ..data.transforms import normalize_pixel_values
 from ..display import Progress, show
 from ..distributed import any_process, norm_and_agreement, update_target_encoder
+from ..execution import threads
 from ..failures import DivergedError
 from ..files import append_rows
 from ..preemption import Preempted
@@ -187,14 +188,15 @@ def _train(run: Run, progress: Progress) -> None:
     arguments, total_steps = run.arguments, run.schedules.total_steps
     run.model.train()  # from_pretrained leaves a model in evaluation mode
     batches, stopwatch = iter(run.loader), Stopwatch()
-    window = Window(run, stopwatch)
+    window, num_threads = Window(run, stopwatch), run.num_threads
     for number in range(run.first_step, total_steps):
         done, last = number + 1, number + 1 == total_steps
         run.schedules.apply(run.optimizer, number)
-        step = optimizer_step(run, batches, number)
-        if step.moved:
-            update_target_encoder(run.launch, run.networks, run.schedules.momentum(number))
-        else:
+        with threads(num_threads):
+            step = optimizer_step(run, batches, number)
+            if step.moved:
+                update_target_encoder(run.launch, run.networks, run.schedules.momentum(number))
+        if not step.moved:
             _report_skipped_step(run, step, done)
         window.add(step)
         progress.update()

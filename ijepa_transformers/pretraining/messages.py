@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..data.notices import counted
 from ..display import show, show_end, show_facts, show_section
 from ..execution import choice_on_cpu
@@ -35,6 +37,9 @@ def _speed(run: Run) -> list[str]:
         attention = "" if run.arguments.attn_implementation else run.networks.config._attn_implementation
         chosen = choice_on_cpu(run.launch.precision, attention)
         sentences += [f"For speed: {chosen}."] if chosen else []
+    if run.num_threads < torch.get_num_threads():
+        number = torch.get_num_threads()
+        sentences.append(f"One thread computes a step; OMP_NUM_THREADS={number} in the environment takes {number}.")
     if keeps_freed_memory():
         sentences.append(f"Freed memory is kept; {SYSTEM_ALLOCATOR} in the environment turns this off.")
     return [" ".join(sentences)] if sentences else []

@@ -163,7 +163,8 @@ def test_a_case_that_makes_no_sense_is_refused_by_name(text):
 # ---- choices --------------------------------------------------------------------------------------------------------
 
 
-def test_choices_are_measured_beside_the_other_way(capsys, tmp_path):
+def test_choices_are_measured_beside_the_other_way(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     words = ["--size", "smoke", "--batch", "2", "--photos", "60", "--seconds", "0"]
     choices.main([*words, "--output", str(tmp_path / "rows.jsonl")])
     report = result_of(capsys, tmp_path / "rows.jsonl")

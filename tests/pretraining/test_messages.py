@@ -5,10 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ijepa_transformers import pretrain as pretrain_by_keywords
-from ijepa_transformers.pretraining import build, messages
+from ijepa_transformers.execution import threads
+from ijepa_transformers.pretraining import build, loop, messages
 from ijepa_transformers.pretraining.arguments import parse_unchecked_arguments, pretraining_arguments
 from ijepa_transformers.pretraining.finished import finished_run
 from ijepa_transformers.pretraining.messages import show_bad_images
@@ -160,6 +162,20 @@ def test_a_run_says_once_what_was_chosen_for_speed(tmp_path, monkeypatch, capsys
     out = capsys.readouterr().out
     kept = "\nFreed memory is kept; MALLOC_TOP_PAD_=131072 in the environment turns this off.\n"
     assert out.count(kept) == 1 and "For speed" not in out
+
+
+def test_one_thread_computes_the_steps_of_a_small_model_and_the_run_says_so(tmp_path, monkeypatch, capsys):
+    taken, step = [], loop.optimizer_step
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(loop, "optimizer_step", lambda *own: taken.append(torch.get_num_threads()) or step(*own))
+    said = "One thread computes a step; OMP_NUM_THREADS=2 in the environment takes 2."
+    with threads(2):
+        pretrain(tmp_path / "run", max_steps=2)
+        assert said in capsys.readouterr().out and taken == [1, 1]
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        pretrain(tmp_path / "other", max_steps=2)
+        assert said not in capsys.readouterr().out and taken == [1, 1, 2, 2]
+        assert torch.get_num_threads() == 2
 
 
 def test_a_run_says_at_its_start_how_a_gpu_multiplies(tmp_path, monkeypatch, capsys):
