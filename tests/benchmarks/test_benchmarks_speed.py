@@ -21,6 +21,7 @@ from benchmarks.speed import (
     input_pipeline,
     masking,
     opening,
+    scaling,
     streaming,
     timing,
 )
@@ -189,6 +190,24 @@ def test_the_other_ways_of_the_choices_compute_the_same():
     for part, tolerance in ((choices.cast, 0), (choices.packed, 1e-5)):
         chosen, other = (function() for function in part("smoke").values())
         assert (chosen - other).abs().max() <= tolerance * chosen.abs().max()
+
+
+# ---- scaling --------------------------------------------------------------------------------------------------------
+
+
+def test_scaling_says_how_the_time_grows(capsys, tmp_path):
+    words = ["--image_size", "64", "--batch", "1", "--seconds", "0", "--output", str(tmp_path / "rows.jsonl")]
+    values = ["--image_size_values", "64", "96", "--batch_values", "1", "2", "--depth_values", "1", "2"]
+    scaling.main([*words, *values])
+    report = result_of(capsys, tmp_path / "rows.jsonl")
+    assert report["benchmark"] == "scaling" and is_environment(report)
+    assert list(report["results"]) == ["image_size", "batch", "depth"]
+    for axis, works in report["results"].items():
+        for work, (first, second) in works.items():
+            assert first["turns"] == 3 and first["gflops_per_second"]["median"] > 0 and "exponent" in second
+            assert axis != "batch" or work != "features" or second["exponent_of_operations"] == 1
+    first, second = report["results"]["image_size"]["features"]
+    assert (first["patches"], second["patches"]) == (16, 36) and second["exponent_of_operations"] > 1
 
 
 # ---- input pipeline, whole runs -------------------------------------------------------------------------------------
