@@ -6,12 +6,16 @@ A choice is as exact as the default that it replaces. `benchmarks/speed/pretrain
 """
 
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch._inductor import config as inductor
 from transformers import PreTrainedModel
 
+from .arguments import require
 from .data.notices import counted
 from .process import keeps_freed_memory
 
@@ -135,6 +139,45 @@ def configure(model: torch.nn.Module, device_type: str, precision: str, training
     if isinstance(model, PreTrainedModel) and _attention(model) == "sdpa":
         model.set_attn_implementation(choose_attention(device_type, precision, training))
     return describe(model)
+
+
+def prepare_for_inference(model: torch.nn.Module, pixel_values: torch.Tensor, precision: str) -> None:
+    """Configures a model and compiles it in place for many batches like this one, which takes some ten seconds.
+
+    On CPUs the weights are packed once for oneDNN, and a product adds its bias and computes GELU too. So the weights
+    must not change afterwards. Call the model under `torch.no_grad()`, or it is compiled again.
+
+    Args:
+        model: on its device, in evaluation mode.
+        pixel_values: (B, channels, height, width), on the device and in the precision of the model. Batches of other
+            shapes work too, but the model is compiled again for them, without packing.
+        precision: as in `choose_attention`.
+
+    Raises:
+        ValueError: if there is no compiler for the CPU.
+    """
+    require_compiler(pixel_values.device.type)
+    configure(model, pixel_values.device.type, precision)
+    compile_for_inference(model, pixel_values)
+
+
+@torch.no_grad()
+def compile_for_inference(model: torch.nn.Module, pixel_values: torch.Tensor) -> None:
+    """`prepare_for_inference` of a model that has its settings."""
+    model.compile()
+    # Inductor calls it freezing. Dynamo reads this setting too, so it cannot be an option of this one model.
+    with inductor.patch(freezing=pixel_values.device.type == "cpu"):
+        model(pixel_values)
+
+
+def require_compiler(device_type: str) -> None:
+    """Raises ValueError if torch.compile cannot work for this device."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as PyTorch chooses it
+    require(
+        device_type != "cpu" or shutil.which(compiler) is not None,
+        f"torch.compile needs a C++ compiler on CPUs, and there is no {compiler!r}. Install it, or set the environment"
+        " variable CXX to another one.",
+    )
 
 
 def describe(model: torch.nn.Module) -> str:

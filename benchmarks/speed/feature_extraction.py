@@ -6,10 +6,10 @@
 
 `ours` is `IJepaModel` with the settings that the package chooses, as in run_feature_extraction.py; `stock` is
 `transformers.IJepaModel`. Where the package sets another precision of float32 products than torch's own, ours without
-the package's settings (sdpa, "highest") takes part too, and stock eager with our products. `compiled` means
-torch.compile layer by layer, in place, for both; it takes long to warm up, so on CPUs it takes part only in the cases
-of `--compiled`. Contenders take turns of one batch each. Figures are medians over the turns, by wall and by processor
-time (`cpu`).
+the package's settings (sdpa, "highest") takes part too, and stock eager with our products. `compiled` means what
+`ijepa extract --torch_compile true` does, for both: torch.compile, on CPUs with packed weights. It takes long to warm
+up, so on CPUs it takes part only in the cases of `--compiled`. Contenders take turns of one batch each. Figures are
+medians over the turns, by wall and by processor time (`cpu`).
 Pixels lie on the device as float32, and every contender turns them into its own precision. Before anything is timed,
 all outputs are held against those of stock eager in float32; a larger error than TOLERANCES ends the run.
 `page_faults` are those of one more batch. On CUDA the way of the pixels from the host is timed apart. The last line of
@@ -48,7 +48,7 @@ from benchmarks.speed.timing import (
     take_turns,
 )
 from ijepa_transformers import IJEPA_SIZES, IJepaConfig, IJepaModel
-from ijepa_transformers.execution import configure
+from ijepa_transformers.execution import compile_for_inference, configure, prepare_for_inference
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -97,7 +97,7 @@ class Contender(NamedTuple):
     matmul_precision: str
     attention_backends: tuple[SDPBackend, ...] = ()  # PyTorch's own choice by default
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, channels, height, width) -> (B, N, D)."""
         with matmul_precision(self.matmul_precision):
@@ -109,23 +109,33 @@ class Contender(NamedTuple):
 
 
 def ours(
-    source: IJepaModel, precision: str, device_type: str, compiled: bool = False, configured: bool = True
+    source: IJepaModel,
+    precision: str,
+    device_type: str,
+    configured: bool = True,
+    pixel_values: torch.Tensor | None = None,
 ) -> Contender:
+    """Compiled for `pixel_values`, if they are given."""
     config = copy.deepcopy(source.config)  # where the model keeps which attention it uses
     with torch.device("meta"):
         model = IJepaModel._from_config(config, attn_implementation="sdpa", dtype=DTYPES[precision])
-    model = with_weights(model, source, compiled)
+    model = with_weights(model, source)
     with matmul_precision(torch.get_float32_matmul_precision()):
         if configured:
             configure(model, device_type, precision)
+        if pixel_values is not None:
+            prepare_for_inference(model, pixel_values.to(model.dtype), precision)
         return Contender(model, torch.get_float32_matmul_precision())
 
 
-def theirs(source: IJepaModel, precision: str, attention: str, compiled: bool = False) -> Contender:
+def theirs(source: IJepaModel, precision: str, attention: str, pixel_values: torch.Tensor | None = None) -> Contender:
     config = stock_config(source.config, attention)
     with torch.device("meta"):
         model = stock.IJepaModel(config, add_pooling_layer=False).to(DTYPES[precision])
-    return Contender(with_weights(model, source, compiled), torch.get_float32_matmul_precision())
+    model = with_weights(model, source)
+    if pixel_values is not None:
+        compile_for_inference(model, pixel_values.to(model.dtype))
+    return Contender(model, torch.get_float32_matmul_precision())
 
 
 def stock_config(config: IJepaConfig, attention: str) -> stock_configuration.IJepaConfig:
@@ -135,18 +145,17 @@ def stock_config(config: IJepaConfig, attention: str) -> stock_configuration.IJe
     return stock_configuration.IJepaConfig(**values, attn_implementation=attention)
 
 
-def with_weights(model: nn.Module, source: IJepaModel, compiled: bool) -> nn.Module:
+def with_weights(model: nn.Module, source: IJepaModel) -> nn.Module:
     """Gives a model without memory the weights of `source`, in evaluation mode. Both classes have the same names."""
     dtype = next(model.parameters()).dtype
     weights = {name: value.detach().to(dtype) for name, value in source.state_dict().items()}
     model.load_state_dict(weights, assign=True)
-    model.eval()
-    for layer in model.layers if compiled else ():
-        layer.compile()
-    return model
+    return model.eval()
 
 
-def contenders(source: IJepaModel, precision: str, device_type: str, with_compiled: bool) -> dict[str, Contender]:
+def contenders(
+    source: IJepaModel, precision: str, device_type: str, to_compile_for: torch.Tensor | None = None
+) -> dict[str, Contender]:
     result = {
         "ours": ours(source, precision, device_type),
         "stock sdpa": theirs(source, precision, "sdpa"),
@@ -156,9 +165,9 @@ def contenders(source: IJepaModel, precision: str, device_type: str, with_compil
         result["ours, not configured"] = ours(source, precision, device_type, configured=False)
         products = result["ours"].matmul_precision
         result["stock eager, our products"] = result["stock eager"]._replace(matmul_precision=products)
-    if with_compiled:
-        result["ours compiled"] = ours(source, precision, device_type, compiled=True)
-        result["stock sdpa compiled"] = theirs(source, precision, "sdpa", compiled=True)
+    if to_compile_for is not None:
+        result["ours compiled"] = ours(source, precision, device_type, pixel_values=to_compile_for)
+        result["stock sdpa compiled"] = theirs(source, precision, "sdpa", to_compile_for)
     if device_type == "cuda" and precision == "bf16":
         cudnn = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)
         result["ours, cuDNN's attention"] = result["ours"]._replace(attention_backends=cudnn)
@@ -192,7 +201,7 @@ def measure(case: Case, precision: str, device_type: str, with_compiled: bool, s
         source = IJepaModel(case.config).eval()
         pixel_values = torch.randn(case.batch_size, 3, case.image_size, case.image_size)
     expected = theirs(source, "fp32", "eager").features(pixel_values[:2]).double()
-    models = contenders(source, precision, device_type, with_compiled)
+    models = contenders(source, precision, device_type, pixel_values if with_compiled else None)
     first = check(models, expected, pixel_values, precision)
     work = {name: partial(contender.features, pixel_values) for name, contender in models.items()}
     times = take_turns(work, seconds, device_type=device_type)

@@ -46,7 +46,7 @@ from ..data.workers import prepare_worker
 from ..display import SECONDS_BETWEEN_LINES, Progress, in_python, show, show_end, show_facts
 from ..distributed import check_launch, end_process_group, on_main_process
 from ..encoders import load_encoder, load_processor, weights_digest
-from ..execution import computation_of, configure
+from ..execution import computation_of, configure, prepare_for_inference
 from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, refuse_among_images, refuse_other_files, write_rows, write_text
 from ..locks import OutputLock
@@ -221,6 +221,10 @@ def build_run(
         all(value.isfinite().all() for value in features.values()),
         f"The model {arguments.model!r} gives NaN or infinity even for a blank image: it has diverged or is damaged.",
     )
+    if arguments.torch_compile:
+        batch = _blank_batch(arguments, len(dataset), blank).to(model.device, model.dtype)
+        accelerator.print(f"compiling the encoder for batches of {counted(len(batch), 'image')} ...")
+        prepare_for_inference(model, batch, arguments.dtype)
     shapes = {name: list(value.shape[1:]) for name, value in features.items()}
     on_main_process(accelerator, lock.claim)
     return Run(arguments, accelerator, model, images, shapes, shards, settings)
@@ -266,7 +270,9 @@ def _check_settings(output_dir: Path, settings: dict[str, Any], names: Callable[
         raise ValueError(
             f"{str(path)!r} is damaged ({error}); choose another --output_dir or remove this one."
         ) from None
-    before = before if isinstance(before, dict) else {}
+    before = {"torch_compile": False} | (
+        before if isinstance(before, dict) else {}
+    )  # earlier versions had no such key
     changed = {key: value for key, value in settings.items() if before.get(key) != value}
     if changed:
         told = "; ".join(differences(output_dir, before, changed, names))
@@ -385,7 +391,7 @@ def _embed_readable(run: Run, pixel_values: torch.Tensor | None, errors: list[st
     if pixel_values is None:
         shapes = {name: (len(errors), *shape) for name, shape in run.shapes.items()}
         return {name: torch.full(shape, torch.nan, dtype=run.model.dtype) for name, shape in shapes.items()}
-    features = embed(run.model, pixel_values, run.arguments.outputs)
+    features = _embed_in_batches_of_one_size(run, pixel_values)
     is_finite = torch.stack([values.flatten(1).isfinite().all(dim=1) for values in features.values()]).all(dim=0)
     for row in (~is_finite).nonzero().flatten().tolist():
         errors[row] = errors[row] or "its features hold NaN or infinity"
@@ -393,6 +399,22 @@ def _embed_readable(run: Run, pixel_values: torch.Tensor | None, errors: list[st
     for values in features.values():
         values[is_bad] = torch.nan
     return features
+
+
+def _embed_in_batches_of_one_size(run: Run, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`embed`, with blank images after those of a shorter batch if the model would be compiled again for it."""
+    if not run.arguments.torch_compile:
+        return embed(run.model, pixel_values, run.arguments.outputs)
+    batch = _blank_batch(run.arguments, run.settings["num_images"], pixel_values[0])
+    batch[: len(pixel_values)] = pixel_values
+    features = embed(run.model, batch, run.arguments.outputs)
+    return {name: values[: len(pixel_values)] for name, values in features.items()}
+
+
+def _blank_batch(arguments: FeatureExtractionArguments, num_images: int, image: torch.Tensor) -> torch.Tensor:
+    """As many blank images as the largest batch has, in the shape of this one."""
+    count = min(arguments.batch_size, arguments.shard_size, num_images)
+    return image.new_zeros(count, *image.shape)
 
 
 def _columns_of(run: Run, shard: Shard, errors: list[str | None]) -> Columns:

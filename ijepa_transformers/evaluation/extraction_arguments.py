@@ -48,6 +48,11 @@ class FeatureExtractionArguments(DatasetArguments):
     shard_size: int = argument(
         1024, "images per file: so many are computed again after a kill, and memory has to hold their features"
     )
+    torch_compile: bool = argument(
+        False,
+        "compile the encoder for images of one size: the first batch takes some ten seconds longer, all others less"
+        " time",
+    )
     num_workers: int = argument(2, "processes that load images, per process of the command; 0: it loads them itself")
 
     def __post_init__(self):

@@ -24,7 +24,7 @@ from ..data.transforms import build_image_processor
 from ..distributed import Launch, build_accelerator, check_same_launch, on_main_process
 from ..encoders import load_pretraining_model, load_processor, opening_model
 from ..evaluation.probes import format_table
-from ..execution import choose_attention, computation_of, describe, products_on_gpu, threads_of_step
+from ..execution import choose_attention, computation_of, describe, products_on_gpu, require_compiler, threads_of_step
 from ..files import check_output_directory, refuse_among_images, refuse_other_files
 from ..mask_arguments import without_removed_keys
 from ..masking import Masking, MultiBlockMasking, build_masking
@@ -251,6 +251,7 @@ def _prepare_networks(
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if arguments.compile_layers:
+        require_compiler(accelerator.device.type)
         model.compile()
     optimizer = build_optimizer(
         parameter_groups(model),

@@ -134,7 +134,7 @@ def test_feature_benchmark_reports_both_precisions(capsys, tmp_path):
 def test_feature_benchmark_stops_when_outputs_differ():
     case = feature_extraction.Case.parse("Ti/16:32:2")
     source = feature_extraction.IJepaModel(case.config).eval()
-    models = feature_extraction.contenders(source, "fp32", "cpu", with_compiled=False)
+    models = feature_extraction.contenders(source, "fp32", "cpu")
     pixel_values = torch.randn(2, 3, 32, 32)
     expected = models["stock eager"].features(pixel_values).double()
     assert feature_extraction.check(models, expected, pixel_values, "fp32").keys() == models.keys()
@@ -146,7 +146,7 @@ def test_contenders_have_the_same_weights():
     case = feature_extraction.Case.parse("Ti/16:32:2")
     source = feature_extraction.IJepaModel(case.config).eval()
     for precision in ("fp32", "bf16"):
-        models = feature_extraction.contenders(source, precision, "cpu", with_compiled=False)
+        models = feature_extraction.contenders(source, precision, "cpu")
         for contender in models.values():
             weights = contender.model.state_dict()
             assert weights.keys() == source.state_dict().keys()

@@ -5,6 +5,7 @@ import glob
 import itertools
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ijepa_transformers import IJepaModel, encoders
+from ijepa_transformers import IJepaModel, encoders, execution
 from ijepa_transformers.data.transforms import build_image_processor
 from ijepa_transformers.evaluation import extraction, shard_files
 from ijepa_transformers.execution import configure
@@ -530,3 +531,56 @@ def test_a_missing_output_of_the_model_is_an_error():
 
     with pytest.raises(ValueError, match="WithoutPooler has no output 'pooler_output'"):
         extraction.embed(WithoutPooler(), torch.zeros(1, 3, 8, 8), ["pooler_output"])
+
+
+# torch.compile
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_compiled_encoder_gives_the_same_features_and_is_compiled_once(place, monkeypatch, dtype):
+    """Files of 4, 4 and 3 images in batches of 3: two batches are shorter."""
+    compiled, shapes = [], []
+    monkeypatch.setattr(execution, "compile_for_inference", spy(execution.compile_for_inference, compiled))
+    monkeypatch.setattr(extraction, "embed", spy(extraction.embed, shapes, lambda *own: len(own[1])))
+    plain = read(extract(place, batch_size=3, dtype=dtype, output_dir=place / "plain"))
+    shapes.clear()
+    torch._dynamo.utils.counters.clear()
+    directory = extract(place, batch_size=3, dtype=dtype, torch_compile="true")
+    assert len(compiled) == 1 and shapes == [1, *[3] * 5]  # first a blank image, to see whether the model works
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    found = read(directory)
+    for name in ("pooler_output", "last_hidden_state"):
+        np.testing.assert_allclose(found[name], plain[name], atol=2e-5 if dtype == "fp32" else 0.1)
+    before = contents(directory)
+    extract(place, batch_size=3, dtype=dtype, torch_compile="true")
+    assert contents(directory) == before
+    with pytest.raises(SystemExit):
+        extract(place, batch_size=3, dtype=dtype)
+
+
+def spy(function, calls, note=lambda *own: own):
+    def call(*own):
+        calls.append(note(*own))
+        return function(*own)
+
+    return call
+
+
+def test_features_of_versions_without_torch_compile_are_not_of_another_run(place):
+    directory = extract(place)
+    settings = json.loads((directory / "settings.json").read_text())
+    assert settings.pop("torch_compile") is False
+    (directory / "settings.json").write_text(json.dumps(settings))
+    before = (directory / "features-000000.parquet").read_bytes()
+    extract(place)
+    assert (directory / "features-000000.parquet").read_bytes() == before
+
+
+def test_a_missing_compiler_is_named_before_anything_is_written(place, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no_such_compiler")
+    with pytest.raises(SystemExit) as end:
+        extract(place, torch_compile="true")
+    assert end.value.code == 2 and "there is no 'no_such_compiler'" in capsys.readouterr().err
+    assert not (place / "features").exists()

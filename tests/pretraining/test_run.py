@@ -233,6 +233,14 @@ def test_compiled_layers_compute_the_same_under_the_same_names(tmp_path):
         torch.testing.assert_close(compiled[name], plain[name], atol=1e-6, rtol=0)
 
 
+def test_a_missing_compiler_is_named_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no_such_compiler")
+    with pytest.raises(SystemExit) as end:
+        pretrain(tmp_path / "run", compile_layers="true")
+    assert end.value.code == 2 and "there is no 'no_such_compiler'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_optimizer_of_8_bits_resumes_bit_for_bit(tmp_path):
     pytest.importorskip("bitsandbytes")
     changes = {"optimizer": "adamw_8bit", "hidden_size": 64, "intermediate_size": 128, "keep_checkpoints": 5}
