@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch._inductor import config as inductor
 from transformers import PreTrainedModel
 
 from .arguments import require
@@ -164,6 +163,8 @@ def prepare_for_inference(model: torch.nn.Module, pixel_values: torch.Tensor, pr
 @torch.no_grad()
 def compile_for_inference(model: torch.nn.Module, pixel_values: torch.Tensor) -> None:
     """`prepare_for_inference` of a model that has its settings."""
+    from torch._inductor import config as inductor  # takes a second
+
     model.compile()
     # Inductor calls it freezing. Dynamo reads this setting too, so it cannot be an option of this one model.
     with inductor.patch(freezing=pixel_values.device.type == "cpu"):
