@@ -6,7 +6,8 @@ A choice is as exact as the default that it replaces. `benchmarks/speed/pretrain
 """
 
 import os
-import shutil
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,11 +154,20 @@ def prepare_for_inference(model: torch.nn.Module, pixel_values: torch.Tensor, pr
         precision: as in `choose_attention`.
 
     Raises:
-        ValueError: if there is no compiler for the CPU.
+        ValueError: if there is no compiler for the CPU, or if PyTorch cannot write its files.
     """
     require_compiler(pixel_values.device.type)
     configure(model, pixel_values.device.type, precision)
-    compile_for_inference(model, pixel_values)
+    try:
+        compile_for_inference(model, pixel_values)
+    except RuntimeError as error:
+        cause = getattr(error, "inner_exception", None)  # of Inductor's error
+        if not isinstance(cause, OSError):
+            raise
+        raise ValueError(
+            f"torch.compile cannot write its files ({cause}). The environment variable TORCHINDUCTOR_CACHE_DIR names a"
+            " directory for them."
+        ) from error
 
 
 @torch.no_grad()
@@ -173,12 +183,21 @@ def compile_for_inference(model: torch.nn.Module, pixel_values: torch.Tensor) ->
 
 def require_compiler(device_type: str) -> None:
     """Raises ValueError if torch.compile cannot work for this device."""
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as PyTorch chooses it
+    # PyTorch chooses so too, and asks for the version before it compiles.
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     require(
-        device_type != "cpu" or shutil.which(compiler) is not None,
-        f"torch.compile needs a C++ compiler on CPUs, and there is no {compiler!r}. Install it, or set the environment"
-        " variable CXX to another one.",
+        device_type != "cpu" or _tells_its_version(compiler),
+        f"torch.compile needs a C++ compiler on CPUs, and {compiler!r} does not work as one. Install it, or set the"
+        " environment variable CXX to another one.",
     )
+
+
+def _tells_its_version(compiler: str) -> bool:
+    """Whether this compiler can be called. It may have words in front or behind, such as "ccache g++"."""
+    try:
+        return subprocess.run([*shlex.split(compiler), "--version"], capture_output=True).returncode == 0
+    except (OSError, ValueError):
+        return False
 
 
 def describe(model: torch.nn.Module) -> str:

@@ -1,5 +1,9 @@
 """What is chosen for a device and a precision is as exact as what it replaces."""
 
+import shlex
+import shutil
+import sys
+
 import pytest
 import torch
 
@@ -11,7 +15,9 @@ from ijepa_transformers.execution import (
     computation_of,
     configure,
     medium_is_exact,
+    prepare_for_inference,
     products_on_gpu,
+    require_compiler,
     set_matmul_precision,
     threads,
     threads_of_step,
@@ -123,6 +129,32 @@ def test_how_a_gpu_multiplies_float32_is_said_with_what_to_change():
     torch.set_float32_matmul_precision("high")
     assert "are rounded to TensorFloat-32" in products_on_gpu("cuda", "no")
     assert products_on_gpu("cuda", "bf16") == products_on_gpu("cpu", "no") == ""
+
+
+@pytest.mark.parametrize("compiler", ["", "no_such_compiler", "/bin/false", "/etc/passwd", "'"])
+def test_a_compiler_that_does_not_work_is_refused(monkeypatch, compiler):
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(ValueError, match="does not work"):
+        require_compiler("cpu")
+    require_compiler("cuda")
+
+
+def test_a_compiler_may_have_words_before_it(monkeypatch):
+    """PyTorch takes them too. `python --version` stands for a compiler, so that the test needs none."""
+    monkeypatch.setenv("CXX", f"env {shlex.quote(sys.executable)}")
+    require_compiler("cpu")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_cache_that_cannot_be_written_is_told_in_a_sentence(monkeypatch, tmp_path):
+    """A file in the place of the directory stands for a disk that is full or read-only."""
+    from torch._inductor import codecache
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(codecache, "cache_dir", lambda: str(tmp_path / "file"))
+    torch.compiler.reset()
+    with pytest.raises(ValueError, match=r"cannot write its files \(.*TORCHINDUCTOR_CACHE_DIR"):
+        prepare_for_inference(torch.nn.Linear(3, 5).eval(), torch.ones(2, 3), "fp32")
 
 
 def test_one_thread_computes_a_small_step_on_a_cpu(monkeypatch):

@@ -582,5 +582,5 @@ def test_a_missing_compiler_is_named_before_anything_is_written(place, monkeypat
     monkeypatch.setenv("CXX", "no_such_compiler")
     with pytest.raises(SystemExit) as end:
         extract(place, torch_compile="true")
-    assert end.value.code == 2 and "there is no 'no_such_compiler'" in capsys.readouterr().err
+    assert end.value.code == 2 and "'no_such_compiler' does not work" in capsys.readouterr().err
     assert not (place / "features").exists()

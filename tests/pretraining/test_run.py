@@ -237,7 +237,7 @@ def test_a_missing_compiler_is_named_before_anything_is_written(tmp_path, monkey
     monkeypatch.setenv("CXX", "no_such_compiler")
     with pytest.raises(SystemExit) as end:
         pretrain(tmp_path / "run", compile_layers="true")
-    assert end.value.code == 2 and "there is no 'no_such_compiler'" in capsys.readouterr().err
+    assert end.value.code == 2 and "'no_such_compiler' does not work" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
