@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from ..display import show
 from ..distributed import any_process
@@ -23,6 +24,12 @@ class _SaveAndStop(TrainerCallback):
 
     def __init__(self, stop: StopRequest, accelerator: Accelerator):
         self.stop, self.accelerator, self.stops = stop, accelerator, False
+        self.epoch_is_over = False
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.epoch_is_over = False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -34,15 +41,26 @@ class _SaveAndStop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """After the last step of an epoch, so that its evaluation is not left out: a resumed run begins after it."""
+        self.epoch_is_over = True
         self._save_if_asked(args, control)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After the last epoch no step follows that would end the run."""
+        if self.epoch_is_over:
+            self._save_if_asked(args, control)
 
     def _save_if_asked(self, args: TrainingArguments, control: TrainerControl) -> None:
         if any_process(self.accelerator, bool(self.stop)):
             self.stops = control.should_save = True
             args.save_only_model = False  # the run could not continue from such a checkpoint
+            if args.save_strategy == SaveStrategy.BEST:  # an evaluation that is not the best would take the wish back
+                args.save_strategy = SaveStrategy.STEPS
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.stops:
+        asked = self.epoch_is_over and not args.save_only_model and any_process(self.accelerator, bool(self.stop))
+        if self.stops or asked:  # the second while the checkpoint of the last epoch was written
             raise Preempted
 
 

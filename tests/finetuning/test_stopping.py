@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from ijepa_transformers import finetune
+from ijepa_transformers.finetuning import checkpointing
 from ijepa_transformers.finetuning.trainer import ClassificationTrainer
 from ijepa_transformers.preemption import PREEMPTED, Preempted
 from tests import forked
@@ -100,6 +101,37 @@ def test_no_evaluation_is_left_out_and_the_best_checkpoint_stays(gray_pretrained
         for run in (state, whole[2])
     ]
     assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.parametrize("place", ["evaluation", "checkpoint"])
+def test_a_signal_after_the_last_step_ends_the_run_too(gray_pretrained, whole, tmp_path, monkeypatch, place):
+    """In the evaluation of the last epoch, and while the last checkpoint is written."""
+    module, name = {
+        "evaluation": (ClassificationTrainer, "evaluation_loop"),
+        "checkpoint": (checkpointing, "_complete"),
+    }[place]
+    original, calls = getattr(module, name), []
+
+    def second_call_gets_a_signal(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(module, name, second_call_gets_a_signal)
+    with pytest.raises(SystemExit) as stopped:
+        fine_tune(gray_pretrained, tmp_path, **EPOCHS)
+    assert stopped.value.code == PREEMPTED and len(calls) == 2
+    assert "checkpoint-6" in checkpoints(tmp_path) and not (tmp_path / "model.safetensors").exists()
+    assert_equal_weights(fine_tune(gray_pretrained, tmp_path, resume_from_checkpoint="last", **EPOCHS), whole[1])
+
+
+def test_a_step_that_is_not_the_best_is_saved_too(gray_pretrained, tmp_path, send_in_step):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best", "validation_split": "test"}
+    send_in_step(2, signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        fine_tune(gray_pretrained, tmp_path, learning_rate=1e-12, **options)
+    assert stopped.value.code == PREEMPTED and checkpoints(tmp_path) == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_in_python_a_signal_raises_preempted_and_other_threads_train_on(gray_pretrained, tmp_path, send_in_step):
