@@ -503,6 +503,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def extract_features(**keywords: Any) -> Result:
     """Writes the features of images to files: `ijepa extract` as a function.
 
+    With `torch_compile` PyTorch forgets at the end what it has compiled in this process. Otherwise it would compile no
+    more than eight encoders of a class, and keep more memory for each.
+
     Args:
         keywords: the flags of `ijepa extract --help` by name, `recipe` among them.
 
@@ -516,7 +519,11 @@ def extract_features(**keywords: Any) -> Result:
     arguments = extraction_arguments(**keywords)
     with process_as_before(), OutputLock(Path(arguments.output_dir)) as lock:
         disable_progress_bar()
-        run = build_run(arguments, lock)
-        extract(run, start(run))
-        finish(run)
+        try:
+            run = build_run(arguments, lock)
+            extract(run, start(run))
+            finish(run)
+        finally:
+            if arguments.torch_compile:
+                torch.compiler.reset()
     return Result(run.output_dir, json.loads((run.output_dir / MANIFEST).read_text()))

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ijepa_transformers import IJepaModel, encoders, execution
+from ijepa_transformers import IJepaModel, encoders, execution, extract_features
 from ijepa_transformers.data.transforms import build_image_processor
 from ijepa_transformers.evaluation import extraction, shard_files
 from ijepa_transformers.execution import configure
@@ -566,6 +566,19 @@ def spy(function, calls, note=lambda *own: own):
         return function(*own)
 
     return call
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_any_number_of_encoders_are_compiled_in_a_process(place):
+    """PyTorch stops at a number for each class. Here it is one."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    options = {"model": str(place / "model"), "data": str(place / "images"), "num_workers": 0, "torch_compile": True}
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for number in range(2):
+            extract_features(**options, output_dir=str(place / f"features_{number}"))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
 def test_features_of_versions_without_torch_compile_are_not_of_another_run(place):
