@@ -21,10 +21,11 @@ GPU_ALLOCATORS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # PyTorch 2.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": 2**30, "MALLOC_TRIM_THRESHOLD_": 2**31 - 1, "MALLOC_TOP_PAD_": 2**26}
 VERBOSITY = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
 # Where warnings come from that a user of our commands cannot act on: kernels that are not used, accelerators that are
-# not there, a list of fonts that is made once. A filter holds for the logger of this name, not for those below it.
+# not there (torch.compile tells of CUDA's compiler if there is no GPU), a list of fonts that is made once. A filter
+# holds for the logger of this name, not for those below it.
 QUIET_LOGGERS = (
     *("DeepSpeed", "bitsandbytes.backends.cpu.ops", "bitsandbytes.cextension", "accelerate.utils.other"),
-    "matplotlib.font_manager",
+    *("matplotlib.font_manager", "torch.utils.cpp_extension"),
 )
 SYSTEM_ALLOCATOR = "MALLOC_TOP_PAD_=131072"  # glibc's own value: set by the user it keeps ours away
 _keeps_memory = False  # by `keep_freed_memory`
