@@ -309,7 +309,8 @@ def _show_head(run: Run, num_done: int) -> None:
             "model": f"{arguments.model}, {arguments.encoder} encoder, features: {', '.join(arguments.features)}",
             "data": f"{arguments.data}, split {arguments.split!r}",
             "length": f"{images} in {counted(len(run.shards), 'file')}{done}",
-            "computation": computation_of(run.accelerator.device.type, processes, arguments.dtype),
+            "computation": computation_of(run.accelerator.device.type, processes, arguments.dtype)
+            + (", compiled" if arguments.torch_compile else ""),
             "output": run.output_dir,
         }
     )
