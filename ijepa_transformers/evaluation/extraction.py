@@ -9,8 +9,6 @@ the column `error` has the reason, and `bad_images.jsonl` lists the image. A sha
 and its number, and is complete if its file and its images are those of its record (shard_records.py). So the same
 command continues a killed run, with any number of processes, and the files at the end are the same. `manifest.json` is
 written last: if it exists, all features do.
-
-Shape legend: B images of a batch, N tokens, D features.
 """
 
 import dataclasses
@@ -22,7 +20,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import datasets
 import numpy as np
@@ -50,6 +48,7 @@ from ..execution import computation_of, configure, prepare_for_inference
 from ..failures import FAILED, REFUSED, failures_told
 from ..files import check_output_directory, refuse_among_images, refuse_other_files, write_rows, write_text
 from ..locks import OutputLock
+from .embedding import LoadedBatch, collate, embed
 from .extraction_arguments import PROGRAM, FeatureExtractionArguments, extraction_arguments, parse_extraction_arguments
 from .shard_files import Columns, differences, read_bad_images, shard_files, write_shard
 from .shard_records import (
@@ -66,50 +65,6 @@ from .shard_records import (
 
 _SETTINGS, _BAD_IMAGES = "settings.json", "bad_images.jsonl"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-LoadedBatch: TypeAlias = tuple[torch.Tensor | None, list[str | None]]  # what `_collate` returns
-
-
-# The model
-@torch.no_grad()
-def embed(model: PreTrainedModel, pixel_values: torch.Tensor, outputs: list[str]) -> dict[str, torch.Tensor]:
-    """`pooler_output` (B, D) and `last_hidden_state` (B, N, D) of images (B, channels, height, width), on the CPU.
-
-    Raises:
-        ValueError: if the model has no such output.
-    """
-    result = model(pixel_values.to(model.device, model.dtype))
-    features: dict[str, torch.Tensor] = {}
-    for name in outputs:
-        value = getattr(result, name, None)
-        if value is None:
-            raise ValueError(f"{type(model).__name__} has no output {name!r}.")
-        # Convolutional networks pool to (B, D, 1, 1).
-        features[name] = (value.flatten(1) if name == "pooler_output" else value).cpu()
-    return features
-
-
-# The images
-def _collate(samples: list[torch.Tensor | str]) -> LoadedBatch:
-    """Pixels (B, channels, height, width) and reasons of a batch.
-
-    The pixels of a bad image are zeros, so the other images keep their positions in the batch and their features.
-
-    Returns:
-        The pixels, or None if all images are bad; and for each image the reason why it is bad, or None.
-
-    Raises:
-        ValueError: if the images have different sizes.
-    """
-    errors = [sample if isinstance(sample, str) else None for sample in samples]
-    images = [sample for sample in samples if not isinstance(sample, str)]
-    if len({image.shape for image in images}) > 1:
-        raise ValueError("The image processor gives images of different sizes; pass --batch_size 1.")
-    if not images:
-        return None, errors
-    blank = torch.zeros_like(images[0])
-    return torch.stack([blank if isinstance(sample, str) else sample for sample in samples]), errors
 
 
 def image_names(dataset: datasets.Dataset, rows: range, folder: str) -> list[str]:
@@ -344,7 +299,7 @@ def _batches(run: Run, shards: list[Shard]) -> Iterator[LoadedBatch]:
         batch_sampler=[list(rows) for shard in shards for rows in shard.batches(run.arguments.batch_size)],
         num_workers=run.arguments.num_workers,
         worker_init_fn=prepare_worker,
-        collate_fn=_collate,
+        collate_fn=collate,
         pin_memory=run.accelerator.device.type == "cuda",
     )
     yield from loader

@@ -16,7 +16,7 @@ from ..data.datasets import ProcessedImages
 from ..data.decoding import BadImageError, ImageValue, OpenedImage, decode_image, path_of_uri
 from ..data.notices import counted
 from ..data.sources import open_split
-from ..evaluation.extraction import embed
+from ..evaluation.embedding import embed
 from ..execution import configure
 from .arguments import FEW, SearchArguments
 from .doubts import doubt_about
