@@ -39,7 +39,7 @@ def _speed(run: Run) -> list[str]:
         sentences += [f"For speed: {chosen}."] if chosen else []
     if run.num_threads < torch.get_num_threads():
         number = torch.get_num_threads()
-        sentences.append(f"One thread computes a step; OMP_NUM_THREADS={number} in the environment takes {number}.")
+        sentences.append(f"One thread computes a step; OMP_NUM_THREADS={number} in the environment sets {number}.")
     if keeps_freed_memory():
         sentences.append(f"Freed memory is kept; {SYSTEM_ALLOCATOR} in the environment turns this off.")
     return [" ".join(sentences)] if sentences else []

@@ -168,7 +168,7 @@ def test_one_thread_computes_the_steps_of_a_small_model_and_the_run_says_so(tmp_
     taken, step = [], loop.optimizer_step
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(loop, "optimizer_step", lambda *own: taken.append(torch.get_num_threads()) or step(*own))
-    said = "One thread computes a step; OMP_NUM_THREADS=2 in the environment takes 2."
+    said = "One thread computes a step; OMP_NUM_THREADS=2 in the environment sets 2."
     with threads(2):
         pretrain(tmp_path / "run", max_steps=2)
         assert said in capsys.readouterr().out and taken == [1, 1]
