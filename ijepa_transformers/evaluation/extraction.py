@@ -225,9 +225,8 @@ def _check_settings(output_dir: Path, settings: dict[str, Any], names: Callable[
         raise ValueError(
             f"{str(path)!r} is damaged ({error}); choose another --output_dir or remove this one."
         ) from None
-    before = {"torch_compile": False} | (
-        before if isinstance(before, dict) else {}
-    )  # earlier versions had no such key
+    # Earlier versions had no torch_compile.
+    before = {"torch_compile": False, **(before if isinstance(before, dict) else {})}
     changed = {key: value for key, value in settings.items() if before.get(key) != value}
     if changed:
         told = "; ".join(differences(output_dir, before, changed, names))
