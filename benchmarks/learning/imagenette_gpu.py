@@ -87,8 +87,8 @@ def settings_of(own: argparse.Namespace) -> Settings:
 
 
 def our_masks(grid_size: tuple[int, int]) -> dict[str, Any]:
-    """What `ijepa pretrain` takes with `mask_mode` auto: random masks on small grids, blocks on others."""
-    mode = mask_mode_for(grid_size)
+    """What `ijepa pretrain` takes with `mask_mode` auto in a long run: blocks, but on tiny grids random masks."""
+    mode, _ = mask_mode_for(grid_size, max_steps=None)
     return {"mode": mode, "visible_share": 0.3, "num_contexts": 2} if mode == "random" else {"mode": mode}
 
 

@@ -2,9 +2,6 @@
 """What fits the GPU: the printed estimate of memory, and the number that `per_device_batch_size auto` stands for."""
 
 import dataclasses
-import json
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +13,9 @@ from ..distributed import computing_precision, launched_mode, on_main_process, p
 from ..hub import hub_or_cache
 from ..masking import Masking, build_masking
 from .arguments import AUTO, PretrainingArguments
-from .checkpointing import checkpoint_step
 from .defaults import with_masks_for
 from .memory import GIB, LESS_MEMORY, estimate_memory, format_memory_estimate, largest_batch_size
+from .state import recorded_setting
 from .token_counts import sampled_tokens, worst_case_tokens
 
 
@@ -87,7 +84,7 @@ def with_batch_size(arguments: PretrainingArguments) -> PretrainingArguments:
     available = gather_object([free_bytes(processes.device)])
 
     def choose() -> int:
-        recorded = recorded_batch_size(arguments)
+        recorded = recorded_setting(arguments, "per_device_batch_size")
         if recorded and arguments.batch_size % (recorded * processes.num_processes) == 0:
             print(f"per_device_batch_size auto: {recorded}, as recorded in {arguments.output_dir}")
             return recorded
@@ -109,17 +106,6 @@ def _smallest(device_bytes: list[int | None]) -> int:
     if len(sizes) < len(device_bytes):
         raise ValueError("per_device_batch_size auto needs a GPU that PyTorch can use; give a number.")
     return min(sizes)
-
-
-def recorded_batch_size(arguments: PretrainingArguments) -> int | None:
-    """The `per_device_batch_size` in the newest readable checkpoint of the run to resume; None if there is none."""
-    if not arguments.resume:
-        return None
-    states = Path(arguments.output_dir).glob("checkpoints/step-*/run_state.json")
-    for path in sorted(states, key=lambda path: checkpoint_step(path.parent), reverse=True):
-        with suppress(OSError, ValueError, KeyError):
-            return json.loads(path.read_text())["arguments"]["per_device_batch_size"]
-    return None
 
 
 def fitting_batch_size(arguments: PretrainingArguments, device_bytes: int, num_processes: int) -> int:

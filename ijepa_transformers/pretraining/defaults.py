@@ -1,5 +1,5 @@
 # Copyright 2026 The ijepa-transformers authors. Licensed under the Apache License, Version 2.0.
-"""What `auto` stands for: masks that follow from the grid, and a momentum that follows from the length of the run."""
+"""What `auto` stands for: masks follow from the grid and the length of the run, the momentum from the length."""
 
 import dataclasses
 from typing import TypeVar
@@ -10,39 +10,56 @@ from .arguments import AUTO, UncheckedArguments
 
 Arguments = TypeVar("Arguments", bound=UncheckedArguments)
 
-# Random masks were better than blocks on photographs in grids of 8 x 8 patches. On 14 x 14 patches of ImageNet the
-# paper found the opposite. Nothing in between was tried.
+# Blocks were tried on grids from 8 x 8 patches on. Random masks are made for every grid.
+SMALLEST_BLOCK_GRID = 64
+# On photographs in grids of 8 x 8 patches random masks are ahead or level in runs of up to 3,600 steps. In runs of
+# 9,000 to 12,000 steps blocks are ahead or level (docs/masks.md). On 14 x 14 patches of ImageNet the paper found blocks
+# far ahead. Nothing in between was tried.
 LARGEST_RANDOM_GRID = 100
+LONGEST_RANDOM_RUN = 5000  # steps
 # In runs of 2,000 to 6,000 steps shares of 0.5 to 1 % were the best. Published runs have a fixed momentum.
 HALF_LIFE_SHARE = 0.01
 PUBLISHED_MOMENTUM = 0.996
 
 
-def mask_mode_for(grid_size: tuple[int, int]) -> str:
-    """The mode that suits a grid of (height, width) patches."""
-    return "random" if grid_size[0] * grid_size[1] <= LARGEST_RANDOM_GRID else "unbiased"
+def mask_mode_for(grid_size: tuple[int, int], max_steps: int | None) -> tuple[str, str]:
+    """The mode that suits a grid of (height, width) patches and a run of so many steps, and why.
+
+    Args:
+        max_steps: None if the length of the run is given in epochs. Such runs are taken as long ones.
+    """
+    num_patches, grid = grid_size[0] * grid_size[1], f"the grid of {grid_size[0]} x {grid_size[1]}"
+    if num_patches < SMALLEST_BLOCK_GRID:
+        return "random", f"{grid} has fewer than {SMALLEST_BLOCK_GRID} patches"
+    if num_patches > LARGEST_RANDOM_GRID:
+        return "unbiased", f"{grid} has more than {LARGEST_RANDOM_GRID} patches"
+    if max_steps is None:
+        return "unbiased", "the length of the run is given in epochs"
+    if max_steps > LONGEST_RANDOM_RUN:
+        return "unbiased", f"the run has more than {LONGEST_RANDOM_RUN:,} steps"
+    return (
+        "random",
+        f"{grid} has at most {LARGEST_RANDOM_GRID} patches, and the run at most {LONGEST_RANDOM_RUN:,} steps",
+    )
 
 
 def with_masks_for(arguments: Arguments, grid_size: tuple[int, int]) -> tuple[Arguments, str]:
-    """The arguments with a mode in place of `mask_mode` auto, and a sentence that says why; empty without auto.
+    """The arguments with a mode in place of `mask_mode` auto, and a sentence that says why; empty without auto."""
+    if arguments.mask_mode != AUTO:
+        return arguments, ""
+    mode, why = mask_mode_for(grid_size, arguments.max_steps)
+    return with_mask_mode(arguments, mode), f"Masks are {mode} (mask_mode), because {why}."
+
+
+def with_mask_mode(arguments: Arguments, mode: str) -> Arguments:
+    """The arguments with this mode in place of `mask_mode` auto.
 
     Settings of the other mode get their defaults. `num_contexts` is kept for random masks only: with blocks each more
     context costs as much as the first.
     """
-    if arguments.mask_mode != AUTO:
-        return arguments, ""
-    height, width = grid_size
-    mode = mask_mode_for(grid_size)
-    is_small = mode == "random"
-    unused = unused_mask_settings(mode) | (set() if is_small else {"num_contexts"})
+    unused = unused_mask_settings(mode) | (set() if mode == "random" else {"num_contexts"})
     defaults = MaskArguments()
-    chosen = dataclasses.replace(arguments, mask_mode=mode, **{name: getattr(defaults, name) for name in unused})
-    relation = "at most" if is_small else "more than"
-    return (
-        chosen,
-        f"Masks are {mode} (mask_mode), because the grid of {height} x {width} has {relation} {LARGEST_RANDOM_GRID}"
-        " patches.",
-    )
+    return dataclasses.replace(arguments, mask_mode=mode, **{name: getattr(defaults, name) for name in unused})
 
 
 def half_life_steps(half_life: float | str, total_steps: int) -> float:

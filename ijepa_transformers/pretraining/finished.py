@@ -18,7 +18,7 @@ from ..files import read_json_object, read_rows
 from ..launcher import is_first_process
 from ..mask_arguments import without_removed_keys
 from .arguments import AUTO, UncheckedArguments, parse_unchecked_arguments
-from .defaults import with_masks_for
+from .defaults import with_mask_mode
 from .next_commands import next_commands
 
 
@@ -76,10 +76,7 @@ def _without_auto(arguments: UncheckedArguments, before: Mapping[str, Any]) -> U
     """The arguments with the values that `auto` had in the run."""
     if arguments.per_device_batch_size == AUTO:
         arguments = dataclasses.replace(arguments, per_device_batch_size=before["per_device_batch_size"])
-    image, patch = arguments.image_size, arguments.patch_size
-    if arguments.mask_mode != AUTO or not image or not patch:
-        return arguments
-    return with_masks_for(arguments, (image[0] // patch[0], image[-1] // patch[-1]))[0]
+    return with_mask_mode(arguments, before["mask_mode"]) if arguments.mask_mode == AUTO else arguments
 
 
 def _has_same_end(arguments: UncheckedArguments, before: Mapping[str, Any]) -> bool:

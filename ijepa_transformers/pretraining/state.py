@@ -3,12 +3,14 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..distributed import Launch
 from ..files import read_json_object
+from .arguments import PretrainingArguments
 from .finished import STATE_FILE
 
 
@@ -42,6 +44,16 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     except TypeError:
         raise ValueError(f"{checkpoint / STATE_FILE} has the launch {state['launch']}. {_advice(state)}") from None
     return state
+
+
+def recorded_setting(arguments: PretrainingArguments, name: str) -> Any:
+    """A setting in the newest readable checkpoint of the run to resume; None if there is none."""
+    if not arguments.resume:
+        return None
+    for path in sorted(Path(arguments.output_dir).glob(f"checkpoints/step-*/{STATE_FILE}"), reverse=True):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return read_json_object(path)["arguments"][name]
+    return None
 
 
 def note_on_version(state: Mapping[str, Any], checkpoint: Path) -> str | None:

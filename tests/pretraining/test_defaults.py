@@ -7,22 +7,42 @@ import yaml
 from ijepa_transformers.optimization import half_life_of_momentum, momentum_of_half_life
 from ijepa_transformers.pretraining.arguments import PretrainingArguments
 from ijepa_transformers.pretraining.defaults import half_life_steps, with_masks_for
-from tests.runs import TINY, pretrain
+from tests.runs import TINY, assert_equal_weights, cut_back, pretrain
 
 
 def arguments(**changes):
     return PretrainingArguments(data="digits", output_dir="unused", max_steps=10, **changes)
 
 
-@pytest.mark.parametrize("grid_size, mode", [((8, 8), "random"), ((10, 10), "random"), ((14, 14), "unbiased")])
-def test_masks_follow_from_the_grid(grid_size, mode):
-    asked = arguments(mask_mode="auto", visible_share=0.25, num_contexts=4, num_targets=2)
+@pytest.mark.parametrize(
+    "grid_size, length, mode",
+    [
+        ((8, 8), {"max_steps": 5000}, "random"),
+        ((8, 8), {"max_steps": 5001}, "unbiased"),
+        ((8, 8), {"epochs": 1}, "unbiased"),
+        ((10, 10), {"max_steps": 10}, "random"),
+        ((14, 14), {"max_steps": 10}, "unbiased"),
+        ((7, 9), {"epochs": 300}, "random"),  # blocks may not fit
+    ],
+)
+def test_masks_follow_from_the_grid_and_the_length_of_the_run(grid_size, length, mode):
+    settings = {"mask_mode": "auto", "visible_share": 0.25, "num_contexts": 4, "num_targets": 2}
+    asked = PretrainingArguments(data="digits", output_dir="unused", **settings, **length)
     chosen, why = with_masks_for(asked, grid_size)
-    assert chosen.mask_mode == mode and mode in why and f"{grid_size[0]} x {grid_size[1]}" in why
+    assert chosen.mask_mode == mode and f"Masks are {mode} (mask_mode), because" in why
     if mode == "random":
         assert (chosen.visible_share, chosen.num_contexts, chosen.num_targets) == (0.25, 4, 4)
     else:
         assert (chosen.visible_share, chosen.num_contexts, chosen.num_targets) == (0.3, 1, 2)
+
+
+def test_a_resumed_run_keeps_the_masks_that_auto_had(tmp_path, capsys):
+    """An earlier version may have chosen other masks for the same run."""
+    whole = pretrain(tmp_path / "run", mask_mode="unbiased", save_steps=3)
+    cut = cut_back(tmp_path, tmp_path / "cut") / "run"
+    resumed = pretrain(cut, mask_mode="auto", save_steps=3, resume="true", verbose="true")
+    assert "Masks are unbiased (mask_mode), as in the run that is resumed." in capsys.readouterr().out
+    assert_equal_weights(resumed, whole)
 
 
 def test_masks_that_were_asked_for_stay():
