@@ -64,7 +64,7 @@ def _measured(arguments: PretrainingArguments) -> tuple[IJepaConfig, Masking, di
         "mode": mode,
         "num_processes": num_processes,
     }
-    arguments, _ = with_masks_for(arguments, config.grid_size)
+    arguments, _ = with_masks_for(arguments, config.grid_size, recorded_setting(arguments, "mask_mode"))
     return config, build_masking(config.grid_size, **arguments.mask_fields()), settings
 
 

@@ -37,7 +37,7 @@ from .batch_size import with_batch_size
 from .batches import IndexedData, StreamedData, open_batches
 from .checkpointing import CheckpointWriter, DirectoryLock, checkpoint_step, newest_checkpoint
 from .collapse_monitor import CollapseMonitor
-from .defaults import half_life_steps, with_mask_mode, with_masks_for
+from .defaults import half_life_steps, with_masks_for
 from .evaluate import Probe, unused_labels, with_available_split
 from .finished import STATUS_FILE
 from .sanity import Plan, plan_of
@@ -197,12 +197,11 @@ def _base_processor(arguments: PretrainingArguments, checkpoint: Path | None) ->
 
 
 def _with_masks(arguments: PretrainingArguments) -> tuple[PretrainingArguments, str]:
-    """The arguments without `mask_mode` auto, and why: the mode of the run to resume, else see `with_masks_for`."""
+    """The arguments without `mask_mode` auto, and why; see `with_masks_for`."""
     if arguments.mask_mode != AUTO:
         return arguments, ""
-    if recorded := recorded_setting(arguments, "mask_mode"):
-        return with_mask_mode(arguments, recorded), f"Masks are {recorded} (mask_mode), as in the run that is resumed."
-    return with_masks_for(arguments, _build_config(arguments, None).grid_size)
+    recorded = recorded_setting(arguments, "mask_mode")
+    return with_masks_for(arguments, _build_config(arguments, None).grid_size, recorded)
 
 
 def _attention(arguments: PretrainingArguments, device_type: str, precision: str) -> str:

@@ -2,9 +2,9 @@
 """What `auto` stands for: masks follow from the grid and the length of the run, the momentum from the length."""
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ..mask_arguments import MaskArguments, unused_mask_settings
+from ..mask_arguments import MASK_SETTINGS, MaskArguments, unused_mask_settings
 from .arguments import AUTO, UncheckedArguments
 
 
@@ -12,11 +12,11 @@ Arguments = TypeVar("Arguments", bound=UncheckedArguments)
 
 # Blocks were tried on grids from 8 x 8 patches on. Random masks are made for every grid.
 SMALLEST_BLOCK_GRID = 64
-# On photographs in grids of 8 x 8 patches random masks are ahead or level in runs of up to 3,600 steps. In runs of
-# 9,000 to 12,000 steps blocks are ahead or level (docs/masks.md). On 14 x 14 patches of ImageNet the paper found blocks
-# far ahead. Nothing in between was tried.
+# On photographs in grids of 8 x 8 patches random masks are ahead or level in runs of up to 3,600 steps, about level
+# after 9,000, and behind after 12,000 and 23,000 (docs/masks.md). On 14 x 14 patches of ImageNet blocks are far ahead,
+# as the paper found. Nothing in between was tried.
 LARGEST_RANDOM_GRID = 100
-LONGEST_RANDOM_RUN = 5000  # steps
+LONGEST_RANDOM_RUN = 10_000  # steps
 # In runs of 2,000 to 6,000 steps shares of 0.5 to 1 % were the best. Published runs have a fixed momentum.
 HALF_LIFE_SHARE = 0.01
 PUBLISHED_MOMENTUM = 0.996
@@ -43,23 +43,34 @@ def mask_mode_for(grid_size: tuple[int, int], max_steps: int | None) -> tuple[st
     )
 
 
-def with_masks_for(arguments: Arguments, grid_size: tuple[int, int]) -> tuple[Arguments, str]:
-    """The arguments with a mode in place of `mask_mode` auto, and a sentence that says why; empty without auto."""
+def with_masks_for(arguments: Arguments, grid_size: tuple[int, int], recorded: Any = None) -> tuple[Arguments, str]:
+    """The arguments with a mode in place of `mask_mode` auto, and why in a sentence or two; empty without auto.
+
+    Args:
+        recorded: the mode of the run to resume, which stays; another value than a mode counts as none.
+    """
     if arguments.mask_mode != AUTO:
         return arguments, ""
-    mode, why = mask_mode_for(grid_size, arguments.max_steps)
-    return with_mask_mode(arguments, mode), f"Masks are {mode} (mask_mode), because {why}."
+    if isinstance(recorded, str) and recorded in MASK_SETTINGS:
+        mode, why = recorded, "as in the run that is resumed"
+    else:
+        mode, reason = mask_mode_for(grid_size, arguments.max_steps)
+        why = f"because {reason}"
+    chosen = with_mask_mode(arguments, mode)
+    left_out = [name for name in sorted(_unused(mode)) if getattr(arguments, name) != getattr(chosen, name)]
+    more = f" They do not use {', '.join(left_out)}." if left_out else ""
+    return chosen, f"Masks are {mode} (mask_mode), {why}.{more}"
 
 
 def with_mask_mode(arguments: Arguments, mode: str) -> Arguments:
-    """The arguments with this mode in place of `mask_mode` auto.
-
-    Settings of the other mode get their defaults. `num_contexts` is kept for random masks only: with blocks each more
-    context costs as much as the first.
-    """
-    unused = unused_mask_settings(mode) | (set() if mode == "random" else {"num_contexts"})
+    """The arguments with this mode in place of `mask_mode` auto. Settings that it does not use get their defaults."""
     defaults = MaskArguments()
-    return dataclasses.replace(arguments, mask_mode=mode, **{name: getattr(defaults, name) for name in unused})
+    return dataclasses.replace(arguments, mask_mode=mode, **{name: getattr(defaults, name) for name in _unused(mode)})
+
+
+def _unused(mode: str) -> set[str]:
+    """Settings of other modes. Also `num_contexts` with blocks, where each more context costs as much as the first."""
+    return unused_mask_settings(mode) | (set() if mode == "random" else {"num_contexts"})
 
 
 def half_life_steps(half_life: float | str, total_steps: int) -> float:
