@@ -40,8 +40,8 @@ class MaskArguments:
         "unbiased",
         "unbiased: several target blocks, and a context block without them; meta: the same, exactly as in Meta's code;"
         " random: the context is a random share of the patches; inverse_block: the context is one block. In random and"
-        " inverse_block every other patch is a target. auto: unbiased on grids of more than 100 patches, random on"
-        " grids of fewer than 64; between them random if max_steps is at most 10,000, else unbiased",
+        " inverse_block every other patch is a target. auto: random on grids of fewer than"
+        " 49 patches, and on grids of up to 100 patches if max_steps is at most 10,000; otherwise unbiased",
         (*MASK_SETTINGS, "auto"),
     )
     visible_share: float = argument(0.3, "share of the patches in the context (random and inverse_block only)")

@@ -10,11 +10,11 @@ from .arguments import AUTO, UncheckedArguments
 
 Arguments = TypeVar("Arguments", bound=UncheckedArguments)
 
-# Blocks were tried on grids from 8 x 8 patches on. Random masks are made for every grid.
-SMALLEST_BLOCK_GRID = 64
-# On photographs in grids of 8 x 8 patches random masks are ahead or level in runs of up to 3,600 steps, about level
-# after 9,000, and behind after 12,000 and 23,000 (docs/masks.md). On 14 x 14 patches of ImageNet blocks are far ahead,
-# as the paper found. Nothing in between was tried.
+# Blocks were tried on grids from 7 x 7 patches on. Random masks fit every grid.
+SMALLEST_BLOCK_GRID = 49
+# On photographs in grids of 8 x 8 patches, in equal time: random masks are ahead or level if they take up to 3,600
+# steps, about level with 9,000, and behind with 12,000 and 23,000 (docs/masks.md, docs/results.md). On 14 x 14 patches
+# of ImageNet blocks are far ahead, as the paper found. Nothing in between was tried.
 LARGEST_RANDOM_GRID = 100
 LONGEST_RANDOM_RUN = 10_000  # steps
 # In runs of 2,000 to 6,000 steps shares of 0.5 to 1 % were the best. Published runs have a fixed momentum.
@@ -58,7 +58,7 @@ def with_masks_for(arguments: Arguments, grid_size: tuple[int, int], recorded: A
         why = f"because {reason}"
     chosen = with_mask_mode(arguments, mode)
     left_out = [name for name in sorted(_unused(mode)) if getattr(arguments, name) != getattr(chosen, name)]
-    more = f" They do not use {', '.join(left_out)}." if left_out else ""
+    more = f" Left out: {', '.join(left_out)}." if left_out else ""
     return chosen, f"Masks are {mode} (mask_mode), {why}.{more}"
 
 
