@@ -33,14 +33,12 @@ def mask_mode_for(grid_size: tuple[int, int], max_steps: int | None) -> tuple[st
         return "random", f"{grid} has fewer than {SMALLEST_BLOCK_GRID} patches"
     if num_patches > LARGEST_RANDOM_GRID:
         return "unbiased", f"{grid} has more than {LARGEST_RANDOM_GRID} patches"
+    small = f"{grid} has at most {LARGEST_RANDOM_GRID} patches"
     if max_steps is None:
-        return "unbiased", "the length of the run is given in epochs"
+        return "unbiased", f"{small}, but the length of the run is given in epochs"
     if max_steps > LONGEST_RANDOM_RUN:
-        return "unbiased", f"the run has more than {LONGEST_RANDOM_RUN:,} steps"
-    return (
-        "random",
-        f"{grid} has at most {LARGEST_RANDOM_GRID} patches, and the run at most {LONGEST_RANDOM_RUN:,} steps",
-    )
+        return "unbiased", f"{small}, but the run more than {LONGEST_RANDOM_RUN:,} steps"
+    return "random", f"{small}, and the run at most {LONGEST_RANDOM_RUN:,} steps"
 
 
 def with_masks_for(arguments: Arguments, grid_size: tuple[int, int], recorded: Any = None) -> tuple[Arguments, str]:

@@ -30,7 +30,8 @@ def test_masks_follow_from_the_grid_and_the_length_of_the_run(grid_size, length,
     settings = {"mask_mode": "auto", "visible_share": 0.25, "num_contexts": 4, "num_targets": 2}
     asked = PretrainingArguments(data="digits", output_dir="unused", **settings, **length)
     chosen, why = with_masks_for(asked, grid_size)
-    assert chosen.mask_mode == mode and f"Masks are {mode} (mask_mode), because" in why
+    grid = f"{grid_size[0]} x {grid_size[1]}"
+    assert chosen.mask_mode == mode and f"Masks are {mode} (mask_mode), because the grid of {grid} has" in why
     if mode == "random":
         assert (chosen.visible_share, chosen.num_contexts, chosen.num_targets) == (0.25, 4, 4)
         assert why.endswith(" Left out: num_targets.")
